@@ -1,0 +1,53 @@
+import { checkNumber } from "../kernels/check.ts";
+import { gpu } from "../kernels/gpu/gpu.ts";
+import { Storage } from "./storage.ts";
+import { activeTape } from "./tape.ts";
+import { Tensor } from "./tensor.ts";
+
+let seed = 0, counter = 0;
+
+/**
+ * Seeds everything random: `rand`, `randn`, `randint`, dropout, initial weights. The same seed gives the same numbers.
+ *
+ * @example
+ * ```ts
+ * import { init, manualSeed, rand } from "@limbeck/limbeck";
+ *
+ * await init();
+ * manualSeed(7);
+ * const a = await rand([2]).array();
+ * manualSeed(7);
+ * console.log(a, await rand([2]).array()); // the same twice
+ * ```
+ */
+export function manualSeed(value: number): void {
+  checkNumber("manualSeed", "seed", value, { integer: true, min: 0, below: 2 ** 32 });
+  seed = value;
+  counter = 0;
+}
+
+/** The state of the generator: what a checkpoint saves. */
+export function randomState(): { seed: number; counter: number } {
+  return { seed, counter };
+}
+
+/** Sets the state of the generator. */
+export function setRandomState(state: { seed: number; counter: number }): void {
+  ({ seed, counter } = state);
+}
+
+/**
+ * Internal: what a random kernel needs: the seed and a counter as data, since they change every step, and the number of the op in its
+ * tape, which does not and may be a parameter. Outside a tape each op counts for itself.
+ */
+export function nextRandom(): { state: Tensor; op: number } {
+  const tape = activeTape();
+  if (tape === null) return { state: upload(), op: 0 };
+  tape.random ??= { state: upload(), ops: 0 };
+  return { state: tape.random.state, op: tape.random.ops++ };
+}
+
+function upload(): Tensor {
+  const words = new Uint32Array([seed, counter++]);
+  return Tensor.owned(new Storage(gpu().queue.upload(new Uint8Array(words.buffer), false)), [2], "u32", "random");
+}

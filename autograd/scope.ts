@@ -1,0 +1,69 @@
+/** What a scope owns: it is closed with the scope. */
+export interface Owned {
+  owner: Scope | null;
+  closeWith(reason: string): void;
+}
+
+/** The open scopes, innermost last. */
+const open: Scope[] = [];
+
+/** The innermost open scope. */
+export function innermost(): Scope | null {
+  return open.length > 0 ? open[open.length - 1] : null;
+}
+
+/**
+ * Owns the tensors that are made while it is open and closes them with itself.
+ *
+ * Closing a scope closes those opened after it and never throws. `tensor.keep()` takes a tensor out.
+ *
+ * @example
+ * ```ts
+ * import { init, Scope, tensor } from "@limbeck/limbeck";
+ *
+ * await init();
+ * let sum;
+ * {
+ *   using _scope = new Scope();
+ *   const x = tensor([1, 2, 3]);
+ *   sum = x.square().sum().keep(); // x and x² go back to the pool here
+ * }
+ * console.log(await sum.item()); // 14
+ * sum.dispose();
+ * ```
+ */
+export class Scope implements Disposable {
+  readonly kind: string = "scope";
+  #owned: Owned[] = [];
+  #closed = false;
+
+  constructor() {
+    open.push(this);
+  }
+
+  /** Whether the scope is closed. */
+  get closed(): boolean {
+    return this.#closed;
+  }
+
+  /** Makes the scope the owner. */
+  adopt(owned: Owned): void {
+    owned.owner = this;
+    this.#owned.push(owned);
+  }
+
+  /** Closes the scope and all opened after it. */
+  [Symbol.dispose](): void {
+    if (this.#closed) return;
+    while (open[open.length - 1] !== this) open[open.length - 1][Symbol.dispose]();
+    open.pop();
+    this.#closed = true;
+    for (const owned of this.#owned) if (owned.owner === this) owned.closeWith(this.kind);
+    this.#owned = [];
+  }
+
+  /** The same as leaving the block of `using`. */
+  close(): void {
+    this[Symbol.dispose]();
+  }
+}

@@ -1,0 +1,50 @@
+import { type Gpu, gpu } from "../kernels/gpu/gpu.ts";
+import type { Memory } from "../kernels/gpu/memory.ts";
+
+/** How an element is stored. */
+export type DType = "f32" | "f16" | "i32" | "u32";
+
+/** The typed arrays that `data()` gives. */
+export type TypedArray = Float32Array | Float16Array | Int32Array | Uint32Array;
+
+/** Bytes of one element. */
+export const BYTES: Record<DType, number> = { f32: 4, f16: 2, i32: 4, u32: 4 };
+
+/**
+ * The memory behind tensors. Views and `detach()` share one; it goes back to the pool with its last owner. An in-place write bumps
+ * `version`, so that a backward pass can tell that a saved input has changed.
+ */
+export class Storage {
+  version = 0;
+  owners = 1;
+  /** What the host wrote, kept for integers so that labels can be checked without a read. */
+  host: TypedArray | null = null;
+  /** Where an optimizer wants the gradient: a slot of its flat block. */
+  gradientHome: Memory | null = null;
+  readonly gpu: Gpu;
+
+  /** A borrowed memory (a gradient's home) goes back with whoever lent it. */
+  constructor(public memory: Memory, public borrowed = false) {
+    this.gpu = gpu();
+  }
+
+  retain(): this {
+    this.owners++;
+    return this;
+  }
+
+  release(): void {
+    if (--this.owners > 0 || this.gpu.errors.lost !== null) return;
+    this.gradientHome?.free();
+    this.gradientHome = null;
+    if (!this.borrowed) this.memory.free();
+  }
+
+  /** Moves the content to other memory, which this storage then owns. */
+  moveTo(memory: Memory, bytes: number): void {
+    this.gpu.queue.copy(this.memory, memory, bytes);
+    if (!this.borrowed) this.memory.free();
+    this.borrowed = false;
+    this.memory = memory;
+  }
+}

@@ -1,0 +1,349 @@
+import { accumulate } from "../kernels/elementwise.ts";
+import { gpu } from "../kernels/gpu/gpu.ts";
+import { describe } from "../kernels/check.ts";
+import { methods } from "./methods.ts";
+import { innermost, Scope } from "./scope.ts";
+import { BYTES, Storage } from "./storage.ts";
+import { checkShape, checkTensor, type Recorded, Tensor } from "./tensor.ts";
+
+/** Makes the tensor that will hold the gradient of input `i`: where the optimizer wants it if that is possible. */
+export type GradientOf = (i: number) => Tensor;
+
+/** What `record` takes. */
+export interface RecordSpec {
+  /** The op's name, for messages. */
+  op: string;
+  /** The tensors that gradients may flow to. */
+  inputs: readonly Tensor[];
+  /** The result. */
+  output: Tensor;
+  /** Tensors that `backward` reads: they stay readable until it has run, and it throws if one was written in place since. */
+  saved?: readonly Tensor[];
+  /** Tensors that are nobody else's: they are freed when `backward` has run. */
+  hidden?: readonly Tensor[];
+  /**
+   * The gradients of the inputs, in their order; null where there is none or `wants[i]` is false. Runs unrecorded.
+   * A result made by `gradientOf(i)` saves a copy where that input is a parameter of an optimizer.
+   */
+  backward: (dOutput: Tensor, wants: readonly boolean[], gradientOf: GradientOf) => readonly (Tensor | null)[];
+}
+
+class Record implements Recorded {
+  gradient: Tensor | null = null;
+  state: "open" | "walked" | "closed" = "open";
+  readonly wants: boolean[];
+  /** The records of the inputs, as they were: an input may be disposed of before the walk. */
+  readonly sources: (Record | null)[];
+  readonly versions: number[];
+  readonly storages: Storage[];
+
+  constructor(readonly tape: Tape, public index: number, readonly spec: RecordSpec) {
+    this.sources = spec.inputs.map((x) => x.record as Record | null);
+    this.wants = spec.inputs.map((x) => x.requiresGrad);
+    this.storages = (spec.saved ?? []).map((x) => x.storage.retain());
+    this.versions = this.storages.map((s) => s.version);
+  }
+
+  get op(): string {
+    return this.spec.op;
+  }
+
+  /** Frees what only this record holds. */
+  finish(state: "walked" | "closed"): void {
+    if (this.state !== "open") return;
+    this.state = state;
+    for (const storage of this.storages) storage.release();
+    for (const hidden of this.spec.hidden ?? []) hidden.dispose();
+    this.gradient?.dispose();
+    this.gradient = null;
+  }
+}
+
+let openTape: Tape | null = null;
+let recording = true;
+
+/** The tape that records now, if one does. */
+export function activeTape(): Tape | null {
+  return recording ? openTape : null;
+}
+
+/**
+ * Records every op that needs a gradient while it is open, and is the memory of one training step: what recorded ops made is
+ * freed when it closes. Parameters, `.grad` and optimizer state belong to their objects, not to the tape.
+ *
+ * One tape at a time: a second throws and says where the first was opened. Closing submits the step to the GPU without waiting for it.
+ *
+ * @example
+ * ```ts
+ * import { init, Tape, tensor } from "@limbeck/limbeck";
+ *
+ * await init();
+ * const w = tensor([[2]], { requiresGrad: true });
+ * for (let step = 0; step < 3; step++) {
+ *   using tape = new Tape();
+ *   const loss = w.mul(3).sub(1).square().sum();
+ *   loss.backward();
+ * }
+ * console.log(await w.grad!.array()); // three times 2·3·(3·2 − 1)
+ * ```
+ */
+export class Tape extends Scope {
+  override readonly kind: string = "tape";
+  #records: Record[] = [];
+  #openedAt: Error;
+  /** Random state of the step; internal, see random.ts. */
+  random: { state: Tensor; ops: number } | null = null;
+
+  constructor() {
+    if (openTape) {
+      const line = openTape.#openedAt.stack?.split("\n").find((l, i) => i > 0 && !l.includes("autograd/tape"))?.trim();
+      throw new Error(`Tape: one tape is open already, opened ${line ?? "elsewhere"}; close it first (using, or close())`);
+    }
+    gpu();
+    super();
+    this.#openedAt = new Error();
+    openTape = this;
+  }
+
+  /** Internal: see `record`. */
+  add(spec: RecordSpec): void {
+    const record = new Record(this, this.#records.length, spec);
+    this.#records.push(record);
+    spec.output.record = record;
+    spec.output.requiresGrad = true;
+  }
+
+  /** Internal: walks the records from `loss` back. */
+  walk(last: Record, dOutput: Tensor): void {
+    last.gradient = dOutput.view(dOutput.shape, "backward").keep();
+    last.gradient.isUnit = dOutput.isUnit;
+    const touched: Record[] = [];
+    try {
+      for (let i = last.index; i >= 0; i--) {
+        const record = this.#records[i];
+        if (record.gradient === null) continue;
+        touched.push(record);
+        this.#step(record);
+      }
+    } finally {
+      for (const record of touched) record.finish("walked");
+      // a throw in the middle leaves gradients behind in records that were not reached
+      for (const record of this.#records) {
+        record.gradient?.dispose();
+        record.gradient = null;
+      }
+      this.#records = this.#records.filter((record) => record.state === "open");
+      this.#records.forEach((record, i) => record.index = i);
+    }
+  }
+
+  #step(record: Record): void {
+    const { spec, wants } = record;
+    if (record.state !== "open") throw new Error(walkedTwice(spec.op));
+    record.storages.forEach((storage, i) => {
+      if (storage.version !== record.versions[i]) {
+        throw new Error(`backward: an input of ${spec.op} (shape [${spec.saved![i].shape}]) was changed in place after it was used`);
+      }
+    });
+    using _private = new Scope();
+    const gradients = spec.backward(record.gradient!, wants, (i) => gradientFor(spec.inputs[i]));
+    spec.inputs.forEach((input, i) => {
+      const gradient = gradients[i];
+      if (!wants[i] || !gradient) return;
+      if (gradient.size !== input.size) {
+        throw new Error(`internal: ${spec.op} gave a gradient of shape [${gradient.shape}] for an input of shape [${input.shape}]`);
+      }
+      const target = record.sources[i];
+      if (target) {
+        if (target.state !== "open") throw new Error(walkedTwice(target.op));
+        target.gradient = added(target.gradient, gradient, input);
+      } else if (!input.closed) addToLeaf(input, gradient, spec.hidden?.includes(gradient) ? 2 : 1);
+    });
+    record.finish("walked");
+  }
+
+  /** Closes the tape: frees what it owns and submits what was encoded. */
+  override [Symbol.dispose](): void {
+    if (this.closed) return;
+    for (const record of this.#records) record.finish("closed");
+    this.#records = [];
+    super[Symbol.dispose]();
+    if (openTape === this) openTape = null;
+    try {
+      gpu().queue.submit();
+    } catch {
+      // closing never throws: a lost device says so at the next call
+    }
+  }
+}
+
+const walkedTwice = (op: string) =>
+  `backward: ${op} was walked before, and what it had saved is gone; add the losses up and call backward() once`;
+
+/** An uninitialised gradient for a leaf, in the optimizer's slot where that is free. */
+function gradientFor(input: Tensor): Tensor {
+  const home = input.record === null && input.grad === null && input.dtype === "f32" ? input.storage.gradientHome : null;
+  if (!home) return Tensor.empty(input.shape, input.dtype, "backward");
+  return Tensor.owned(new Storage(home, true), input.shape, input.dtype, "backward");
+}
+
+/** total + gradient as a tensor that nothing owns; in place where nobody else holds the total. */
+function added(total: Tensor | null, gradient: Tensor, input: Tensor): Tensor {
+  if (total === null) {
+    const first = gradient.view(input.shape, "backward").keep();
+    first.isUnit = gradient.isUnit;
+    return first;
+  }
+  let sum = total;
+  if (total.storage.owners > 1) {
+    sum = copyOf(total);
+    total.dispose();
+  }
+  sum.isUnit = false;
+  accumulate(sum.memory, gradient.memory, sum.size, sum.dtype);
+  return sum;
+}
+
+function copyOf(x: Tensor): Tensor {
+  const copy = Tensor.empty(x.shape, x.dtype, "backward").keep();
+  methods.assign(copy, x);
+  return copy;
+}
+
+/** Adds a gradient to a leaf's `.grad`. It is taken as it is where nobody but its `holders` owns it. */
+function addToLeaf(leaf: Tensor, gradient: Tensor, holders: number): void {
+  if (leaf.grad) {
+    accumulate(leaf.grad.memory, gradient.memory, leaf.size, leaf.dtype);
+    leaf.grad.storage.version++;
+    return;
+  }
+  const home = leaf.storage.gradientHome;
+  if (home && gradient.storage.memory !== home) {
+    leaf.grad = Tensor.owned(new Storage(home, true), leaf.shape, leaf.dtype, "backward").keep();
+    methods.assign(leaf.grad, gradient);
+  } else {
+    // shared with another tensor's gradient, with dOutput or with a view: a copy, so that in-place changes stay this leaf's
+    leaf.grad = gradient.storage.owners === holders && !gradient.isUnit ? gradient.view(leaf.shape, "backward").keep() : copyOf(gradient);
+  }
+}
+
+/** The ones that `backward()` of a scalar starts with. */
+function unit(loss: Tensor): Tensor {
+  const bytes = new Uint8Array(new Float32Array([1]).buffer);
+  const one = loss.dtype === "f16" ? new Uint8Array(new Float16Array([1]).buffer) : bytes;
+  const tensor = Tensor.owned(new Storage(gpu().queue.upload(one, false)), loss.shape, loss.dtype, "backward");
+  tensor.isUnit = true;
+  return tensor;
+}
+
+methods.backward = (loss: Tensor, dOutput?: Tensor): void => {
+  checkTensor("backward", "the tensor", loss);
+  const record = loss.record as Record | null;
+  if (record?.state === "walked") throw new Error(walkedTwice(record.op));
+  if (!record || record.state === "closed" || record.tape !== openTape) {
+    throw new Error("backward: no open tape recorded this tensor; compute it inside `using tape = new Tape()` from tensors with requiresGrad");
+  }
+  if (dOutput !== undefined) {
+    checkTensor("backward", "dOutput", dOutput);
+    checkShape("backward", "dOutput", dOutput, loss.shape);
+    if (dOutput.dtype !== loss.dtype) throw new TypeError(`backward: dOutput must have dtype ${loss.dtype}, got ${dOutput.dtype}`);
+  } else if (loss.size !== 1) {
+    throw new TypeError(`backward: a tensor of shape [${loss.shape}] needs dOutput of that shape; only a scalar needs none`);
+  }
+  const before = recording;
+  recording = false;
+  try {
+    using _scope = new Scope();
+    record.tape.walk(record, dOutput ?? unit(loss));
+  } finally {
+    recording = before;
+  }
+};
+
+/**
+ * Makes `output` differentiable with respect to `inputs`. Where no tape is open, or no input needs a gradient, it
+ * frees `hidden` and does nothing else. Returns the output. Every op of this package ends with it, and so does an op of yours.
+ *
+ * @example
+ * ```ts
+ * import { defineKernel, init, record, Tape, Tensor, tensor, zeros } from "@limbeck/limbeck";
+ *
+ * const forward = defineKernel({
+ *   name: "cube",
+ *   buffers: { x: "read f32", y: "write f32" },
+ *   params: { size: "u32" },
+ *   main: "if (thread < params.size) { y[thread] = x[thread] * x[thread] * x[thread]; }",
+ * });
+ *
+ * function cube(x: Tensor): Tensor {
+ *   const y = zeros(x.shape);
+ *   forward.run({ x: x.memory, y: y.memory }, { size: x.size }, Math.ceil(x.size / 256));
+ *   return record({ op: "cube", inputs: [x], output: y, saved: [x], backward: (dY) => [dY.mul(x.square()).mul(3)] });
+ * }
+ *
+ * await init();
+ * const x = tensor([1, 2], { requiresGrad: true });
+ * using tape = new Tape();
+ * cube(x).sum().backward();
+ * console.log(await x.grad!.array()); // [3, 12]
+ * ```
+ */
+export function record(spec: RecordSpec): Tensor {
+  if (needsGradient(spec.inputs)) activeTape()!.add(spec);
+  else for (const hidden of spec.hidden ?? []) hidden.dispose();
+  return spec.output;
+}
+
+/** Whether an op on these inputs will be recorded. */
+export function needsGradient(inputs: readonly Tensor[]): boolean {
+  return activeTape() !== null && inputs.some((x) => x.requiresGrad);
+}
+
+/** Internal: a tensor that belongs to a record alone (its `hidden`). */
+export function hidden(shape: readonly number[], dtype: "f32" | "f16" | "i32" | "u32"): Tensor {
+  return new Tensor(new Storage(gpu().pool.take(shape.reduce((a, b) => a * b, 1) * BYTES[dtype])), shape, dtype);
+}
+
+/**
+ * Runs `fn` unrecorded, frees what it made, and passes the tensors that it returns (also inside arrays and records) to the enclosing scope.
+ * A returned Promise is a TypeError: what the function made would be gone before it resolves.
+ *
+ * @example
+ * ```ts
+ * import { init, noGrad, tensor } from "@limbeck/limbeck";
+ *
+ * await init();
+ * const w = tensor([1, 2], { requiresGrad: true });
+ * const y = noGrad(() => w.mul(2)); // needs no gradient
+ * console.log(await y.array()); // [2, 4]
+ * ```
+ */
+export function noGrad<T>(fn: () => T): T {
+  if (typeof fn !== "function") throw new TypeError(`noGrad: fn must be a function, got ${describe(fn)}`);
+  const before = recording, outer = innermost();
+  recording = false;
+  const scope = new Scope();
+  try {
+    const result = fn();
+    if (result instanceof Promise) {
+      result.catch(() => {});
+      throw new TypeError("noGrad: fn must not be async: what it made would be gone before its Promise resolves");
+    }
+    passOn(result, scope, outer);
+    return result;
+  } finally {
+    recording = before;
+    scope.close();
+  }
+}
+
+function passOn(value: unknown, from: Scope, to: Scope | null): void {
+  if (value instanceof Tensor) {
+    if (value.owner !== from) return;
+    if (to) to.adopt(value);
+    else value.keep();
+  } else if (Array.isArray(value)) for (const x of value) passOn(x, from, to);
+  else if (value !== null && typeof value === "object" && Object.getPrototypeOf(value) === Object.prototype) {
+    for (const x of Object.values(value)) passOn(x, from, to);
+  }
+}

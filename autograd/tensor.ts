@@ -1,0 +1,426 @@
+import { describe } from "../kernels/check.ts";
+import { type Gpu, gpu } from "../kernels/gpu/gpu.ts";
+import type { Memory } from "../kernels/gpu/memory.ts";
+import {
+  type ClampOptions,
+  type GeluOptions,
+  type MatmulOptions,
+  methods,
+  type Operand,
+  type ReduceOptions,
+  type VarianceOptions,
+} from "./methods.ts";
+import { innermost, type Owned, type Scope } from "./scope.ts";
+import { BYTES, type DType, Storage, type TypedArray } from "./storage.ts";
+
+/** One recorded op, as its result remembers it. The tape's own file says what it holds. */
+export interface Recorded {
+  readonly op: string;
+}
+
+/** The product of the sizes. */
+export function sizeOf(shape: readonly number[]): number {
+  return shape.reduce((a, b) => a * b, 1);
+}
+
+const MOST_UNSCOPED = 1000;
+let unscoped = 0, warned = false;
+
+/**
+ * An n-dimensional array on the GPU: `f32`, or `f16`, `i32`, `u32`. Elements lie in row-major order.
+ *
+ * Make tensors with `tensor`, `zeros`, `randn` and their like. A tensor made while a tape or scope is open belongs to it;
+ * `keep()` takes it out, `dispose()` frees it early. Reading (`data`, `item`, `array`) is the only thing that waits for the GPU.
+ *
+ * @example
+ * ```ts
+ * import { init, Tape, tensor } from "@limbeck/limbeck";
+ *
+ * await init();
+ * const x = tensor([1, 2, 3], { requiresGrad: true });
+ * using tape = new Tape();
+ * x.square().sum().backward();
+ * console.log(await x.grad!.array()); // [2, 4, 6]
+ * ```
+ */
+export class Tensor implements Owned, Disposable {
+  /** The sizes of the dimensions. */
+  readonly shape: readonly number[];
+  /** How elements are stored. */
+  readonly dtype: DType;
+  /** The number of elements. */
+  readonly size: number;
+  /** Whether `backward` leaves a gradient in `.grad` (leaves) or passes one through (results). */
+  requiresGrad: boolean;
+  /** The gradient that `backward` added up, or null. Only leaves have one. */
+  grad: Tensor | null = null;
+  /** The scope that closes this tensor; internal. */
+  owner: Scope | null = null;
+  /** The op that made this tensor, if a tape recorded it; internal. */
+  record: Recorded | null = null;
+  /** Whether this is the gradient 1 that `backward()` starts with; internal. */
+  isUnit = false;
+  #storage: Storage | null;
+  #closedBy = "";
+  #unscoped = false;
+
+  /** Internal: use `tensor`, `zeros` and their like. */
+  constructor(storage: Storage, shape: readonly number[], dtype: DType, requiresGrad = false) {
+    this.#storage = storage;
+    this.shape = shape;
+    this.dtype = dtype;
+    this.size = sizeOf(shape);
+    this.requiresGrad = requiresGrad;
+    storage.gpu.counters.liveTensors++;
+  }
+
+  /** Internal: an uninitialised tensor that belongs to the innermost scope. `op` is for messages. */
+  static empty(shape: readonly number[], dtype: DType, op: string): Tensor {
+    const memory = gpu().pool.take(sizeOf(shape) * BYTES[dtype]);
+    return Tensor.owned(new Storage(memory), shape, dtype, op);
+  }
+
+  /** Internal: a tensor over a storage, given to the innermost scope. */
+  static owned(storage: Storage, shape: readonly number[], dtype: DType, op: string): Tensor {
+    const tensor = new Tensor(storage, shape, dtype);
+    const scope = innermost();
+    if (scope) scope.adopt(tensor);
+    else tensor.#countUnscoped(op);
+    return tensor;
+  }
+
+  #countUnscoped(op: string): void {
+    this.#unscoped = true;
+    if (++unscoped > MOST_UNSCOPED && !warned) {
+      warned = true;
+      console.warn(
+        `limbeck: more than ${MOST_UNSCOPED} live tensors belong to no scope (the last one: ${op}). Open a Tape or a Scope around your step, or dispose() them.`,
+      );
+    }
+  }
+
+  /** Internal: another tensor over the same storage, with the same number of elements. */
+  view(shape: readonly number[], op: string): Tensor {
+    return Tensor.owned(this.storage.retain(), shape, this.dtype, op);
+  }
+
+  /** Internal: the storage; throws if the tensor was closed. */
+  get storage(): Storage {
+    const storage = this.#storage;
+    if (storage === null) {
+      throw new Error(`tensor: this tensor of shape [${this.shape}] was closed ${this.#closedBy}; keep() it if it must live longer`);
+    }
+    return storage;
+  }
+
+  /** The memory on the GPU, for kernels of your own. Throws if the tensor was closed or is on another device. */
+  get memory(): Memory {
+    const storage = this.storage;
+    const open: Gpu = gpu();
+    if (storage.gpu !== open) throw new Error(`tensor: this tensor of shape [${this.shape}] is on a device that was disposed or lost`);
+    return storage.memory;
+  }
+
+  /** Whether the tensor can no longer be used. */
+  get closed(): boolean {
+    return this.#storage === null;
+  }
+
+  /** The number of dimensions. */
+  get rank(): number {
+    return this.shape.length;
+  }
+
+  /** Internal: called by the owning scope. */
+  closeWith(reason: string): void {
+    this.#close(`with its ${reason}`);
+  }
+
+  #close(by: string): void {
+    const storage = this.#storage;
+    if (storage === null) return;
+    this.#storage = null;
+    this.#closedBy = by;
+    this.record = null;
+    this.leaveOwner();
+    storage.gpu.counters.liveTensors--;
+    storage.release();
+    this.grad?.dispose();
+    this.grad = null;
+  }
+
+  /** Frees the tensor. What a tape saved of it stays until the tape is done with it. Twice is allowed. */
+  dispose(): void {
+    this.#close("by dispose()");
+  }
+
+  /** The same as `dispose()`. */
+  [Symbol.dispose](): void {
+    this.dispose();
+  }
+
+  /** Takes the tensor out of its scope: it lives until `dispose()`. Returns it. */
+  keep(): this {
+    this.storage;
+    this.leaveOwner();
+    return this;
+  }
+
+  private leaveOwner(): void {
+    this.owner = null;
+    if (this.#unscoped) unscoped--;
+    this.#unscoped = false;
+  }
+
+  /** The same memory without history: no gradient flows through it. */
+  detach(): Tensor {
+    return this.view(this.shape, "detach");
+  }
+
+  /** The elements as a typed array, when everything that leads to them has run. */
+  async data(): Promise<TypedArray> {
+    const { dtype, size } = this, open = gpu();
+    const buffer = await open.queue.read(this.memory, size * BYTES[dtype]);
+    if (dtype === "f32") return new Float32Array(buffer);
+    if (dtype === "f16") return new Float16Array(buffer);
+    return dtype === "i32" ? new Int32Array(buffer) : new Uint32Array(buffer);
+  }
+
+  /** The only element. Throws a TypeError where there are more. */
+  async item(): Promise<number> {
+    if (this.size !== 1) throw new TypeError(`item: the tensor must have one element, got shape [${this.shape}]`);
+    return (await this.data())[0];
+  }
+
+  /** The elements as nested arrays (a number where the rank is 0). */
+  async array(): Promise<NestedArray> {
+    const data = await this.data();
+    const nest = (dim: number, offset: number): NestedArray => {
+      if (dim === this.rank) return data[offset];
+      const step = sizeOf(this.shape.slice(dim + 1));
+      return Array.from({ length: this.shape[dim] }, (_, i) => nest(dim + 1, offset + i * step));
+    };
+    return nest(0, 0);
+  }
+
+  /**
+   * Adds the gradients of this tensor to the `.grad` of every leaf it was computed from. A scalar needs no `dOutput`; else it has this tensor's shape.
+   * Throws an Error where no open tape recorded this tensor, or where its records were walked before.
+   */
+  backward(dOutput?: Tensor): void {
+    methods.backward(this, dOutput);
+  }
+
+  /** Overwrites the elements in place with `other`'s. Shapes and dtypes must agree. Returns this tensor. */
+  assign(other: Tensor): this {
+    methods.assign(this, other);
+    return this;
+  }
+
+  /** What the console shows: shape and dtype, no values. */
+  toString(): string {
+    return `Tensor([${this.shape}], ${this.dtype}${this.requiresGrad ? ", requiresGrad" : ""}${this.closed ? ", closed" : ""})`;
+  }
+
+  /** x + other, with broadcasting. */
+  add(other: Operand): Tensor {
+    return methods.add(this, other);
+  }
+
+  /** x − other, with broadcasting. */
+  sub(other: Operand): Tensor {
+    return methods.sub(this, other);
+  }
+
+  /** x · other, with broadcasting. */
+  mul(other: Operand): Tensor {
+    return methods.mul(this, other);
+  }
+
+  /** x / other, with broadcasting. */
+  div(other: Operand): Tensor {
+    return methods.div(this, other);
+  }
+
+  /** x to the power `other`, with broadcasting. */
+  pow(other: Operand): Tensor {
+    return methods.pow(this, other);
+  }
+
+  /** the larger of x and other, with broadcasting. */
+  maximum(other: Operand): Tensor {
+    return methods.maximum(this, other);
+  }
+
+  /** the smaller of x and other, with broadcasting. */
+  minimum(other: Operand): Tensor {
+    return methods.minimum(this, other);
+  }
+
+  /** −x. */
+  neg(): Tensor {
+    return methods.neg(this);
+  }
+
+  /** |x|. */
+  abs(): Tensor {
+    return methods.abs(this);
+  }
+
+  /** eˣ. */
+  exp(): Tensor {
+    return methods.exp(this);
+  }
+
+  /** ln x. */
+  log(): Tensor {
+    return methods.log(this);
+  }
+
+  /** √x. */
+  sqrt(): Tensor {
+    return methods.sqrt(this);
+  }
+
+  /** 1/√x. */
+  rsqrt(): Tensor {
+    return methods.rsqrt(this);
+  }
+
+  /** x². */
+  square(): Tensor {
+    return methods.square(this);
+  }
+
+  /** sin x. */
+  sin(): Tensor {
+    return methods.sin(this);
+  }
+
+  /** cos x. */
+  cos(): Tensor {
+    return methods.cos(this);
+  }
+
+  /** tanh x. */
+  tanh(): Tensor {
+    return methods.tanh(this);
+  }
+
+  /** 1/(1 + e⁻ˣ). */
+  sigmoid(): Tensor {
+    return methods.sigmoid(this);
+  }
+
+  /** max(x, 0). */
+  relu(): Tensor {
+    return methods.relu(this);
+  }
+
+  /** x·sigmoid(x). */
+  silu(): Tensor {
+    return methods.silu(this);
+  }
+
+  /** ln(1 + eˣ). */
+  softplus(): Tensor {
+    return methods.softplus(this);
+  }
+
+  /** x·Φ(x), or its tanh approximation. */
+  gelu(options?: GeluOptions): Tensor {
+    return methods.gelu(this, options);
+  }
+
+  /** x held between `min` and `max`. */
+  clamp(options: ClampOptions): Tensor {
+    return methods.clamp(this, options);
+  }
+
+  /** Σ x over `dim`, or over all. */
+  sum(options?: ReduceOptions): Tensor {
+    return methods.sum(this, options);
+  }
+
+  /** The mean over `dim`, or over all. */
+  mean(options?: ReduceOptions): Tensor {
+    return methods.mean(this, options);
+  }
+
+  /** The largest value over `dim`, or over all. */
+  max(options?: ReduceOptions): Tensor {
+    return methods.max(this, options);
+  }
+
+  /** The smallest value over `dim`, or over all. */
+  min(options?: ReduceOptions): Tensor {
+    return methods.min(this, options);
+  }
+
+  /** ln Σ eˣ over `dim`, or over all. */
+  logSumExp(options?: ReduceOptions): Tensor {
+    return methods.logSumExp(this, options);
+  }
+
+  /** The variance over `dim`, or over all. */
+  variance(options?: VarianceOptions): Tensor {
+    return methods.variance(this, options);
+  }
+
+  /** Index of the largest value over `dim`, or over all. */
+  argmax(options?: { dim?: number; keepDim?: boolean }): Tensor {
+    return methods.argmax(this, options);
+  }
+
+  /** Softmax over `dim`, the last unless given. */
+  softmax(dim?: number): Tensor {
+    return methods.softmax(this, dim);
+  }
+
+  /** Log-softmax over `dim`, the last unless given. */
+  logSoftmax(dim?: number): Tensor {
+    return methods.logSoftmax(this, dim);
+  }
+
+  /** The same elements in another shape; one −1 is worked out. */
+  reshape(shape: readonly number[]): Tensor {
+    return methods.reshape(this, shape);
+  }
+
+  /** Dimensions a and b exchanged. */
+  transpose(a: number, b: number): Tensor {
+    return methods.transpose(this, a, b);
+  }
+
+  /** The dimensions in another order. */
+  permute(order: readonly number[]): Tensor {
+    return methods.permute(this, order);
+  }
+
+  /** Broadcast to `shape`. */
+  expand(shape: readonly number[]): Tensor {
+    return methods.expand(this, shape);
+  }
+
+  /** Matrix product. */
+  matmul(other: Tensor, options?: MatmulOptions): Tensor {
+    return methods.matmul(this, other, options);
+  }
+}
+
+/** A number, or arrays of arrays of numbers. */
+export type NestedArray = number | NestedArray[];
+
+/** Throws a TypeError unless `x` is a tensor of one of the dtypes; an Error if it was closed. */
+export function checkTensor(op: string, name: string, x: unknown, dtypes: readonly DType[] = ["f32", "f16"]): asserts x is Tensor {
+  if (!(x instanceof Tensor)) throw new TypeError(`${op}: ${name} must be a Tensor, got ${describe(x)}`);
+  if (!dtypes.includes(x.dtype)) throw new TypeError(`${op}: ${name} must have dtype ${dtypes.join(" or ")}, got ${x.dtype}`);
+  if (x.closed) throw new Error(`${op}: ${name} (shape [${x.shape}]) was closed; keep() it if it must live longer`);
+}
+
+/** Throws a TypeError unless `x` has this shape. */
+export function checkShape(op: string, name: string, x: Tensor, shape: readonly number[]): void {
+  if (x.shape.length !== shape.length || x.shape.some((n, i) => n !== shape[i])) {
+    throw new TypeError(`${op}: ${name} must have shape [${shape}], got [${x.shape}]`);
+  }
+}

@@ -1,0 +1,83 @@
+/** Checks of arguments that every layer shares: what they throw names the op, the argument, what was wanted and what came. */
+
+/** What came, in words short enough for an error message. */
+export function describe(value: unknown): string {
+  if (typeof value === "string") return JSON.stringify(value.length > 60 ? value.slice(0, 57) + "..." : value);
+  if (Array.isArray(value)) return value.length > 8 ? `an array of ${value.length}` : `[${value.map(describe).join(", ")}]`;
+  if (typeof value === "function") return `the function ${value.name || "(anonymous)"}`;
+  if (typeof value === "object" && value !== null) return `a ${value.constructor?.name ?? "null-prototype object"}`;
+  return typeof value === "bigint" ? `${value}n` : String(value);
+}
+
+function editDistance(a: string, b: string): number {
+  let row = Array.from({ length: b.length + 1 }, (_, j) => j);
+  for (let i = 1; i <= a.length; i++) {
+    const next = [i];
+    for (let j = 1; j <= b.length; j++) {
+      next[j] = Math.min(next[j - 1] + 1, row[j] + 1, row[j - 1] + (a[i - 1] === b[j - 1] ? 0 : 1));
+    }
+    row = next;
+  }
+  return row[b.length];
+}
+
+/** The name in `known` that `name` was most likely meant to be. */
+function nearest(name: string, known: readonly string[]): string {
+  const distance = (k: string) => editDistance(name.toLowerCase(), k.toLowerCase());
+  return known.reduce((best, k) => distance(k) < distance(best) ? k : best);
+}
+
+/** Throws a TypeError if `options` is no plain object or has a key that is not in `known`. */
+export function checkOptions(op: string, options: unknown, known: readonly string[]): void {
+  if (typeof options !== "object" || options === null || Array.isArray(options)) {
+    throw new TypeError(`${op}: options must be an object, got ${describe(options)}`);
+  }
+  for (const key in options) {
+    if (known.includes(key)) continue;
+    const hint = known.length ? `; did you mean ${nearest(key, known)}? (known: ${known.join(", ")})` : "; it takes none";
+    throw new TypeError(`${op}: unknown option ${describe(key)}${hint}`);
+  }
+}
+
+/** Bounds of a number: inclusive `min` and `max`, exclusive `above` and `below`. */
+export interface Range {
+  min?: number;
+  max?: number;
+  above?: number;
+  below?: number;
+  integer?: boolean;
+}
+
+/** Throws unless `value` is a finite number inside `range`: TypeError for no number, RangeError for one outside. */
+export function checkNumber(op: string, name: string, value: unknown, range: Range = {}): void {
+  const { min, max, above, below, integer } = range;
+  if (typeof value !== "number") throw new TypeError(`${op}: ${name} must be a number, got ${describe(value)}`);
+  const inside = Number.isFinite(value) && (min === undefined || value >= min) && (max === undefined || value <= max) &&
+    (above === undefined || value > above) && (below === undefined || value < below) && (!integer || Number.isInteger(value));
+  if (inside) return;
+  const wanted = [
+    integer ? "an integer" : "a finite number",
+    min !== undefined ? `at least ${min}` : "",
+    above !== undefined ? `above ${above}` : "",
+    max !== undefined ? `at most ${max}` : "",
+    below !== undefined ? `below ${below}` : "",
+  ].filter(Boolean).join(", ");
+  throw new RangeError(`${op}: ${name} must be ${wanted}, got ${value}`);
+}
+
+/** Throws unless `value` is true or false. */
+export function checkBoolean(op: string, name: string, value: unknown): void {
+  if (typeof value !== "boolean") throw new TypeError(`${op}: ${name} must be true or false, got ${describe(value)}`);
+}
+
+/** Throws a RangeError unless `value` is one of `known`. */
+export function checkOneOf(op: string, name: string, value: unknown, known: readonly string[]): void {
+  if (typeof value !== "string") {
+    throw new TypeError(`${op}: ${name} must be one of ${known.join(", ")}, got ${describe(value)}`);
+  }
+  if (!known.includes(value)) {
+    throw new RangeError(
+      `${op}: ${name} must be one of ${known.join(", ")}, got ${describe(value)}; did you mean ${nearest(value, known)}?`,
+    );
+  }
+}

@@ -1,0 +1,279 @@
+/**
+ * Cross-entropy of rows of logits: the loss, and where it is wanted the gradient, from one trip over the logits.
+ *
+ *   x = softcap·tanh(logits/T/softcap) or logits/T,  lse = log Σ eˣ = m + log1p(rest),  prob = eˣ⁻ˡˢᵉ
+ *   row = (1−ε)·w_y·(lse − x_y) + (ε/V)·Σ w_c·(lse − x_c),  z = λ·lse²,  result = row·scale + z·zScale
+ *   d_logits = {[(1−ε)·w_y·(prob − 1_y) + (ε/V)·(W·prob − w)]·scale + 2λ·lse·prob·zScale}·(1 − tanh²)/T · upstream
+ *
+ * or with soft targets t' = (1−ε)t + ε/V: row = Σ w_c·t'_c·(lse − x_c), d_logits = (Σ_j w_j t'_j)·prob − w·t'.
+ */
+import type { Element } from "./elementwise.ts";
+import { defineKernel, type BufferType, type Kernel, type KernelSpec, variants } from "./gpu/kernel.ts";
+import type { Memory } from "./gpu/memory.ts";
+import { MATH, MATH4 } from "./math.ts";
+import { parsePlan, planKey, planRow, rowBuffer, rowCode } from "./row.ts";
+
+/** Kept rows and the sum of their weights, for the divisors of mean: counts = [kept, Σ w_y, W]. One workgroup. */
+const countKernel: Kernel = defineKernel({
+  name: "count kept rows",
+  buffers: { labels: "read i32", weight: "read f32", counts: "write f32" },
+  params: { rows: "u32", columns: "u32", ignoreIndex: "i32", weighted: "u32" },
+  head: `var<workgroup> meeting: array<vec3f, 256>;`,
+  main: `if (group > 0u) { return; }
+  var sum = vec3f(0.0);
+  for (var row = lane; row < params.rows; row += 256u) {
+    let y = labels[row];
+    if (y == params.ignore_index) { continue; }
+    let known = params.weighted == 1u && y >= 0 && u32(y) < params.columns;
+    sum += vec3f(1.0, select(1.0, weight[select(0, y, known)], known), 0.0);
+  }
+  if (params.weighted == 1u) {
+    for (var c = lane; c < params.columns; c += 256u) { sum.z += weight[c]; }
+  }
+  meeting[lane] = sum;
+  for (var half = 128u; half > 0u; half /= 2u) {
+    workgroupBarrier();
+    if (lane < half) { meeting[lane] += meeting[lane + half]; }
+  }
+  if (lane == 0u) {
+    counts[0] = meeting[0].x;
+    counts[1] = meeting[0].y;
+    counts[2] = select(f32(params.columns), meeting[0].z, params.weighted == 1u);
+  }`,
+});
+
+/** counts = [kept rows, Σ w_y over them, Σ w_c]; `weight` may be any memory where `weighted` is false. */
+export function countRows(target: Memory, weight: Memory | null, counts: Memory, rows: number, columns: number, ignoreIndex: number): void {
+  countKernel.run({ labels: target, weight: weight ?? target, counts }, { rows, columns, ignoreIndex, weighted: weight ? 1 : 0 }, 1);
+}
+
+/** Compile-time choices. */
+export interface CrossEntropyVariant {
+  logits: Element;
+  /** Class indices, or a probability matrix of this element. */
+  target: "index" | Element;
+  weight: boolean;
+  softcap: boolean;
+  gradient: boolean;
+  /** Whether the gradient is multiplied by an upstream gradient (one a row, or one for all). */
+  upstream: boolean;
+  /** Whether z-loss, predictions and hits of the rows are written too. */
+  extras: boolean;
+}
+
+const kernel: (key: string) => Kernel = variants((key: string): KernelSpec => {
+  const { plan: planText, ...v } = JSON.parse(key) as CrossEntropyVariant & { plan: string };
+  const plan = parsePlan(planText);
+  const soft = v.target !== "index";
+  const streams: Record<string, Element> = { logits: v.logits, ...soft ? { probability: v.target as Element } : {} };
+  const { head, begin, each } = rowCode(plan, streams, v.gradient ? { d_logits: v.logits } : {});
+  const x = v.softcap
+    ? "let u4 = logits4 * params.inverse_temperature / params.softcap; let x4 = params.softcap * tanh4_(u4);"
+    : "let x4 = logits4;";
+  const weight = v.weight ? "let w4 = weights(columns4);" : "let w4 = vec4f(1.0);";
+  // t' and the gradient's sum of weights
+  const t = "let t4 = select(vec4f(0.0), (1.0 - params.smoothing) * probability4 + params.smoothing / f32(params.columns), live4);";
+  // what a column adds to Σ w·t'·(m − x) or Σ w·(m − x); 0·∞ = 0
+  const spread = (w: string) => `let w_spread4 = ${w}; spread += sum_of(select(w_spread4 * ((m - x4) * k), vec4f(0.0), (w_spread4 == vec4f(0.0)) | !live4));`;
+  const chain = v.softcap ? "sech_squared4_(u4) * params.inverse_temperature" : "params.inverse_temperature";
+  const gradient = soft
+    ? "let g4 = scale * (mass * prob4 - w4 * t4)"
+    : `let hit4 = columns4 == vec4u(label);
+    let main4 = select(prob4, vec4f(label_excess), hit4);
+    let g4 = scale * ((1.0 - params.smoothing) * label_weight * main4 + params.smoothing / f32(params.columns) * (class_weight * prob4 - w4))`;
+  const gradientLoop = `${x} ${soft || v.weight ? weight : "let w4 = vec4f(1.0);"} ${soft ? t : ""}
+    ${soft ? spread("w4 * t4") : "if (params.smoothing > 0.0) { " + spread("w4") + " }"}
+    let prob4 = exp((x4 - m) * k - log_sum);
+    ${gradient} + 2.0 * params.z_loss * z_scale * lse * prob4;
+    store_d_logits(row_base, columns4, g4 * (${chain}) * up);`;
+  const spreadLoop = `${x} ${weight} ${soft ? t : ""} ${soft ? spread("w4 * t4") : spread("w4")}`;
+  const zeroRow = v.gradient ? each("store_d_logits(row_base, columns4, vec4f(0.0));") : "";
+  return {
+    name: "crossEntropy",
+    buffers: {
+      logits: rowBuffer("read", v.logits, plan),
+      ...soft
+        ? { probability: rowBuffer("read", v.target as Element, plan) }
+        : { labels: "read i32" as BufferType, counts: "read f32" as BufferType },
+      ...v.weight ? { weight: "read f32" as BufferType } : {},
+      ...v.upstream ? { upstream: "read f32" as BufferType } : {},
+      loss: "write f32",
+      ...v.extras ? { zRows: "write f32" as BufferType, predictions: "write i32" as BufferType, hits: "write f32" as BufferType } : {},
+      ...v.gradient ? { dLogits: rowBuffer("write", v.logits, plan) } : {},
+    },
+    params: {
+      rows: "u32",
+      columns: "u32",
+      ignoreIndex: "i32",
+      mean: "u32",
+      upstreamStride: "u32",
+      smoothing: "f32",
+      zLoss: "f32",
+      inverseTemperature: "f32",
+      softcap: "f32",
+    },
+    workgroup: plan.threads,
+    head: `${MATH}${MATH4}${head}
+${
+      v.weight
+        ? `fn weights(c: vec4u) -> vec4f {
+  let last = params.columns - 1u;
+  return vec4f(weight[min(c.x, last)], weight[min(c.y, last)], weight[min(c.z, last)], weight[min(c.w, last)]);
+}`
+        : ""
+    }
+${v.extras ? "var<workgroup> best: array<vec2f, THREADS>;" : ""}
+fn element(row: u32, c: u32) -> f32 {
+  let at = row * params.columns + c;
+  return f32(logits[at${plan.wide ? " / 4u][at % 4u]" : "]"});
+}
+fn capped(logit: f32) -> f32 {
+  ${
+      v.softcap
+        ? "return params.softcap * tanh_(logit * params.inverse_temperature / params.softcap);"
+        : "return logit;"
+    }
+}`,
+    main: `let row = group;
+  if (row >= params.rows) { return; }
+  let is_mean = params.mean == 1u;
+  let k = ${v.softcap ? "1.0" : "params.inverse_temperature"};
+  ${
+      soft ? `let scale = select(1.0, 1.0 / f32(params.rows), is_mean); let z_scale = scale;` : `let label = u32(labels[row]);
+  // no kept row, or kept rows of weight 0: nothing to divide
+  let scale = select(1.0, select(0.0, 1.0 / counts[1], counts[1] != 0.0), is_mean);
+  let z_scale = select(1.0, select(0.0, 1.0 / counts[0], counts[0] != 0.0), is_mean);
+  let class_weight = counts[2];`
+    }
+  ${begin}
+  ${
+      soft ? "" : `if (labels[row] == params.ignore_index) {
+    if (lane == 0u) { loss[row] = 0.0; ${v.extras ? "z_rows[row] = 0.0; hits[row] = 0.0;" : ""} }
+    ${v.extras ? "" : `${zeroRow}
+    return;`}
+  }`
+    }
+  var normaliser = vec2f(LOW, -1.0);
+  var mass_part = 0.0;
+  ${each(`${x} normaliser = add_normaliser(normaliser, select(vec4f(LOW), x4, live4), live4, k); ${soft ? `${weight} ${t} mass_part += sum_of(w4 * t4);` : ""}`)}
+  let whole = all_normalisers(lane, vec4f(normaliser, LOW, -1.0), k);
+  let m = whole.x;
+  let log_sum = log1p_(whole.y);
+  let lse = m * k + log_sum;
+  ${v.upstream ? "let up = f32(upstream[row * params.upstream_stride]);" : "let up = 1.0;"}
+  ${
+      soft ? "let mass = all_sum(lane, vec4f(mass_part)).x;" : `// a label that is no class poisons its row: it came from the GPU and nobody could check it
+  var nan_bits = 0x7fc00000u;
+  let known = label < params.columns;
+  let poison = select(bitcast<f32>(nan_bits), 0.0, known);
+  let label_logit = capped(element(row, select(0u, label, known)));
+  let label_weight = ${v.weight ? "weight[select(0u, label, known)]" : "1.0"} + poison;
+  let label_loss = log_sum - (label_logit - m) * k;
+  let label_excess = expm1_(-label_loss);`
+    }
+  var spread = 0.0;
+  ${v.extras ? `let ignored = ${soft ? "false" : "labels[row] == params.ignore_index"};` : ""}
+  ${
+      v.gradient
+        ? v.extras ? `if (ignored) { ${zeroRow} } else { ${each(gradientLoop)} }` : each(gradientLoop)
+        : soft
+        ? each(spreadLoop)
+        : `if (params.smoothing > 0.0) { ${each(spreadLoop)} }`
+    }
+  let spread_sum = ${soft ? "all_sum(lane, vec4f(spread)).x" : "select(0.0, all_sum(lane, vec4f(spread)).x, params.smoothing > 0.0)"};
+  let z = params.z_loss * lse * lse * z_scale;
+  if (lane == 0u ${v.extras ? "&& !ignored" : ""}) {
+    ${
+      soft
+        ? "loss[row] = (spread_sum + select(mass * log_sum, 0.0, mass == 0.0)) * scale + z;"
+        : `let smooth_loss = select(0.0, params.smoothing / f32(params.columns) * (spread_sum + class_weight * log_sum), params.smoothing > 0.0);
+    let sharp_loss = select((1.0 - params.smoothing) * label_weight * label_loss, poison, label_weight == 0.0);
+    loss[row] = (sharp_loss + smooth_loss) * scale + z;`
+    }
+    ${v.extras ? "z_rows[row] = z;" : ""}
+  }
+  ${
+      v.extras
+        ? `// the first column that reaches the row's largest logit
+  var mine = vec2f(LOW, bitcast<f32>(0xffffffu));
+  ${
+          each(`for (var j = 0u; j < 4u; j++) {
+      let value = select(LOW, logits4[j], live4[j]);
+      if (live4[j] && (value > mine.x || (value == mine.x && columns4[j] < bitcast<u32>(mine.y)))) { mine = vec2f(value, bitcast<f32>(columns4[j])); }
+    }`)
+        }
+  best[lane] = mine;
+  for (var half = THREADS / 2u; half > 0u; half /= 2u) {
+    workgroupBarrier();
+    if (lane < half) {
+      let other = best[lane + half];
+      if (other.x > best[lane].x || (other.x == best[lane].x && bitcast<u32>(other.y) < bitcast<u32>(best[lane].y))) { best[lane] = other; }
+    }
+  }
+  if (lane == 0u) {
+    let prediction = bitcast<u32>(best[0].y);
+    predictions[row] = i32(min(prediction, params.columns - 1u));
+    ${soft ? "hits[row] = 0.0;" : "if (!ignored) { hits[row] = select(0.0, 1.0 / counts[0], prediction == label); }"}
+  }`
+        : ""
+    }`,
+  };
+});
+
+/** What one launch binds. */
+export interface CrossEntropyBuffers {
+  logits: Memory;
+  target: Memory;
+  counts: Memory | null;
+  weight: Memory | null;
+  upstream: Memory | null;
+  loss: Memory;
+  extras: { zRows: Memory; predictions: Memory; hits: Memory } | null;
+  dLogits: Memory | null;
+}
+
+/** Numbers of one launch. */
+export interface CrossEntropyNumbers {
+  rows: number;
+  columns: number;
+  mean: boolean;
+  ignoreIndex: number;
+  smoothing: number;
+  zLoss: number;
+  temperature: number;
+  softcap: number;
+  upstreamStride: number;
+}
+
+/** Loss of each row (scaled for the mean), and the gradient where `dLogits` is given. */
+export function crossEntropyRows(logits: Element, target: "index" | Element, b: CrossEntropyBuffers, n: CrossEntropyNumbers): void {
+  const plan = planRow(n.columns, target === "index" ? 1 : 2);
+  const variant: CrossEntropyVariant & { plan: string } = {
+    logits,
+    target,
+    weight: b.weight !== null,
+    softcap: n.softcap > 0,
+    gradient: b.dLogits !== null,
+    upstream: b.upstream !== null,
+    extras: b.extras !== null,
+    plan: planKey(plan),
+  };
+  const buffers: Record<string, Memory> = { logits: b.logits, loss: b.loss };
+  if (target === "index") Object.assign(buffers, { labels: b.target, counts: b.counts! });
+  else buffers.probability = b.target;
+  if (b.weight) buffers.weight = b.weight;
+  if (b.upstream) buffers.upstream = b.upstream;
+  if (b.extras) Object.assign(buffers, b.extras);
+  if (b.dLogits) buffers.dLogits = b.dLogits;
+  kernel(JSON.stringify(variant)).run(buffers, {
+    rows: n.rows,
+    columns: n.columns,
+    ignoreIndex: n.ignoreIndex,
+    mean: n.mean ? 1 : 0,
+    upstreamStride: n.upstreamStride,
+    smoothing: n.smoothing,
+    zLoss: n.zLoss,
+    inverseTemperature: 1 / n.temperature,
+    softcap: n.softcap,
+  }, n.rows);
+}

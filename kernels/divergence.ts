@@ -1,0 +1,333 @@
+/**
+ * Divergences of rows of student logits from rows of teacher logits at temperature T, alone or with cross-entropy beside them
+ * (distillation): values and gradients from one trip over both.
+ *
+ *   p = softmax(teacher/T), q = softmax(student/T), d = log q − log p, m = βp + (1−β)q, u = log(m/p), v = log(m/q), r = (q−p)/m
+ *
+ * Nothing is a difference of logarithms. d comes from (student − teacher)/T and a normaliser c; for close rows
+ * c = log1p(Σ p·expm1(…)), so that d keeps its digits and identical rows give exactly 0. A KL is Σ p·(eᵈ − 1 − d), every
+ * term of which is ≥ 0 (the added eᵈ − 1 sums to Σq − Σp = 0).
+ */
+import type { Element } from "./elementwise.ts";
+import { type BufferType, type Kernel, type KernelSpec, variants } from "./gpu/kernel.ts";
+import type { Memory } from "./gpu/memory.ts";
+import { MATH, MATH4 } from "./math.ts";
+import { parsePlan, planKey, planRow, rowBuffer, rowCode } from "./row.ts";
+
+/** The divergences that have a kernel. */
+export type DivergenceName = "forwardKl" | "reverseKl" | "jsd" | "skewForwardKl" | "skewReverseKl" | "totalVariation";
+
+/**
+ * One divergence in WGSL, of p4, q4, d4, diff4 (q − p), beta and near4 (|d| < 1). A gradient is weight·w·(h − E_w h), where w is q for the
+ * student and p for the teacher and h a function of d alone; null stands for ±(q − p).
+ */
+interface Formula {
+  value: string;
+  student: { weight: string; h: string } | null;
+  teacher: { weight: string; h: string } | null;
+  /** Whether u, v and r are used. */
+  mixture: boolean;
+}
+
+// weight·x, where 0·∞ = 0
+const times = (weight: string, x: string) => `select(${weight} * (${x}), vec4f(0.0), ${weight} == vec4f(0.0))`;
+// a·(eᵈ − 1 − d) where b = a·eᵈ: the series near 0, b − a − a·d elsewhere
+const excess = (a: string, b: string, d: string) => `select(${b} - ${a} - ${times(a, d)}, ${a} * excess_series4_(${d}), near4)`;
+// p·(eᵘ − 1 − u) and q·(eᵛ − 1 − v): the terms of KL(p‖m) and KL(q‖m)
+const KL_PM = `select((1.0 - beta) * diff4 - ${times("p4", "u4")}, p4 * excess_series4_(u4), near4)`;
+const KL_QM = `select(-beta * diff4 - ${times("q4", "v4")}, q4 * excess_series4_(v4), near4)`;
+
+// m anchored on the larger of p and q: log1p of something in (−1, 0]
+const MIXTURE = `
+  let e4 = expm14_(-abs(d4));
+  let q_larger4 = d4 > vec4f(0.0);
+  let w4 = log1p4_(select(vec4f(1.0 - beta), vec4f(beta), q_larger4) * e4);
+  let u4 = select(w4, w4 + d4, q_larger4);
+  let v4 = select(w4 - d4, w4, q_larger4);
+  let r4 = select(e4 / (1.0 + (1.0 - beta) * e4), -e4 / (1.0 + beta * e4), q_larger4);`;
+
+const FORMULAS: Record<DivergenceName, Formula> = {
+  forwardKl: {
+    value: excess("p4", "q4", "d4"),
+    student: null,
+    teacher: { weight: "1.0", h: "-d4" },
+    mixture: false,
+  },
+  reverseKl: {
+    value: excess("q4", "p4", "(-d4)"),
+    student: { weight: "1.0", h: "d4" },
+    teacher: null,
+    mixture: false,
+  },
+  jsd: {
+    value: `beta * ${KL_PM} + (1.0 - beta) * ${KL_QM}`,
+    student: { weight: "(1.0 - beta)", h: "-v4" },
+    teacher: { weight: "beta", h: "-u4" },
+    mixture: true,
+  },
+  skewForwardKl: { // m = αp + (1−α)q: β = α
+    value: KL_PM,
+    student: { weight: "1.0", h: "(1.0 - beta) * (1.0 - beta) * r4" },
+    teacher: { weight: "1.0", h: "-u4 + beta * (1.0 - beta) * r4" },
+    mixture: true,
+  },
+  skewReverseKl: { // m = (1−α)p + αq: β = 1−α
+    value: KL_QM,
+    student: { weight: "1.0", h: "-v4 - beta * (1.0 - beta) * r4" },
+    teacher: { weight: "1.0", h: "-beta * beta * r4" },
+    mixture: true,
+  },
+  totalVariation: {
+    value: "0.5 * abs(diff4)",
+    student: { weight: "1.0", h: "0.5 * sign(d4)" },
+    teacher: { weight: "1.0", h: "-0.5 * sign(d4)" },
+    mixture: false,
+  },
+};
+
+/** Compile-time choices. */
+interface Variant {
+  name: DivergenceName;
+  student: Element;
+  teacher: Element;
+  dStudent: boolean;
+  dTeacher: boolean;
+  upstream: boolean;
+  labels: boolean;
+  /** Whether cross-entropy at T = 1 is added: distillation. */
+  crossEntropy: boolean;
+  plan: string;
+}
+
+const kernel: (key: string) => Kernel = variants((key: string): KernelSpec => {
+  const v = JSON.parse(key) as Variant;
+  const plan = parsePlan(v.plan), formula = FORMULAS[v.name];
+  const outputs: Record<string, Element> = {};
+  if (v.dStudent) outputs.d_student = v.student;
+  if (v.dTeacher) outputs.d_teacher = v.teacher;
+  const { head, begin, each } = rowCode(plan, { student: v.student, teacher: v.teacher }, outputs);
+  const mixture = formula.mixture ? MIXTURE : "";
+  const terms = `
+    let p4 = select(vec4f(0.0), exp((teacher4 - t_max) * k - log_t), live4);
+    let q4 = select(vec4f(0.0), exp((student4 - s_max) * k - log_s), live4);
+    let dead4 = max(student4, teacher4) < vec4f(-1e38);
+    let d4 = select(((student4 - teacher4) - shift) * k - c, vec4f(0.0), dead4);
+    let near4 = abs(d4) < vec4f(1.0);
+    let diff4 = select(q4 - p4, p4 * expm1_series4_(d4), near4);
+    ${mixture}`;
+  const studentMean = v.dStudent && formula.student, teacherMean = v.dTeacher && formula.teacher;
+  const centred = (side: "student" | "teacher") => `(${formula[side]!.h} - ${side}_h)`;
+  const add = `part += vec4f(sum_of(${formula.value}), ${studentMean ? `sum_of(${times("q4", centred("student"))})` : "0.0"}, ${
+    teacherMean ? `sum_of(${times("p4", centred("teacher"))})` : "0.0"
+  }, 0.0);`;
+  const ceGradient = v.crossEntropy
+    ? ` + ce_scale * select(exp(student4 - s_max - log_s1), vec4f(label_excess), columns4 == vec4u(label))`
+    : "";
+  const dStudent = studentMean ? `${studentMean.weight} * ${times("q4", `${centred("student")} - sums.y`)}` : "diff4";
+  const dTeacher = teacherMean ? `${teacherMean.weight} * ${times("p4", `${centred("teacher")} - sums.z`)}` : "-diff4";
+  const writeStudent = v.dStudent ? `store_d_student(row_base, columns4, up * (divergence_scale * k * (${dStudent})${ceGradient}));` : "";
+  const writeTeacher = v.dTeacher ? `store_d_teacher(row_base, columns4, up * divergence_scale * k * (${dTeacher}));` : "";
+  // a gradient that needs no sum is written in the loop that sums
+  const early = (studentMean ? "" : writeStudent) + (teacherMean ? "" : writeTeacher);
+  const late = (studentMean ? writeStudent : "") + (teacherMean ? writeTeacher : "");
+  const zero = Object.keys(outputs).map((name) => `store_${name}(row_base, columns4, vec4f(0.0));`).join(" ");
+  return {
+    name: v.crossEntropy ? "distillation" : v.name,
+    buffers: {
+      student: rowBuffer("read", v.student, plan),
+      teacher: rowBuffer("read", v.teacher, plan),
+      ...v.labels ? { labels: "read i32" as BufferType, counts: "read f32" as BufferType } : {},
+      ...v.upstream ? { upstream: "read f32" as BufferType } : {},
+      loss: "write f32",
+      ...v.crossEntropy ? { ceRows: "write f32" as BufferType, divergenceRows: "write f32" as BufferType } : {},
+      ...v.dStudent ? { dStudent: rowBuffer("write", v.student, plan) } : {},
+      ...v.dTeacher ? { dTeacher: rowBuffer("write", v.teacher, plan) } : {},
+    },
+    params: {
+      rows: "u32",
+      columns: "u32",
+      mean: "u32",
+      drop: "u32",
+      ignoreIndex: "i32",
+      upstreamStride: "u32",
+      inverseTemperature: "f32",
+      beta: "f32",
+      ceFactor: "f32",
+      divergenceFactor: "f32",
+    },
+    workgroup: plan.threads,
+    head: `${MATH}${MATH4}${head}
+${
+      v.crossEntropy
+        ? `fn element(row: u32, c: u32) -> f32 {
+  let at = row * params.columns + c;
+  return f32(student[at${plan.wide ? " / 4u][at % 4u]" : "]"});
+}`
+        : ""
+    }`,
+    main: `let row = group;
+  if (row >= params.rows) { return; }
+  let k = params.inverse_temperature;
+  let beta = params.beta;
+  let is_mean = params.mean == 1u;
+  ${begin}
+  ${
+      v.labels
+        ? `let ignored = labels[row] == params.ignore_index;
+  let dropping = params.drop == 1u;
+  if (ignored && dropping) {
+    if (lane == 0u) { loss[row] = 0.0; ${v.crossEntropy ? "ce_rows[row] = 0.0; divergence_rows[row] = 0.0;" : ""} }
+    ${zero ? each(zero) : ""}
+    return;
+  }
+  let kept_scale = select(0.0, 1.0 / counts[0], counts[0] != 0.0);
+  let row_scale = select(1.0, select(1.0 / f32(params.rows), kept_scale, dropping), is_mean);`
+        : "let row_scale = select(1.0, 1.0 / f32(params.rows), is_mean);"
+    }
+  let divergence_scale = params.divergence_factor * row_scale;
+  ${v.upstream ? "let up = upstream[row * params.upstream_stride];" : "let up = 1.0;"}
+
+  // the normalisers, and the range of student − teacher
+  var s_part = vec2f(LOW, -1.0);
+  var t_part = vec2f(LOW, -1.0);
+  ${v.crossEntropy ? "var s1_part = vec2f(LOW, -1.0);" : ""}
+  var range_part = vec2f(LOW, LOW);
+  ${late ? "var best = vec4f(LOW, 0.0, LOW, 0.0);" : ""}
+  ${
+      each(`s_part = add_normaliser(s_part, student4, live4, k);
+    t_part = add_normaliser(t_part, teacher4, live4, k);
+    ${v.crossEntropy ? "s1_part = add_normaliser(s1_part, student4, live4, 1.0);" : ""}
+    let used4 = live4 & (max(student4, teacher4) >= vec4f(-1e38));
+    let gap4 = student4 - teacher4;
+    range_part = max(range_part, vec2f(max_of(select(vec4f(LOW), gap4, used4)), max_of(select(vec4f(LOW), -gap4, used4))));
+    ${
+        late
+          ? `let s_best = max_of(student4); let t_best = max_of(teacher4);
+    if (s_best > best.x) { best = vec4f(s_best, where_equal(student4, s_best, teacher4), best.zw); }
+    if (t_best > best.z) { best = vec4f(best.xy, t_best, where_equal(teacher4, t_best, student4)); }`
+          : ""
+      }`)
+    }
+  let both = all_normalisers(lane, vec4f(s_part, t_part), k);
+  let s_max = both.x; let log_s = log1p_(both.y);
+  let t_max = both.z; let log_t = log1p_(both.w);
+  let shift = s_max - t_max;
+  let range = all_max(lane, vec4f(range_part, LOW, LOW));
+  var c = log_s - log_t;
+  if ((range.x + range.y) * k <= 1.0) { // close rows
+    var close_part = 0.0;
+    ${
+      each(`let close4 = exp((teacher4 - t_max) * k - log_t) * expm1_series4_(((student4 - teacher4) - shift) * k);
+    close_part += sum_of(select(vec4f(0.0), close4, live4 & (max(student4, teacher4) >= vec4f(-1e38))));`)
+    }
+    c = log1p_(all_sum(lane, vec4f(close_part)).x);
+  }
+  ${
+      v.crossEntropy
+        ? `let log_s1 = log1p_(all_normalisers(lane, vec4f(s1_part, LOW, -1.0), 1.0).y);
+  let label = select(u32(labels[row]), 0xffffffffu, ignored);
+  let known = label < params.columns;
+  var nan_bits = 0x7fc00000u;
+  let poison = select(bitcast<f32>(nan_bits), 0.0, known || ignored);
+  let ce = select(log_s1 - (element(row, select(0u, label, known)) - s_max), 0.0, ignored) + poison;
+  let label_excess = expm1_(-ce);
+  let ce_row_scale = select(select(1.0, kept_scale, is_mean), 0.0, ignored);
+  let ce_scale = params.ce_factor * ce_row_scale + poison;`
+        : ""
+    }
+
+  ${
+      late
+        ? `// h of the likeliest class of each side: h is centred on it, since h − E h would lose its digits where one class has all the weight
+  let modes = all_best(lane, best);
+  var student_h = 0.0;
+  var teacher_h = 0.0;
+  {
+    let d4 = vec4f(modes.x - modes.y, modes.w - modes.z, 0.0, 0.0) * k - vec4f(shift * k + c);
+    ${mixture}
+    ${studentMean ? `student_h = (${studentMean.h}).x;` : ""}
+    ${teacherMean ? `teacher_h = (${teacherMean.h}).y;` : ""}
+  }`
+        : ""
+    }
+  var part = vec4f(0.0);
+  ${each(`${terms}\n    ${add}\n    ${early}`)}
+  let sums = all_sum(lane, part);
+  let value = sums.x;
+  if (lane == 0u) {
+    ${
+      v.crossEntropy
+        ? `ce_rows[row] = ce * ce_row_scale;
+    divergence_rows[row] = value * row_scale;
+    loss[row] = select(ce_scale * ce, poison, ce_scale == 0.0) + divergence_scale * value;`
+        : "loss[row] = divergence_scale * value;"
+    }
+  }
+  ${late ? each(`${terms}\n    ${late}`) : ""}`,
+  };
+});
+
+/** What one launch binds. */
+export interface DivergenceBuffers {
+  student: Memory;
+  teacher: Memory;
+  labels: Memory | null;
+  /** From `countRows`, where there are labels. */
+  counts: Memory | null;
+  upstream: Memory | null;
+  loss: Memory;
+  /** Rows of the two parts: distillation. */
+  parts: { ceRows: Memory; divergenceRows: Memory } | null;
+  dStudent: Memory | null;
+  dTeacher: Memory | null;
+}
+
+/** Numbers of one launch. */
+export interface DivergenceNumbers {
+  rows: number;
+  columns: number;
+  mean: boolean;
+  /** Whether rows with an ignored label count nowhere. */
+  drop: boolean;
+  ignoreIndex: number;
+  upstreamStride: number;
+  temperature: number;
+  /** Weight of p in the mixture. */
+  beta: number;
+  ceFactor: number;
+  divergenceFactor: number;
+}
+
+/** Loss of each row (scaled for the mean), and the gradients where `dStudent` or `dTeacher` is given. */
+export function divergenceRows(name: DivergenceName, student: Element, teacher: Element, b: DivergenceBuffers, n: DivergenceNumbers): void {
+  const { labels, counts, upstream, parts, dStudent, dTeacher } = b;
+  const variant: Variant = {
+    name,
+    student,
+    teacher,
+    dStudent: dStudent !== null,
+    dTeacher: dTeacher !== null,
+    upstream: upstream !== null,
+    labels: labels !== null,
+    crossEntropy: parts !== null,
+    plan: planKey(planRow(n.columns, 2)),
+  };
+  const buffers: Record<string, Memory> = { student: b.student, teacher: b.teacher, loss: b.loss };
+  if (labels) Object.assign(buffers, { labels, counts: counts! });
+  if (upstream) buffers.upstream = upstream;
+  if (parts) Object.assign(buffers, parts);
+  if (dStudent) buffers.dStudent = dStudent;
+  if (dTeacher) buffers.dTeacher = dTeacher;
+  kernel(JSON.stringify(variant)).run(buffers, {
+    rows: n.rows,
+    columns: n.columns,
+    mean: n.mean ? 1 : 0,
+    drop: n.drop ? 1 : 0,
+    ignoreIndex: n.ignoreIndex,
+    upstreamStride: n.upstreamStride,
+    inverseTemperature: 1 / n.temperature,
+    beta: n.beta,
+    ceFactor: n.ceFactor,
+    divergenceFactor: n.divergenceFactor,
+  }, n.rows);
+}

@@ -1,0 +1,170 @@
+/**
+ * Elementwise kernels: y[i] = f(a[i], b[i], …) with broadcasting, from an expression.
+ *
+ * One factory serves every elementwise op and its gradients. Where the inputs have the output's shape or a single element, a
+ * thread computes four neighbours (`vec4`); otherwise each output index is taken apart into its dimensions.
+ */
+import { type BufferType, type Kernel, type KernelSpec, variants } from "./gpu/kernel.ts";
+import type { Memory } from "./gpu/memory.ts";
+import { MATH } from "./math.ts";
+
+/** How an element is stored. Arithmetic is f32 whatever the storage. */
+export type Element = "f32" | "f16" | "i32" | "u32";
+
+/** An input: where it lies and how it broadcasts. */
+export interface Operand {
+  memory: Memory;
+  shape: readonly number[];
+  element: Element;
+}
+
+/** Dimensions of the output with those of the inputs' strides (0: broadcast), neighbours merged where every input allows it. */
+export function broadcastStrides(shape: readonly number[], inputs: readonly (readonly number[])[]): { dims: number[]; strides: number[][] } {
+  const strides = inputs.map((input) => {
+    let stride = 1;
+    const result = new Array<number>(shape.length).fill(0);
+    for (let i = input.length - 1, at = shape.length - 1; i >= 0; i--, at--) {
+      if (input[i] !== 1) result[at] = stride;
+      stride *= input[i];
+    }
+    return result;
+  });
+  const dims: number[] = [], merged: number[][] = inputs.map(() => []);
+  for (let d = 0; d < shape.length; d++) {
+    if (shape[d] === 1) continue;
+    const last = dims.length - 1;
+    if (last >= 0 && strides.every((s, k) => merged[k][last] === s[d] * shape[d])) {
+      dims[last] *= shape[d];
+      strides.forEach((s, k) => merged[k][last] = s[d]);
+    } else {
+      dims.push(shape[d]);
+      strides.forEach((s, k) => merged[k].push(s[d]));
+    }
+  }
+  return { dims, strides: merged };
+}
+
+const names = ["a", "b", "c", "d"];
+
+/** One key holds all compile-time choices: expression, elements (inputs, then output), and per input `v` (vec4), `s` (one element), or the rank of the strided form. */
+const kernel: (key: string) => Kernel = variants((key: string): KernelSpec => {
+  const [name, expression, elements, form] = key.split("@");
+  const types = elements.split(",") as Element[], output = types.pop()!;
+  const inputs = types.map((_, k) => names[k]);
+  const head = `${MATH}
+fn apply(${inputs.map((x) => `${x}: f32`).join(", ")}) -> f32 { return ${expression}; }`;
+  const rank = Number(form);
+  const buffers = Object.fromEntries(inputs.map((x, k): [string, BufferType] => [x, `read ${types[k]}`]));
+  if (Number.isNaN(rank)) {
+    const wide = (t: Element) => ({ f32: "vec4f", f16: "vec4h", i32: "vec4i", u32: "vec4u" } as const)[t];
+    const vectors = Object.fromEntries(inputs.map((x, k): [string, BufferType] => [x, `read ${form[k] === "v" ? wide(types[k]) : types[k]}`]));
+    const load = inputs.map((x, k) => `let ${x}4 = vec4f(${form[k] === "v" ? `vec4f(${x}[thread])` : `f32(${x}[0])`});`).join(" ");
+    const lanes = [..."xyzw"].map((l) => `apply(${inputs.map((x) => `${x}4.${l}`).join(", ")})`).join(", ");
+    return {
+      name,
+      buffers: { ...vectors, y: `write ${wide(output)}` },
+      params: { quads: "u32", s0: "f32", s1: "f32" },
+      head,
+      main: `if (thread >= params.quads) { return; }
+  ${load}
+  y[thread] = ${wide(output)}(${lanes});`,
+    };
+  }
+  const axes = Array.from({ length: rank }, (_, d) => d);
+  const params: Record<string, "u32" | "f32"> = { size: "u32", s0: "f32", s1: "f32" };
+  for (const d of axes) params[`dim${d}`] = "u32";
+  for (const x of inputs) for (const d of ["Offset", ...axes]) params[`${x}${d}`] = "u32";
+  const index = axes.toReversed().map((d) => `let i${d} = rest % params.dim${d}; rest /= params.dim${d};`).join(" ");
+  const at = (x: string) => [`params.${x}_offset`, ...axes.map((d) => `i${d} * params.${x}${d}`)].join(" + ");
+  return {
+    name,
+    buffers: { ...buffers, y: `write ${output}` },
+    params,
+    head,
+    main: `if (thread >= params.size) { return; }
+  var rest = thread;
+  ${index}
+  y[thread] = ${output}(apply(${inputs.map((x) => `f32(${x}[${at(x)}])`).join(", ")}));`,
+  };
+});
+
+/**
+ * Runs `expression` (of a, b, c, d in the order of `inputs`, and the scalars s0, s1) over `shape` into `output`.
+ * Every input must broadcast to `shape`.
+ */
+export function map(
+  name: string,
+  expression: string,
+  inputs: readonly Operand[],
+  output: { memory: Memory; element: Element },
+  shape: readonly number[],
+  scalars: readonly number[] = [],
+): void {
+  const size = shape.reduce((a, b) => a * b, 1);
+  if (size === 0) return;
+  const elements = [...inputs.map((x) => x.element), output.element].join();
+  const text = expression.replace(/\bs([01])\b/g, "params.s$1");
+  const buffers: Record<string, Memory> = { y: output.memory };
+  inputs.forEach((x, k) => buffers[names[k]] = x.memory);
+  const values: Record<string, number> = { s0: scalars[0] ?? 0, s1: scalars[1] ?? 0 };
+  let form = "";
+  for (const x of inputs) {
+    const n = x.shape.reduce((a, b) => a * b, 1);
+    form += n === size ? "v" : n === 1 ? "s" : "?";
+  }
+  if (!form.includes("?")) {
+    values.quads = Math.ceil(size / 4);
+    return kernel(`${name}@${text}@${elements}@${form}`).run(buffers, values, Math.ceil(values.quads / 256));
+  }
+  const { dims, strides } = broadcastStrides(shape, inputs.map((x) => x.shape));
+  runStrided(`${name}@${text}@${elements}`, buffers, values, dims, strides.map((s) => ({ strides: s, offset: 0 })));
+}
+
+function runStrided(
+  key: string,
+  buffers: Record<string, Memory>,
+  values: Record<string, number>,
+  dims: readonly number[],
+  inputs: readonly { strides: readonly number[]; offset: number }[],
+): void {
+  values.size = dims.reduce((a, b) => a * b, 1);
+  dims.forEach((dim, d) => values[`dim${d}`] = dim);
+  inputs.forEach(({ strides, offset }, k) => {
+    values[`${names[k]}Offset`] = offset;
+    strides.forEach((stride, d) => values[`${names[k]}${d}`] = stride);
+  });
+  kernel(`${key}@${dims.length}`).run(buffers, values, Math.ceil(values.size / 256));
+}
+
+/** y = the elements of x from `offset` on that lie `strides` apart along `dims`: slices, permutations, expansions. */
+export function gatherStrided(x: Memory, y: Memory, element: Element, dims: readonly number[], strides: readonly number[], offset = 0): void {
+  if (dims.includes(0)) return;
+  runStrided(`copy@a@${element},${element}`, { a: x, y }, { s0: 0, s1: 0 }, dims, [{ strides, offset }]);
+}
+
+const accumulateKernel = variants((element: Element) => ({
+  name: "accumulate",
+  buffers: { x: `read ${element}`, total: `write ${element}` },
+  params: { size: "u32" },
+  main: "if (thread < params.size) { total[thread] += x[thread]; }",
+}));
+
+/** total[i] += x[i]. */
+export function accumulate(total: Memory, x: Memory, size: number, element: Element): void {
+  accumulateKernel(element).run({ total, x }, { size }, Math.ceil(size / 256));
+}
+
+const scaleKernel = variants((key: string) => {
+  const [element, factorElement] = key.split(",") as Element[];
+  return {
+    name: "scale",
+    buffers: { factor: `read ${factorElement}`, x: `write ${element}` },
+    params: { size: "u32" },
+    main: `if (thread < params.size) { x[thread] = ${element}(f32(x[thread]) * f32(factor[0])); }`,
+  };
+});
+
+/** x[i] *= factor, in place. */
+export function scale(x: Memory, factor: Memory, size: number, element: Element, factorElement: Element): void {
+  scaleKernel(`${element},${factorElement}`).run({ x, factor }, { size }, Math.ceil(size / 256));
+}

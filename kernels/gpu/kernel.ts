@@ -1,0 +1,141 @@
+import { describe } from "../check.ts";
+import { type Gpu, gpu } from "./gpu.ts";
+import type { Memory } from "./memory.ts";
+import type { Pipeline } from "./queue.ts";
+
+/** How a kernel binds a buffer: `read`, or `write` (which may also read), and the element type. */
+export type BufferType = `${"read" | "write"} ${"f32" | "f16" | "i32" | "u32" | "vec4f" | "vec4h" | "vec4i" | "vec4u"}`;
+
+/** What `defineKernel` takes. Names are camelCase here and snake_case in WGSL: `dLogits` is `d_logits`. */
+export interface KernelSpec {
+  /** Shown in errors and profiles. */
+  name: string;
+  /** The buffers, in binding order. */
+  buffers: Record<string, BufferType>;
+  /** Scalars and sizes: they become one uniform `params`. */
+  params?: Record<string, "u32" | "i32" | "f32">;
+  /** Threads of a workgroup; 256 unless given. */
+  workgroup?: number;
+  /** Functions and workgroup variables. */
+  head?: string;
+  /**
+   * The body of the kernel. It sees `lane` (index of the thread in its workgroup), `group` (index of the workgroup,
+   * counted through all dimensions) and `thread` (`group` times the workgroup's size plus `lane`), all u32. `group` may run past
+   * the count that was asked for: compare it with a size in `params` first.
+   */
+  main: string;
+}
+
+/** A compute kernel that compiles at its first run on a device. */
+export interface Kernel {
+  readonly spec: KernelSpec;
+  /** Encodes one dispatch of so many workgroups. Memories and params are given by name. */
+  run(buffers: Record<string, Memory>, params: Record<string, number>, workgroups: number): void;
+}
+
+const snake = (name: string) => name.replace(/[A-Z]/g, (c) => `_${c.toLowerCase()}`);
+
+/** The whole WGSL text of a kernel. */
+export function wgsl({ name: _, buffers, params = {}, workgroup = 256, head = "", main }: KernelSpec): string {
+  const f16 = Object.values(buffers).some((type) => type.endsWith("f16") || type.endsWith("vec4h"));
+  const bindings = Object.entries(buffers).map(([name, type], i) => {
+    const [access, element] = type.split(" ");
+    return `@group(0) @binding(${i}) var<storage, ${access === "write" ? "read_write" : "read"}> ${snake(name)}: array<${element}>;`;
+  });
+  const fields = Object.entries(params).map(([name, type]) => `${snake(name)}: ${type}`);
+  const uniform = fields.length === 0 ? "" : `struct Params { ${fields.join(", ")} }
+@group(0) @binding(${bindings.length}) var<uniform> params: Params;`;
+  return `${f16 ? "enable f16;\n" : ""}${bindings.join("\n")}
+${uniform}
+${head}
+@compute @workgroup_size(${workgroup})
+fn main(@builtin(workgroup_id) group_id: vec3u, @builtin(num_workgroups) group_count: vec3u, @builtin(local_invocation_index) lane: u32) {
+  let group = group_id.x + group_id.y * group_count.x;
+  let thread = group * ${workgroup}u + lane;
+  ${main}
+}
+`;
+}
+
+let pipelines = 0;
+
+function compile(spec: KernelSpec, device: GPUDevice): Pipeline {
+  const writes = Object.values(spec.buffers).map((type) => type.startsWith("write"));
+  const params = Object.values(spec.params ?? {});
+  const entries = writes.map((write, binding): GPUBindGroupLayoutEntry => ({
+    binding,
+    visibility: 0x4, // GPUShaderStage.COMPUTE
+    buffer: { type: write ? "storage" : "read-only-storage" },
+  }));
+  if (params.length > 0) entries.push({ binding: writes.length, visibility: 0x4, buffer: { type: "uniform" } });
+  const layout = device.createBindGroupLayout({ entries });
+  const module = device.createShaderModule({ label: spec.name, code: wgsl(spec) });
+  const pipeline = device.createComputePipeline({
+    label: spec.name,
+    layout: device.createPipelineLayout({ bindGroupLayouts: [layout] }),
+    compute: { module, entryPoint: "main" },
+  });
+  return { id: pipelines++, name: spec.name, gpu: pipeline, layout, writes, params };
+}
+
+/**
+ * Defines a compute kernel: its buffers, its parameters and its WGSL. It compiles at its first run on a device and is
+ * cached. All kernels of this package are defined so; with `record` a kernel becomes a differentiable op.
+ *
+ * Throws a TypeError for a name that is no identifier or parameters that do not fit one 256-byte block.
+ *
+ * @example
+ * ```ts
+ * import { defineKernel, init, tensor, zeros } from "@limbeck/limbeck";
+ *
+ * await init();
+ * const double = defineKernel({
+ *   name: "double",
+ *   buffers: { x: "read f32", y: "write f32" },
+ *   params: { size: "u32" },
+ *   main: "if (thread < params.size) { y[thread] = 2 * x[thread]; }",
+ * });
+ * const x = tensor([1, 2, 3]), y = zeros([3]);
+ * double.run({ x: x.memory, y: y.memory }, { size: 3 }, 1);
+ * console.log(await y.array()); // [2, 4, 6]
+ * ```
+ */
+export function defineKernel(spec: KernelSpec): Kernel {
+  const names = Object.keys(spec.buffers), params = Object.keys(spec.params ?? {});
+  for (const name of [...names, ...params]) {
+    if (!/^[a-z][A-Za-z0-9_]*$/.test(name)) {
+      throw new TypeError(`defineKernel: ${spec.name}: ${describe(name)} must be a camelCase identifier`);
+    }
+  }
+  if (params.length > 64) throw new TypeError(`defineKernel: ${spec.name}: at most 64 params fit, got ${params.length}`);
+  let owner: Gpu | null = null, pipeline: Pipeline;
+  return {
+    spec,
+    run(buffers, values, workgroups) {
+      const open = gpu(), { device, errors, queue } = open;
+      if (owner !== open) {
+        errors.open();
+        pipeline = compile(spec, device);
+        errors.close(() => `the WGSL of ${spec.name}`);
+        owner = open;
+      }
+      if (workgroups === 0) return;
+      const memories: Memory[] = new Array(names.length), numbers: number[] = new Array(params.length);
+      for (let i = 0; i < names.length; i++) memories[i] = buffers[names[i]];
+      for (let i = 0; i < params.length; i++) numbers[i] = values[params[i]];
+      const most = device.limits.maxComputeWorkgroupsPerDimension;
+      const x = Math.min(workgroups, most), y = Math.ceil(workgroups / x);
+      queue.dispatch(pipeline, memories, numbers, x, y, 1);
+    },
+  };
+}
+
+/** One kernel for each key, defined when it is first asked for: how a kernel takes compile-time choices. */
+export function variants<K extends string | number>(define: (key: K) => KernelSpec): (key: K) => Kernel {
+  const made = new Map<K, Kernel>();
+  return (key) => {
+    let kernel = made.get(key);
+    if (!kernel) made.set(key, kernel = defineKernel(define(key)));
+    return kernel;
+  };
+}

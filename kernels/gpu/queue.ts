@@ -1,0 +1,280 @@
+import type { DeviceErrors } from "./device.ts";
+import { Arena, type Counters, type Memory, type Pool, sizeClass } from "./memory.ts";
+
+/** A compiled kernel. */
+export interface Pipeline {
+  id: number;
+  name: string;
+  gpu: GPUComputePipeline;
+  layout: GPUBindGroupLayout;
+  /** Per storage binding, in order: whether the kernel writes it. */
+  writes: boolean[];
+  /** Per parameter, in order: its WGSL type. Empty: the kernel has no Params block. */
+  params: ("u32" | "i32" | "f32")[];
+}
+
+/** A dispatch seen before: what it bound, its bind group, and the dispatch that came after it last time. */
+interface Entry {
+  pipeline: Pipeline;
+  memories: Memory[];
+  params: number[];
+  group: GPUBindGroup;
+  next: Entry | null;
+}
+
+const SUBMIT_AFTER = 250; // dispatches; fewer submits cost more on every adapter measured, more delay the GPU's start
+const MOST_ENTRIES = 8192;
+const PARAMS_BYTES = 256; // the strictest offset alignment there is
+const CHUNK_BYTES = 2 ** 16;
+
+/**
+ * Encodes everything into one open compute pass and submits it after a batch of dispatches, at a read or when asked.
+ * Host writes land before the whole submit, so nothing that a waiting dispatch names is ever written from the host:
+ * small data goes through the arena, Params blocks are content-addressed and never change.
+ */
+export class Queue {
+  readonly arena: Arena;
+  /** Number of the batch that is open: all dispatches since the last submit. */
+  batch = 0;
+  #encoder: GPUCommandEncoder | null = null;
+  #pass: GPUComputePassEncoder | null = null;
+  #bound: Pipeline | null = null;
+  #inBatch = 0;
+  #names = new Set<string>();
+  #first: Entry = { next: null } as Entry;
+  #last: Entry = this.#first;
+  #entries = new Map<string, Entry>();
+  #blocks = new Map<string, GPUBindingResource>();
+  #chunks: { buffer: GPUBuffer; mirror: Uint8Array; from: number; to: number }[] = [];
+  #staging = new Map<number, GPUBuffer[]>();
+
+  constructor(
+    readonly device: GPUDevice,
+    readonly pool: () => Pool,
+    readonly counters: Counters,
+    readonly errors: DeviceErrors,
+  ) {
+    this.arena = new Arena(device, counters);
+  }
+
+  /** Encodes one dispatch. A repeated one costs a comparison with what followed the previous dispatch last time. */
+  dispatch(pipeline: Pipeline, memories: Memory[], params: number[], x: number, y: number, z: number): void {
+    let entry = this.#last.next;
+    if (entry === null || !matches(entry, pipeline, memories, params)) entry = this.#entry(pipeline, memories, params);
+    this.#last.next = entry;
+    this.#last = entry;
+    const pass = this.#openPass();
+    if (this.#bound !== pipeline) {
+      pass.setPipeline(pipeline.gpu);
+      this.#bound = pipeline;
+      this.#names.add(pipeline.name);
+    }
+    pass.setBindGroup(0, entry.group);
+    pass.dispatchWorkgroups(x, y, z);
+    for (let i = 0; i < memories.length; i++) memories[i].batch = this.batch;
+    this.counters.dispatches++;
+    if (++this.#inBatch >= SUBMIT_AFTER) this.submit();
+  }
+
+  #entry(pipeline: Pipeline, memories: Memory[], params: number[]): Entry {
+    let key = `${pipeline.id}`;
+    for (const memory of memories) key += `,${memory.id}`;
+    for (const value of params) key += `;${Object.is(value, -0) ? "-0" : value}`;
+    let entry = this.#entries.get(key);
+    if (!entry) {
+      if (this.#entries.size >= MOST_ENTRIES) this.forget();
+      checkAliasing(pipeline, memories);
+      const entries: GPUBindGroupEntry[] = memories.map((m, binding) => ({
+        binding,
+        resource: { buffer: m.buffer, offset: m.offset, size: m.bytes },
+      }));
+      if (params.length > 0) entries.push({ binding: memories.length, resource: this.#paramsBlock(pipeline, params) });
+      this.counters.bindGroupsCreated++;
+      const group = this.device.createBindGroup({ layout: pipeline.layout, entries });
+      entry = { pipeline, memories: [...memories], params: [...params], group, next: null };
+      this.#entries.set(key, entry);
+    }
+    return entry;
+  }
+
+  /** The uniform block with this content: made once, never changed. */
+  #paramsBlock(pipeline: Pipeline, params: number[]): GPUBindingResource {
+    const bytes = new Uint8Array(PARAMS_BYTES);
+    const view = new DataView(bytes.buffer);
+    params.forEach((value, i) => {
+      if (pipeline.params[i] === "f32") view.setFloat32(4 * i, value, true);
+      else if (pipeline.params[i] === "i32") view.setInt32(4 * i, value, true);
+      else view.setUint32(4 * i, value, true);
+    });
+    const key = bytes.subarray(0, 4 * params.length).join();
+    let block = this.#blocks.get(key);
+    if (!block) {
+      const index = this.#blocks.size, offset = (index * PARAMS_BYTES) % CHUNK_BYTES;
+      const at = Math.floor(index * PARAMS_BYTES / CHUNK_BYTES);
+      if (at === this.#chunks.length) {
+        this.counters.buffersCreated++;
+        const buffer = this.device.createBuffer({ size: CHUNK_BYTES, usage: 0x40 | 0x8 }); // UNIFORM | COPY_DST
+        this.#chunks.push({ buffer, mirror: new Uint8Array(CHUNK_BYTES), from: Infinity, to: 0 });
+      }
+      const chunk = this.#chunks[at];
+      chunk.mirror.set(bytes, offset);
+      chunk.from = Math.min(chunk.from, offset);
+      chunk.to = Math.max(chunk.to, offset + PARAMS_BYTES);
+      block = { buffer: chunk.buffer, offset, size: Math.ceil(params.length / 4) * 16 };
+      this.#blocks.set(key, block);
+    }
+    return block;
+  }
+
+  /** Forgets all bind groups and Params blocks; what waits is submitted first, since it may name them. */
+  forget(): void {
+    this.submit();
+    this.#entries.clear();
+    this.#blocks.clear();
+    this.#first.next = null;
+    this.#last = this.#first;
+  }
+
+  #openEncoder(): GPUCommandEncoder {
+    if (!this.#encoder) {
+      this.errors.open();
+      this.#encoder = this.device.createCommandEncoder();
+    }
+    return this.#encoder;
+  }
+
+  #openPass(): GPUComputePassEncoder {
+    return this.#pass ??= this.#openEncoder().beginComputePass();
+  }
+
+  #endPass(): void {
+    this.#pass?.end();
+    this.#pass = null;
+    this.#bound = null;
+  }
+
+  /** Puts bytes into memory that is ready to be read by the next dispatch: a slot of the arena where they fit, else of the pool. */
+  upload(data: Uint8Array, writable: boolean): Memory {
+    const slot = writable ? undefined : this.arena.take(data);
+    if (slot) return slot;
+    const memory = this.pool().take(data.byteLength);
+    if (memory.batch === this.batch) this.submit();
+    const whole = data.byteLength - data.byteLength % 4;
+    const { device: { queue } } = this;
+    if (whole > 0) queue.writeBuffer(memory.buffer, memory.offset, data, 0, whole);
+    if (whole < data.byteLength) {
+      const rest = new Uint8Array(4);
+      rest.set(data.subarray(whole));
+      queue.writeBuffer(memory.buffer, memory.offset + whole, rest);
+    }
+    return memory;
+  }
+
+  /** Copies the first bytes of one memory to another, in order with the dispatches. */
+  copy(from: Memory, to: Memory, bytes: number): void {
+    this.#endPass();
+    const size = Math.min(Math.ceil(bytes / 4) * 4, from.bytes, to.bytes);
+    if (size > 0) this.#openEncoder().copyBufferToBuffer(from.buffer, from.offset, to.buffer, to.offset, size);
+    from.batch = to.batch = this.batch;
+  }
+
+  /** Submits what was encoded so far. */
+  submit(): void {
+    if (!this.#encoder) return;
+    this.#endPass();
+    this.arena.write();
+    for (const chunk of this.#chunks) {
+      if (chunk.from >= chunk.to) continue;
+      this.device.queue.writeBuffer(chunk.buffer, chunk.from, chunk.mirror, chunk.from, chunk.to - chunk.from);
+      chunk.from = Infinity;
+      chunk.to = 0;
+    }
+    this.device.queue.submit([this.#encoder.finish()]);
+    const names = [...this.#names];
+    this.errors.close(() => `the batch of ${names.join(", ") || "copies"}`);
+    this.#encoder = null;
+    this.#names.clear();
+    this.#inBatch = 0;
+    this.batch++;
+    this.counters.submits++;
+    this.#last = this.#first; // a step begins behind a submit: predictions line up again
+    this.arena.submitted();
+  }
+
+  /** The first bytes of a memory as they are when everything encoded so far has run. */
+  async read(memory: Memory, bytes: number): Promise<ArrayBuffer> {
+    if (bytes === 0) {
+      this.submit();
+      await this.errors.settle();
+      return new ArrayBuffer(0);
+    }
+    const size = sizeClass(bytes);
+    const staging = this.#staging.get(size)?.pop() ?? this.#createStaging(size);
+    this.#endPass();
+    const copied = Math.ceil(bytes / 4) * 4;
+    this.#openEncoder().copyBufferToBuffer(memory.buffer, memory.offset, staging, 0, copied);
+    memory.batch = this.batch;
+    this.submit();
+    const range = await mapped(staging, copied);
+    const result = range.slice(0, bytes);
+    staging.unmap();
+    const free = this.#staging.get(size);
+    if (free) free.push(staging);
+    else this.#staging.set(size, [staging]);
+    await this.errors.settle();
+    return result;
+  }
+
+  #createStaging(size: number): GPUBuffer {
+    this.counters.buffersCreated++;
+    // mapped once at creation and unmapped: only then may it be read behind an un-awaited mapAsync (see `mapped`)
+    const staging = this.device.createBuffer({ size, usage: 0x1 | 0x8, mappedAtCreation: true }); // MAP_READ | COPY_DST
+    staging.unmap();
+    return staging;
+  }
+
+  destroy(): void {
+    this.forget();
+    for (const { buffer } of this.#chunks) buffer.destroy();
+    for (const buffers of this.#staging.values()) for (const buffer of buffers) buffer.destroy();
+    this.arena.destroy();
+  }
+}
+
+/**
+ * The content of a staging buffer. Deno finishes the mapping before `mapAsync` returns and then sleeps 10 ms inside the
+ * promise, so the range is taken without the await where that works (0.1 ms); where it does not (Dawn and browsers throw), the await comes first.
+ */
+async function mapped(staging: GPUBuffer, bytes: number): Promise<ArrayBuffer> {
+  const ready = staging.mapAsync(0x1, 0, bytes); // GPUMapMode.READ
+  if ("Deno" in globalThis) {
+    ready.catch(() => {}); // unmapping before it resolves rejects it
+    try {
+      return staging.getMappedRange(0, bytes);
+    } catch {
+      // not mapped yet: a device of another implementation
+    }
+  }
+  await ready;
+  return staging.getMappedRange(0, bytes);
+}
+
+function matches(entry: Entry, pipeline: Pipeline, memories: Memory[], params: number[]): boolean {
+  if (entry.pipeline !== pipeline) return false;
+  for (let i = 0; i < memories.length; i++) if (entry.memories[i] !== memories[i]) return false;
+  for (let i = 0; i < params.length; i++) if (!Object.is(entry.params[i], params[i])) return false;
+  return true;
+}
+
+/** One dispatch must not read and write the same buffer through different bindings: WebGPU would discard the whole pass. */
+function checkAliasing(pipeline: Pipeline, memories: Memory[]): void {
+  memories.forEach((written, i) => {
+    if (!pipeline.writes[i]) return;
+    if (written.owner.readOnly) throw new Error(`internal: ${pipeline.name} writes read-only memory (binding ${i})`);
+    memories.forEach((other, j) => {
+      if (i !== j && other.buffer === written.buffer && (!pipeline.writes[j] || other === written)) {
+        throw new Error(`internal: ${pipeline.name} binds one buffer for reading and writing (bindings ${j} and ${i})`);
+      }
+    });
+  });
+}

@@ -1,0 +1,121 @@
+/**
+ * Elementary functions for WGSL, because the built-in ones do not promise enough: `log` may err by 2⁻²¹ near 1
+ * (Mesa's software driver does), `tanh` loses small arguments, `expm1`, `log1p` and `erf` do not exist. Each is good to a few ulp, keeps NaN, and comes
+ * for `f32` and `vec4f` (suffix `4`). `exp` stays the built-in one: it errs by (3 + 2|x|) ulp, and where |x| is large the result weighs nothing in a sum.
+ */
+
+interface Lane {
+  suffix: "" | "4";
+  float: string;
+  int: string;
+  uint: string;
+}
+
+const f32: Lane = { suffix: "", float: "f32", int: "i32", uint: "u32" };
+const vec4: Lane = { suffix: "4", float: "vec4f", int: "vec4i", uint: "vec4u" };
+
+/** Horner's scheme for coefficients from the constant on. */
+function polynomial(x: string, coefficients: number[]): string {
+  const literal = (c: number) => Number.isInteger(c) ? `${c}.0` : `${c}`;
+  return coefficients.slice(0, -1).reduceRight((inner, c) => `(${literal(c)} + ${x} * ${inner})`, literal(coefficients.at(-1)!));
+}
+
+const inverseFactorials = (from: number, to: number): number[] => {
+  let factorial = 1;
+  const all = [1];
+  for (let n = 1; n <= to; n++) all.push(1 / (factorial *= n));
+  return all.slice(from);
+};
+
+function functions({ suffix: s, float: F, int: I, uint: U }: Lane): string {
+  return `
+// log(1 + f) for 1 + f in [√½, √2) as 2·atanh(f/(2 + f)): nothing is added to 1, so small f keep their digits
+fn log1p_series${s}_(f: ${F}) -> ${F} {
+  let z = f / (2.0 + f);
+  let w = z * z;
+  return f - z * (f - 2.0 * w * ${polynomial("w", [1 / 3, 1 / 5, 1 / 7, 1 / 9, 1 / 11])});
+}
+
+// log x: x = 2^k·m with m in [√½, √2), log x = k·log 2 + log m
+fn log${s}_(x: ${F}) -> ${F} {
+  let subnormal = x < ${F}(1.17549435e-38);
+  let y = select(x, x * 8388608.0, subnormal);
+  let bits = bitcast<${U}>(y);
+  let shifted = bits - ${U}(0x3f3504f3u);
+  let k = (bitcast<${I}>(shifted) >> ${U}(23u));
+  let m = bitcast<${F}>((shifted & ${U}(0x007fffffu)) + ${U}(0x3f3504f3u));
+  let small = log1p_series${s}_(m - 1.0);
+  let e = ${F}(k) - select(${F}(0.0), ${F}(23.0), subnormal);
+  // log 2 in two parts, so that e times the first is exact
+  let r = e * 0.693359375 + (small - e * 2.12194440e-4);
+  var infinity = 0x7f800000u;
+  var nan = 0x7fc00000u;
+  let special = select(select(r, ${F}(bitcast<f32>(nan)), x < ${F}(0.0)), ${F}(-bitcast<f32>(infinity)), x == ${F}(0.0));
+  return select(special, x, (bits >= ${U}(infinity)) & (bits <= ${U}(0x7fffffffu))); // +∞ and NaN
+}
+
+fn log1p${s}_(x: ${F}) -> ${F} {
+  return select(log${s}_(1.0 + x), log1p_series${s}_(x), (x > ${F}(-0.29)) & (x < ${F}(0.41)));
+}
+
+// exp x − 1 for |x| < 1
+fn expm1_series${s}_(x: ${F}) -> ${F} { return x * ${polynomial("x", inverseFactorials(1, 11))}; }
+
+// exp x − 1 − x for |x| < 1: x²/2 near 0
+fn excess_series${s}_(x: ${F}) -> ${F} { return x * x * ${polynomial("x", inverseFactorials(2, 12))}; }
+
+fn expm1${s}_(x: ${F}) -> ${F} { return select(exp(x) - 1.0, expm1_series${s}_(x), abs(x) < ${F}(1.0)); }
+
+fn tanh${s}_(x: ${F}) -> ${F} {
+  let e = expm1${s}_(-2.0 * abs(x));
+  return sign(x) * (-e / (2.0 + e));
+}
+
+// 1/cosh² x, which 1 − tanh² x loses in its tails
+fn sech_squared${s}_(x: ${F}) -> ${F} {
+  let e = exp(-2.0 * abs(x));
+  return 4.0 * e / ((1.0 + e) * (1.0 + e));
+}
+
+fn sigmoid${s}_(x: ${F}) -> ${F} {
+  let e = exp(-abs(x));
+  return select(${F}(1.0), e, x < ${F}(0.0)) / (1.0 + e);
+}
+
+fn softplus${s}_(x: ${F}) -> ${F} { return max(x, ${F}(0.0)) + log1p${s}_(exp(-abs(x))); }
+`;
+}
+
+/** The functions for `f32`, and what only elementwise ops need. */
+export const MATH: string = functions(f32) + `
+fn is_nan_(x: f32) -> bool { return (bitcast<u32>(x) & 0x7fffffffu) > 0x7f800000u; }
+
+// max and min that keep NaN, as the built-in ones need not
+fn max_(a: f32, b: f32) -> f32 { return select(select(max(a, b), b, is_nan_(b)), a, is_nan_(a)); }
+fn min_(a: f32, b: f32) -> f32 { return select(select(min(a, b), b, is_nan_(b)), a, is_nan_(a)); }
+
+// erf x: its series below 1, beyond 1 − erfc by the Chebyshev fit of Numerical Recipes (fractional error 1.2e-7)
+fn erf_(x: f32) -> f32 {
+  let a = abs(x);
+  let w = x * x;
+  let series = x * 1.1283791671 * ${polynomial("w", [1, -1 / 3, 1 / 10, -1 / 42, 1 / 216, -1 / 1320, 1 / 9360, -1 / 75600, 1 / 685440])};
+  let t = 1.0 / (1.0 + 0.5 * a);
+  let fit = t * exp(-a * a + ${
+  polynomial("t", [-1.26551223, 1.00002368, 0.37409196, 0.09678418, -0.18628806, 0.27886807, -1.13520398, 1.48851587, -0.82215223, 0.17087277])
+});
+  return select(sign(x) * (1.0 - fit), series, a < 1.0);
+}
+
+// x to the power y as in C: a negative base takes integer exponents only
+fn pow_(x: f32, y: f32) -> f32 {
+  if (y == 0.0) { return 1.0; }
+  let magnitude = exp(y * log_(abs(x)));
+  let odd = abs(y) < 16777216.0 && (i32(y) & 1) == 1;
+  var nan = 0x7fc00000u;
+  if (x < 0.0) { return select(bitcast<f32>(nan), select(magnitude, -magnitude, odd), floor(y) == y); }
+  return magnitude;
+}
+`;
+
+/** The functions for `vec4f`. */
+export const MATH4: string = functions(vec4);

@@ -1,0 +1,121 @@
+/**
+ * Reductions of [outer, length, inner] over the middle. A workgroup of 256 threads holds `columns` neighbouring results (1 where inner
+ * is 1, else 16) and 256 / columns lanes along the length; the lanes meet in a tree. Long reductions with few results are cut
+ * into pieces first, so that many workgroups share them. The order of additions is fixed by the sizes.
+ */
+import type { Element } from "./elementwise.ts";
+import { gpu } from "./gpu/gpu.ts";
+import { type Kernel, type KernelSpec, variants } from "./gpu/kernel.ts";
+import type { Memory } from "./gpu/memory.ts";
+import { MATH } from "./math.ts";
+
+export type Reduction = "sum" | "max" | "min" | "logSumExp" | "argmax";
+
+const LONGEST = 16384; // elements that one workgroup reduces alone
+
+/** A fold over the lane's elements and then over the lanes: `step` adds `x` (at index k) to `total`, `join` adds `other` to it. */
+function fold(total: string, step: string, join: string): string {
+  return `
+  for (var k = first + along; k < end; k += LANES) {
+    let x = f32(values[(outer * params.length + k) * params.inner + column]);
+    ${step}
+  }
+  shared_values[lane] = ${total};
+  for (var half = LANES / 2u; half > 0u; half /= 2u) {
+    workgroupBarrier();
+    if (along < half) {
+      let other = shared_values[lane + half * COLUMNS];
+      ${join}
+      shared_values[lane] = ${total};
+    }
+  }
+  workgroupBarrier();`;
+}
+
+const kernel: (key: string) => Kernel = variants((key: string): KernelSpec => {
+  const [kind, columns, input, output] = key.split(",");
+  const start = "let start = f32(values[(outer * params.length + first) * params.inner + column]);";
+  const body = {
+    sum: `var total = 0.0; ${fold("total", "total += x;", "total += other;")} let result = shared_values[lane];`,
+    max: `${start} var total = start; ${fold("total", "total = max_(total, x);", "total = max_(total, other);")} let result = shared_values[lane];`,
+    min: `${start} var total = start; ${fold("total", "total = min_(total, x);", "total = min_(total, other);")} let result = shared_values[lane];`,
+    // the largest and the sum of the others relative to it: (m, r) stands for eᵐ(1 + r); an empty one has r = −1
+    logSumExp: `var total = vec2f(-3.4e38, -1.0);
+  ${
+      fold(
+        "total",
+        "total = join_(total, vec2f(x, 0.0));",
+        "total = join_(total, other);",
+      )
+    } let t = shared_values[lane]; let result = select(t.x + log1p_(t.y), t.x, abs(t.x) > 1e38);`,
+    // (value, index as bits)
+    argmax: `${start} var total = vec2f(start, bitcast<f32>(first));
+  ${
+      fold(
+        "total",
+        "if (x > total.x || (is_nan_(x) && !is_nan_(total.x))) { total = vec2f(x, bitcast<f32>(k)); }",
+        `let better = other.x > total.x || (is_nan_(other.x) && !is_nan_(total.x));
+      let tie = (other.x == total.x || (is_nan_(other.x) && is_nan_(total.x))) && bitcast<u32>(other.y) < bitcast<u32>(total.y);
+      if (better || tie) { total = other; }`,
+      )
+    } let result = bitcast<u32>(shared_values[lane].y);`,
+  }[kind as Reduction];
+  return {
+    name: kind,
+    buffers: { values: `read ${input as Element}`, results: `write ${output as Element}` },
+    params: { length: "u32", inner: "u32", piece: "u32", pieces: "u32", tiles: "u32", groups: "u32" },
+    head: `${MATH}
+const COLUMNS = ${columns}u;
+const LANES = ${256 / Number(columns)}u;
+var<workgroup> shared_values: array<${kind === "logSumExp" || kind === "argmax" ? "vec2f" : "f32"}, 256>;
+fn join_(a: vec2f, b: vec2f) -> vec2f {
+  if (b.y < 0.0) { return a; }
+  if (a.y < 0.0) { return b; }
+  let larger = select(b, a, a.x >= b.x);
+  let smaller = select(a, b, a.x >= b.x);
+  if (smaller.x == larger.x) { return vec2f(larger.x, larger.y + smaller.y + 1.0); }
+  return vec2f(larger.x, larger.y + (smaller.y + 1.0) * exp(smaller.x - larger.x));
+}`,
+    main: `if (group >= params.groups) { return; }
+  let tile = group % params.tiles;
+  let piece = (group / params.tiles) % params.pieces;
+  let outer = group / (params.tiles * params.pieces);
+  let column = min(tile * COLUMNS + lane % COLUMNS, params.inner - 1u);
+  let along = lane / COLUMNS;
+  let first = piece * params.piece;
+  let end = min(first + params.piece, params.length);
+  ${body}
+  if (along == 0u && tile * COLUMNS + lane < params.inner) {
+    results[(outer * params.pieces + piece) * params.inner + column] = ${output}(result);
+  }`,
+  };
+});
+
+/** results[o, i] = the reduction of values[o, :, i]. */
+export function reduce(
+  kind: Reduction,
+  values: Memory,
+  input: Element,
+  results: Memory,
+  output: Element,
+  outer: number,
+  length: number,
+  inner: number,
+): void {
+  const columns = inner === 1 ? 1 : 16;
+  const tiles = Math.ceil(inner / columns);
+  const run = (from: Memory, element: Element, to: Memory, toElement: Element, n: number, pieces: number) => {
+    const piece = Math.ceil(n / pieces), groups = outer * tiles * pieces;
+    kernel(`${kind},${columns},${element},${toElement}`)
+      .run({ values: from, results: to }, { length: n, inner, piece, pieces, tiles, groups }, groups);
+  };
+  const longest = columns === 1 ? LONGEST : LONGEST / 16;
+  const pieces = kind === "argmax" ? 1 : Math.ceil(length / longest);
+  // argmax keeps indices, which pieces would lose: one workgroup takes the whole length
+  if (pieces <= 1 || outer * tiles >= 1024) return run(values, input, results, output, length, 1);
+  const used = Math.ceil(length / Math.ceil(length / pieces)); // no empty piece at the end
+  const partial = gpu().pool.take(outer * used * inner * 4);
+  run(values, input, partial, "f32", length, used);
+  reduce(kind, partial, "f32", results, output, outer, used, inner);
+  partial.free();
+}

@@ -1,0 +1,181 @@
+/**
+ * What kernels that work a row at a time share: a workgroup takes a row, its threads take columns four at a time, and loops over the row
+ * are written once as `each(body)`. A plan says how a body becomes code: a real loop that reads memory again each time, or, where the row
+ * fits the registers of the workgroup, one read and unrolled copies of the body.
+ */
+import type { Element } from "./elementwise.ts";
+import { gpu } from "./gpu/gpu.ts";
+import type { BufferType } from "./gpu/kernel.ts";
+
+/** How a row is walked. `quads` vec4s a thread stay in registers; 0: every loop reads the row again. */
+export interface RowPlan {
+  threads: number;
+  quads: number;
+  /** Whether memory is read by whole vec4s: the row's length is a multiple of 4. */
+  wide: boolean;
+}
+
+/** Overrides for tests and tuning: `registers` forces rows into registers or never does. */
+export const rowTuning: { registers: boolean | null } = { registers: null };
+
+const MOST_QUADS = 16; // vec4s a thread over all streams: 64 registers, beyond which they spill
+
+/** The plan for rows of `columns`, of which `streams` inputs are kept. */
+export function planRow(columns: number, streams: number): RowPlan {
+  const { isSoftware, limits } = gpu().info;
+  const wide = columns % 4 === 0;
+  const inRow = Math.ceil(columns / 4);
+  if (rowTuning.registers ?? !isSoftware) {
+    for (const threads of [32, 64, 128, 256, 512, 1024]) {
+      const quads = 2 ** Math.ceil(Math.log2(Math.max(1, inRow / threads)));
+      const enough = threads === 1024 || threads * 2 > limits.maxComputeInvocationsPerWorkgroup ? MOST_QUADS / streams : 8 / streams;
+      if (threads <= limits.maxComputeInvocationsPerWorkgroup && quads <= enough) return { threads, quads, wide };
+    }
+  }
+  return { threads: inRow <= 64 ? 32 : 256, quads: 0, wide };
+}
+
+/** A short text that names a plan, for keys of kernel variants. */
+export function planKey({ threads, quads, wide }: RowPlan): string {
+  return `${threads},${quads},${wide ? "wide" : "narrow"}`;
+}
+
+/** The plan that `planKey` named. */
+export function parsePlan(key: string): RowPlan {
+  const [threads, quads, wide] = key.split(",");
+  return { threads: Number(threads), quads: Number(quads), wide: wide === "wide" };
+}
+
+/** How a buffer of rows is declared under a plan. */
+export function rowBuffer(access: "read" | "write", element: Element, plan: RowPlan): BufferType {
+  const vector = { f32: "vec4f", f16: "vec4h", i32: "vec4i", u32: "vec4u" } as const;
+  return `${access} ${plan.wide ? vector[element] : element}`;
+}
+
+/** The code for rows of `params.columns` columns: `streams` are read, `outputs` written (by WGSL name). */
+export function rowCode(plan: RowPlan, streams: Record<string, Element>, outputs: Record<string, Element>): {
+  head: string;
+  /** Defines `row_base` and reads the row where registers keep it. Needs `row`. */
+  begin: string;
+  /** A loop over the row. The body sees `columns4` (vec4u), `live4` (whether those exist) and one `NAME4` (vec4f) a stream; a column past the end reads LOW. */
+  each: (body: string) => string;
+} {
+  const { threads, quads, wide } = plan;
+  const width = wide ? 4 : 1;
+  const lanes = [..."xyzw"];
+  const load = Object.keys(streams).map((name) =>
+    wide
+      ? `fn load_${name}(base: u32, c: vec4u) -> vec4f {
+  if (c.x >= params.columns) { return vec4f(LOW); }
+  return vec4f(${name}[base + c.x / 4u]);
+}`
+      : `fn load_${name}(base: u32, c: vec4u) -> vec4f {
+  let last = params.columns - 1u;
+  let x = vec4f(${lanes.map((l) => `f32(${name}[base + min(c.${l}, last)])`).join(", ")});
+  return select(vec4f(LOW), x, c < vec4u(params.columns));
+}`
+  ).join("\n");
+  const store = Object.entries(outputs).map(([name, element]) =>
+    wide
+      ? `fn store_${name}(base: u32, c: vec4u, x: vec4f) { if (c.x < params.columns) { ${name}[base + c.x / 4u] = ${
+        element === "f16" ? "vec4h" : "vec4f"
+      }(x); } }`
+      : `fn store_${name}(base: u32, c: vec4u, x: vec4f) {
+  ${lanes.map((l) => `if (c.${l} < params.columns) { ${name}[base + c.${l}] = ${element}(x.${l}); }`).join("\n  ")}
+}`
+  ).join("\n");
+  const columns = (step: string) =>
+    wide ? `(${step} * ${threads}u + lane) * 4u + vec4u(0u, 1u, 2u, 3u)` : `${step} * ${4 * threads}u + lane + vec4u(0u, ${threads}u, ${2 * threads}u, ${3 * threads}u)`;
+  const names = Object.keys(streams);
+  const kept = Array.from({ length: quads }, (_, q) => q);
+  return {
+    head: `const LOW = -3.40282346638528859812e38; // the least finite number\nconst THREADS = ${threads}u;\n${load}\n${store}\n${workgroupReductions(threads)}`,
+    begin: `let row_base = row * (params.columns / ${width}u);
+  ${kept.map((q) => names.map((name) => `let ${name}_${q} = load_${name}(row_base, ${columns(`${q}u`)});`).join("\n  ")).join("\n  ")}`,
+    each: (body) =>
+      quads > 0
+        ? kept.map((q) => `{
+    let columns4 = ${columns(`${q}u`)};
+    let live4 = columns4 < vec4u(params.columns);
+    ${names.map((name) => `let ${name}4 = ${name}_${q};`).join(" ")}
+    ${body}
+  }`).join("\n  ")
+        : `for (var step = 0u; step * ${4 * threads}u < params.columns; step++) {
+    let columns4 = ${columns("step")};
+    let live4 = columns4 < vec4u(params.columns);
+    ${names.map((name) => `let ${name}4 = load_${name}(row_base, columns4);`).join(" ")}
+    ${body}
+  }`,
+  };
+}
+
+/** Sums and maxima over the workgroup that every thread gets, and the online softmax normaliser. */
+function workgroupReductions(threads: number): string {
+  const tree = (join: string) => `
+  meeting[lane] = x;
+  for (var half = ${threads / 2}u; half > 0u; half /= 2u) {
+    workgroupBarrier();
+    if (lane < half) { ${join} }
+  }
+  let result = workgroupUniformLoad(&meeting[0]);
+  return result;`;
+  return `
+var<workgroup> meeting: array<vec4f, ${threads}>;
+
+fn all_sum(lane: u32, x: vec4f) -> vec4f {${tree("meeting[lane] += meeting[lane + half];")}
+}
+
+fn all_max(lane: u32, x: vec4f) -> vec4f {${tree("meeting[lane] = max(meeting[lane], meeting[lane + half]);")}
+}
+
+// of two (value, companion) pairs at once, those with the largest values; of equal ones the lowest lane's
+fn all_best(lane: u32, x: vec4f) -> vec4f {${
+    tree(`let a = meeting[lane]; let b = meeting[lane + half];
+      meeting[lane] = vec4f(select(a.xy, b.xy, b.x > a.x), select(a.zw, b.zw, b.z > a.z));`)
+  }
+}
+
+// y where x is m, at the first such place
+fn where_equal(x: vec4f, m: f32, y: vec4f) -> f32 {
+  return select(select(select(y.w, y.z, x.z == m), y.y, x.y == m), y.x, x.x == m);
+}
+
+fn sum_of(x: vec4f) -> f32 { return (x.x + x.y) + (x.z + x.w); }
+fn max_of(x: vec4f) -> f32 { return max(max(x.x, x.y), max(x.z, x.w)); }
+
+// A normaliser (m, r) of x/T, with k = 1/T, stands for eᵐᵏ·(1 + r): r is the sum of all but the largest term relative to it, so that a
+// peaked row keeps its digits: log Σ = mk + log1p(r). m is not scaled, so that x − m is exact for near ones. The empty one is (LOW, −1).
+fn join_normaliser(a: vec2f, b: vec2f, k: f32) -> vec2f {
+  let larger = select(b, a, a.x >= b.x);
+  let smaller = select(a, b, a.x >= b.x);
+  let e = select(exp((smaller.x - larger.x) * k), 1.0, smaller.x == larger.x);
+  return vec2f(larger.x, larger.y + (smaller.y + 1.0) * e);
+}
+
+// adds the terms that are live
+fn add_normaliser(n: vec2f, x: vec4f, live: vec4<bool>, k: f32) -> vec2f {
+  let m = max_of(x);
+  if (m > n.x) { // the old largest becomes one of the others
+    let e = select(vec4f(0.0), exp((x - m) * k), live);
+    // all four but one instance of the largest
+    return vec2f(m, (n.y + 1.0) * exp((n.x - m) * k) + rest_of(e));
+  }
+  return vec2f(n.x, n.y + sum_of(select(vec4f(0.0), exp((x - n.x) * k), live)));
+}
+
+// the sum of four numbers without one that is exactly 1
+fn rest_of(e: vec4f) -> f32 {
+  if (e.x == 1.0) { return e.y + e.z + e.w; }
+  if (e.y == 1.0) { return e.x + e.z + e.w; }
+  if (e.z == 1.0) { return e.x + e.y + e.w; }
+  return e.x + e.y + e.z;
+}
+
+// two normalisers at once: (xy) and (zw)
+fn all_normalisers(lane: u32, x: vec4f, k: f32) -> vec4f {${
+    tree(`let a = meeting[lane]; let b = meeting[lane + half];
+      meeting[lane] = vec4f(join_normaliser(a.xy, b.xy, k), join_normaliser(a.zw, b.zw, k));`)
+  }
+}
+`;
+}

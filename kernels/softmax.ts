@@ -1,0 +1,70 @@
+/** Softmax and log-softmax of rows, forward and backward. */
+import type { Element } from "./elementwise.ts";
+import { type Kernel, type KernelSpec, variants } from "./gpu/kernel.ts";
+import type { Memory } from "./gpu/memory.ts";
+import { MATH } from "./math.ts";
+import { parsePlan, planKey, planRow, rowBuffer, rowCode } from "./row.ts";
+
+// y = exp(x − max) / Σ, or x − max − log Σ
+const forwardKernel: (key: string) => Kernel = variants((key: string): KernelSpec => {
+  const [kind, element, plan_] = key.split("/") as ["softmax" | "logSoftmax", Element, string];
+  const plan = parsePlan(plan_);
+  const { head, begin, each } = rowCode(plan, { x: element }, { y: element });
+  return {
+    name: kind,
+    buffers: { x: rowBuffer("read", element, plan), y: rowBuffer("write", element, plan) },
+    params: { rows: "u32", columns: "u32" },
+    workgroup: plan.threads,
+    head: MATH + head,
+    main: `let row = group;
+  if (row >= params.rows) { return; }
+  ${begin}
+  var normaliser = vec2f(LOW, -1.0);
+  ${each("normaliser = add_normaliser(normaliser, x4, live4, 1.0);")}
+  let whole = all_normalisers(lane, vec4f(normaliser, LOW, -1.0), 1.0);
+  let log_sum = log1p_(whole.y);
+  ${each(`store_y(row_base, columns4, ${kind === "softmax" ? "exp(x4 - whole.x - log_sum)" : "x4 - whole.x - log_sum"});`)}`,
+  };
+});
+
+// softmax: dX = y·(dY − Σ dY·y); log-softmax: dX = dY − exp(y)·Σ dY
+const backwardKernel: (key: string) => Kernel = variants((key: string): KernelSpec => {
+  const [kind, element, plan_] = key.split("/") as ["softmax" | "logSoftmax", Element, string];
+  const plan = parsePlan(plan_);
+  const { head, begin, each } = rowCode(plan, { y: element, d_y: element }, { d_x: element });
+  const soft = kind === "softmax";
+  return {
+    name: `${kind} backward`,
+    buffers: { y: rowBuffer("read", element, plan), dY: rowBuffer("read", element, plan), dX: rowBuffer("write", element, plan) },
+    params: { rows: "u32", columns: "u32" },
+    workgroup: plan.threads,
+    head,
+    main: `let row = group;
+  if (row >= params.rows) { return; }
+  ${begin}
+  var part = 0.0;
+  ${each(`part += sum_of(select(vec4f(0.0), ${soft ? "d_y4 * y4" : "d_y4"}, live4));`)}
+  let total = all_sum(lane, vec4f(part)).x;
+  ${each(`store_d_x(row_base, columns4, ${soft ? "y4 * (d_y4 - total)" : "d_y4 - exp(y4) * total"});`)}`,
+  };
+});
+
+/** y = softmax or log-softmax of each row of x. */
+export function softmaxRows(kind: "softmax" | "logSoftmax", x: Memory, y: Memory, element: Element, rows: number, columns: number): void {
+  const plan = planRow(columns, 1);
+  forwardKernel(`${kind}/${element}/${planKey(plan)}`).run({ x, y }, { rows, columns }, rows);
+}
+
+/** The gradient of `softmaxRows` from its result. */
+export function softmaxRowsBackward(
+  kind: "softmax" | "logSoftmax",
+  y: Memory,
+  dY: Memory,
+  dX: Memory,
+  element: Element,
+  rows: number,
+  columns: number,
+): void {
+  const plan = planRow(columns, 2);
+  backwardKernel(`${kind}/${element}/${planKey(plan)}`).run({ y, dY, dX }, { rows, columns }, rows);
+}

@@ -1,0 +1,69 @@
+/**
+ * A small tensor and autograd engine on WebGPU in which fused cross-entropy, KL and Jensen–Shannon losses are first-class ops,
+ * for training distillation models on the GPU that is there.
+ *
+ * @module
+ */
+export { dispose, flush, init, stats } from "./kernels/gpu/gpu.ts";
+export type { GpuInfo, InitOptions } from "./kernels/gpu/device.ts";
+export type { Counters, Memory } from "./kernels/gpu/memory.ts";
+export { type BufferType, defineKernel, type Kernel, type KernelSpec } from "./kernels/gpu/kernel.ts";
+
+export type { DType, TypedArray } from "./autograd/storage.ts";
+export { type NestedArray, Tensor } from "./autograd/tensor.ts";
+export type { ClampOptions, GeluOptions, MatmulOptions, Operand, ReduceOptions, VarianceOptions } from "./autograd/methods.ts";
+export { Scope } from "./autograd/scope.ts";
+export { type GradientOf, noGrad, record, type RecordSpec, Tape } from "./autograd/tape.ts";
+export { manualSeed } from "./autograd/random.ts";
+export { gradcheck, type GradcheckOptions, type GradcheckResult } from "./autograd/gradcheck.ts";
+
+import "./ops/methods.ts";
+export { arange, eye, full, ones, rand, randint, randn, tensor, type TensorOptions, zeros } from "./ops/create.ts";
+export {
+  abs,
+  add,
+  clamp,
+  cos,
+  div,
+  exp,
+  gelu,
+  log,
+  maximum,
+  minimum,
+  mul,
+  neg,
+  pow,
+  relu,
+  rsqrt,
+  sigmoid,
+  silu,
+  sin,
+  softplus,
+  sqrt,
+  square,
+  sub,
+  tanh,
+  where,
+} from "./ops/elementwise.ts";
+export { argmax, logSumExp, max, mean, min, sum, variance } from "./ops/reduce.ts";
+export { expand, permute, reshape, transpose } from "./ops/shape.ts";
+export { linear, matmul } from "./ops/matmul.ts";
+export { logSoftmax, softmax } from "./ops/softmax.ts";
+export { dropout, type DropoutOptions } from "./ops/dropout.ts";
+export type { LossReduction } from "./ops/row_loss.ts";
+export { crossEntropy, type CrossEntropyOptions, type CrossEntropyResult } from "./ops/cross_entropy.ts";
+export {
+  distillation,
+  type DistillationOptions,
+  type DistillationResult,
+  type DivergenceName,
+  type DivergenceOptions,
+  forwardKl,
+  jsd,
+  type JsdOptions,
+  reverseKl,
+  skewForwardKl,
+  type SkewOptions,
+  skewReverseKl,
+  totalVariation,
+} from "./ops/divergence.ts";

@@ -1,0 +1,166 @@
+/** Making tensors: from values, constants, and random numbers. */
+import { checkBoolean, checkNumber, checkOptions, describe } from "../kernels/check.ts";
+import { gpu } from "../kernels/gpu/gpu.ts";
+import { fill, random } from "../kernels/random.ts";
+import { nextRandom } from "../autograd/random.ts";
+import { type DType, Storage, type TypedArray } from "../autograd/storage.ts";
+import { type NestedArray, sizeOf, Tensor } from "../autograd/tensor.ts";
+
+/** Options of everything that makes a tensor. */
+export interface TensorOptions {
+  /** `f32` unless given, or what the typed array is. */
+  dtype?: DType;
+  /** Whether `backward` leaves a gradient in `.grad`. */
+  requiresGrad?: boolean;
+}
+
+const DTYPES = ["f32", "f16", "i32", "u32"];
+const ARRAYS = { f32: Float32Array, f16: Float16Array, i32: Int32Array, u32: Uint32Array };
+
+/** Throws unless `shape` is an array of sizes. */
+export function checkShapeArgument(op: string, shape: unknown): asserts shape is readonly number[] {
+  if (!Array.isArray(shape)) throw new TypeError(`${op}: shape must be an array of sizes, got ${describe(shape)}`);
+  shape.forEach((n, i) => checkNumber(op, `shape[${i}]`, n, { integer: true, min: 0 }));
+  if (sizeOf(shape) >= 2 ** 31) throw new RangeError(`${op}: shape [${shape}] has 2³¹ elements or more`);
+}
+
+function checkTensorOptions(op: string, options: TensorOptions): void {
+  checkOptions(op, options, ["dtype", "requiresGrad"]);
+  const { dtype, requiresGrad } = options;
+  if (dtype !== undefined && !DTYPES.includes(dtype)) {
+    throw new TypeError(`${op}: dtype must be one of ${DTYPES.join(", ")}, got ${describe(dtype)}`);
+  }
+  if (requiresGrad !== undefined) checkBoolean(op, "requiresGrad", requiresGrad);
+  if (requiresGrad && dtype !== undefined && dtype !== "f32" && dtype !== "f16") {
+    throw new TypeError(`${op}: only f32 and f16 tensors can require a gradient, got dtype ${dtype}`);
+  }
+  if (dtype === "f16" && !gpu().info.f16) throw new TypeError(`${op}: this adapter has no shader-f16: use f32 (init() tells: info.f16)`);
+}
+
+function flatten(values: unknown, shape: number[], depth: number, out: number[]): void {
+  if (typeof values === "number") {
+    if (depth !== shape.length) throw new TypeError(`tensor: values must be nested evenly, got a number at depth ${depth}`);
+    out.push(values);
+    return;
+  }
+  if (!Array.isArray(values)) throw new TypeError(`tensor: values must be numbers, nested arrays or a typed array, got ${describe(values)}`);
+  if (out.length === 0 && depth === shape.length) shape.push(values.length);
+  if (shape[depth] !== values.length) {
+    throw new TypeError(`tensor: values must be nested evenly: ${shape[depth]} at depth ${depth} at first, then ${values.length}`);
+  }
+  for (const v of values) flatten(v, shape, depth + 1, out);
+}
+
+/**
+ * A tensor from a number, a flat or nested array, or a typed array (Float32Array → f32, Float16Array → f16, Int32Array → i32, Uint32Array → u32).
+ *
+ * `shape` is taken from the nesting unless given. Throws a TypeError for ragged values or a count that does not fit the shape.
+ *
+ * @example
+ * ```ts
+ * import { init, tensor } from "@limbeck/limbeck";
+ *
+ * await init();
+ * console.log(tensor([[1, 2], [3, 4]]).shape); // [2, 2]
+ * console.log(tensor(new Int32Array([3, 1]), [2, 1]).dtype); // i32
+ * ```
+ */
+export function tensor(values: NestedArray | readonly number[] | TypedArray, shape?: readonly number[], options: TensorOptions = {}): Tensor {
+  checkTensorOptions("tensor", options);
+  let data: TypedArray, natural: number[] = [];
+  const given = DTYPES.find((d) => values instanceof ARRAYS[d as DType]) as DType | undefined;
+  const dtype = options.dtype ?? given ?? "f32";
+  if (given) {
+    data = given === dtype ? values as TypedArray : ARRAYS[dtype].from(values as ArrayLike<number>);
+    natural = [data.length];
+  } else {
+    const flat: number[] = [];
+    flatten(values, natural, 0, flat);
+    data = ARRAYS[dtype].from(flat);
+  }
+  if (shape !== undefined) checkShapeArgument("tensor", shape);
+  const wanted = [...shape ?? natural];
+  if (sizeOf(wanted) !== data.length) {
+    throw new TypeError(`tensor: shape [${wanted}] needs ${sizeOf(wanted)} values, got ${data.length}`);
+  }
+  if (options.requiresGrad && (dtype === "i32" || dtype === "u32")) {
+    throw new TypeError(`tensor: only f32 and f16 tensors can require a gradient, got dtype ${dtype}`);
+  }
+  if (dtype === "f16" && !gpu().info.f16) throw new TypeError("tensor: this adapter has no shader-f16: use f32 (init() tells: info.f16)");
+  const bytes = new Uint8Array(data.buffer, data.byteOffset, data.byteLength);
+  const storage = new Storage(gpu().queue.upload(bytes, options.requiresGrad === true));
+  if (dtype === "i32" || dtype === "u32") storage.host = data.slice() as TypedArray;
+  const result = Tensor.owned(storage, wanted, dtype, "tensor");
+  result.requiresGrad = options.requiresGrad ?? false;
+  return result;
+}
+
+/** Makes a tensor and lets `write` fill it. */
+function made(op: string, shape: readonly number[], options: TensorOptions, write: (x: Tensor) => void): Tensor {
+  checkShapeArgument(op, shape);
+  checkTensorOptions(op, options);
+  const result = Tensor.empty([...shape], options.dtype ?? "f32", op);
+  write(result);
+  result.requiresGrad = options.requiresGrad ?? false;
+  return result;
+}
+
+/** A tensor of this shape with every element `value`. Throws a RangeError for a value that is no number. */
+export function full(shape: readonly number[], value: number, options: TensorOptions = {}): Tensor {
+  if (typeof value !== "number") throw new TypeError(`full: value must be a number, got ${describe(value)}`);
+  return made("full", shape, options, (x) => fill(x.memory, value, x.size, x.dtype));
+}
+
+/** A tensor of zeros. */
+export function zeros(shape: readonly number[], options: TensorOptions = {}): Tensor {
+  return made("zeros", shape, options, (x) => fill(x.memory, 0, x.size, x.dtype));
+}
+
+/** A tensor of ones. */
+export function ones(shape: readonly number[], options: TensorOptions = {}): Tensor {
+  return made("ones", shape, options, (x) => fill(x.memory, 1, x.size, x.dtype));
+}
+
+/**
+ * The numbers from `start` (0 unless given) up to but without `end`, `step` apart (1 unless given): `arange(end)` or `arange(start, end, step)`.
+ * Throws a RangeError for a step of 0 or one that leads away from the end.
+ */
+export function arange(start: number, end?: number, step = 1, options: TensorOptions = {}): Tensor {
+  const [from, to] = end === undefined ? [0, start] : [start, end];
+  checkNumber("arange", "start", from);
+  checkNumber("arange", "end", to);
+  checkNumber("arange", "step", step);
+  const count = Math.ceil((to - from) / step);
+  if (!(count >= 0) || count === Infinity) throw new RangeError(`arange: step must lead from ${from} to ${to}, got ${step}`);
+  return tensor(Array.from({ length: count }, (_, i) => from + i * step), [count], options);
+}
+
+/** The identity matrix [n, n]. */
+export function eye(n: number, options: TensorOptions = {}): Tensor {
+  checkNumber("eye", "n", n, { integer: true, min: 0 });
+  return tensor(Array.from({ length: n * n }, (_, i) => i % (n + 1) === 0 ? 1 : 0), [n, n], options);
+}
+
+function drawn(op: string, kind: "uniform" | "normal" | "integer", shape: readonly number[], options: TensorOptions, low = 0, count = 0): Tensor {
+  return made(op, shape, options, (x) => {
+    const { state, op: number } = nextRandom();
+    random(kind, x.memory, state.memory, number, x.size, x.dtype, low, count);
+  });
+}
+
+/** Uniform random numbers in [0, 1), from the seed of `manualSeed`. Source of randomness: the counter-based hash pcg4d (Jarzynski & Olano 2020). */
+export function rand(shape: readonly number[], options: TensorOptions = {}): Tensor {
+  return drawn("rand", "uniform", shape, options);
+}
+
+/** Normal random numbers with mean 0 and deviation 1 (Box–Muller), from the seed of `manualSeed`. */
+export function randn(shape: readonly number[], options: TensorOptions = {}): Tensor {
+  return drawn("randn", "normal", shape, options);
+}
+
+/** Whole random numbers from `low` up to but without `high`, as i32 unless another dtype is given. */
+export function randint(low: number, high: number, shape: readonly number[], options: TensorOptions = {}): Tensor {
+  checkNumber("randint", "low", low, { integer: true, min: -(2 ** 31), below: 2 ** 31 });
+  checkNumber("randint", "high", high, { integer: true, above: low, max: 2 ** 31 });
+  return drawn("randint", "integer", shape, { dtype: "i32", ...options }, low, high - low);
+}

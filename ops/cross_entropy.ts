@@ -1,0 +1,137 @@
+import { checkBoolean, checkNumber, checkOptions } from "../kernels/check.ts";
+import { countRows, crossEntropyRows } from "../kernels/cross_entropy.ts";
+import { hidden } from "../autograd/tape.ts";
+import { checkShape, checkTensor, Tensor } from "../autograd/tensor.ts";
+import { checkLabels, checkLossOptions, type Launch, type LossReduction, rowLoss, rowsOf, total } from "./row_loss.ts";
+
+/** Options of `crossEntropy`. */
+export interface CrossEntropyOptions {
+  /** `"mean"` unless given: over kept rows, by their class weights. */
+  reduction?: LossReduction;
+  /** The label of rows that count nowhere; −100 unless given. */
+  ignoreIndex?: number;
+  /** ε: this share of each target is spread evenly over all classes; 0 unless given. */
+  labelSmoothing?: number;
+  /** λ of the z-loss λ·lse² (Liger's `lse_square_scale`); 0 unless given. */
+  zLoss?: number;
+  /** Logits become softcap·tanh(logits/softcap) first. */
+  softcap?: number;
+  /** Class weights, f32 [V]. */
+  weight?: Tensor;
+  /** Logits are divided by it first; 1 unless given. */
+  temperature?: number;
+  /** Whether the z-loss is returned too (detached). */
+  returnZLoss?: boolean;
+  /** Whether the share of kept rows whose largest logit is the target's is returned too. Class indices only. */
+  returnAccuracy?: boolean;
+  /** Whether the index of each row's largest logit is returned too, as i32. */
+  returnPredictions?: boolean;
+}
+
+/** What `crossEntropy` returns when more than the loss is asked for. All but `loss` are detached. */
+export interface CrossEntropyResult {
+  loss: Tensor;
+  zLoss?: Tensor;
+  accuracy?: Tensor;
+  predictions?: Tensor;
+}
+
+const OPTIONS = ["reduction", "ignoreIndex", "labelSmoothing", "zLoss", "softcap", "weight", "temperature", "returnZLoss", "returnAccuracy", "returnPredictions"];
+
+/**
+ * Cross-entropy of logits [..., V] with class indices [...] (i32) or with a probability matrix [..., V].
+ *
+ * With x = logits/T (or softcap·tanh(logits/T/softcap)), lse = ln Σ eˣ, prob = softmax(x), class weights w (1 unless given), W = Σ w, and ε, λ as named below:
+ *
+ * - row: ℓ = (1−ε)·w_y·(lse − x_y) + (ε/V)·Σ_c w_c·(lse − x_c), and the z-loss z = λ·lse²
+ * - `"none"`: ℓ + z by row, 0 where ignored · `"sum"`: Σ · `"mean"`: Σℓ/Σ_kept w_y + Σz/kept
+ * - gradient of the mean: {[(1−ε)·w_y·(prob − 1_y) + (ε/V)·(W·prob − w)]/Σ_kept w_y + 2λ·lse·prob/kept}·(1 − tanh²)/T
+ * - soft targets t: ℓ = −Σ_c w_c·t'_c·ln prob_c with t' = (1−ε)t + ε/V; the mean is over rows; nothing is ignored, the target gets no gradient
+ *
+ * Natural logarithms (nats). f16 logits get f16 gradients; arithmetic and loss are f32. No probability matrix is stored: value
+ * and gradient come from one trip over the logits. No kept row at all: loss 0, gradient 0.
+ *
+ * Throws a TypeError for wrong shapes or dtypes, a RangeError for wrong values and for labels outside [0, V) that the host wrote; a label that only the GPU has
+ * seen makes its row's loss and gradient NaN.
+ *
+ * Source: `torch.nn.functional.cross_entropy`; z-loss: Chowdhery et al. 2022 (PaLM); softcap: Gemma 2, 2024; one-trip gradient: Liger-Kernel, 2024.
+ *
+ * @example
+ * ```ts
+ * import { crossEntropy, init, Tape, tensor } from "@limbeck/limbeck";
+ *
+ * await init();
+ * const logits = tensor([[2, 0, 0], [0, 1, 0]], undefined, { requiresGrad: true });
+ * using tape = new Tape();
+ * const loss = crossEntropy(logits, tensor(new Int32Array([0, -100])), { labelSmoothing: 0.1 });
+ * loss.backward();
+ * console.log(await loss.item(), await logits.grad!.array());
+ * ```
+ */
+export function crossEntropy(logits: Tensor, target: Tensor, options?: CrossEntropyOptions & { returnZLoss?: false; returnAccuracy?: false; returnPredictions?: false }): Tensor;
+export function crossEntropy(logits: Tensor, target: Tensor, options: CrossEntropyOptions): CrossEntropyResult;
+export function crossEntropy(logits: Tensor, target: Tensor, options: CrossEntropyOptions = {}): Tensor | CrossEntropyResult {
+  const op = "crossEntropy";
+  checkOptions(op, options, OPTIONS);
+  checkLossOptions(op, options);
+  const { reduction = "mean", ignoreIndex = -100, labelSmoothing = 0, zLoss = 0, softcap, weight, temperature = 1 } = options;
+  const { returnZLoss = false, returnAccuracy = false, returnPredictions = false } = options;
+  checkNumber(op, "labelSmoothing", labelSmoothing, { min: 0, max: 1 });
+  checkNumber(op, "zLoss", zLoss, { min: 0 });
+  if (softcap !== undefined) checkNumber(op, "softcap", softcap, { above: 0 });
+  checkBoolean(op, "returnZLoss", returnZLoss);
+  checkBoolean(op, "returnAccuracy", returnAccuracy);
+  checkBoolean(op, "returnPredictions", returnPredictions);
+  const rowShape = rowsOf(op, "logits", logits);
+  const { rows, columns, shape } = rowShape;
+  checkTensor(op, "target", target, ["i32", "u32", "f32", "f16"]);
+  const soft = target.dtype === "f32" || target.dtype === "f16";
+  if (soft) {
+    checkShape(op, "target", target, logits.shape);
+    if (options.ignoreIndex !== undefined) throw new TypeError(`${op}: ignoreIndex does not go with soft targets, got ${ignoreIndex}`);
+    if (returnAccuracy) throw new TypeError(`${op}: returnAccuracy needs class indices, got soft targets`);
+  } else checkLabels(op, "target", target, rowShape, ignoreIndex);
+  if (weight !== undefined) {
+    checkTensor(op, "weight", weight, ["f32"]);
+    checkShape(op, "weight", weight, [columns]);
+  }
+
+  const counts = soft ? null : hidden([3], "f32");
+  if (counts) countRows(target.memory, weight?.memory ?? null, counts.memory, rows, columns, ignoreIndex);
+  const asked = returnZLoss || returnAccuracy || returnPredictions;
+  const extras = asked ? { zRows: hidden(shape, "f32"), predictions: hidden(shape, "i32"), hits: hidden(shape, "f32") } : null;
+  let first = true;
+  const launch: Launch = (loss, [dLogits], upstream) => {
+    crossEntropyRows(logits.dtype as "f32" | "f16", soft ? target.dtype as "f32" | "f16" : "index", {
+      logits: logits.memory,
+      target: target.memory,
+      counts: counts?.memory ?? null,
+      weight: weight?.memory ?? null,
+      upstream: upstream?.memory ?? null,
+      loss,
+      extras: first && extras ? { zRows: extras.zRows.memory, predictions: extras.predictions.memory, hits: extras.hits.memory } : null,
+      dLogits,
+    }, {
+      rows,
+      columns,
+      mean: reduction === "mean",
+      ignoreIndex,
+      smoothing: labelSmoothing,
+      zLoss,
+      temperature,
+      softcap: softcap ?? 0,
+      upstreamStride: upstream?.stride ?? 0,
+    });
+    first = false;
+  };
+  const saved = [logits, target, ...weight ? [weight] : []];
+  const loss = rowLoss(op, [logits], rowShape, reduction, launch, counts ? [counts] : [], saved);
+  if (!extras) return loss;
+  const { zRows, predictions, hits } = extras;
+  const result: CrossEntropyResult = { loss };
+  if (returnZLoss) result.zLoss = reduction === "none" ? zRows.detach() : total(zRows, op);
+  if (returnAccuracy) result.accuracy = total(hits, op);
+  if (returnPredictions) result.predictions = predictions.detach();
+  for (const x of [zRows, predictions, hits]) x.dispose();
+  return result;
+}

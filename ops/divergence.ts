@@ -1,0 +1,335 @@
+/** Divergences between a student's and a teacher's distributions, from logits. */
+import { checkBoolean, checkNumber, checkOneOf, checkOptions } from "../kernels/check.ts";
+import { countRows } from "../kernels/cross_entropy.ts";
+import { type DivergenceName, divergenceRows } from "../kernels/divergence.ts";
+import { hidden } from "../autograd/tape.ts";
+import { checkShape, checkTensor, Tensor } from "../autograd/tensor.ts";
+import { checkLabels, checkLossOptions, checkOptionalTensor, type Launch, type LossReduction, rowLoss, type Rows, rowsOf, total } from "./row_loss.ts";
+
+export type { DivergenceName };
+
+/** Options of every divergence. */
+export interface DivergenceOptions {
+  /** Both sides' logits are divided by it; 1 unless given. No T² is applied. */
+  temperature?: number;
+  /** `"mean"` over kept rows unless given. */
+  reduction?: LossReduction;
+  /** Class indices of the rows; a row whose label is `ignoreIndex` counts nowhere. Their values matter no further. */
+  labels?: Tensor;
+  /** −100 unless given. */
+  ignoreIndex?: number;
+}
+
+/** Options of `jsd`. */
+export interface JsdOptions extends DivergenceOptions {
+  /** The teacher's weight in the mixture m = βp + (1−β)q; 0.5 unless given. 0 runs forward KL, 1 reverse KL. */
+  beta?: number;
+  /** Whether the value is divided by β(1−β), which makes it continuous at both ends. */
+  normalize?: boolean;
+}
+
+/** Options of the skewed KLs. */
+export interface SkewOptions extends DivergenceOptions {
+  /** The share of the other distribution that is mixed in; 0.1 unless given. 0 is the plain KL. */
+  alpha?: number;
+}
+
+/** Options of `distillation`. */
+export interface DistillationOptions {
+  /** Weight of the cross-entropy; 0.5 unless given. */
+  alpha?: number;
+  /** Temperature of the divergence; 2 unless given. The cross-entropy is taken at 1. */
+  temperature?: number;
+  /** `"forwardKl"` unless given. */
+  divergence?: DivergenceName;
+  /** β where the divergence is `"jsd"`; 0.5 unless given. */
+  beta?: number;
+  /** Divides a jsd by β(1−β). */
+  normalize?: boolean;
+  /** α where the divergence is a skewed KL; 0.1 unless given. */
+  skewAlpha?: number;
+  /** Whether the divergence is multiplied by T²; true unless given. */
+  temperatureSquared?: boolean;
+  /** `"mean"` unless given. */
+  reduction?: LossReduction;
+  /** −100 unless given. */
+  ignoreIndex?: number;
+  /** Whether a row with an ignored label loses its divergence too; false unless given. */
+  dropIgnored?: boolean;
+  /** Whether the two parts are returned too (detached). */
+  returnParts?: boolean;
+}
+
+/** What `distillation` returns with `returnParts`: loss = α·crossEntropy + (1−α)·T²·divergence. */
+export interface DistillationResult {
+  loss: Tensor;
+  crossEntropy: Tensor;
+  divergence: Tensor;
+}
+
+// `delta` is no option: reference cases carry it (how far their rows are apart), and it changes nothing
+const OPTIONS = ["temperature", "reduction", "labels", "ignoreIndex", "delta"];
+
+/** The kernel, the mixture's β and the factor of a divergence with its options: where the ends of β and α go to the plain KLs. */
+export function resolveDivergence(op: string, name: DivergenceName, o: { beta?: number; alpha?: number; normalize?: boolean }): { kernel: DivergenceName; beta: number; factor: number } {
+  const { beta = 0.5, alpha = 0.1, normalize = false } = o;
+  checkBoolean(op, "normalize", normalize);
+  if (name === "jsd") {
+    checkNumber(op, "beta", beta, { min: 0, max: 1 });
+    if (beta === 0) return { kernel: "forwardKl", beta, factor: 1 };
+    if (beta === 1) return { kernel: "reverseKl", beta, factor: 1 };
+    return { kernel: "jsd", beta, factor: normalize ? 1 / (beta * (1 - beta)) : 1 };
+  }
+  if (name === "skewForwardKl" || name === "skewReverseKl") {
+    checkNumber(op, op === "distillation" ? "skewAlpha" : "alpha", alpha, { min: 0, max: 1 });
+    const forward = name === "skewForwardKl";
+    if (alpha === 0) return { kernel: forward ? "forwardKl" : "reverseKl", beta: 0, factor: 1 };
+    return { kernel: name, beta: forward ? alpha : 1 - alpha, factor: 1 };
+  }
+  return { kernel: name, beta: 0.5, factor: 1 };
+}
+
+/** Checks the two sides and counts their rows. */
+function sides(op: string, student: Tensor, teacher: Tensor): Rows {
+  const rows = rowsOf(op, "student", student);
+  checkTensor(op, "teacher", teacher);
+  checkShape(op, "teacher", teacher, student.shape);
+  return rows;
+}
+
+function divergence(op: DivergenceName, student: Tensor, teacher: Tensor, options: DivergenceOptions, more: { beta?: number; alpha?: number; normalize?: boolean } = {}): Tensor {
+  checkOptions(op, options, [...OPTIONS, ...Object.keys(more)]);
+  checkLossOptions(op, options);
+  const { temperature = 1, reduction = "mean", labels, ignoreIndex = -100 } = options;
+  const { kernel, beta, factor } = resolveDivergence(op, op, more);
+  const rows = sides(op, student, teacher);
+  checkOptionalTensor(op, "labels", labels);
+  if (labels) checkLabels(op, "labels", labels, rows, ignoreIndex);
+  return launchDivergence(op, kernel, student, teacher, labels ?? null, rows, reduction, {
+    temperature,
+    beta,
+    ignoreIndex,
+    drop: labels !== undefined,
+    ceFactor: 0,
+    divergenceFactor: factor,
+  }, null);
+}
+
+function launchDivergence(
+  op: string,
+  kernel: DivergenceName,
+  student: Tensor,
+  teacher: Tensor,
+  labels: Tensor | null,
+  shape: Rows,
+  reduction: LossReduction,
+  numbers: { temperature: number; beta: number; ignoreIndex: number; drop: boolean; ceFactor: number; divergenceFactor: number },
+  parts: { ceRows: Tensor; divergenceRows: Tensor } | null,
+): Tensor {
+  const { rows, columns } = shape;
+  const counts = labels ? hidden([3], "f32") : null;
+  if (counts) countRows(labels!.memory, null, counts.memory, rows, columns, numbers.ignoreIndex);
+  const launch: Launch = (loss, [dStudent, dTeacher], upstream) => {
+    // a launch in the backward pass writes the parts again, which nobody reads
+    const again = parts?.ceRows.closed;
+    using ceRows = again ? hidden([rows], "f32") : null;
+    using spareRows = again ? hidden([rows], "f32") : null;
+    divergenceRows(kernel, student.dtype as "f32", teacher.dtype as "f32", {
+      student: student.memory,
+      teacher: teacher.memory,
+      labels: labels?.memory ?? null,
+      counts: counts?.memory ?? null,
+      upstream: upstream?.memory ?? null,
+      loss,
+      parts: parts && { ceRows: (ceRows ?? parts.ceRows).memory, divergenceRows: (spareRows ?? parts.divergenceRows).memory },
+      dStudent,
+      dTeacher,
+    }, { rows, columns, mean: reduction === "mean", upstreamStride: upstream?.stride ?? 0, ...numbers });
+  };
+  const saved = [student, teacher, ...labels ? [labels] : []];
+  return rowLoss(op, [student, teacher], shape, reduction, launch, counts ? [counts] : [], saved);
+}
+
+/**
+ * KL(p‖q) by row, with p = softmax(teacher/T), q = softmax(student/T): Σ p·(ln p − ln q). Mode-covering: the usual loss of distillation.
+ *
+ * Gradients: ∂/∂student = (q − p)/T, ∂/∂teacher = p·(ln p − ln q − KL)/T. Shapes: both [..., V]; `"none"` gives [...]. In nats. Identical rows give exactly 0.
+ * p > 0 where the student's logit is −∞ gives +∞. Throws a TypeError for wrong shapes or dtypes, a RangeError for wrong values.
+ *
+ * Source: Hinton, Vinyals & Dean 2015 (without the factor T², which `distillation` has).
+ *
+ * @example
+ * ```ts
+ * import { forwardKl, init, tensor } from "@limbeck/limbeck";
+ *
+ * await init();
+ * const teacher = tensor([[Math.log(0.9), Math.log(0.1)]]), student = tensor([[Math.log(0.6), Math.log(0.4)]]);
+ * console.log(await forwardKl(student, teacher).item()); // 0.226289
+ * ```
+ */
+export function forwardKl(student: Tensor, teacher: Tensor, options: DivergenceOptions = {}): Tensor {
+  return divergence("forwardKl", student, teacher, options);
+}
+
+/**
+ * KL(q‖p) by row, with p = softmax(teacher/T), q = softmax(student/T): Σ q·(ln q − ln p). Mode-seeking.
+ *
+ * Gradients: ∂/∂student = q·(ln q − ln p − KL)/T, ∂/∂teacher = (p − q)/T. Shapes, units and errors as `forwardKl`; q > 0 where the teacher's logit is −∞ gives +∞.
+ *
+ * Source: Gu et al. 2023 (MiniLLM).
+ *
+ * @example
+ * ```ts
+ * import { init, reverseKl, tensor } from "@limbeck/limbeck";
+ *
+ * await init();
+ * const teacher = tensor([[Math.log(0.9), Math.log(0.1)]]), student = tensor([[Math.log(0.6), Math.log(0.4)]]);
+ * console.log(await reverseKl(student, teacher).item()); // 0.311239
+ * ```
+ */
+export function reverseKl(student: Tensor, teacher: Tensor, options: DivergenceOptions = {}): Tensor {
+  return divergence("reverseKl", student, teacher, options);
+}
+
+/**
+ * The generalised Jensen–Shannon divergence by row: β·KL(p‖m) + (1−β)·KL(q‖m) with m = βp + (1−β)q, p = softmax(teacher/T), q = softmax(student/T).
+ *
+ * Gradients: ∂/∂student = (1−β)·q·(ln q − ln m − KL(q‖m))/T, ∂/∂teacher = β·p·(ln p − ln m − KL(p‖m))/T. Between 0 and H(β) ≤ ln 2. Shapes, units and errors as `forwardKl`.
+ *
+ * The ends: the formula's own value at β = 0 and 1 is 0, which teaches nothing; as Liger and TRL do, β = 0 runs forward KL and β = 1 reverse KL. J/β tends to KL(p‖q) as β → 0 and
+ * J/(1−β) to KL(q‖p) as β → 1, so `normalize: true` (J/(β(1−β))) is continuous at both. Some articles name the two ends the other way round: here β weighs the teacher, and small β covers modes.
+ *
+ * Source: Agarwal et al. 2023 (generalised knowledge distillation).
+ *
+ * @example
+ * ```ts
+ * import { init, jsd, tensor } from "@limbeck/limbeck";
+ *
+ * await init();
+ * const teacher = tensor([[Math.log(0.9), Math.log(0.1)]]), student = tensor([[Math.log(0.6), Math.log(0.4)]]);
+ * console.log(await jsd(student, teacher, { beta: 0.5 }).item()); // 0.0632878
+ * ```
+ */
+export function jsd(student: Tensor, teacher: Tensor, options: JsdOptions = {}): Tensor {
+  return divergence("jsd", student, teacher, options, { beta: options?.beta, normalize: options?.normalize });
+}
+
+/**
+ * KL(p ‖ αp + (1−α)q) by row, with p = softmax(teacher/T), q = softmax(student/T): forward KL that stays finite where the student has no mass.
+ *
+ * Gradients, with m = αp + (1−α)q: ∂/∂student = q·(h − E_q h)/T with h = (1−α)²(q−p)/m; ∂/∂teacher = p·(h − E_p h)/T with h = ln p − ln m − α(1−α)(p−q)/m.
+ * Shapes, units and errors as `forwardKl`.
+ *
+ * Source: Ko et al. 2024 (DistiLLM).
+ *
+ * @example
+ * ```ts
+ * import { init, skewForwardKl, tensor } from "@limbeck/limbeck";
+ *
+ * await init();
+ * console.log(await skewForwardKl(tensor([[0, -Infinity]]), tensor([[0, 0]]), { alpha: 0.1 }).item()); // finite
+ * ```
+ */
+export function skewForwardKl(student: Tensor, teacher: Tensor, options: SkewOptions = {}): Tensor {
+  return divergence("skewForwardKl", student, teacher, options, { alpha: options?.alpha });
+}
+
+/**
+ * KL(q ‖ (1−α)p + αq) by row, with p = softmax(teacher/T), q = softmax(student/T): reverse KL that stays finite where the teacher has no mass.
+ *
+ * Gradients, with m = (1−α)p + αq: ∂/∂student = q·(h − E_q h)/T with h = ln q − ln m − α(1−α)(q−p)/m; ∂/∂teacher = p·(h − E_p h)/T with h = (1−α)²(p−q)/m.
+ * Shapes, units and errors as `forwardKl`.
+ *
+ * Source: Ko et al. 2024 (DistiLLM).
+ *
+ * @example
+ * ```ts
+ * import { init, skewReverseKl, tensor } from "@limbeck/limbeck";
+ *
+ * await init();
+ * console.log(await skewReverseKl(tensor([[0, 0]]), tensor([[0, -Infinity]]), { alpha: 0.1 }).item()); // finite
+ * ```
+ */
+export function skewReverseKl(student: Tensor, teacher: Tensor, options: SkewOptions = {}): Tensor {
+  return divergence("skewReverseKl", student, teacher, options, { alpha: options?.alpha });
+}
+
+/**
+ * The total variation distance ½Σ|p − q| by row, with p = softmax(teacher/T), q = softmax(student/T): between 0 and 1, and symmetric.
+ *
+ * Gradients: ∂/∂student = q·(h − E_q h)/T with h = ½sign(q − p), sign 0 = 0; ∂/∂teacher likewise with p and q exchanged. Shapes and errors as `forwardKl`; no unit.
+ *
+ * Source: Wen et al. 2023 (f-divergence distillation).
+ *
+ * @example
+ * ```ts
+ * import { init, tensor, totalVariation } from "@limbeck/limbeck";
+ *
+ * await init();
+ * const teacher = tensor([[Math.log(0.9), Math.log(0.1)]]), student = tensor([[Math.log(0.6), Math.log(0.4)]]);
+ * console.log(await totalVariation(student, teacher).item()); // 0.3
+ * ```
+ */
+export function totalVariation(student: Tensor, teacher: Tensor, options: DivergenceOptions = {}): Tensor {
+  return divergence("totalVariation", student, teacher, options);
+}
+
+const DISTILLATION_OPTIONS = ["alpha", "temperature", "divergence", "beta", "normalize", "skewAlpha", "temperatureSquared", "reduction", "ignoreIndex", "dropIgnored", "returnParts"];
+const DIVERGENCES = ["forwardKl", "reverseKl", "jsd", "skewForwardKl", "skewReverseKl", "totalVariation"];
+
+/**
+ * α·crossEntropy(student, labels) + (1−α)·T²·divergence(student/T, teacher/T), in one kernel and one trip over both.
+ *
+ * Student and teacher [..., V], labels [...] (i32). A row whose label is `ignoreIndex` loses its cross-entropy only: unlabelled rows still learn from the teacher;
+ * `dropIgnored` drops both. The mean divides the cross-entropy by the labelled rows and the divergence by all (or, with `dropIgnored`, by the kept ones).
+ *
+ * Gradients: α·(softmax(student) − 1_label) and (1−α)·T² times the divergence's own, for student and teacher. T² keeps the size of the divergence's gradient
+ * while T changes; `temperatureSquared: false` switches it off. Units and errors as `crossEntropy` and `forwardKl`.
+ *
+ * Source: Hinton, Vinyals & Dean 2015.
+ *
+ * @example
+ * ```ts
+ * import { distillation, init, Tape, tensor } from "@limbeck/limbeck";
+ *
+ * await init();
+ * const student = tensor([[1, 0, 0], [0, 0, 0]], undefined, { requiresGrad: true });
+ * const teacher = tensor([[3, 1, 0], [0, 2, 1]]), labels = tensor(new Int32Array([0, -100]));
+ * using tape = new Tape();
+ * const loss = distillation(student, teacher, labels, { alpha: 0.3, temperature: 4 });
+ * loss.backward();
+ * console.log(await loss.item(), await student.grad!.array());
+ * ```
+ */
+export function distillation(student: Tensor, teacher: Tensor, labels: Tensor, options?: DistillationOptions & { returnParts?: false }): Tensor;
+export function distillation(student: Tensor, teacher: Tensor, labels: Tensor, options: DistillationOptions): DistillationResult;
+export function distillation(student: Tensor, teacher: Tensor, labels: Tensor, options: DistillationOptions = {}): Tensor | DistillationResult {
+  const op = "distillation";
+  checkOptions(op, options, DISTILLATION_OPTIONS);
+  checkLossOptions(op, options);
+  const { alpha = 0.5, temperature = 2, divergence = "forwardKl", beta, normalize, skewAlpha } = options;
+  const { temperatureSquared = true, reduction = "mean", ignoreIndex = -100, dropIgnored = false, returnParts = false } = options;
+  checkNumber(op, "alpha", alpha, { min: 0, max: 1 });
+  checkOneOf(op, "divergence", divergence, DIVERGENCES);
+  checkBoolean(op, "temperatureSquared", temperatureSquared);
+  checkBoolean(op, "dropIgnored", dropIgnored);
+  checkBoolean(op, "returnParts", returnParts);
+  const { kernel, beta: mixture, factor } = resolveDivergence(op, divergence, { beta, alpha: skewAlpha, normalize });
+  const shape = sides(op, student, teacher);
+  checkLabels(op, "labels", labels, shape, ignoreIndex);
+  const parts = { ceRows: hidden(shape.shape, "f32"), divergenceRows: hidden(shape.shape, "f32") };
+  const loss = launchDivergence(op, kernel, student, teacher, labels, shape, reduction, {
+    temperature,
+    beta: mixture,
+    ignoreIndex,
+    drop: dropIgnored,
+    ceFactor: alpha,
+    divergenceFactor: (1 - alpha) * factor * (temperatureSquared ? temperature ** 2 : 1),
+  }, parts);
+  const { ceRows, divergenceRows: rows } = parts;
+  const part = (x: Tensor) => reduction === "none" ? x.detach() : total(x, op);
+  const result = returnParts ? { loss, crossEntropy: part(ceRows), divergence: part(rows) } : loss;
+  ceRows.dispose();
+  rows.dispose();
+  return result;
+}

@@ -1,0 +1,52 @@
+/** Dropout. */
+import { checkBoolean, checkNumber, checkOptions } from "../kernels/check.ts";
+import { dropout as kernel } from "../kernels/random.ts";
+import { nextRandom } from "../autograd/random.ts";
+import { record } from "../autograd/tape.ts";
+import { checkTensor, Tensor } from "../autograd/tensor.ts";
+
+/** Options of `dropout`. */
+export interface DropoutOptions {
+  /** Probability of an element to be zeroed; 0.5 unless given. */
+  p?: number;
+  /** Whether anything is dropped; true unless given. */
+  training?: boolean;
+}
+
+/**
+ * Zeroes each element with probability p and scales the others by 1/(1 − p), so that the expectation stays. The mask is a hash of
+ * (seed, step, number of the op in its tape, element): it is never stored, and the backward pass computes it again.
+ *
+ * Throws a RangeError unless 0 ≤ p < 1. Source: Srivastava et al. 2014.
+ *
+ * @example
+ * ```ts
+ * import { dropout, init, manualSeed, ones } from "@limbeck/limbeck";
+ *
+ * await init();
+ * manualSeed(1);
+ * console.log(await dropout(ones([8]), { p: 0.5 }).array()); // zeros and twos
+ * ```
+ */
+export function dropout(x: Tensor, options: DropoutOptions = {}): Tensor {
+  checkOptions("dropout", options, ["p", "training"]);
+  const { p = 0.5, training = true } = options;
+  checkNumber("dropout", "p", p, { min: 0, below: 1 });
+  checkBoolean("dropout", "training", training);
+  checkTensor("dropout", "x", x);
+  if (!training || p === 0) return x;
+  const { state, op } = nextRandom();
+  const y = Tensor.empty(x.shape, x.dtype, "dropout");
+  kernel(x.memory, state.memory, y.memory, op, x.size, p, x.dtype);
+  return record({
+    op: "dropout",
+    inputs: [x],
+    output: y,
+    saved: [state],
+    backward: (dY) => {
+      const dX = Tensor.empty(x.shape, x.dtype, "dropout");
+      kernel(dY.memory, state.memory, dX.memory, op, x.size, p, x.dtype);
+      return [dX];
+    },
+  });
+}

@@ -1,0 +1,263 @@
+/**
+ * Elementwise ops. Each stands here with its value and its derivatives, as WGSL expressions of a and b (the inputs), y (the output), dY (its
+ * gradient) and numbers; kernels/elementwise.ts turns them into kernels, broadcasting included.
+ */
+import { checkNumber, checkOneOf, checkOptions, describe } from "../kernels/check.ts";
+import { map } from "../kernels/elementwise.ts";
+import type { ClampOptions, GeluOptions, Operand } from "../autograd/methods.ts";
+import type { DType } from "../autograd/storage.ts";
+import { needsGradient, record } from "../autograd/tape.ts";
+import { checkTensor, Tensor } from "../autograd/tensor.ts";
+import { sumTo } from "./reduce.ts";
+
+/** The shape that shapes broadcast to, by NumPy's rule. Throws a TypeError that names the op. */
+export function broadcastShape(op: string, shapes: readonly (readonly number[])[]): number[] {
+  const rank = Math.max(0, ...shapes.map((s) => s.length));
+  const out = new Array<number>(rank).fill(1);
+  for (const shape of shapes) {
+    shape.forEach((n, i) => {
+      const at = rank - shape.length + i;
+      if (n === 1 || n === out[at]) return;
+      if (out[at] !== 1) throw new TypeError(`${op}: shapes ${shapes.map((s) => `[${s}]`).join(" and ")} do not broadcast`);
+      out[at] = n;
+    });
+  }
+  return out;
+}
+
+const operand = (x: Tensor) => ({ memory: x.memory, shape: x.shape, element: x.dtype });
+
+/** Internal: a new tensor with `expression` (of a, b, c, d: the inputs; s0, s1: the scalars) over `shape`. */
+export function mapped(
+  name: string,
+  expression: string,
+  inputs: readonly Tensor[],
+  shape: readonly number[],
+  scalars: readonly number[] = [],
+  dtype: DType = inputs[0].dtype,
+  into?: Tensor,
+): Tensor {
+  const y = into ?? Tensor.empty([...shape], dtype, name);
+  map(name, expression, inputs.map(operand), { memory: y.memory, element: y.dtype }, shape, scalars);
+  return y;
+}
+
+// ---- one input
+
+/** y = f(x, s0, s1). The derivative is an expression of a (x), b (y), c (dY) and the same scalars. */
+function unary(name: string, value: string, derivative: string): (x: Tensor, scalars?: readonly number[]) => Tensor {
+  const usesX = /\ba\b/.test(derivative), usesY = /\bb\b/.test(derivative);
+  return (x, scalars = []) => {
+    checkTensor(name, "x", x);
+    const y = mapped(name, value, [x], x.shape, scalars);
+    const saved = [...usesX ? [x] : [], ...usesY ? [y] : []];
+    return record({
+      op: name,
+      inputs: [x],
+      output: y,
+      saved,
+      // what the derivative does not use is bound as dY, so that nothing else need be kept
+      backward: (dY) => [mapped(`${name} backward`, derivative, [usesX ? x : dY, usesY ? y : dY, dY], x.shape, scalars)],
+    });
+  };
+}
+
+const negation = unary("neg", "-a", "-c");
+const absolute = unary("abs", "abs(a)", "c * sign(a)");
+const exponential = unary("exp", "exp(a)", "c * b");
+const logarithm = unary("log", "log_(a)", "c / a");
+const squareRoot = unary("sqrt", "sqrt(a)", "c * 0.5 / b");
+const reciprocalRoot = unary("rsqrt", "1.0 / sqrt(a)", "c * -0.5 * b / a");
+const squared = unary("square", "a * a", "2.0 * a * c");
+const sine = unary("sin", "sin(a)", "c * cos(a)");
+const cosine = unary("cos", "cos(a)", "-c * sin(a)");
+const hyperbolicTangent = unary("tanh", "tanh_(a)", "c * sech_squared_(a)");
+const logistic = unary("sigmoid", "sigmoid_(a)", "c * sigmoid_(a) * sigmoid_(-a)");
+const rectified = unary("relu", "max_(a, 0.0)", "select(0.0, c, b > 0.0)");
+const swish = unary("silu", "a * sigmoid_(a)", "c * sigmoid_(a) * (1.0 + a * sigmoid_(-a))");
+const softPlus = unary("softplus", "softplus_(a)", "c * sigmoid_(a)");
+// x·Φ(x), Φ(x) = ½(1 + erf(x/√2)); Φ'(x) = exp(−x²/2)/√(2π)
+const geluExact = unary(
+  "gelu",
+  "0.5 * a * (1.0 + erf_(a * 0.70710678118))",
+  "c * (0.5 * (1.0 + erf_(a * 0.70710678118)) + a * 0.39894228040 * exp(-0.5 * a * a))",
+);
+// ½x(1 + tanh u), u = √(2/π)(x + 0.044715x³)
+const U = "0.79788456080 * (a + 0.044715 * a * a * a)";
+const geluTanh = unary(
+  "gelu",
+  `0.5 * a * (1.0 + tanh_(${U}))`,
+  `c * (0.5 * (1.0 + tanh_(${U})) + 0.5 * a * sech_squared_(${U}) * 0.79788456080 * (1.0 + 0.134145 * a * a))`,
+);
+const clamped = unary("clamp", "min_(max_(a, s0), s1)", "select(0.0, c, a >= s0 && a <= s1)");
+const power = unary("pow", "pow_(a, s0)", "c * s0 * pow_(a, s0 - 1.0)");
+const plusNumber = unary("add", "a + s0", "c");
+const timesNumber = unary("mul", "a * s0", "c * s0");
+const numberMinus = unary("sub", "s0 - a", "-c");
+const numberOver = unary("div", "s0 / a", "-c * b / a");
+const maximumNumber = unary("maximum", "max_(a, s0)", "select(select(0.0, 0.5 * c, a == s0), c, a > s0)");
+const minimumNumber = unary("minimum", "min_(a, s0)", "select(select(0.0, 0.5 * c, a == s0), c, a < s0)");
+const numberPower = unary("pow", "pow_(s0, a)", "c * b * log_(s0)");
+
+/** −x. */
+export const neg = (x: Tensor): Tensor => negation(x);
+/** |x|; the gradient at 0 is 0. */
+export const abs = (x: Tensor): Tensor => absolute(x);
+/** eˣ. */
+export const exp = (x: Tensor): Tensor => exponential(x);
+/** ln x; −∞ at 0, NaN below. */
+export const log = (x: Tensor): Tensor => logarithm(x);
+/** √x; NaN below 0. */
+export const sqrt = (x: Tensor): Tensor => squareRoot(x);
+/** 1/√x. */
+export const rsqrt = (x: Tensor): Tensor => reciprocalRoot(x);
+/** x². */
+export const square = (x: Tensor): Tensor => squared(x);
+/** sin x, in radians. */
+export const sin = (x: Tensor): Tensor => sine(x);
+/** cos x, in radians. */
+export const cos = (x: Tensor): Tensor => cosine(x);
+/** tanh x. */
+export const tanh = (x: Tensor): Tensor => hyperbolicTangent(x);
+/** 1/(1 + e⁻ˣ). */
+export const sigmoid = (x: Tensor): Tensor => logistic(x);
+/** max(x, 0); the gradient at 0 is 0. */
+export const relu = (x: Tensor): Tensor => rectified(x);
+/** x·sigmoid(x). */
+export const silu = (x: Tensor): Tensor => swish(x);
+/** ln(1 + eˣ). */
+export const softplus = (x: Tensor): Tensor => softPlus(x);
+
+/** The Gaussian error linear unit x·Φ(x), or with `approximate: "tanh"` ½x(1 + tanh(√(2/π)(x + 0.044715x³))). Source: Hendrycks & Gimpel 2016. */
+export function gelu(x: Tensor, options: GeluOptions = {}): Tensor {
+  checkOptions("gelu", options, ["approximate"]);
+  const { approximate = "none" } = options;
+  checkOneOf("gelu", "approximate", approximate, ["none", "tanh"]);
+  return approximate === "tanh" ? geluTanh(x) : geluExact(x);
+}
+
+/** x held between `min` and `max` (either may be left out). The gradient is 0 outside. Throws a TypeError where both are missing. */
+export function clamp(x: Tensor, options: ClampOptions): Tensor {
+  checkOptions("clamp", options, ["min", "max"]);
+  const { min, max } = options;
+  if (min === undefined && max === undefined) throw new TypeError("clamp: min or max must be given, got neither");
+  if (min !== undefined) checkNumber("clamp", "min", min);
+  if (max !== undefined) checkNumber("clamp", "max", max, { min });
+  const largest = 3.4028234663852886e38;
+  return clamped(x, [min ?? -largest, max ?? largest]);
+}
+
+// ---- two inputs
+
+/** y = f(a, b) with broadcasting. The derivatives are expressions of a, b, c (y) and d (dY). */
+function binary(name: string, value: string, byA: string, byB: string): (a: Tensor, b: Tensor) => Tensor {
+  const uses = (letter: string) => new RegExp(`\\b${letter}\\b`).test(byA + byB);
+  return (a, b) => {
+    checkTensor(name, "a", a);
+    checkTensor(name, "b", b);
+    if (a.dtype !== b.dtype) throw new TypeError(`${name}: b must have dtype ${a.dtype} as a, got ${b.dtype}`);
+    const shape = broadcastShape(name, [a.shape, b.shape]);
+    const y = mapped(name, value, [a, b], shape);
+    if (!needsGradient([a, b])) return y;
+    const saved = [...uses("a") ? [a] : [], ...uses("b") ? [b] : [], ...uses("c") ? [y] : []];
+    return record({
+      op: name,
+      inputs: [a, b],
+      output: y,
+      saved,
+      backward: (dY, wants) => {
+        const from = [uses("a") ? a : dY, uses("b") ? b : dY, uses("c") ? y : dY, dY];
+        const gradient = (expression: string, x: Tensor) =>
+          sumTo(expression === "d" ? dY : mapped(`${name} backward`, expression, from, shape), x.shape);
+        return [wants[0] ? gradient(byA, a) : null, wants[1] ? gradient(byB, b) : null];
+      },
+    });
+  };
+}
+
+const sum2 = binary("add", "a + b", "d", "d");
+const difference = binary("sub", "a - b", "d", "-d");
+const product = binary("mul", "a * b", "d * b", "d * a");
+const quotient = binary("div", "a / b", "d / b", "-d * c / b");
+const powers = binary("pow", "pow_(a, b)", "d * b * pow_(a, b - 1.0)", "select(d * c * log_(a), 0.0, a == 0.0)");
+const larger = binary("maximum", "max_(a, b)", "d * select(select(0.0, 0.5, a == b), 1.0, a > b)", "d * select(select(0.0, 0.5, a == b), 1.0, b > a)");
+const smaller = binary("minimum", "min_(a, b)", "d * select(select(0.0, 0.5, a == b), 1.0, a < b)", "d * select(select(0.0, 0.5, a == b), 1.0, b < a)");
+
+function numberOrTensor(op: string, a: Operand, b: Operand, both: typeof sum2, left: (a: Tensor, b: number) => Tensor, right: (a: number, b: Tensor) => Tensor): Tensor {
+  for (const [name, x] of [["a", a], ["b", b]] as const) {
+    if (!(x instanceof Tensor) && typeof x !== "number") throw new TypeError(`${op}: ${name} must be a Tensor or a number, got ${describe(x)}`);
+  }
+  if (typeof b === "number") {
+    if (typeof a === "number") throw new TypeError(`${op}: one of a and b must be a Tensor, got two numbers`);
+    return left(a, b);
+  }
+  return typeof a === "number" ? right(a, b) : both(a, b);
+}
+
+/** a + b with broadcasting; either may be a number. */
+export function add(a: Operand, b: Operand): Tensor {
+  return numberOrTensor("add", a, b, sum2, (x, n) => plusNumber(x, [n]), (n, x) => plusNumber(x, [n]));
+}
+
+/** a − b with broadcasting; either may be a number. */
+export function sub(a: Operand, b: Operand): Tensor {
+  return numberOrTensor("sub", a, b, difference, (x, n) => plusNumber(x, [-n]), (n, x) => numberMinus(x, [n]));
+}
+
+/** a · b elementwise with broadcasting; either may be a number. */
+export function mul(a: Operand, b: Operand): Tensor {
+  return numberOrTensor("mul", a, b, product, (x, n) => timesNumber(x, [n]), (n, x) => timesNumber(x, [n]));
+}
+
+const overNumber = unary("div", "a / s0", "c / s0");
+
+/** a / b with broadcasting; either may be a number. */
+export function div(a: Operand, b: Operand): Tensor {
+  return numberOrTensor("div", a, b, quotient, (x, n) => overNumber(x, [n]), (n, x) => numberOver(x, [n]));
+}
+
+/** a to the power b with broadcasting; either may be a number. A negative base takes whole exponents only, else NaN. */
+export function pow(a: Operand, b: Operand): Tensor {
+  const left = (x: Tensor, n: number) => n === 2 ? square(x) : n === 0.5 ? sqrt(x) : n === 1 ? mul(x, 1) : n === -1 ? div(1, x) : power(x, [n]);
+  return numberOrTensor("pow", a, b, powers, left, (n, x) => numberPower(x, [n]));
+}
+
+/** The larger of a and b, with broadcasting; ties share the gradient. NaN stays NaN. */
+export function maximum(a: Operand, b: Operand): Tensor {
+  return numberOrTensor("maximum", a, b, larger, (x, n) => maximumNumber(x, [n]), (n, x) => maximumNumber(x, [n]));
+}
+
+/** The smaller of a and b, with broadcasting; ties share the gradient. NaN stays NaN. */
+export function minimum(a: Operand, b: Operand): Tensor {
+  return numberOrTensor("minimum", a, b, smaller, (x, n) => minimumNumber(x, [n]), (n, x) => minimumNumber(x, [n]));
+}
+
+/**
+ * `a` where `condition` is not 0, else `b`, with broadcasting; `condition` has any dtype and gets no gradient.
+ *
+ * @example
+ * ```ts
+ * import { init, tensor, where } from "@limbeck/limbeck";
+ *
+ * await init();
+ * const y = where(tensor(new Int32Array([1, 0])), tensor([1, 2]), tensor([3, 4]));
+ * console.log(await y.array()); // [1, 4]
+ * ```
+ */
+export function where(condition: Tensor, a: Tensor, b: Tensor): Tensor {
+  checkTensor("where", "condition", condition, ["f32", "f16", "i32", "u32"]);
+  checkTensor("where", "a", a);
+  checkTensor("where", "b", b, [a.dtype]);
+  const shape = broadcastShape("where", [condition.shape, a.shape, b.shape]);
+  const y = mapped("where", "select(c, b, a != 0.0)", [condition, a, b], shape, [], a.dtype);
+  return record({
+    op: "where",
+    inputs: [a, b],
+    output: y,
+    saved: [condition],
+    backward: (dY, wants) => {
+      const part = (expression: string, x: Tensor) => sumTo(mapped("where backward", expression, [condition, dY], shape, [], a.dtype), x.shape);
+      return [wants[0] ? part("select(0.0, b, a != 0.0)", a) : null, wants[1] ? part("select(b, 0.0, a != 0.0)", b) : null];
+    },
+  });
+}

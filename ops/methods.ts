@@ -1,0 +1,26 @@
+/** Fills the table that Tensor's methods call: the one place where `autograd/` meets `ops/`. */
+import { methods } from "../autograd/methods.ts";
+import * as elementwise from "./elementwise.ts";
+import { matmul } from "./matmul.ts";
+import { argmax, logSumExp, max, mean, min, sum, variance } from "./reduce.ts";
+import { assign, expand, permute, reshape, transpose } from "./shape.ts";
+import { logSoftmax, softmax } from "./softmax.ts";
+
+const { broadcastShape: _, mapped: __, where: ___, ...table } = elementwise;
+Object.assign(methods, table, {
+  argmax,
+  assign,
+  expand,
+  logSoftmax,
+  logSumExp,
+  matmul,
+  max,
+  mean,
+  min,
+  permute,
+  reshape,
+  softmax,
+  sum,
+  transpose,
+  variance,
+});

@@ -1,0 +1,164 @@
+/** Reductions over one or more dimensions. */
+import { checkBoolean, checkNumber, checkOptions, describe } from "../kernels/check.ts";
+import { map } from "../kernels/elementwise.ts";
+import { reduce, type Reduction } from "../kernels/reduce.ts";
+import type { ReduceOptions, VarianceOptions } from "../autograd/methods.ts";
+import type { DType } from "../autograd/storage.ts";
+import { record } from "../autograd/tape.ts";
+import { checkTensor, sizeOf, Tensor } from "../autograd/tensor.ts";
+
+/** The dimension `dim` counted from the front. Throws a RangeError that names the op. */
+export function checkDim(op: string, dim: unknown, rank: number, name = "dim"): number {
+  checkNumber(op, name, dim, { integer: true, min: -rank, max: rank - 1 });
+  return (dim as number) < 0 ? dim as number + rank : dim as number;
+}
+
+/** The dimensions that `dim` names, ascending; all where it is undefined. */
+function dimsOf(op: string, dim: number | number[] | undefined, rank: number): number[] {
+  if (dim === undefined) return Array.from({ length: rank }, (_, i) => i);
+  if (!Array.isArray(dim) && typeof dim !== "number") throw new TypeError(`${op}: dim must be a number or an array of numbers, got ${describe(dim)}`);
+  const dims = (Array.isArray(dim) ? dim : [dim]).map((d) => checkDim(op, d, rank)).sort((a, b) => a - b);
+  if (new Set(dims).size < dims.length) throw new RangeError(`${op}: dim must not name a dimension twice, got [${dim}]`);
+  return dims;
+}
+
+/** Reduces `x` over `dims`: runs of neighbouring dimensions are one pass each. Every reduced dimension stays, with size 1. */
+function reduced(kind: Reduction, x: Tensor, dims: readonly number[], dtype: DType = x.dtype): Tensor {
+  let from = x, shape = [...x.shape];
+  const runs: [number, number][] = [];
+  for (const d of dims) {
+    const last = runs.at(-1);
+    if (last && last[1] === d) last[1] = d + 1;
+    else runs.push([d, d + 1]);
+  }
+  for (const [start, end] of runs.reverse()) {
+    const outer = sizeOf(shape.slice(0, start)), inner = sizeOf(shape.slice(end)), length = sizeOf(shape.slice(start, end));
+    shape = shape.map((n, d) => d >= start && d < end ? 1 : n);
+    const y = Tensor.empty(shape, dtype, kind);
+    reduce(kind, from.memory, from.dtype, y.memory, dtype, outer, length, inner);
+    from = y;
+  }
+  if (runs.length === 0) { // nothing to reduce: each element is its own result
+    const y = Tensor.empty(shape, dtype, kind);
+    reduce(kind, x.memory, x.dtype, y.memory, dtype, x.size, 1, 1);
+    from = y;
+  }
+  return from;
+}
+
+/** The gradient of a broadcast: sums `x` over the dimensions in which it is larger than `shape`. */
+export function sumTo(x: Tensor, shape: readonly number[]): Tensor {
+  const lead = x.rank - shape.length;
+  const dims = x.shape.flatMap((n, d) => d < lead || (shape[d - lead] === 1 && n !== 1) ? [d] : []);
+  if (dims.length === 0) return x;
+  const y = reduced("sum", x, dims);
+  return y.view([...shape], "sum");
+}
+
+function options(op: string, x: Tensor, o: ReduceOptions, more: string[] = []): { dims: number[]; kept: number[]; shape: number[] } {
+  checkTensor(op, "x", x);
+  checkOptions(op, o, ["dim", "keepDim", ...more]);
+  if (o.keepDim !== undefined) checkBoolean(op, "keepDim", o.keepDim);
+  const dims = dimsOf(op, o.dim, x.rank);
+  const kept = x.shape.map((n, d) => dims.includes(d) ? 1 : n);
+  return { dims, kept, shape: o.keepDim ? kept : x.shape.filter((_, d) => !dims.includes(d)) };
+}
+
+function notEmpty(op: string, x: Tensor, dims: readonly number[]): void {
+  if (dims.some((d) => x.shape[d] === 0)) throw new RangeError(`${op}: x must have an element to reduce, got shape [${x.shape}]`);
+}
+
+const operand = (x: Tensor, shape: readonly number[]) => ({ memory: x.memory, shape, element: x.dtype });
+
+function spread(name: string, expression: string, inputs: [Tensor, readonly number[]][], shape: readonly number[], scalars: number[] = []): Tensor {
+  const y = Tensor.empty([...shape], inputs[0][0].dtype, name);
+  map(name, expression, inputs.map(([x, s]) => operand(x, s)), { memory: y.memory, element: y.dtype }, shape, scalars);
+  return y;
+}
+
+/** Σ x over `dim` (a number or several; all unless given). The gradient is dY, broadcast. */
+export function sum(x: Tensor, o: ReduceOptions = {}): Tensor {
+  const { dims, kept, shape } = options("sum", x, o);
+  const y = reduced("sum", x, dims).view(shape, "sum");
+  return record({ op: "sum", inputs: [x], output: y, backward: (dY) => [spread("expand", "a", [[dY, kept]], x.shape)] });
+}
+
+/** The mean over `dim` (all unless given); NaN over nothing. */
+export function mean(x: Tensor, o: ReduceOptions = {}): Tensor {
+  const { dims, kept, shape } = options("mean", x, o);
+  const count = sizeOf(dims.map((d) => x.shape[d]));
+  const total = reduced("sum", x, dims, "f32"); // f32: an f16 sum may pass 65,504 where the mean does not
+  const y = Tensor.empty(shape, x.dtype, "mean");
+  map("mean", "a / s0", [operand(total, total.shape)], { memory: y.memory, element: y.dtype }, total.shape, [count]);
+  total.dispose();
+  return record({ op: "mean", inputs: [x], output: y, backward: (dY) => [spread("mean backward", "a / s0", [[dY, kept]], x.shape, [count])] });
+}
+
+function extreme(kind: "max" | "min", x: Tensor, o: ReduceOptions): Tensor {
+  const { dims, kept, shape } = options(kind, x, o);
+  notEmpty(kind, x, dims);
+  const y = reduced(kind, x, dims).view(shape, kind);
+  return record({
+    op: kind,
+    inputs: [x],
+    output: y,
+    saved: [x, y],
+    backward: (dY) => {
+      const hit = spread(`${kind} hits`, "select(0.0, 1.0, a == b)", [[x, x.shape], [y, kept]], x.shape);
+      const ties = reduced("sum", hit, dims, "f32");
+      return [spread(`${kind} backward`, "a * c / b", [[hit, x.shape], [ties, kept], [dY, kept]], x.shape)];
+    },
+  });
+}
+
+/** The largest value over `dim` (all unless given); ties share the gradient. NaN where there is one. Throws a RangeError over nothing. */
+export function max(x: Tensor, o: ReduceOptions = {}): Tensor {
+  return extreme("max", x, o);
+}
+
+/** The smallest value over `dim` (all unless given); ties share the gradient. NaN where there is one. Throws a RangeError over nothing. */
+export function min(x: Tensor, o: ReduceOptions = {}): Tensor {
+  return extreme("min", x, o);
+}
+
+/** ln Σ eˣ over `dim` (all unless given), as max + ln(1 + the rest). The gradient is the softmax. Throws a RangeError over nothing. */
+export function logSumExp(x: Tensor, o: ReduceOptions = {}): Tensor {
+  const { dims, kept, shape } = options("logSumExp", x, o);
+  notEmpty("logSumExp", x, dims);
+  const y = reduced("logSumExp", x, dims).view(shape, "logSumExp");
+  return record({
+    op: "logSumExp",
+    inputs: [x],
+    output: y,
+    saved: [x, y],
+    backward: (dY) => [spread("logSumExp backward", "select(exp(a - b) * c, 0.0, a == b && abs(b) > 1e38)", [[x, x.shape], [y, kept], [dY, kept]], x.shape)],
+  });
+}
+
+/**
+ * The variance over `dim` (all unless given): Σ(x − mean)² / (n − correction), with `correction` 1 unless given. Its own mean is taken off first.
+ *
+ * @example
+ * ```ts
+ * import { init, tensor, variance } from "@limbeck/limbeck";
+ *
+ * await init();
+ * console.log(await variance(tensor([1, 2, 3, 4])).item()); // 5/3
+ * ```
+ */
+export function variance(x: Tensor, o: VarianceOptions = {}): Tensor {
+  const { dims, kept } = options("variance", x, o, ["correction"]);
+  const { dim, keepDim, correction = 1 } = o;
+  checkNumber("variance", "correction", correction);
+  const count = sizeOf(dims.map((d) => x.shape[d]));
+  const centred = x.sub(mean(x, { dim, keepDim: true }).reshape(kept));
+  return sum(centred.square(), { dim, keepDim }).div(count - correction);
+}
+
+/** Index of the largest value over `dim` (over all elements unless given) as i32; the first of several. Throws a RangeError over nothing. */
+export function argmax(x: Tensor, o: { dim?: number; keepDim?: boolean } = {}): Tensor {
+  if (o?.dim !== undefined) checkDim("argmax", o.dim, x.rank ?? 0);
+  const { dims, shape } = options("argmax", x, o);
+  notEmpty("argmax", x, dims);
+  return reduced("argmax", x, dims, "i32").view(shape, "argmax");
+}

@@ -1,0 +1,104 @@
+/** What all losses over rows of logits share: checks, reductions, and when the gradient is computed. */
+import { checkNumber, checkOneOf, describe } from "../kernels/check.ts";
+import { scale } from "../kernels/elementwise.ts";
+import type { Memory } from "../kernels/gpu/memory.ts";
+import { reduce } from "../kernels/reduce.ts";
+import { hidden, needsGradient, record } from "../autograd/tape.ts";
+import { checkShape, checkTensor, sizeOf, Tensor } from "../autograd/tensor.ts";
+import { checkRank } from "./shape.ts";
+
+/** How rows become the loss: their mean, their sum, or the rows themselves. */
+export type LossReduction = "mean" | "sum" | "none";
+
+/** The rows of logits: their number and length, and the shape they stand in. */
+export interface Rows {
+  rows: number;
+  columns: number;
+  shape: number[];
+}
+
+/** Checks a tensor of logits and counts its rows. */
+export function rowsOf(op: string, name: string, x: Tensor): Rows {
+  checkTensor(op, name, x);
+  checkRank(op, name, x, 1);
+  const columns = x.shape.at(-1)!, shape = x.shape.slice(0, -1);
+  if (columns === 0) throw new RangeError(`${op}: ${name} must have at least one class, got shape [${x.shape}]`);
+  return { rows: sizeOf(shape), columns, shape: [...shape] };
+}
+
+/**
+ * Checks class indices: integers of the rows' shape. Where the host wrote them they must be classes or `ignoreIndex`; where only the
+ * GPU knows them, a wrong one turns its row into NaN.
+ */
+export function checkLabels(op: string, name: string, labels: Tensor, { columns, shape }: Rows, ignoreIndex: number): void {
+  checkTensor(op, name, labels, ["i32", "u32"]);
+  checkShape(op, name, labels, shape);
+  labels.storage.host?.forEach((label, i) => {
+    if (label === ignoreIndex || (label >= 0 && label < columns)) return;
+    throw new RangeError(`${op}: ${name} must be a class in [0, ${columns}) or ignoreIndex ${ignoreIndex}, got ${label} at row ${i}`);
+  });
+}
+
+/** Checks the options that every such loss has. */
+export function checkLossOptions(op: string, o: { reduction?: unknown; temperature?: unknown; ignoreIndex?: unknown }): void {
+  if (o.reduction !== undefined) checkOneOf(op, "reduction", o.reduction, ["mean", "sum", "none"]);
+  if (o.temperature !== undefined) checkNumber(op, "temperature", o.temperature, { above: 0 });
+  if (o.ignoreIndex !== undefined) checkNumber(op, "ignoreIndex", o.ignoreIndex, { integer: true, min: -(2 ** 31), below: 2 ** 31 });
+}
+
+/** One kernel launch: the rows' losses, and gradients of the inputs where memory is given for them. */
+export type Launch = (loss: Memory, gradients: readonly (Memory | null)[], upstream: { memory: Memory; stride: number } | null) => void;
+
+/** Internal: the sum of rows, as a scalar. */
+export function total(rows: Tensor, op: string): Tensor {
+  const y = Tensor.empty([], "f32", op);
+  reduce("sum", rows.memory, "f32", y.memory, "f32", 1, rows.size, 1);
+  return y;
+}
+
+/**
+ * Runs a row loss. A scalar of f32 inputs takes its gradients from the same launch as its value, for an upstream gradient of 1, and scales them
+ * in place if another comes. `none` and f16 inputs launch again in the backward pass, so that each row has its own upstream
+ * gradient and f16 gradients are rounded once, after it. `scratch` holds what launches read and is freed after the last.
+ */
+export function rowLoss(op: string, inputs: readonly Tensor[], { rows, shape }: Rows, reduction: LossReduction, launch: Launch, scratch: Tensor[], saved: readonly Tensor[]): Tensor {
+  const wanted = needsGradient(inputs);
+  const atOnce = wanted && reduction !== "none" && inputs.every((x) => x.dtype === "f32");
+  const lossRows = reduction === "none" ? Tensor.empty(shape, "f32", op) : hidden([rows], "f32");
+  const gradients = inputs.map((x) => atOnce && x.requiresGrad ? hidden(x.shape, x.dtype) : null);
+  launch(lossRows.memory, gradients.map((g) => g?.memory ?? null), null);
+  const loss = reduction === "none" ? lossRows : total(lossRows, op);
+  if (reduction !== "none") lossRows.dispose();
+  if (atOnce || !wanted) for (const x of scratch) x.dispose();
+  if (!wanted) return loss;
+  if (atOnce) {
+    return record({
+      op,
+      inputs,
+      output: loss,
+      hidden: gradients.filter((g) => g !== null),
+      backward: (dLoss) => {
+        if (!dLoss.isUnit) { for (const g of gradients) if (g) scale(g.memory, dLoss.memory, g.size, g.dtype, dLoss.dtype); }
+        return gradients;
+      },
+    });
+  }
+  return record({
+    op,
+    inputs,
+    output: loss,
+    saved,
+    hidden: scratch,
+    backward: (dLoss, wants, gradientOf) => {
+      const results = inputs.map((_, i) => wants[i] ? gradientOf(i) : null);
+      using again = hidden([rows], "f32");
+      launch(again.memory, results.map((g) => g?.memory ?? null), { memory: dLoss.memory, stride: reduction === "none" ? 1 : 0 });
+      return results;
+    },
+  });
+}
+
+/** Throws unless `value` is a Tensor or undefined. */
+export function checkOptionalTensor(op: string, name: string, value: unknown): void {
+  if (value !== undefined && !(value instanceof Tensor)) throw new TypeError(`${op}: ${name} must be a Tensor, got ${describe(value)}`);
+}
