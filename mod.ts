@@ -67,3 +67,7 @@ export {
   skewReverseKl,
   totalVariation,
 } from "./ops/divergence.ts";
+
+export * as nn from "./nn/mod.ts";
+export * as optim from "./nn/optimizers.ts";
+export { Meter } from "./nn/meter.ts";

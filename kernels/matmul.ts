@@ -1,7 +1,7 @@
 /**
  * Matrix products C[b] = A[b]·B[b] (+ bias), each operand with any strides, so that transposes cost nothing.
  *
- * A workgroup computes a tile of C, a thread 4×4 of it. Per step of 16 along k the workgroup copies a slab of A and of B to its
+ * A workgroup computes a tile of C, a thread up to 8×8 of it. Per step of 16 along k the workgroup copies a slab of A and of B to its
  * memory as vec4s along m and n, the two directions in which threads read them. Where k is the contiguous direction,
  * neighbouring threads load neighbouring k, else neighbouring m (or n): loads coalesce either way.
  */
@@ -19,39 +19,56 @@ export interface Strided {
 }
 
 const DEPTH = 16;
-const TILES = [[64, 64], [32, 32], [64, 16], [16, 64], [16, 16]]; // each with 4×4 results a thread
+
+/** A tile of rows × columns, of which a thread computes `high`·4 rows by `wide`·4 columns. */
+interface Tile {
+  rows: number;
+  columns: number;
+  high: 1 | 2;
+  wide: 1 | 2;
+  /** Time of one multiply-add relative to the best tile's: 8×8 results a thread read half as much a product as 4×4. */
+  cost: number;
+}
+
+const TILES: Tile[] = [
+  { rows: 64, columns: 64, high: 2, wide: 2, cost: 1 },
+  { rows: 64, columns: 16, high: 2, wide: 1, cost: 1.3 },
+  { rows: 16, columns: 64, high: 1, wide: 2, cost: 1.3 },
+  { rows: 32, columns: 32, high: 1, wide: 1, cost: 1.6 },
+  { rows: 16, columns: 16, high: 1, wide: 1, cost: 1.8 },
+];
 
 const kernel: (key: string) => Kernel = variants((key: string): KernelSpec => {
-  const [tileM, tileN, a, b, c, bias] = key.split(",");
-  const M = Number(tileM), N = Number(tileN), threads = M * N / 16;
+  const [index, a, b, c, bias] = key.split(",");
+  const { rows: M, columns: N, high, wide } = TILES[Number(index)], threads = M * N / (16 * high * wide);
   // copies one slab: vec4s along `across` (m or n), `count` of them per k
   const slab = (name: string, count: number, first: string, size: string) => `
     for (var unit = lane; unit < ${count * DEPTH}u; unit += ${threads}u) {
       let along = select(unit % ${count}u, unit / ${DEPTH}u, params.${name}_k == 1u);
       let k = select(unit / ${count}u, unit % ${DEPTH}u, params.${name}_k == 1u);
       let x = ${first} + along * 4u;
-      let at = ${name}_base + (k0 + k) * params.${name}_k;
+      let at = min(${name}_base + (k0 + k) * params.${name}_k, params.${name}_last);
       let last = params.${size} - 1u;
-      let value = vec4f(
-        f32(${name}[min(at, params.${name}_last) + min(x, last) * params.${name}_across]),
-        f32(${name}[min(at, params.${name}_last) + min(x + 1u, last) * params.${name}_across]),
-        f32(${name}[min(at, params.${name}_last) + min(x + 2u, last) * params.${name}_across]),
-        f32(${name}[min(at, params.${name}_last) + min(x + 3u, last) * params.${name}_across]));
+      let value = vec4f(${[0, 1, 2, 3].map((j) => `f32(${name}[at + min(x + ${j}u, last) * params.${name}_across])`).join(", ")});
       slab_${name}[k * ${count}u + along] = select(vec4f(0.0), value, k0 + k < params.depth);
     }`;
+  const highs = [0, 1].slice(0, high), wides = [0, 1].slice(0, wide), lanes = [..."xyzw"];
+  // rows of a thread lie in `high` groups of 4, half a tile apart, columns likewise
+  const rowOf = (h: number, i: number) => `(m + ${h * M / 2 + i}u)`, columnOf = (w: number, j: number) => `(n + ${w * N / 2 + j}u)`;
+  const sum = (h: number, i: number, w: number) => `sum_${h}${i}${w}`;
+  const each = (f: (h: number, i: number, w: number) => string) => highs.flatMap((h) => lanes.flatMap((_, i) => wides.map((w) => f(h, i, w)))).join(" ");
   const unrolled = Array.from({ length: DEPTH }, (_, k) => `
-    { let x = slab_a[${k * M / 4}u + thread_m]; let y = slab_b[${k * N / 4}u + thread_n];
-      sum0 += x.x * y; sum1 += x.y * y; sum2 += x.z * y; sum3 += x.w * y; }`).join("");
-  const store = (i: number) => `
-  if (m + ${i}u < params.rows) {
-    ${
-    [..."xyzw"].map((l, j) =>
-      `if (n + ${j}u < params.columns) { c[c_base + (m + ${i}u) * params.columns + n + ${j}u] = ${c}(sum${i}.${l}${
-        bias === "none" ? "" : ` + f32(bias[n + ${j}u])`
-      }); }`
-    ).join("\n    ")
-  }
-  }`;
+    { ${highs.map((h) => `let x${h} = slab_a[${k * M / 4 + h * M / 8}u + thread_m];`).join(" ")}
+      ${wides.map((w) => `let y${w} = slab_b[${k * N / 4 + w * N / 8}u + thread_n];`).join(" ")}
+      ${each((h, i, w) => `${sum(h, i, w)} += x${h}.${lanes[i]} * y${w};`)} }`).join("");
+  const biases = bias === "none" ? "" : wides.map((w) => `
+  let bias${w} = vec4f(${lanes.map((_, j) => `f32(bias[min(${columnOf(w, j)}, params.columns - 1u)])`).join(", ")});`).join("");
+  const store = each((h, i, w) => `
+  if (${rowOf(h, i)} < params.rows) {
+    let result = ${sum(h, i, w)}${bias === "none" ? "" : ` + bias${w}`};
+    let at = c_base + ${rowOf(h, i)} * params.columns;
+    ${lanes.map((l, j) => `if (${columnOf(w, j)} < params.columns) { c[at + ${columnOf(w, j)}] = ${c}(result.${l}); }`).join("\n    ")}
+  }`);
   return {
     name: "matmul",
     buffers: {
@@ -83,11 +100,11 @@ var<workgroup> slab_b: array<vec4f, ${N / 4 * DEPTH}>;`,
   if (batch >= params.batches) { return; }
   let tile_n = (group % tiles_n) * ${N}u;
   let tile_m = (group / tiles_n % tiles_m) * ${M}u;
-  let thread_n = lane % ${N / 4}u;
-  let thread_m = lane / ${N / 4}u;
+  let thread_n = lane % ${N / 4 / wide}u;
+  let thread_m = lane / ${N / 4 / wide}u;
   let a_base = batch * params.a_batch;
   let b_base = batch * params.b_batch;
-  var sum0 = vec4f(0.0); var sum1 = vec4f(0.0); var sum2 = vec4f(0.0); var sum3 = vec4f(0.0);
+  ${each((h, i, w) => `var ${sum(h, i, w)} = vec4f(0.0);`)}
   for (var k0 = 0u; k0 < params.depth; k0 += ${DEPTH}u) {
     ${slab("a", M / 4, "tile_m", "rows")}
     ${slab("b", N / 4, "tile_n", "columns")}
@@ -98,7 +115,8 @@ var<workgroup> slab_b: array<vec4f, ${N / 4 * DEPTH}>;`,
   let m = tile_m + thread_m * 4u;
   let n = tile_n + thread_n * 4u;
   let c_base = batch * params.rows * params.columns;
-  ${[0, 1, 2, 3].map(store).join("")}`,
+  ${biases}
+  ${store}`,
   };
 });
 
@@ -113,10 +131,10 @@ export function matmul(
   batches: number,
   bias?: { memory: Memory; element: Element },
 ): void {
-  // the tile with the least padding; of equals the largest, listed first
-  const waste = ([m, n]: number[]) => Math.ceil(rows / m) * m * Math.ceil(columns / n) * n;
-  const [tileM, tileN] = TILES.reduce((best, tile) => waste(tile) < waste(best) * 0.8 ? tile : best);
-  const key = [tileM, tileN, a.element, b.element, c.element, bias?.element ?? "none"].join();
+  const groups = (t: Tile) => Math.ceil(rows / t.rows) * Math.ceil(columns / t.columns);
+  const time = (t: Tile) => groups(t) * t.rows * t.columns * t.cost;
+  const tile = TILES.reduce((best, t) => time(t) < time(best) ? t : best);
+  const key = [TILES.indexOf(tile), a.element, b.element, c.element, bias?.element ?? "none"].join();
   const buffers: Record<string, Memory> = { a: a.memory, b: b.memory, c: c.memory };
   if (bias) buffers.bias = bias.memory;
   kernel(key).run(buffers, {
@@ -132,5 +150,5 @@ export function matmul(
     bK: b.row,
     bAcross: b.column,
     bLast: Math.max(0, (batches - 1) * b.batch + (depth - 1) * b.row),
-  }, Math.ceil(rows / tileM) * Math.ceil(columns / tileN) * batches);
+  }, groups(tile) * batches);
 }

@@ -151,7 +151,7 @@ export function clamp(x: Tensor, options: ClampOptions): Tensor {
 
 /** y = f(a, b) with broadcasting. The derivatives are expressions of a, b, c (y) and d (dY). */
 function binary(name: string, value: string, byA: string, byB: string): (a: Tensor, b: Tensor) => Tensor {
-  const uses = (letter: string) => new RegExp(`\\b${letter}\\b`).test(byA + byB);
+  const uses = (letter: string) => new RegExp(`\\b${letter}\\b`).test(`${byA} ${byB}`);
   return (a, b) => {
     checkTensor(name, "a", a);
     checkTensor(name, "b", b);

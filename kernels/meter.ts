@@ -1,0 +1,20 @@
+/** A list of scalars that grows on the GPU, so that adding to it has the same parameters every step. */
+import { defineKernel, type Kernel } from "./gpu/kernel.ts";
+import type { Memory } from "./gpu/memory.ts";
+
+const appendKernel: Kernel = defineKernel({
+  name: "meter",
+  buffers: { x: "read u32", list: "write u32" },
+  params: { capacity: "u32" },
+  workgroup: 1,
+  main: `let count = list[0];
+  if (group == 0u && count < params.capacity) {
+    list[1u + count] = x[0];
+    list[0] = count + 1u;
+  }`,
+});
+
+/** list = [count, value, value, …] as bits: appends x's first element. */
+export function append(x: Memory, list: Memory, capacity: number): void {
+  appendKernel.run({ x, list }, { capacity }, 1);
+}

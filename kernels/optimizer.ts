@@ -1,0 +1,82 @@
+/**
+ * Optimizer steps over flat blocks: one dispatch updates every parameter of a segment. Parameters, gradients and state lie in
+ * slots of multiples of 64 floats; `slot_of` says to which slot each 64 floats belong, and `settings` holds 8 numbers a slot that
+ * change from step to step (learning rate, bias corrections, whether the slot takes part).
+ */
+import { type BufferType, type Kernel, type KernelSpec, variants } from "./gpu/kernel.ts";
+import type { Memory } from "./gpu/memory.ts";
+
+/** Numbers a slot: s0 … s6 mean what the rule says, s7 is 0 where the slot sits this step out. */
+export const SETTINGS = 8;
+
+/** The rule of an optimizer: how many state blocks it has and how it changes p, with gradient g, state a, b, c and numbers s0 … s6. */
+export interface Rule {
+  name: string;
+  states: number;
+  wgsl: string;
+}
+
+/** The rules that have a kernel. */
+export type RuleName = "sgd" | "sgdMomentum" | "adam" | "amsgrad";
+
+/** Each rule's numbers are computed in nn/optim.ts. */
+export const RULES: Record<RuleName, Rule> = {
+  // s0 lr, s1 weight decay
+  sgd: { name: "SGD", states: 0, wgsl: "g += s1 * p; p -= s0 * g;" },
+  // s2 momentum, s3 1 − dampening (1 in the first step, where the buffer is the gradient), s4 whether Nesterov's
+  sgdMomentum: {
+    name: "SGD",
+    states: 1,
+    wgsl: "g += s1 * p; a = s2 * a + s3 * g; p -= s0 * select(a, g + s2 * a, s4 == 1.0);",
+  },
+  // s0 lr/(1 − β1ᵗ), s1 decay added to the gradient, s2 factor of decoupled decay, s3 β1, s4 β2, s5 ε, s6 1/√(1 − β2ᵗ)
+  adam: {
+    name: "Adam",
+    states: 2,
+    wgsl: "p *= s2; g += s1 * p; a += (1.0 - s3) * (g - a); b = s4 * b + (1.0 - s4) * g * g; p -= s0 * a / (sqrt(b) * s6 + s5);",
+  },
+  amsgrad: {
+    name: "Adam",
+    states: 3,
+    wgsl: "p *= s2; g += s1 * p; a += (1.0 - s3) * (g - a); b = s4 * b + (1.0 - s4) * g * g; c = max(c, b); p -= s0 * a / (sqrt(c) * s6 + s5);",
+  },
+};
+
+const kernel: (key: RuleName) => Kernel = variants((key: RuleName): KernelSpec => {
+  const rule = RULES[key];
+  const states = ["a", "b", "c"].slice(0, rule.states);
+  return {
+    name: rule.name,
+    buffers: {
+      slotOf: "read u32",
+      settings: "read f32",
+      gradients: "read vec4f",
+      parameters: "write vec4f",
+      ...Object.fromEntries(states.map((s): [string, BufferType] => [`${s}State`, "write vec4f"])),
+    },
+    params: { quads: "u32" },
+    main: `if (thread >= params.quads) { return; }
+  let at = slot_of[thread / 16u] * ${SETTINGS}u;
+  if (settings[at + 7u] == 0.0) { return; }
+  let s0 = settings[at]; let s1 = settings[at + 1u]; let s2 = settings[at + 2u]; let s3 = settings[at + 3u];
+  let s4 = settings[at + 4u]; let s5 = settings[at + 5u]; let s6 = settings[at + 6u];
+  var p = parameters[thread];
+  var g = gradients[thread];
+  ${states.map((s) => `var ${s} = ${s}_state[thread];`).join(" ")}
+  ${rule.wgsl}
+  parameters[thread] = p;
+  ${states.map((s) => `${s}_state[thread] = ${s};`).join(" ")}`,
+  };
+});
+
+/** One step over a segment of `floats` floats (a multiple of 64). */
+export function optimizerStep(
+  rule: RuleName,
+  floats: number,
+  memories: { slotOf: Memory; settings: Memory; gradients: Memory; parameters: Memory; states: Memory[] },
+): void {
+  const { states, ...rest } = memories;
+  const buffers: Record<string, Memory> = { ...rest };
+  states.forEach((memory, i) => buffers[`${"abc"[i]}State`] = memory);
+  kernel(rule).run(buffers, { quads: floats / 4 }, Math.ceil(floats / 1024));
+}

@@ -1,0 +1,101 @@
+/** Cutting data into batches. */
+import { checkBoolean, checkNumber, checkOptions, describe } from "../kernels/check.ts";
+import type { TypedArray } from "../autograd/storage.ts";
+import { sizeOf, type Tensor } from "../autograd/tensor.ts";
+import { tensor } from "../ops/create.ts";
+
+/** One field of a data set: its values row by row, and their shape [rows, …]. */
+export interface Column {
+  data: TypedArray;
+  shape: readonly number[];
+}
+
+/** Options of `batches`. */
+export interface BatchOptions {
+  /** Rows a batch. */
+  batchSize: number;
+  /** Whether rows are drawn in random order; false unless given. */
+  shuffle?: boolean;
+  /** Seed of that order; 0 unless given. */
+  seed?: number;
+  /** Whether a last, smaller batch is left out; true unless given. */
+  dropLast?: boolean;
+}
+
+/** The rows 0 … n − 1 in a random order that `seed` fixes (Fisher–Yates with the generator splitmix32). */
+function shuffled(n: number, seed: number): Uint32Array {
+  const order = Uint32Array.from({ length: n }, (_, i) => i);
+  let state = seed >>> 0;
+  for (let i = n - 1; i > 0; i--) {
+    state = (state + 0x9e3779b9) >>> 0;
+    let z = state;
+    z = Math.imul(z ^ (z >>> 16), 0x21f0aaad);
+    z = Math.imul(z ^ (z >>> 15), 0x735a2d97);
+    const j = Math.floor(((z ^ (z >>> 15)) >>> 0) / 2 ** 32 * (i + 1));
+    [order[i], order[j]] = [order[j], order[i]];
+  }
+  return order;
+}
+
+/**
+ * One epoch of batches: for each, a tensor by field. The next batch is uploaded while the current one is used; a
+ * batch is freed when the next is taken. Take a batch first and open the tape inside the loop.
+ *
+ * Throws a TypeError for fields of different lengths, a RangeError for a batch size below 1.
+ *
+ * @example
+ * ```ts
+ * import { init, nn } from "@limbeck/limbeck";
+ *
+ * await init();
+ * const x = { data: new Float32Array(20), shape: [10, 2] }, y = { data: new Int32Array(10), shape: [10] };
+ * for (const batch of nn.batches({ x, y }, { batchSize: 4, shuffle: true, seed: 1 })) {
+ *   console.log(batch.x.shape, batch.y.shape); // [4, 2] [4], twice
+ * }
+ * ```
+ */
+export function* batches<K extends string>(columns: Record<K, Column>, options: BatchOptions): Generator<Record<K, Tensor> & { size: number }, void, void> {
+  checkOptions("batches", options, ["batchSize", "shuffle", "seed", "dropLast"]);
+  const { batchSize, shuffle = false, seed = 0, dropLast = true } = options;
+  checkNumber("batches", "batchSize", batchSize, { integer: true, min: 1 });
+  checkNumber("batches", "seed", seed, { integer: true });
+  checkBoolean("batches", "shuffle", shuffle);
+  checkBoolean("batches", "dropLast", dropLast);
+  const fields = Object.entries(columns) as [K, Column][];
+  if (fields.length === 0) throw new TypeError("batches: columns must have at least one field, got none");
+  const rows = fields[0][1].shape?.[0];
+  for (const [name, { data, shape }] of fields) {
+    if (!Array.isArray(shape) || !ArrayBuffer.isView(data) || data.length !== sizeOf(shape) || shape[0] !== rows) {
+      throw new TypeError(`batches: ${name} must hold ${rows} rows of values that fill its shape, got ${describe(data)} of ${data?.length} for [${shape}]`);
+    }
+  }
+  const order = shuffle ? shuffled(rows, seed) : null;
+  const upload = (from: number, to: number) => {
+    const batch: Record<string, Tensor> = {};
+    for (const [name, { data, shape }] of fields) {
+      const width = sizeOf(shape.slice(1));
+      const part = order ? data.slice(0, (to - from) * width) : data.subarray(from * width, to * width);
+      if (order) for (let i = from; i < to; i++) part.set(data.subarray(order[i] * width, (order[i] + 1) * width), (i - from) * width);
+      batch[name] = tensor(part as TypedArray, [to - from, ...shape.slice(1)]).keep();
+    }
+    return batch;
+  };
+  const free = (batch: Record<string, Tensor> | null) => {
+    for (const x of Object.values(batch ?? {})) x.dispose();
+  };
+  const end = dropLast ? rows - rows % batchSize : rows;
+  const at = (from: number) => from < end ? upload(from, Math.min(from + batchSize, end)) : null;
+  let current: Record<string, Tensor> | null = null, next = at(0);
+  try {
+    for (let from = 0; next; from += batchSize) {
+      current = next;
+      next = at(from + batchSize);
+      yield { ...current as Record<K, Tensor>, size: Math.min(batchSize, end - from) };
+      free(current);
+      current = null;
+    }
+  } finally {
+    free(current);
+    free(next);
+  }
+}

@@ -1,0 +1,64 @@
+/** Initial values of parameters, written in place; random ones follow `manualSeed`. Fans are those of a weight [out, in, …]. */
+import { checkNumber } from "../kernels/check.ts";
+import { noGrad } from "../autograd/tape.ts";
+import { checkTensor, sizeOf, type Tensor } from "../autograd/tensor.ts";
+import { full, rand, randn } from "../ops/create.ts";
+import { checkRank } from "../ops/shape.ts";
+
+function write(op: string, x: Tensor, values: () => Tensor): Tensor {
+  checkTensor(`init.${op}`, "x", x);
+  noGrad(() => {
+    x.assign(values());
+  });
+  return x;
+}
+
+function fans(op: string, x: Tensor): { fanIn: number; fanOut: number } {
+  checkTensor(`init.${op}`, "x", x);
+  checkRank(`init.${op}`, "x", x, 2);
+  const field = sizeOf(x.shape.slice(2));
+  return { fanIn: x.shape[1] * field, fanOut: x.shape[0] * field };
+}
+
+/** Every element `value`. Returns x. */
+export function constant(x: Tensor, value: number): Tensor {
+  return write("constant", x, () => full(x.shape, value, { dtype: x.dtype }));
+}
+
+/** Uniform in [low, high). Returns x. */
+export function uniform(x: Tensor, low = 0, high = 1): Tensor {
+  checkNumber("init.uniform", "low", low);
+  checkNumber("init.uniform", "high", high, { min: low });
+  return write("uniform", x, () => rand(x.shape, { dtype: x.dtype }).mul(high - low).add(low));
+}
+
+/** Normal with this mean and deviation. Returns x. */
+export function normal(x: Tensor, mean = 0, deviation = 1): Tensor {
+  checkNumber("init.normal", "mean", mean);
+  checkNumber("init.normal", "deviation", deviation, { min: 0 });
+  return write("normal", x, () => randn(x.shape, { dtype: x.dtype }).mul(deviation).add(mean));
+}
+
+/** Uniform in ±gain·√(6/(in + out)). Returns x. Source: Glorot & Bengio 2010. */
+export function xavierUniform(x: Tensor, gain = 1): Tensor {
+  const { fanIn, fanOut } = fans("xavierUniform", x);
+  const bound = gain * Math.sqrt(6 / (fanIn + fanOut));
+  return uniform(x, -bound, bound);
+}
+
+/** Normal with deviation gain·√(2/(in + out)). Returns x. Source: Glorot & Bengio 2010. */
+export function xavierNormal(x: Tensor, gain = 1): Tensor {
+  const { fanIn, fanOut } = fans("xavierNormal", x);
+  return normal(x, 0, gain * Math.sqrt(2 / (fanIn + fanOut)));
+}
+
+/** Uniform in ±gain·√(3/in); the gain for ReLU is √2. Returns x. Source: He et al. 2015. */
+export function kaimingUniform(x: Tensor, gain: number = Math.SQRT2): Tensor {
+  const bound = gain * Math.sqrt(3 / fans("kaimingUniform", x).fanIn);
+  return uniform(x, -bound, bound);
+}
+
+/** Normal with deviation gain/√in; the gain for ReLU is √2. Returns x. Source: He et al. 2015. */
+export function kaimingNormal(x: Tensor, gain: number = Math.SQRT2): Tensor {
+  return normal(x, 0, gain / Math.sqrt(fans("kaimingNormal", x).fanIn));
+}

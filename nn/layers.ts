@@ -1,0 +1,91 @@
+/** The layers of a multilayer perceptron. */
+import { checkNumber, checkOptions, describe } from "../kernels/check.ts";
+import type { Tensor } from "../autograd/tensor.ts";
+import { zeros } from "../ops/create.ts";
+import { dropout } from "../ops/dropout.ts";
+import { linear } from "../ops/matmul.ts";
+import { uniform } from "./init.ts";
+import { Module } from "./module.ts";
+
+/** Internal: a parameter that belongs to its module. */
+export function parameter(shape: readonly number[]): Tensor {
+  return zeros(shape, { requiresGrad: true }).keep();
+}
+
+/** Options of `Linear`. */
+export interface LinearOptions {
+  /** Whether a bias is added; true unless given. */
+  bias?: boolean;
+}
+
+/**
+ * y = x·weightᵀ + bias over the last dimension, [..., in] → [..., out]. Weight [out, in] and bias [out] start uniform in ±1/√in, as in PyTorch.
+ * Throws a RangeError for sizes below 1.
+ */
+export class Linear extends Module {
+  /** [out, in] */
+  weight: Tensor;
+  /** [out], or null */
+  bias: Tensor | null;
+
+  constructor(inFeatures: number, outFeatures: number, options: LinearOptions = {}) {
+    super();
+    checkOptions("Linear", options, ["bias"]);
+    checkNumber("Linear", "inFeatures", inFeatures, { integer: true, min: 1 });
+    checkNumber("Linear", "outFeatures", outFeatures, { integer: true, min: 1 });
+    const bound = 1 / Math.sqrt(inFeatures);
+    this.weight = uniform(parameter([outFeatures, inFeatures]), -bound, bound);
+    this.bias = options.bias ?? true ? uniform(parameter([outFeatures]), -bound, bound) : null;
+  }
+
+  override forward(x: Tensor): Tensor {
+    return linear(x, this.weight, this.bias ?? undefined);
+  }
+}
+
+/** Dropout with probability p while training, nothing in evaluation. */
+export class Dropout extends Module {
+  constructor(readonly p = 0.5) {
+    super();
+    checkNumber("Dropout", "p", p, { min: 0, below: 1 });
+  }
+
+  override forward(x: Tensor): Tensor {
+    return dropout(x, { p: this.p, training: this.training });
+  }
+}
+
+/**
+ * Modules and functions one after the other; state names are `0.weight`, `2.weight`, … by position.
+ *
+ * @example
+ * ```ts
+ * import { init, nn, randn, relu } from "@limbeck/limbeck";
+ *
+ * await init();
+ * const mlp = new nn.Sequential(new nn.Linear(4, 8), relu, new nn.Dropout(0.1), new nn.Linear(8, 3));
+ * console.log(mlp.forward(randn([5, 4])).shape); // [5, 3]
+ * ```
+ */
+export class Sequential extends Module {
+  /** The steps, in order. */
+  readonly steps: (Module | ((x: Tensor) => Tensor))[];
+
+  constructor(...steps: (Module | ((x: Tensor) => Tensor))[]) {
+    super();
+    steps.forEach((step, i) => {
+      if (!(step instanceof Module) && typeof step !== "function") {
+        throw new TypeError(`Sequential: step ${i} must be a Module or a function, got ${describe(step)}`);
+      }
+    });
+    this.steps = steps;
+  }
+
+  override children(): [string, Module][] {
+    return this.steps.flatMap((step, i): [string, Module][] => step instanceof Module ? [[String(i), step]] : []);
+  }
+
+  override forward(x: Tensor): Tensor {
+    return this.steps.reduce((y, step) => step instanceof Module ? step.forward(y) : step(y), x);
+  }
+}

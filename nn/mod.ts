@@ -1,0 +1,9 @@
+/**
+ * Modules: layers with parameters, their initial values, and batches of data.
+ *
+ * @module
+ */
+export * as init from "./init.ts";
+export { type BatchOptions, batches, type Column } from "./batches.ts";
+export { Dropout, Linear, type LinearOptions, Sequential } from "./layers.ts";
+export { Module } from "./module.ts";

@@ -1,0 +1,109 @@
+import { checkOptions, describe } from "../kernels/check.ts";
+import { noGrad } from "../autograd/tape.ts";
+import { checkShape, checkTensor, Tensor } from "../autograd/tensor.ts";
+import { assign } from "../ops/shape.ts";
+
+const snake = (name: string) => name.replace(/[A-Z]/g, (c) => `_${c.toLowerCase()}`);
+
+/**
+ * Something with parameters and a `forward`. A tensor in a property is a parameter, a module (or array of modules) in a
+ * property is a child; state names are PyTorch's: `outProj.weight` is saved as `out_proj.weight`.
+ *
+ * Parameters belong to the module, not to a scope: `dispose()` frees them.
+ *
+ * @example
+ * ```ts
+ * import { init, nn, randn, Tensor } from "@limbeck/limbeck";
+ *
+ * class Classifier extends nn.Module {
+ *   hidden = new nn.Linear(4, 8);
+ *   head = new nn.Linear(8, 3);
+ *   override forward(x: Tensor): Tensor {
+ *     return this.head.forward(this.hidden.forward(x).relu());
+ *   }
+ * }
+ *
+ * await init();
+ * const model = new Classifier();
+ * console.log(model.forward(randn([2, 4])).shape); // [2, 3]
+ * console.log(model.namedParameters().map(([name]) => name)); // hidden.weight, hidden.bias, head.weight, head.bias
+ * ```
+ */
+export abstract class Module {
+  /** Whether dropout and its like are active: set by `train()` and `eval()`. */
+  training = true;
+
+  /** The module's function. */
+  abstract forward(x: Tensor): Tensor;
+
+  /** The modules in this one's properties, by name. */
+  children(): [string, Module][] {
+    return Object.entries(this).flatMap(([key, value]): [string, Module][] => {
+      if (value instanceof Module) return [[snake(key), value]];
+      if (!Array.isArray(value)) return [];
+      return value.flatMap((x, i): [string, Module][] => x instanceof Module ? [[`${snake(key)}.${i}`, x]] : []);
+    });
+  }
+
+  /** Every parameter with its name, those of children behind the module's own. A shared one comes once, under its first name. */
+  namedParameters(): [string, Tensor][] {
+    const found = new Map<Tensor, string>();
+    const walk = (module: Module, prefix: string) => {
+      for (const [key, value] of Object.entries(module)) {
+        if (value instanceof Tensor && !found.has(value)) found.set(value, prefix + snake(key));
+      }
+      for (const [name, child] of module.children()) walk(child, `${prefix}${name}.`);
+    };
+    walk(this, "");
+    return [...found].map(([tensor, name]) => [name, tensor]);
+  }
+
+  /** Every parameter once: what an optimizer takes. */
+  parameters(): Tensor[] {
+    return this.namedParameters().map(([, tensor]) => tensor);
+  }
+
+  /** Switches dropout and its like on (or off). Returns the module. */
+  train(on = true): this {
+    this.training = on;
+    for (const [, child] of this.children()) child.train(on);
+    return this;
+  }
+
+  /** Switches dropout and its like off. Returns the module. */
+  eval(): this {
+    return this.train(false);
+  }
+
+  /** The parameters by name: the live tensors, not copies. */
+  stateDict(): Record<string, Tensor> {
+    return Object.fromEntries(this.namedParameters());
+  }
+
+  /**
+   * Copies tensors into the parameters of the same names. Throws an Error that names what is missing or unexpected (unless `strict` is false), a TypeError for a
+   * wrong shape or dtype; then nothing has been copied.
+   */
+  loadStateDict(state: Record<string, Tensor>, options: { strict?: boolean } = {}): void {
+    checkOptions("loadStateDict", options, ["strict"]);
+    if (typeof state !== "object" || state === null) throw new TypeError(`loadStateDict: state must be an object of tensors, got ${describe(state)}`);
+    const own = this.namedParameters(), names = own.map(([name]) => name);
+    const missing = names.filter((name) => !(name in state)), unexpected = Object.keys(state).filter((name) => !names.includes(name));
+    if ((options.strict ?? true) && missing.length + unexpected.length > 0) {
+      throw new Error(`loadStateDict: missing ${missing.join(", ") || "nothing"}; unexpected ${unexpected.join(", ") || "nothing"}`);
+    }
+    const pairs = own.filter(([name]) => name in state);
+    for (const [name, parameter] of pairs) {
+      checkTensor("loadStateDict", name, state[name], [parameter.dtype]);
+      checkShape("loadStateDict", name, state[name], parameter.shape);
+    }
+    noGrad(() => {
+      for (const [name, parameter] of pairs) assign(parameter, state[name]);
+    });
+  }
+
+  /** Frees the parameters and their gradients. */
+  dispose(): void {
+    for (const parameter of this.parameters()) parameter.dispose();
+  }
+}

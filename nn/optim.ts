@@ -1,0 +1,322 @@
+/**
+ * Optimizers. Their parameters move into one flat block (segments below the binding limit) with a second one for the gradients, where backward
+ * writes them directly, so that a step is one dispatch a segment. Parameters whose `.grad` is null sit the step out, weight decay included.
+ */
+import { checkBoolean, checkNumber, checkOptions, describe } from "../kernels/check.ts";
+import { gpu } from "../kernels/gpu/gpu.ts";
+import { FlatBlock, type Memory } from "../kernels/gpu/memory.ts";
+import { optimizerStep, type RuleName, RULES, SETTINGS } from "../kernels/optimizer.ts";
+import { fill } from "../kernels/random.ts";
+import { checkShape, checkTensor, Tensor } from "../autograd/tensor.ts";
+
+/** Parameters with hyperparameters of their own: those that are left out are the optimizer's. */
+export interface ParameterGroup {
+  params: Iterable<Tensor>;
+  lr?: number;
+  weightDecay?: number;
+}
+
+interface Slot {
+  parameter: Tensor;
+  home: Memory;
+  gradient: Memory;
+  group: { lr?: number; weightDecay?: number };
+  /** Steps that this parameter has taken. */
+  steps: number;
+}
+
+interface Segment {
+  floats: number;
+  slots: Slot[];
+  parameters: FlatBlock;
+  gradients: FlatBlock;
+  states: Memory[];
+  /** Which slot each 64 floats belong to. */
+  slotOf: Memory;
+}
+
+/** What all optimizers share: groups, flat blocks, skipping, and the one dispatch. */
+export abstract class Optimizer {
+  /** The learning rate of the groups that have none of their own. Set it every step to follow a schedule. */
+  lr: number;
+  #segments: Segment[];
+  #disposed = false;
+
+  /** Internal. */
+  protected constructor(readonly name: string, params: Iterable<Tensor> | readonly ParameterGroup[], lr: number, readonly weightDecay: number, readonly rule: RuleName) {
+    checkNumber(name, "lr", lr, { min: 0 });
+    checkNumber(name, "weightDecay", weightDecay, { min: 0 });
+    this.lr = lr;
+    this.#segments = this.#layOut(this.#groups(params));
+  }
+
+  #groups(params: Iterable<Tensor> | readonly ParameterGroup[]): { parameter: Tensor; group: ParameterGroup }[] {
+    if (typeof params !== "object" || params === null || !(Symbol.iterator in params)) {
+      throw new TypeError(`${this.name}: params must be an array of Tensors or of groups, got ${describe(params)}`);
+    }
+    const list = [...params as Iterable<Tensor | ParameterGroup>];
+    const groups = list.every((x) => x instanceof Tensor) ? [{ params: list as Tensor[] }] : list as ParameterGroup[];
+    const found = new Map<Tensor, ParameterGroup>();
+    for (const group of groups) {
+      checkOptions(this.name, group, ["params", "lr", "weightDecay"]);
+      if (group.lr !== undefined) checkNumber(this.name, "lr", group.lr, { min: 0 });
+      if (group.weightDecay !== undefined) checkNumber(this.name, "weightDecay", group.weightDecay, { min: 0 });
+      for (const x of group.params) {
+        checkTensor(this.name, "params", x, ["f32"]);
+        if (!x.requiresGrad || x.record) throw new TypeError(`${this.name}: params must be leaves that require a gradient, got ${x}`);
+        const other = found.get(x);
+        if (other && other !== group) throw new RangeError(`${this.name}: a parameter of shape [${x.shape}] is in two groups`);
+        found.set(x, group);
+      }
+    }
+    if (found.size === 0) throw new RangeError(`${this.name}: params must hold at least one parameter, got none`);
+    return [...found].map(([parameter, group]) => ({ parameter, group }));
+  }
+
+  /** Moves the parameters into flat blocks. */
+  #layOut(all: { parameter: Tensor; group: ParameterGroup }[]): Segment[] {
+    const { pool, queue, info } = gpu();
+    const limit = Math.floor(info.limits.maxStorageBufferBindingSize / 256) * 256;
+    const cuts: typeof all[] = [];
+    let used = Infinity;
+    for (const entry of all) {
+      const bytes = FlatBlock.slotBytes(entry.parameter.size * 4);
+      if (used + bytes > limit) {
+        cuts.push([]);
+        used = 0;
+      }
+      cuts.at(-1)!.push(entry);
+      used += bytes;
+    }
+    return cuts.map((entries) => {
+      const sizes = entries.map(({ parameter }) => parameter.size * 4);
+      const bytes = sizes.reduce((sum, n) => sum + FlatBlock.slotBytes(n), 0);
+      const parameters = new FlatBlock(pool.take(bytes), sizes), gradients = new FlatBlock(pool.take(bytes), sizes);
+      const states = Array.from({ length: RULES[this.rule].states }, () => {
+        const memory = pool.take(bytes);
+        fill(memory, 0, bytes / 4, "f32");
+        return memory;
+      });
+      const slotOf = new Uint32Array(bytes / 256);
+      let block = 0;
+      const slots = entries.map(({ parameter, group }, i): Slot => {
+        const { storage } = parameter, home = parameters.slots[i], gradient = gradients.slots[i];
+        slotOf.fill(i, block, block += home.bytes / 256);
+        storage.moveTo(home, sizes[i]);
+        this.#lend(parameter, gradient);
+        return { parameter, home, gradient, group, steps: 0 };
+      });
+      return { floats: bytes / 4, slots, parameters, gradients, states, slotOf: queue.upload(new Uint8Array(slotOf.buffer), true) };
+    });
+  }
+
+  /** Makes `gradient` the place where backward leaves the parameter's gradient, with what is there already. */
+  #lend(parameter: Tensor, gradient: Memory): void {
+    const { storage, grad } = parameter;
+    if (grad) {
+      gpu().queue.copy(grad.memory, gradient, parameter.size * 4);
+      if (!grad.storage.borrowed) grad.storage.memory.free();
+      grad.storage.memory = gradient;
+      grad.storage.borrowed = true;
+    }
+    storage.gradientHome?.free();
+    storage.gradientHome = gradient;
+  }
+
+  /** Numbers s0 … s6 of the rule for a parameter's step number `step` (from 1). */
+  protected abstract settings(lr: number, weightDecay: number, step: number): number[];
+
+  /** Updates every parameter that has a gradient. */
+  step(): void {
+    if (this.#disposed) throw new Error(`${this.name}: the optimizer was disposed`);
+    for (const segment of this.#segments) {
+      const settings = new Float32Array(SETTINGS * segment.slots.length);
+      let active = false;
+      segment.slots.forEach((slot, i) => {
+        const { parameter, group } = slot;
+        if (!parameter.grad) return;
+        if (parameter.storage.memory !== slot.home) {
+          const which = `a parameter of shape [${parameter.shape}]`;
+          throw new Error(`${this.name}: ${which} was handed to another optimizer since; give one optimizer two groups instead`);
+        }
+        if (parameter.grad.storage.memory !== slot.gradient) this.#copyGradient(slot, parameter.grad);
+        active = true;
+        settings.set(this.settings(group.lr ?? this.lr, group.weightDecay ?? this.weightDecay, ++slot.steps), SETTINGS * i);
+        settings[SETTINGS * i + 7] = 1;
+        parameter.storage.version++;
+      });
+      if (!active) continue;
+      const uploaded = gpu().queue.upload(new Uint8Array(settings.buffer), false);
+      const { slotOf, gradients, parameters, states, floats } = segment;
+      optimizerStep(this.rule, floats, { slotOf, settings: uploaded, gradients: gradients.whole, parameters: parameters.whole, states });
+      uploaded.free();
+    }
+  }
+
+  /** A gradient that was set by hand lies elsewhere. */
+  #copyGradient(slot: Slot, grad: Tensor): void {
+    checkTensor(this.name, "grad", grad, ["f32"]);
+    checkShape(this.name, "grad", grad, slot.parameter.shape);
+    gpu().queue.copy(grad.memory, slot.gradient, grad.size * 4);
+  }
+
+  /** Forgets the gradients: `.grad` becomes null. */
+  zeroGrad(): void {
+    for (const { slots } of this.#segments) {
+      for (const { parameter } of slots) {
+        const { grad } = parameter;
+        if (!grad) continue;
+        const { storage } = grad;
+        // somebody holds the gradient still: it moves out of the place that the next one will take
+        if (storage.borrowed && storage.owners > 1) storage.moveTo(gpu().pool.take(storage.memory.bytes), storage.memory.bytes);
+        grad.dispose();
+        parameter.grad = null;
+      }
+    }
+  }
+
+  /** Frees the optimizer's state. The parameters live on. */
+  dispose(): void {
+    if (this.#disposed) return;
+    this.zeroGrad();
+    this.#disposed = true;
+    for (const { slots, states, slotOf } of this.#segments) {
+      for (const { parameter, gradient } of slots) {
+        if (parameter.closed || parameter.storage.gradientHome !== gradient) continue;
+        parameter.storage.gradientHome = null;
+        gradient.free();
+      }
+      for (const memory of [...states, slotOf]) memory.free();
+    }
+  }
+
+  /** The same as `dispose()`. */
+  [Symbol.dispose](): void {
+    this.dispose();
+  }
+}
+
+/** Options of `SGD`. */
+export interface SgdOptions {
+  /** 1e-3 unless given. */
+  lr?: number;
+  momentum?: number;
+  dampening?: number;
+  nesterov?: boolean;
+  /** Added to the gradient, times the parameter. */
+  weightDecay?: number;
+}
+
+/**
+ * Stochastic gradient descent: g ← g + λp; with momentum μ and dampening τ b ← μb + (1−τ)g (b ← g in the first step) and g ← b, or with Nesterov's g ← g + μb; p ← p − lr·g.
+ * Source: `torch.optim.SGD`; Sutskever et al. 2013.
+ *
+ * @example
+ * ```ts
+ * import { init, optim, Tape, tensor } from "@limbeck/limbeck";
+ *
+ * await init();
+ * const w = tensor([3], undefined, { requiresGrad: true });
+ * const optimizer = new optim.SGD([w], { lr: 0.1 });
+ * for (let step = 0; step < 50; step++) {
+ *   using tape = new Tape();
+ *   optimizer.zeroGrad();
+ *   w.sub(1).square().sum().backward();
+ *   optimizer.step();
+ * }
+ * console.log(await w.item()); // nearly 1
+ * ```
+ */
+export class SGD extends Optimizer {
+  #momentum: number;
+  #dampening: number;
+  #nesterov: boolean;
+
+  constructor(params: Iterable<Tensor> | readonly ParameterGroup[], options: SgdOptions = {}) {
+    checkOptions("SGD", options, ["lr", "momentum", "dampening", "nesterov", "weightDecay"]);
+    const { lr = 1e-3, momentum = 0, dampening = 0, nesterov = false, weightDecay = 0 } = options;
+    checkNumber("SGD", "momentum", momentum, { min: 0 });
+    checkNumber("SGD", "dampening", dampening);
+    checkBoolean("SGD", "nesterov", nesterov);
+    if (nesterov && (momentum === 0 || dampening !== 0)) throw new RangeError("SGD: nesterov needs a momentum and no dampening");
+    super("SGD", params, lr, weightDecay, momentum === 0 ? "sgd" : "sgdMomentum");
+    this.#momentum = momentum;
+    this.#dampening = dampening;
+    this.#nesterov = nesterov;
+  }
+
+  protected override settings(lr: number, weightDecay: number, step: number): number[] {
+    return [lr, weightDecay, this.#momentum, step === 1 ? 1 : 1 - this.#dampening, this.#nesterov ? 1 : 0];
+  }
+}
+
+/** Options of `Adam` and `AdamW`. */
+export interface AdamOptions {
+  /** 1e-3 unless given. */
+  lr?: number;
+  /** Decay of the two moments; [0.9, 0.999] unless given. */
+  betas?: readonly [number, number];
+  /** Added to the denominator; 1e-8 unless given. */
+  eps?: number;
+  /** λ: 0 for Adam (added to the gradient), 0.01 for AdamW (decoupled) unless given. */
+  weightDecay?: number;
+  /** Whether the largest second moment so far is used. */
+  amsgrad?: boolean;
+}
+
+class AdamFamily extends Optimizer {
+  #betas: readonly [number, number];
+  #eps: number;
+
+  constructor(name: string, readonly decoupled: boolean, params: Iterable<Tensor> | readonly ParameterGroup[], options: AdamOptions) {
+    checkOptions(name, options, ["lr", "betas", "eps", "weightDecay", "amsgrad"]);
+    const { lr = 1e-3, betas = [0.9, 0.999] as const, eps = 1e-8, weightDecay = decoupled ? 0.01 : 0, amsgrad = false } = options;
+    if (!Array.isArray(betas) || betas.length !== 2) throw new TypeError(`${name}: betas must be two numbers, got ${describe(betas)}`);
+    betas.forEach((beta, i) => checkNumber(name, `betas[${i}]`, beta, { min: 0, below: 1 }));
+    checkNumber(name, "eps", eps, { min: 0 });
+    checkBoolean(name, "amsgrad", amsgrad);
+    super(name, params, lr, weightDecay, amsgrad ? "amsgrad" : "adam");
+    this.#betas = [betas[0], betas[1]];
+    this.#eps = eps;
+  }
+
+  protected override settings(lr: number, weightDecay: number, step: number): number[] {
+    const [beta1, beta2] = this.#betas;
+    const decay = this.decoupled ? [0, 1 - lr * weightDecay] : [weightDecay, 1];
+    return [lr / (1 - beta1 ** step), ...decay, beta1, beta2, this.#eps, 1 / Math.sqrt(1 - beta2 ** step)];
+  }
+}
+
+/**
+ * Adam: m ← β₁m + (1−β₁)g, v ← β₂v + (1−β₂)g², p ← p − lr·m̂/(√v̂ + ε) with m̂ = m/(1−β₁ᵗ), v̂ = v/(1−β₂ᵗ); weight decay is added to g.
+ * Source: Kingma & Ba 2015; `torch.optim.Adam`.
+ */
+export class Adam extends AdamFamily {
+  constructor(params: Iterable<Tensor> | readonly ParameterGroup[], options: AdamOptions = {}) {
+    super("Adam", false, params, options);
+  }
+}
+
+/**
+ * AdamW: Adam with decoupled weight decay p ← p·(1 − lr·λ) before the step. Source: Loshchilov & Hutter 2019; `torch.optim.AdamW`.
+ *
+ * @example
+ * ```ts
+ * import { init, nn, optim, randn, Tape } from "@limbeck/limbeck";
+ *
+ * await init();
+ * const model = new nn.Linear(4, 2);
+ * const optimizer = new optim.AdamW([{ params: [model.weight], weightDecay: 0.1 }, { params: [model.bias!], weightDecay: 0 }], { lr: 1e-2 });
+ * {
+ *   using tape = new Tape();
+ *   optimizer.zeroGrad();
+ *   model.forward(randn([8, 4])).square().mean().backward();
+ *   optimizer.step(); // one dispatch for both
+ * }
+ * ```
+ */
+export class AdamW extends AdamFamily {
+  constructor(params: Iterable<Tensor> | readonly ParameterGroup[], options: AdamOptions = {}) {
+    super("AdamW", true, params, options);
+  }
+}

@@ -1,0 +1,67 @@
+/**
+ * Learning-rate schedules: functions from the step to a factor of the base rate, so that a loop says
+ * `optimizer.lr = LR * schedule(step)` and a resumed run needs no state.
+ */
+import { checkNumber, checkOptions } from "../kernels/check.ts";
+
+/** From the step (0 on) to a factor of the base learning rate. */
+export type Schedule = (step: number) => number;
+
+/** Options of the schedules that run down to an end. */
+export interface DecayOptions {
+  /** The whole run, in steps. */
+  steps: number;
+  /** Steps of linear warm-up at the start; 0 unless given. */
+  warmup?: number;
+  /** The factor at the end; 0 unless given. */
+  final?: number;
+}
+
+function decay(op: string, options: DecayOptions, shape: (progress: number) => number): Schedule {
+  checkOptions(op, options, ["steps", "warmup", "final"]);
+  const { steps, warmup: rise = 0, final = 0 } = options;
+  checkNumber(op, "steps", steps, { integer: true, min: 1 });
+  checkNumber(op, "warmup", rise, { integer: true, min: 0, max: steps });
+  checkNumber(op, "final", final, { min: 0 });
+  return (step) => {
+    if (step < rise) return (step + 1) / rise;
+    const progress = Math.min(1, (step - rise) / Math.max(1, steps - rise));
+    return final + (1 - final) * shape(progress);
+  };
+}
+
+/**
+ * Half a cosine from 1 to `final` over `steps`, after a linear warm-up. Source: Loshchilov & Hutter 2017.
+ *
+ * @example
+ * ```ts
+ * import { optim } from "@limbeck/limbeck";
+ *
+ * const schedule = optim.cosine({ steps: 100, warmup: 10 });
+ * console.log(schedule(0), schedule(10), schedule(55), schedule(100)); // 0.1, 1, 0.5, 0
+ * ```
+ */
+export function cosine(options: DecayOptions): Schedule {
+  return decay("cosine", options, (t) => (1 + Math.cos(Math.PI * t)) / 2);
+}
+
+/** A straight line from 1 to `final` over `steps`, after a linear warm-up. */
+export function linear(options: DecayOptions): Schedule {
+  return decay("linear", options, (t) => 1 - t);
+}
+
+/** Linear from 1/steps to 1 over `steps`, then 1. */
+export function warmup(options: { steps: number }): Schedule {
+  checkOptions("warmup", options, ["steps"]);
+  checkNumber("warmup", "steps", options.steps, { integer: true, min: 1 });
+  return (step) => Math.min(1, (step + 1) / options.steps);
+}
+
+/** The factor `gamma` (0.1 unless given) once more every `every` steps. */
+export function step(options: { every: number; gamma?: number }): Schedule {
+  checkOptions("step", options, ["every", "gamma"]);
+  const { every, gamma = 0.1 } = options;
+  checkNumber("step", "every", every, { integer: true, min: 1 });
+  checkNumber("step", "gamma", gamma, { above: 0 });
+  return (at) => gamma ** Math.floor(at / every);
+}
