@@ -11,7 +11,14 @@ export { type BufferType, defineKernel, type Kernel, type KernelSpec } from "./k
 
 export type { DType, TypedArray } from "./autograd/storage.ts";
 export { type NestedArray, Tensor } from "./autograd/tensor.ts";
-export type { ClampOptions, GeluOptions, MatmulOptions, Operand, ReduceOptions, VarianceOptions } from "./autograd/methods.ts";
+export type {
+  ClampOptions,
+  GeluOptions,
+  MatmulOptions,
+  Operand,
+  ReduceOptions,
+  VarianceOptions,
+} from "./autograd/methods.ts";
 export { Scope } from "./autograd/scope.ts";
 export { type GradientOf, noGrad, record, type RecordSpec, Tape } from "./autograd/tape.ts";
 export { manualSeed } from "./autograd/random.ts";
@@ -71,3 +78,27 @@ export {
 export * as nn from "./nn/mod.ts";
 export * as optim from "./nn/optimizers.ts";
 export { Meter } from "./nn/meter.ts";
+export {
+  linearCrossEntropy,
+  type LinearCrossEntropyOptions,
+  linearDistillation,
+  type LinearDistillationOptions,
+} from "./ops/fused_linear.ts";
+export {
+  binaryCrossEntropyWithLogits,
+  cosineEmbeddingLoss,
+  cosineSimilarity,
+  crossEntropyOfDistributions,
+  entropy,
+  gaussianKl,
+  klDiv,
+  type KlDivOptions,
+  l1Loss,
+  mseLoss,
+  nllLoss,
+  type NllOptions,
+  type ReductionOptions,
+  type RowOptions,
+  smoothL1Loss,
+  type SmoothL1Options,
+} from "./ops/losses.ts";

@@ -52,7 +52,8 @@ export async function gradcheck(
     const bytes = new Uint8Array(data.buffer, data.byteOffset, data.byteLength);
     return Tensor.owned(new Storage(gpu().queue.upload(bytes, true)), shape, "f32", "gradcheck");
   };
-  const weighting = (size: number) => Float32Array.from({ length: size }, (_, i) => 0.5 + ((i * 2654435761) % 1000) / 1000);
+  const weighting = (size: number) =>
+    Float32Array.from({ length: size }, (_, i) => 0.5 + ((i * 2654435761) % 1000) / 1000);
 
   const analytic: Float32Array[] = [];
   {

@@ -25,13 +25,17 @@ export interface GeluOptions {
 
 /** Options of `clamp`. */
 export interface ClampOptions {
+  /** Lower bound. */
   min?: number;
+  /** Upper bound. */
   max?: number;
 }
 
 /** Options of `matmul`. */
 export interface MatmulOptions {
+  /** Whether a's last two dimensions are exchanged first. */
   transposeA?: boolean;
+  /** Whether b's last two dimensions are exchanged first. */
   transposeB?: boolean;
 }
 

@@ -33,6 +33,7 @@ export function innermost(): Scope | null {
  * ```
  */
 export class Scope implements Disposable {
+  /** What it is called in messages. */
   readonly kind: string = "scope";
   #owned: Owned[] = [];
   #closed = false;
@@ -46,7 +47,10 @@ export class Scope implements Disposable {
     return this.#closed;
   }
 
-  /** Makes the scope the owner. */
+  /**
+   * Makes the scope the owner.
+   * @internal
+   */
   adopt(owned: Owned): void {
     owned.owner = this;
     this.#owned.push(owned);

@@ -88,16 +88,22 @@ export function activeTape(): Tape | null {
  * ```
  */
 export class Tape extends Scope {
+  /** What it is called in messages. */
   override readonly kind: string = "tape";
   #records: Record[] = [];
   #openedAt: Error;
-  /** Random state of the step; internal, see random.ts. */
+  /**
+   * Random state of the step, see random.ts.
+   * @internal
+   */
   random: { state: Tensor; ops: number } | null = null;
 
   constructor() {
     if (openTape) {
       const line = openTape.#openedAt.stack?.split("\n").find((l, i) => i > 0 && !l.includes("autograd/tape"))?.trim();
-      throw new Error(`Tape: one tape is open already, opened ${line ?? "elsewhere"}; close it first (using, or close())`);
+      throw new Error(
+        `Tape: one tape is open already, opened ${line ?? "elsewhere"}; close it first (using, or close())`,
+      );
     }
     gpu();
     super();
@@ -105,7 +111,10 @@ export class Tape extends Scope {
     openTape = this;
   }
 
-  /** Internal: see `record`. */
+  /**
+   * See `record`.
+   * @internal
+   */
   add(spec: RecordSpec): void {
     const record = new Record(this, this.#records.length, spec);
     this.#records.push(record);
@@ -113,7 +122,10 @@ export class Tape extends Scope {
     spec.output.requiresGrad = true;
   }
 
-  /** Internal: walks the records from `loss` back. */
+  /**
+   * Walks the records from the last one back.
+   * @internal
+   */
   walk(last: Record, dOutput: Tensor): void {
     last.gradient = dOutput.view(dOutput.shape, "backward").keep();
     last.gradient.isUnit = dOutput.isUnit;
@@ -142,7 +154,9 @@ export class Tape extends Scope {
     if (record.state !== "open") throw new Error(walkedTwice(spec.op));
     record.storages.forEach((storage, i) => {
       if (storage.version !== record.versions[i]) {
-        throw new Error(`backward: an input of ${spec.op} (shape [${spec.saved![i].shape}]) was changed in place after it was used`);
+        throw new Error(
+          `backward: an input of ${spec.op} (shape [${spec.saved![i].shape}]) was changed in place after it was used`,
+        );
       }
     });
     using _private = new Scope();
@@ -151,7 +165,9 @@ export class Tape extends Scope {
       const gradient = gradients[i];
       if (!wants[i] || !gradient) return;
       if (gradient.size !== input.size) {
-        throw new Error(`internal: ${spec.op} gave a gradient of shape [${gradient.shape}] for an input of shape [${input.shape}]`);
+        throw new Error(
+          `internal: ${spec.op} gave a gradient of shape [${gradient.shape}] for an input of shape [${input.shape}]`,
+        );
       }
       const target = record.sources[i];
       if (target) {
@@ -182,7 +198,9 @@ const walkedTwice = (op: string) =>
 
 /** An uninitialised gradient for a leaf, in the optimizer's slot where that is free. */
 function gradientFor(input: Tensor): Tensor {
-  const home = input.record === null && input.grad === null && input.dtype === "f32" ? input.storage.gradientHome : null;
+  const home = input.record === null && input.grad === null && input.dtype === "f32"
+    ? input.storage.gradientHome
+    : null;
   if (!home) return Tensor.empty(input.shape, input.dtype, "backward");
   return Tensor.owned(new Storage(home, true), input.shape, input.dtype, "backward");
 }
@@ -223,7 +241,9 @@ function addToLeaf(leaf: Tensor, gradient: Tensor, holders: number): void {
     methods.assign(leaf.grad, gradient);
   } else {
     // shared with another tensor's gradient, with dOutput or with a view: a copy, so that in-place changes stay this leaf's
-    leaf.grad = gradient.storage.owners === holders && !gradient.isUnit ? gradient.view(leaf.shape, "backward").keep() : copyOf(gradient);
+    leaf.grad = gradient.storage.owners === holders && !gradient.isUnit
+      ? gradient.view(leaf.shape, "backward").keep()
+      : copyOf(gradient);
   }
 }
 
@@ -241,14 +261,20 @@ methods.backward = (loss: Tensor, dOutput?: Tensor): void => {
   const record = loss.record as Record | null;
   if (record?.state === "walked") throw new Error(walkedTwice(record.op));
   if (!record || record.state === "closed" || record.tape !== openTape) {
-    throw new Error("backward: no open tape recorded this tensor; compute it inside `using tape = new Tape()` from tensors with requiresGrad");
+    throw new Error(
+      "backward: no open tape recorded this tensor; compute it inside `using tape = new Tape()` from tensors with requiresGrad",
+    );
   }
   if (dOutput !== undefined) {
     checkTensor("backward", "dOutput", dOutput);
     checkShape("backward", "dOutput", dOutput, loss.shape);
-    if (dOutput.dtype !== loss.dtype) throw new TypeError(`backward: dOutput must have dtype ${loss.dtype}, got ${dOutput.dtype}`);
+    if (dOutput.dtype !== loss.dtype) {
+      throw new TypeError(`backward: dOutput must have dtype ${loss.dtype}, got ${dOutput.dtype}`);
+    }
   } else if (loss.size !== 1) {
-    throw new TypeError(`backward: a tensor of shape [${loss.shape}] needs dOutput of that shape; only a scalar needs none`);
+    throw new TypeError(
+      `backward: a tensor of shape [${loss.shape}] needs dOutput of that shape; only a scalar needs none`,
+    );
   }
   const before = recording;
   recording = false;
@@ -342,7 +368,7 @@ function passOn(value: unknown, from: Scope, to: Scope | null): void {
     if (value.owner !== from) return;
     if (to) to.adopt(value);
     else value.keep();
-  } else if (Array.isArray(value)) for (const x of value) passOn(x, from, to);
+  } else if (Array.isArray(value)) { for (const x of value) passOn(x, from, to); }
   else if (value !== null && typeof value === "object" && Object.getPrototypeOf(value) === Object.prototype) {
     for (const x of Object.values(value)) passOn(x, from, to);
   }

@@ -10,7 +10,7 @@ import {
   type ReduceOptions,
   type VarianceOptions,
 } from "./methods.ts";
-import { innermost, type Owned, type Scope } from "./scope.ts";
+import { innermost, type Scope } from "./scope.ts";
 import { BYTES, type DType, Storage, type TypedArray } from "./storage.ts";
 
 /** One recorded op, as its result remembers it. The tape's own file says what it holds. */
@@ -43,7 +43,7 @@ let unscoped = 0, warned = false;
  * console.log(await x.grad!.array()); // [2, 4, 6]
  * ```
  */
-export class Tensor implements Owned, Disposable {
+export class Tensor implements Disposable {
   /** The sizes of the dimensions. */
   readonly shape: readonly number[];
   /** How elements are stored. */
@@ -54,17 +54,29 @@ export class Tensor implements Owned, Disposable {
   requiresGrad: boolean;
   /** The gradient that `backward` added up, or null. Only leaves have one. */
   grad: Tensor | null = null;
-  /** The scope that closes this tensor; internal. */
+  /**
+   * The scope that closes this tensor.
+   * @internal
+   */
   owner: Scope | null = null;
-  /** The op that made this tensor, if a tape recorded it; internal. */
+  /**
+   * The op that made this tensor, if a tape recorded it.
+   * @internal
+   */
   record: Recorded | null = null;
-  /** Whether this is the gradient 1 that `backward()` starts with; internal. */
+  /**
+   * Whether this is the gradient 1 that `backward()` starts with.
+   * @internal
+   */
   isUnit = false;
   #storage: Storage | null;
   #closedBy = "";
   #unscoped = false;
 
-  /** Internal: use `tensor`, `zeros` and their like. */
+  /**
+   * Use `tensor`, `zeros` and their like.
+   * @internal
+   */
   constructor(storage: Storage, shape: readonly number[], dtype: DType, requiresGrad = false) {
     this.#storage = storage;
     this.shape = shape;
@@ -74,13 +86,19 @@ export class Tensor implements Owned, Disposable {
     storage.gpu.counters.liveTensors++;
   }
 
-  /** Internal: an uninitialised tensor that belongs to the innermost scope. `op` is for messages. */
+  /**
+   * An uninitialised tensor that belongs to the innermost scope. `op` is for messages.
+   * @internal
+   */
   static empty(shape: readonly number[], dtype: DType, op: string): Tensor {
     const memory = gpu().pool.take(sizeOf(shape) * BYTES[dtype]);
     return Tensor.owned(new Storage(memory), shape, dtype, op);
   }
 
-  /** Internal: a tensor over a storage, given to the innermost scope. */
+  /**
+   * A tensor over a storage, given to the innermost scope.
+   * @internal
+   */
   static owned(storage: Storage, shape: readonly number[], dtype: DType, op: string): Tensor {
     const tensor = new Tensor(storage, shape, dtype);
     const scope = innermost();
@@ -99,16 +117,24 @@ export class Tensor implements Owned, Disposable {
     }
   }
 
-  /** Internal: another tensor over the same storage, with the same number of elements. */
+  /**
+   * Another tensor over the same storage, with the same number of elements.
+   * @internal
+   */
   view(shape: readonly number[], op: string): Tensor {
     return Tensor.owned(this.storage.retain(), shape, this.dtype, op);
   }
 
-  /** Internal: the storage; throws if the tensor was closed. */
+  /**
+   * The storage; throws if the tensor was closed.
+   * @internal
+   */
   get storage(): Storage {
     const storage = this.#storage;
     if (storage === null) {
-      throw new Error(`tensor: this tensor of shape [${this.shape}] was closed ${this.#closedBy}; keep() it if it must live longer`);
+      throw new Error(
+        `tensor: this tensor of shape [${this.shape}] was closed ${this.#closedBy}; keep() it if it must live longer`,
+      );
     }
     return storage;
   }
@@ -117,7 +143,9 @@ export class Tensor implements Owned, Disposable {
   get memory(): Memory {
     const storage = this.storage;
     const open: Gpu = gpu();
-    if (storage.gpu !== open) throw new Error(`tensor: this tensor of shape [${this.shape}] is on a device that was disposed or lost`);
+    if (storage.gpu !== open) {
+      throw new Error(`tensor: this tensor of shape [${this.shape}] is on a device that was disposed or lost`);
+    }
     return storage.memory;
   }
 
@@ -131,7 +159,10 @@ export class Tensor implements Owned, Disposable {
     return this.shape.length;
   }
 
-  /** Internal: called by the owning scope. */
+  /**
+   * Called by the owning scope.
+   * @internal
+   */
   closeWith(reason: string): void {
     this.#close(`with its ${reason}`);
   }
@@ -142,7 +173,7 @@ export class Tensor implements Owned, Disposable {
     this.#storage = null;
     this.#closedBy = by;
     this.record = null;
-    this.leaveOwner();
+    this.#leaveOwner();
     storage.gpu.counters.liveTensors--;
     storage.release();
     this.grad?.dispose();
@@ -162,11 +193,11 @@ export class Tensor implements Owned, Disposable {
   /** Takes the tensor out of its scope: it lives until `dispose()`. Returns it. */
   keep(): this {
     this.storage;
-    this.leaveOwner();
+    this.#leaveOwner();
     return this;
   }
 
-  private leaveOwner(): void {
+  #leaveOwner(): void {
     this.owner = null;
     if (this.#unscoped) unscoped--;
     this.#unscoped = false;
@@ -219,7 +250,9 @@ export class Tensor implements Owned, Disposable {
 
   /** What the console shows: shape and dtype, no values. */
   toString(): string {
-    return `Tensor([${this.shape}], ${this.dtype}${this.requiresGrad ? ", requiresGrad" : ""}${this.closed ? ", closed" : ""})`;
+    return `Tensor([${this.shape}], ${this.dtype}${this.requiresGrad ? ", requiresGrad" : ""}${
+      this.closed ? ", closed" : ""
+    })`;
   }
 
   /** x + other, with broadcasting. */
@@ -412,9 +445,16 @@ export class Tensor implements Owned, Disposable {
 export type NestedArray = number | NestedArray[];
 
 /** Throws a TypeError unless `x` is a tensor of one of the dtypes; an Error if it was closed. */
-export function checkTensor(op: string, name: string, x: unknown, dtypes: readonly DType[] = ["f32", "f16"]): asserts x is Tensor {
+export function checkTensor(
+  op: string,
+  name: string,
+  x: unknown,
+  dtypes: readonly DType[] = ["f32", "f16"],
+): asserts x is Tensor {
   if (!(x instanceof Tensor)) throw new TypeError(`${op}: ${name} must be a Tensor, got ${describe(x)}`);
-  if (!dtypes.includes(x.dtype)) throw new TypeError(`${op}: ${name} must have dtype ${dtypes.join(" or ")}, got ${x.dtype}`);
+  if (!dtypes.includes(x.dtype)) {
+    throw new TypeError(`${op}: ${name} must have dtype ${dtypes.join(" or ")}, got ${x.dtype}`);
+  }
   if (x.closed) throw new Error(`${op}: ${name} (shape [${x.shape}]) was closed; keep() it if it must live longer`);
 }
 

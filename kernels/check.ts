@@ -3,7 +3,9 @@
 /** What came, in words short enough for an error message. */
 export function describe(value: unknown): string {
   if (typeof value === "string") return JSON.stringify(value.length > 60 ? value.slice(0, 57) + "..." : value);
-  if (Array.isArray(value)) return value.length > 8 ? `an array of ${value.length}` : `[${value.map(describe).join(", ")}]`;
+  if (Array.isArray(value)) {
+    return value.length > 8 ? `an array of ${value.length}` : `[${value.map(describe).join(", ")}]`;
+  }
   if (typeof value === "function") return `the function ${value.name || "(anonymous)"}`;
   if (typeof value === "object" && value !== null) return `a ${value.constructor?.name ?? "null-prototype object"}`;
   return typeof value === "bigint" ? `${value}n` : String(value);
@@ -34,7 +36,9 @@ export function checkOptions(op: string, options: unknown, known: readonly strin
   }
   for (const key in options) {
     if (known.includes(key)) continue;
-    const hint = known.length ? `; did you mean ${nearest(key, known)}? (known: ${known.join(", ")})` : "; it takes none";
+    const hint = known.length
+      ? `; did you mean ${nearest(key, known)}? (known: ${known.join(", ")})`
+      : "; it takes none";
     throw new TypeError(`${op}: unknown option ${describe(key)}${hint}`);
   }
 }
@@ -53,7 +57,8 @@ export function checkNumber(op: string, name: string, value: unknown, range: Ran
   const { min, max, above, below, integer } = range;
   if (typeof value !== "number") throw new TypeError(`${op}: ${name} must be a number, got ${describe(value)}`);
   const inside = Number.isFinite(value) && (min === undefined || value >= min) && (max === undefined || value <= max) &&
-    (above === undefined || value > above) && (below === undefined || value < below) && (!integer || Number.isInteger(value));
+    (above === undefined || value > above) && (below === undefined || value < below) &&
+    (!integer || Number.isInteger(value));
   if (inside) return;
   const wanted = [
     integer ? "an integer" : "a finite number",
@@ -77,7 +82,9 @@ export function checkOneOf(op: string, name: string, value: unknown, known: read
   }
   if (!known.includes(value)) {
     throw new RangeError(
-      `${op}: ${name} must be one of ${known.join(", ")}, got ${describe(value)}; did you mean ${nearest(value, known)}?`,
+      `${op}: ${name} must be one of ${known.join(", ")}, got ${describe(value)}; did you mean ${
+        nearest(value, known)
+      }?`,
     );
   }
 }

@@ -8,7 +8,7 @@
  * or with soft targets t' = (1−ε)t + ε/V: row = Σ w_c·t'_c·(lse − x_c), d_logits = (Σ_j w_j t'_j)·prob − w·t'.
  */
 import type { Element } from "./elementwise.ts";
-import { defineKernel, type BufferType, type Kernel, type KernelSpec, variants } from "./gpu/kernel.ts";
+import { type BufferType, defineKernel, type Kernel, type KernelSpec, variants } from "./gpu/kernel.ts";
 import type { Memory } from "./gpu/memory.ts";
 import { MATH, MATH4 } from "./math.ts";
 import { parsePlan, planKey, planRow, rowBuffer, rowCode } from "./row.ts";
@@ -43,8 +43,20 @@ const countKernel: Kernel = defineKernel({
 });
 
 /** counts = [kept rows, Σ w_y over them, Σ w_c]; `weight` may be any memory where `weighted` is false. */
-export function countRows(target: Memory, weight: Memory | null, counts: Memory, rows: number, columns: number, ignoreIndex: number): void {
-  countKernel.run({ labels: target, weight: weight ?? target, counts }, { rows, columns, ignoreIndex, weighted: weight ? 1 : 0 }, 1);
+export function countRows(
+  target: Memory,
+  weight: Memory | null,
+  counts: Memory,
+  rows: number,
+  columns: number,
+  ignoreIndex: number,
+): void {
+  countKernel.run({ labels: target, weight: weight ?? target, counts }, {
+    rows,
+    columns,
+    ignoreIndex,
+    weighted: weight ? 1 : 0,
+  }, 1);
 }
 
 /** Compile-time choices. */
@@ -59,51 +71,57 @@ export interface CrossEntropyVariant {
   upstream: boolean;
   /** Whether z-loss, predictions and hits of the rows are written too. */
   extras: boolean;
+  /** Whether the gradient overwrites the logits. */
+  inPlace: boolean;
 }
 
 const kernel: (key: string) => Kernel = variants((key: string): KernelSpec => {
   const { plan: planText, ...v } = JSON.parse(key) as CrossEntropyVariant & { plan: string };
   const plan = parsePlan(planText);
-  const soft = v.target !== "index";
+  const soft = v.target !== "index", dLogits = v.inPlace ? "logits" : "d_logits";
   const streams: Record<string, Element> = { logits: v.logits, ...soft ? { probability: v.target as Element } : {} };
-  const { head, begin, each } = rowCode(plan, streams, v.gradient ? { d_logits: v.logits } : {});
+  const { head, begin, each } = rowCode(plan, streams, v.gradient ? { [dLogits]: v.logits } : {});
   const x = v.softcap
     ? "let u4 = logits4 * params.inverse_temperature / params.softcap; let x4 = params.softcap * tanh4_(u4);"
     : "let x4 = logits4;";
   const weight = v.weight ? "let w4 = weights(columns4);" : "let w4 = vec4f(1.0);";
   // t' and the gradient's sum of weights
-  const t = "let t4 = select(vec4f(0.0), (1.0 - params.smoothing) * probability4 + params.smoothing / f32(params.columns), live4);";
+  const t =
+    "let t4 = select(vec4f(0.0), (1.0 - params.smoothing) * probability4 + params.smoothing / f32(params.columns), live4);";
   // what a column adds to Σ w·t'·(m − x) or Σ w·(m − x); 0·∞ = 0
-  const spread = (w: string) => `let w_spread4 = ${w}; spread += sum_of(select(w_spread4 * ((m - x4) * k), vec4f(0.0), (w_spread4 == vec4f(0.0)) | !live4));`;
+  const spread = (w: string) =>
+    `let w_spread4 = ${w}; spread += sum_of(select(w_spread4 * ((m - x4) * k), vec4f(0.0), (w_spread4 == vec4f(0.0)) | !live4));`;
   const chain = v.softcap ? "sech_squared4_(u4) * params.inverse_temperature" : "params.inverse_temperature";
-  const gradient = soft
-    ? "let g4 = scale * (mass * prob4 - w4 * t4)"
-    : `let hit4 = columns4 == vec4u(label);
+  const gradient = soft ? "let g4 = scale * (mass * prob4 - w4 * t4)" : `let hit4 = columns4 == vec4u(label);
     let main4 = select(prob4, vec4f(label_excess), hit4);
     let g4 = scale * ((1.0 - params.smoothing) * label_weight * main4 + params.smoothing / f32(params.columns) * (class_weight * prob4 - w4))`;
   const gradientLoop = `${x} ${soft || v.weight ? weight : "let w4 = vec4f(1.0);"} ${soft ? t : ""}
     ${soft ? spread("w4 * t4") : "if (params.smoothing > 0.0) { " + spread("w4") + " }"}
     let prob4 = exp((x4 - m) * k - log_sum);
     ${gradient} + 2.0 * params.z_loss * z_scale * lse * prob4;
-    store_d_logits(row_base, columns4, g4 * (${chain}) * up);`;
+    store_${dLogits}(row_base, columns4, g4 * (${chain}) * up);`;
   const spreadLoop = `${x} ${weight} ${soft ? t : ""} ${soft ? spread("w4 * t4") : spread("w4")}`;
-  const zeroRow = v.gradient ? each("store_d_logits(row_base, columns4, vec4f(0.0));") : "";
+  const zeroRow = v.gradient ? each(`store_${dLogits}(row_base, columns4, vec4f(0.0));`) : "";
   return {
     name: "crossEntropy",
     buffers: {
-      logits: rowBuffer("read", v.logits, plan),
+      logits: rowBuffer(v.inPlace ? "write" : "read", v.logits, plan),
       ...soft
         ? { probability: rowBuffer("read", v.target as Element, plan) }
         : { labels: "read i32" as BufferType, counts: "read f32" as BufferType },
       ...v.weight ? { weight: "read f32" as BufferType } : {},
       ...v.upstream ? { upstream: "read f32" as BufferType } : {},
       loss: "write f32",
-      ...v.extras ? { zRows: "write f32" as BufferType, predictions: "write i32" as BufferType, hits: "write f32" as BufferType } : {},
-      ...v.gradient ? { dLogits: rowBuffer("write", v.logits, plan) } : {},
+      ...v.extras
+        ? { zRows: "write f32" as BufferType, predictions: "write i32" as BufferType, hits: "write f32" as BufferType }
+        : {},
+      ...v.gradient && !v.inPlace ? { dLogits: rowBuffer("write", v.logits, plan) } : {},
     },
     params: {
       rows: "u32",
       columns: "u32",
+      firstRow: "u32",
+      allRows: "u32",
       ignoreIndex: "i32",
       mean: "u32",
       upstreamStride: "u32",
@@ -128,18 +146,17 @@ fn element(row: u32, c: u32) -> f32 {
   return f32(logits[at${plan.wide ? " / 4u][at % 4u]" : "]"});
 }
 fn capped(logit: f32) -> f32 {
-  ${
-      v.softcap
-        ? "return params.softcap * tanh_(logit * params.inverse_temperature / params.softcap);"
-        : "return logit;"
-    }
+  ${v.softcap ? "return params.softcap * tanh_(logit * params.inverse_temperature / params.softcap);" : "return logit;"}
 }`,
     main: `let row = group;
   if (row >= params.rows) { return; }
+  let at = params.first_row + row; // of the whole batch, of which the logits may be a chunk
   let is_mean = params.mean == 1u;
   let k = ${v.softcap ? "1.0" : "params.inverse_temperature"};
   ${
-      soft ? `let scale = select(1.0, 1.0 / f32(params.rows), is_mean); let z_scale = scale;` : `let label = u32(labels[row]);
+      soft
+        ? `let scale = select(1.0, 1.0 / f32(params.all_rows), is_mean); let z_scale = scale;`
+        : `let label = u32(labels[at]);
   // no kept row, or kept rows of weight 0: nothing to divide
   let scale = select(1.0, select(0.0, 1.0 / counts[1], counts[1] != 0.0), is_mean);
   let z_scale = select(1.0, select(0.0, 1.0 / counts[0], counts[0] != 0.0), is_mean);
@@ -147,32 +164,43 @@ fn capped(logit: f32) -> f32 {
     }
   ${begin}
   ${
-      soft ? "" : `if (labels[row] == params.ignore_index) {
-    if (lane == 0u) { loss[row] = 0.0; ${v.extras ? "z_rows[row] = 0.0; hits[row] = 0.0;" : ""} }
-    ${v.extras ? "" : `${zeroRow}
-    return;`}
+      soft ? "" : `if (labels[at] == params.ignore_index) {
+    if (lane == 0u) { loss[at] = 0.0; ${v.extras ? "z_rows[at] = 0.0; hits[at] = 0.0;" : ""} }
+    ${
+        v.extras ? "" : `${zeroRow}
+    return;`
+      }
   }`
     }
   var normaliser = vec2f(LOW, -1.0);
   var mass_part = 0.0;
-  ${each(`${x} normaliser = add_normaliser(normaliser, select(vec4f(LOW), x4, live4), live4, k); ${soft ? `${weight} ${t} mass_part += sum_of(w4 * t4);` : ""}`)}
+  ${
+      each(
+        `${x} normaliser = add_normaliser(normaliser, select(vec4f(LOW), x4, live4), live4, k); ${
+          soft ? `${weight} ${t} mass_part += sum_of(w4 * t4);` : ""
+        }`,
+      )
+    }
   let whole = all_normalisers(lane, vec4f(normaliser, LOW, -1.0), k);
   let m = whole.x;
   let log_sum = log1p_(whole.y);
   let lse = m * k + log_sum;
-  ${v.upstream ? "let up = f32(upstream[row * params.upstream_stride]);" : "let up = 1.0;"}
+  ${v.upstream ? "let up = f32(upstream[at * params.upstream_stride]);" : "let up = 1.0;"}
   ${
-      soft ? "let mass = all_sum(lane, vec4f(mass_part)).x;" : `// a label that is no class poisons its row: it came from the GPU and nobody could check it
+      soft
+        ? "let mass = all_sum(lane, vec4f(mass_part)).x;"
+        : `// a label that is no class poisons its row: it came from the GPU and nobody could check it
   var nan_bits = 0x7fc00000u;
   let known = label < params.columns;
   let poison = select(bitcast<f32>(nan_bits), 0.0, known);
   let label_logit = capped(element(row, select(0u, label, known)));
   let label_weight = ${v.weight ? "weight[select(0u, label, known)]" : "1.0"} + poison;
   let label_loss = log_sum - (label_logit - m) * k;
+  ${v.inPlace ? "workgroupBarrier(); // all have read the label's logit, which one overwrites" : ""}
   let label_excess = expm1_(-label_loss);`
     }
   var spread = 0.0;
-  ${v.extras ? `let ignored = ${soft ? "false" : "labels[row] == params.ignore_index"};` : ""}
+  ${v.extras ? `let ignored = ${soft ? "false" : "labels[at] == params.ignore_index"};` : ""}
   ${
       v.gradient
         ? v.extras ? `if (ignored) { ${zeroRow} } else { ${each(gradientLoop)} }` : each(gradientLoop)
@@ -180,17 +208,19 @@ fn capped(logit: f32) -> f32 {
         ? each(spreadLoop)
         : `if (params.smoothing > 0.0) { ${each(spreadLoop)} }`
     }
-  let spread_sum = ${soft ? "all_sum(lane, vec4f(spread)).x" : "select(0.0, all_sum(lane, vec4f(spread)).x, params.smoothing > 0.0)"};
+  let spread_sum = ${
+      soft ? "all_sum(lane, vec4f(spread)).x" : "select(0.0, all_sum(lane, vec4f(spread)).x, params.smoothing > 0.0)"
+    };
   let z = params.z_loss * lse * lse * z_scale;
   if (lane == 0u ${v.extras ? "&& !ignored" : ""}) {
     ${
       soft
-        ? "loss[row] = (spread_sum + select(mass * log_sum, 0.0, mass == 0.0)) * scale + z;"
+        ? "loss[at] = (spread_sum + select(mass * log_sum, 0.0, mass == 0.0)) * scale + z;"
         : `let smooth_loss = select(0.0, params.smoothing / f32(params.columns) * (spread_sum + class_weight * log_sum), params.smoothing > 0.0);
     let sharp_loss = select((1.0 - params.smoothing) * label_weight * label_loss, poison, label_weight == 0.0);
-    loss[row] = (sharp_loss + smooth_loss) * scale + z;`
+    loss[at] = (sharp_loss + smooth_loss) * scale + z;`
     }
-    ${v.extras ? "z_rows[row] = z;" : ""}
+    ${v.extras ? "z_rows[at] = z;" : ""}
   }
   ${
       v.extras
@@ -212,8 +242,8 @@ fn capped(logit: f32) -> f32 {
   }
   if (lane == 0u) {
     let prediction = bitcast<u32>(best[0].y);
-    predictions[row] = i32(min(prediction, params.columns - 1u));
-    ${soft ? "hits[row] = 0.0;" : "if (!ignored) { hits[row] = select(0.0, 1.0 / counts[0], prediction == label); }"}
+    predictions[at] = i32(min(prediction, params.columns - 1u));
+    ${soft ? "hits[at] = 0.0;" : "if (!ignored) { hits[at] = select(0.0, 1.0 / counts[0], prediction == label); }"}
   }`
         : ""
     }`,
@@ -229,12 +259,16 @@ export interface CrossEntropyBuffers {
   upstream: Memory | null;
   loss: Memory;
   extras: { zRows: Memory; predictions: Memory; hits: Memory } | null;
+  /** May be the logits' own memory. */
   dLogits: Memory | null;
 }
 
 /** Numbers of one launch. */
 export interface CrossEntropyNumbers {
+  /** Rows of the logits, of which there are `allRows` in the batch, from `firstRow` on. */
   rows: number;
+  firstRow: number;
+  allRows: number;
   columns: number;
   mean: boolean;
   ignoreIndex: number;
@@ -246,7 +280,12 @@ export interface CrossEntropyNumbers {
 }
 
 /** Loss of each row (scaled for the mean), and the gradient where `dLogits` is given. */
-export function crossEntropyRows(logits: Element, target: "index" | Element, b: CrossEntropyBuffers, n: CrossEntropyNumbers): void {
+export function crossEntropyRows(
+  logits: Element,
+  target: "index" | Element,
+  b: CrossEntropyBuffers,
+  n: CrossEntropyNumbers,
+): void {
   const plan = planRow(n.columns, target === "index" ? 1 : 2);
   const variant: CrossEntropyVariant & { plan: string } = {
     logits,
@@ -256,6 +295,7 @@ export function crossEntropyRows(logits: Element, target: "index" | Element, b: 
     gradient: b.dLogits !== null,
     upstream: b.upstream !== null,
     extras: b.extras !== null,
+    inPlace: b.dLogits === b.logits,
     plan: planKey(plan),
   };
   const buffers: Record<string, Memory> = { logits: b.logits, loss: b.loss };
@@ -264,10 +304,12 @@ export function crossEntropyRows(logits: Element, target: "index" | Element, b: 
   if (b.weight) buffers.weight = b.weight;
   if (b.upstream) buffers.upstream = b.upstream;
   if (b.extras) Object.assign(buffers, b.extras);
-  if (b.dLogits) buffers.dLogits = b.dLogits;
+  if (b.dLogits && b.dLogits !== b.logits) buffers.dLogits = b.dLogits;
   kernel(JSON.stringify(variant)).run(buffers, {
     rows: n.rows,
     columns: n.columns,
+    firstRow: n.firstRow,
+    allRows: n.allRows,
     ignoreIndex: n.ignoreIndex,
     mean: n.mean ? 1 : 0,
     upstreamStride: n.upstreamStride,

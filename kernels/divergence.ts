@@ -32,7 +32,8 @@ interface Formula {
 // weight·x, where 0·∞ = 0
 const times = (weight: string, x: string) => `select(${weight} * (${x}), vec4f(0.0), ${weight} == vec4f(0.0))`;
 // a·(eᵈ − 1 − d) where b = a·eᵈ: the series near 0, b − a − a·d elsewhere
-const excess = (a: string, b: string, d: string) => `select(${b} - ${a} - ${times(a, d)}, ${a} * excess_series4_(${d}), near4)`;
+const excess = (a: string, b: string, d: string) =>
+  `select(${b} - ${a} - ${times(a, d)}, ${a} * excess_series4_(${d}), near4)`;
 // p·(eᵘ − 1 − u) and q·(eᵛ − 1 − v): the terms of KL(p‖m) and KL(q‖m)
 const KL_PM = `select((1.0 - beta) * diff4 - ${times("p4", "u4")}, p4 * excess_series4_(u4), near4)`;
 const KL_QM = `select(-beta * diff4 - ${times("q4", "v4")}, q4 * excess_series4_(v4), near4)`;
@@ -96,6 +97,8 @@ interface Variant {
   labels: boolean;
   /** Whether cross-entropy at T = 1 is added: distillation. */
   crossEntropy: boolean;
+  /** Whether gradients overwrite the logits. */
+  inPlace: boolean;
   plan: string;
 }
 
@@ -103,8 +106,9 @@ const kernel: (key: string) => Kernel = variants((key: string): KernelSpec => {
   const v = JSON.parse(key) as Variant;
   const plan = parsePlan(v.plan), formula = FORMULAS[v.name];
   const outputs: Record<string, Element> = {};
-  if (v.dStudent) outputs.d_student = v.student;
-  if (v.dTeacher) outputs.d_teacher = v.teacher;
+  const [dStudentName, dTeacherName] = v.inPlace ? ["student", "teacher"] : ["d_student", "d_teacher"];
+  if (v.dStudent) outputs[dStudentName] = v.student;
+  if (v.dTeacher) outputs[dTeacherName] = v.teacher;
   const { head, begin, each } = rowCode(plan, { student: v.student, teacher: v.teacher }, outputs);
   const mixture = formula.mixture ? MIXTURE : "";
   const terms = `
@@ -117,35 +121,43 @@ const kernel: (key: string) => Kernel = variants((key: string): KernelSpec => {
     ${mixture}`;
   const studentMean = v.dStudent && formula.student, teacherMean = v.dTeacher && formula.teacher;
   const centred = (side: "student" | "teacher") => `(${formula[side]!.h} - ${side}_h)`;
-  const add = `part += vec4f(sum_of(${formula.value}), ${studentMean ? `sum_of(${times("q4", centred("student"))})` : "0.0"}, ${
-    teacherMean ? `sum_of(${times("p4", centred("teacher"))})` : "0.0"
-  }, 0.0);`;
+  const add = `part += vec4f(sum_of(${formula.value}), ${
+    studentMean ? `sum_of(${times("q4", centred("student"))})` : "0.0"
+  }, ${teacherMean ? `sum_of(${times("p4", centred("teacher"))})` : "0.0"}, 0.0);`;
   const ceGradient = v.crossEntropy
     ? ` + ce_scale * select(exp(student4 - s_max - log_s1), vec4f(label_excess), columns4 == vec4u(label))`
     : "";
   const dStudent = studentMean ? `${studentMean.weight} * ${times("q4", `${centred("student")} - sums.y`)}` : "diff4";
   const dTeacher = teacherMean ? `${teacherMean.weight} * ${times("p4", `${centred("teacher")} - sums.z`)}` : "-diff4";
-  const writeStudent = v.dStudent ? `store_d_student(row_base, columns4, up * (divergence_scale * k * (${dStudent})${ceGradient}));` : "";
-  const writeTeacher = v.dTeacher ? `store_d_teacher(row_base, columns4, up * divergence_scale * k * (${dTeacher}));` : "";
-  // a gradient that needs no sum is written in the loop that sums
-  const early = (studentMean ? "" : writeStudent) + (teacherMean ? "" : writeTeacher);
-  const late = (studentMean ? writeStudent : "") + (teacherMean ? writeTeacher : "");
+  const writeStudent = v.dStudent
+    ? `store_${dStudentName}(row_base, columns4, up * (divergence_scale * k * (${dStudent})${ceGradient}));`
+    : "";
+  const writeTeacher = v.dTeacher
+    ? `store_${dTeacherName}(row_base, columns4, up * divergence_scale * k * (${dTeacher}));`
+    : "";
+  // a gradient that needs no sum is written in the loop that sums, unless that would overwrite what the next loop reads
+  const lateStudent = studentMean || (v.inPlace && teacherMean),
+    lateTeacher = teacherMean || (v.inPlace && studentMean);
+  const early = (lateStudent ? "" : writeStudent) + (lateTeacher ? "" : writeTeacher);
+  const late = (lateStudent ? writeStudent : "") + (lateTeacher ? writeTeacher : "");
   const zero = Object.keys(outputs).map((name) => `store_${name}(row_base, columns4, vec4f(0.0));`).join(" ");
   return {
     name: v.crossEntropy ? "distillation" : v.name,
     buffers: {
-      student: rowBuffer("read", v.student, plan),
-      teacher: rowBuffer("read", v.teacher, plan),
+      student: rowBuffer(v.inPlace && v.dStudent ? "write" : "read", v.student, plan),
+      teacher: rowBuffer(v.inPlace && v.dTeacher ? "write" : "read", v.teacher, plan),
       ...v.labels ? { labels: "read i32" as BufferType, counts: "read f32" as BufferType } : {},
       ...v.upstream ? { upstream: "read f32" as BufferType } : {},
       loss: "write f32",
       ...v.crossEntropy ? { ceRows: "write f32" as BufferType, divergenceRows: "write f32" as BufferType } : {},
-      ...v.dStudent ? { dStudent: rowBuffer("write", v.student, plan) } : {},
-      ...v.dTeacher ? { dTeacher: rowBuffer("write", v.teacher, plan) } : {},
+      ...v.dStudent && !v.inPlace ? { dStudent: rowBuffer("write", v.student, plan) } : {},
+      ...v.dTeacher && !v.inPlace ? { dTeacher: rowBuffer("write", v.teacher, plan) } : {},
     },
     params: {
       rows: "u32",
       columns: "u32",
+      firstRow: "u32",
+      allRows: "u32",
       mean: "u32",
       drop: "u32",
       ignoreIndex: "i32",
@@ -167,25 +179,26 @@ ${
     }`,
     main: `let row = group;
   if (row >= params.rows) { return; }
+  let at = params.first_row + row; // of the whole batch, of which the logits may be a chunk
   let k = params.inverse_temperature;
   let beta = params.beta;
   let is_mean = params.mean == 1u;
   ${begin}
   ${
       v.labels
-        ? `let ignored = labels[row] == params.ignore_index;
+        ? `let ignored = labels[at] == params.ignore_index;
   let dropping = params.drop == 1u;
   if (ignored && dropping) {
-    if (lane == 0u) { loss[row] = 0.0; ${v.crossEntropy ? "ce_rows[row] = 0.0; divergence_rows[row] = 0.0;" : ""} }
+    if (lane == 0u) { loss[at] = 0.0; ${v.crossEntropy ? "ce_rows[at] = 0.0; divergence_rows[at] = 0.0;" : ""} }
     ${zero ? each(zero) : ""}
     return;
   }
   let kept_scale = select(0.0, 1.0 / counts[0], counts[0] != 0.0);
-  let row_scale = select(1.0, select(1.0 / f32(params.rows), kept_scale, dropping), is_mean);`
-        : "let row_scale = select(1.0, 1.0 / f32(params.rows), is_mean);"
+  let row_scale = select(1.0, select(1.0 / f32(params.all_rows), kept_scale, dropping), is_mean);`
+        : "let row_scale = select(1.0, 1.0 / f32(params.all_rows), is_mean);"
     }
   let divergence_scale = params.divergence_factor * row_scale;
-  ${v.upstream ? "let up = upstream[row * params.upstream_stride];" : "let up = 1.0;"}
+  ${v.upstream ? "let up = upstream[at * params.upstream_stride];" : "let up = 1.0;"}
 
   // the normalisers, and the range of student − teacher
   var s_part = vec2f(LOW, -1.0);
@@ -225,7 +238,7 @@ ${
   ${
       v.crossEntropy
         ? `let log_s1 = log1p_(all_normalisers(lane, vec4f(s1_part, LOW, -1.0), 1.0).y);
-  let label = select(u32(labels[row]), 0xffffffffu, ignored);
+  let label = select(u32(labels[at]), 0xffffffffu, ignored);
   let known = label < params.columns;
   var nan_bits = 0x7fc00000u;
   let poison = select(bitcast<f32>(nan_bits), 0.0, known || ignored);
@@ -257,10 +270,10 @@ ${
   if (lane == 0u) {
     ${
       v.crossEntropy
-        ? `ce_rows[row] = ce * ce_row_scale;
-    divergence_rows[row] = value * row_scale;
-    loss[row] = select(ce_scale * ce, poison, ce_scale == 0.0) + divergence_scale * value;`
-        : "loss[row] = divergence_scale * value;"
+        ? `ce_rows[at] = ce * ce_row_scale;
+    divergence_rows[at] = value * row_scale;
+    loss[at] = select(ce_scale * ce, poison, ce_scale == 0.0) + divergence_scale * value;`
+        : "loss[at] = divergence_scale * value;"
     }
   }
   ${late ? each(`${terms}\n    ${late}`) : ""}`,
@@ -278,13 +291,17 @@ export interface DivergenceBuffers {
   loss: Memory;
   /** Rows of the two parts: distillation. */
   parts: { ceRows: Memory; divergenceRows: Memory } | null;
+  /** May be the student's own memory; then `dTeacher` is the teacher's or null. */
   dStudent: Memory | null;
   dTeacher: Memory | null;
 }
 
 /** Numbers of one launch. */
 export interface DivergenceNumbers {
+  /** Rows of the logits, of which there are `allRows` in the batch, from `firstRow` on. */
   rows: number;
+  firstRow: number;
+  allRows: number;
   columns: number;
   mean: boolean;
   /** Whether rows with an ignored label count nowhere. */
@@ -299,8 +316,15 @@ export interface DivergenceNumbers {
 }
 
 /** Loss of each row (scaled for the mean), and the gradients where `dStudent` or `dTeacher` is given. */
-export function divergenceRows(name: DivergenceName, student: Element, teacher: Element, b: DivergenceBuffers, n: DivergenceNumbers): void {
+export function divergenceRows(
+  name: DivergenceName,
+  student: Element,
+  teacher: Element,
+  b: DivergenceBuffers,
+  n: DivergenceNumbers,
+): void {
   const { labels, counts, upstream, parts, dStudent, dTeacher } = b;
+  const inPlace = dStudent === b.student || dTeacher === b.teacher;
   const variant: Variant = {
     name,
     student,
@@ -310,17 +334,20 @@ export function divergenceRows(name: DivergenceName, student: Element, teacher: 
     upstream: upstream !== null,
     labels: labels !== null,
     crossEntropy: parts !== null,
+    inPlace,
     plan: planKey(planRow(n.columns, 2)),
   };
   const buffers: Record<string, Memory> = { student: b.student, teacher: b.teacher, loss: b.loss };
   if (labels) Object.assign(buffers, { labels, counts: counts! });
   if (upstream) buffers.upstream = upstream;
   if (parts) Object.assign(buffers, parts);
-  if (dStudent) buffers.dStudent = dStudent;
-  if (dTeacher) buffers.dTeacher = dTeacher;
+  if (dStudent && !inPlace) buffers.dStudent = dStudent;
+  if (dTeacher && !inPlace) buffers.dTeacher = dTeacher;
   kernel(JSON.stringify(variant)).run(buffers, {
     rows: n.rows,
     columns: n.columns,
+    firstRow: n.firstRow,
+    allRows: n.allRows,
     mean: n.mean ? 1 : 0,
     drop: n.drop ? 1 : 0,
     ignoreIndex: n.ignoreIndex,

@@ -19,7 +19,10 @@ export interface Operand {
 }
 
 /** Dimensions of the output with those of the inputs' strides (0: broadcast), neighbours merged where every input allows it. */
-export function broadcastStrides(shape: readonly number[], inputs: readonly (readonly number[])[]): { dims: number[]; strides: number[][] } {
+export function broadcastStrides(
+  shape: readonly number[],
+  inputs: readonly (readonly number[])[],
+): { dims: number[]; strides: number[][] } {
   const strides = inputs.map((input) => {
     let stride = 1;
     const result = new Array<number>(shape.length).fill(0);
@@ -57,8 +60,11 @@ fn apply(${inputs.map((x) => `${x}: f32`).join(", ")}) -> f32 { return ${express
   const buffers = Object.fromEntries(inputs.map((x, k): [string, BufferType] => [x, `read ${types[k]}`]));
   if (Number.isNaN(rank)) {
     const wide = (t: Element) => ({ f32: "vec4f", f16: "vec4h", i32: "vec4i", u32: "vec4u" } as const)[t];
-    const vectors = Object.fromEntries(inputs.map((x, k): [string, BufferType] => [x, `read ${form[k] === "v" ? wide(types[k]) : types[k]}`]));
-    const load = inputs.map((x, k) => `let ${x}4 = vec4f(${form[k] === "v" ? `vec4f(${x}[thread])` : `f32(${x}[0])`});`).join(" ");
+    const vectors = Object.fromEntries(
+      inputs.map((x, k): [string, BufferType] => [x, `read ${form[k] === "v" ? wide(types[k]) : types[k]}`]),
+    );
+    const load = inputs.map((x, k) => `let ${x}4 = vec4f(${form[k] === "v" ? `vec4f(${x}[thread])` : `f32(${x}[0])`});`)
+      .join(" ");
     const lanes = [..."xyzw"].map((l) => `apply(${inputs.map((x) => `${x}4.${l}`).join(", ")})`).join(", ");
     return {
       name,
@@ -137,7 +143,14 @@ function runStrided(
 }
 
 /** y = the elements of x from `offset` on that lie `strides` apart along `dims`: slices, permutations, expansions. */
-export function gatherStrided(x: Memory, y: Memory, element: Element, dims: readonly number[], strides: readonly number[], offset = 0): void {
+export function gatherStrided(
+  x: Memory,
+  y: Memory,
+  element: Element,
+  dims: readonly number[],
+  strides: readonly number[],
+  offset = 0,
+): void {
   if (dims.includes(0)) return;
   runStrided(`copy@a@${element},${element}`, { a: x, y }, { s0: 0, s1: 0 }, dims, [{ strides, offset }]);
 }

@@ -17,7 +17,10 @@ const vec4: Lane = { suffix: "4", float: "vec4f", int: "vec4i", uint: "vec4u" };
 /** Horner's scheme for coefficients from the constant on. */
 function polynomial(x: string, coefficients: number[]): string {
   const literal = (c: number) => Number.isInteger(c) ? `${c}.0` : `${c}`;
-  return coefficients.slice(0, -1).reduceRight((inner, c) => `(${literal(c)} + ${x} * ${inner})`, literal(coefficients.at(-1)!));
+  return coefficients.slice(0, -1).reduceRight(
+    (inner, c) => `(${literal(c)} + ${x} * ${inner})`,
+    literal(coefficients.at(-1)!),
+  );
 }
 
 const inverseFactorials = (from: number, to: number): number[] => {
@@ -98,10 +101,23 @@ fn min_(a: f32, b: f32) -> f32 { return select(select(min(a, b), b, is_nan_(b)),
 fn erf_(x: f32) -> f32 {
   let a = abs(x);
   let w = x * x;
-  let series = x * 1.1283791671 * ${polynomial("w", [1, -1 / 3, 1 / 10, -1 / 42, 1 / 216, -1 / 1320, 1 / 9360, -1 / 75600, 1 / 685440])};
+  let series = x * 1.1283791671 * ${
+  polynomial("w", [1, -1 / 3, 1 / 10, -1 / 42, 1 / 216, -1 / 1320, 1 / 9360, -1 / 75600, 1 / 685440])
+};
   let t = 1.0 / (1.0 + 0.5 * a);
   let fit = t * exp(-a * a + ${
-  polynomial("t", [-1.26551223, 1.00002368, 0.37409196, 0.09678418, -0.18628806, 0.27886807, -1.13520398, 1.48851587, -0.82215223, 0.17087277])
+  polynomial("t", [
+    -1.26551223,
+    1.00002368,
+    0.37409196,
+    0.09678418,
+    -0.18628806,
+    0.27886807,
+    -1.13520398,
+    1.48851587,
+    -0.82215223,
+    0.17087277,
+  ])
 });
   return select(sign(x) * (1.0 - fit), series, a < 1.0);
 }

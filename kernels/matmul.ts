@@ -9,10 +9,11 @@ import type { Element } from "./elementwise.ts";
 import { type Kernel, type KernelSpec, variants } from "./gpu/kernel.ts";
 import type { Memory } from "./gpu/memory.ts";
 
-/** A matrix in memory: element (i, j) of batch b at b·batch + i·row + j·column. */
+/** A matrix in memory: element (i, j) of batch b at offset + b·batch + i·row + j·column. */
 export interface Strided {
   memory: Memory;
   element: Element;
+  offset?: number;
   batch: number;
   row: number;
   column: number;
@@ -39,7 +40,7 @@ const TILES: Tile[] = [
 ];
 
 const kernel: (key: string) => Kernel = variants((key: string): KernelSpec => {
-  const [index, a, b, c, bias] = key.split(",");
+  const [index, a, b, c, bias, accumulate] = key.split(",");
   const { rows: M, columns: N, high, wide } = TILES[Number(index)], threads = M * N / (16 * high * wide);
   // copies one slab: vec4s along `across` (m or n), `count` of them per k
   const slab = (name: string, count: number, first: string, size: string) => `
@@ -49,25 +50,37 @@ const kernel: (key: string) => Kernel = variants((key: string): KernelSpec => {
       let x = ${first} + along * 4u;
       let at = min(${name}_base + (k0 + k) * params.${name}_k, params.${name}_last);
       let last = params.${size} - 1u;
-      let value = vec4f(${[0, 1, 2, 3].map((j) => `f32(${name}[at + min(x + ${j}u, last) * params.${name}_across])`).join(", ")});
+      let value = vec4f(${
+    [0, 1, 2, 3].map((j) => `f32(${name}[at + min(x + ${j}u, last) * params.${name}_across])`).join(", ")
+  });
       slab_${name}[k * ${count}u + along] = select(vec4f(0.0), value, k0 + k < params.depth);
     }`;
   const highs = [0, 1].slice(0, high), wides = [0, 1].slice(0, wide), lanes = [..."xyzw"];
   // rows of a thread lie in `high` groups of 4, half a tile apart, columns likewise
-  const rowOf = (h: number, i: number) => `(m + ${h * M / 2 + i}u)`, columnOf = (w: number, j: number) => `(n + ${w * N / 2 + j}u)`;
+  const rowOf = (h: number, i: number) => `(m + ${h * M / 2 + i}u)`,
+    columnOf = (w: number, j: number) => `(n + ${w * N / 2 + j}u)`;
   const sum = (h: number, i: number, w: number) => `sum_${h}${i}${w}`;
-  const each = (f: (h: number, i: number, w: number) => string) => highs.flatMap((h) => lanes.flatMap((_, i) => wides.map((w) => f(h, i, w)))).join(" ");
+  const each = (f: (h: number, i: number, w: number) => string) =>
+    highs.flatMap((h) => lanes.flatMap((_, i) => wides.map((w) => f(h, i, w)))).join(" ");
   const unrolled = Array.from({ length: DEPTH }, (_, k) => `
     { ${highs.map((h) => `let x${h} = slab_a[${k * M / 4 + h * M / 8}u + thread_m];`).join(" ")}
       ${wides.map((w) => `let y${w} = slab_b[${k * N / 4 + w * N / 8}u + thread_n];`).join(" ")}
       ${each((h, i, w) => `${sum(h, i, w)} += x${h}.${lanes[i]} * y${w};`)} }`).join("");
   const biases = bias === "none" ? "" : wides.map((w) => `
-  let bias${w} = vec4f(${lanes.map((_, j) => `f32(bias[min(${columnOf(w, j)}, params.columns - 1u)])`).join(", ")});`).join("");
+  let bias${w} = vec4f(${lanes.map((_, j) => `f32(bias[min(${columnOf(w, j)}, params.columns - 1u)])`).join(", ")});`)
+    .join("");
   const store = each((h, i, w) => `
   if (${rowOf(h, i)} < params.rows) {
     let result = ${sum(h, i, w)}${bias === "none" ? "" : ` + bias${w}`};
     let at = c_base + ${rowOf(h, i)} * params.columns;
-    ${lanes.map((l, j) => `if (${columnOf(w, j)} < params.columns) { c[at + ${columnOf(w, j)}] = ${c}(result.${l}); }`).join("\n    ")}
+    ${
+    lanes.map((l, j) =>
+      `if (${columnOf(w, j)} < params.columns) { c[at + ${columnOf(w, j)}] = ${c}(result.${l}${
+        accumulate === "add" ? ` + f32(c[at + ${columnOf(w, j)}])` : ""
+      }); }`
+    )
+      .join("\n    ")
+  }
   }`);
   return {
     name: "matmul",
@@ -82,14 +95,17 @@ const kernel: (key: string) => Kernel = variants((key: string): KernelSpec => {
       columns: "u32",
       depth: "u32",
       batches: "u32",
+      aOffset: "u32",
       aBatch: "u32",
       aK: "u32",
       aAcross: "u32",
       aLast: "u32",
+      bOffset: "u32",
       bBatch: "u32",
       bK: "u32",
       bAcross: "u32",
       bLast: "u32",
+      cOffset: "u32",
     },
     workgroup: threads,
     head: `var<workgroup> slab_a: array<vec4f, ${M / 4 * DEPTH}>;
@@ -102,8 +118,8 @@ var<workgroup> slab_b: array<vec4f, ${N / 4 * DEPTH}>;`,
   let tile_m = (group / tiles_n % tiles_m) * ${M}u;
   let thread_n = lane % ${N / 4 / wide}u;
   let thread_m = lane / ${N / 4 / wide}u;
-  let a_base = batch * params.a_batch;
-  let b_base = batch * params.b_batch;
+  let a_base = params.a_offset + batch * params.a_batch;
+  let b_base = params.b_offset + batch * params.b_batch;
   ${each((h, i, w) => `var ${sum(h, i, w)} = vec4f(0.0);`)}
   for (var k0 = 0u; k0 < params.depth; k0 += ${DEPTH}u) {
     ${slab("a", M / 4, "tile_m", "rows")}
@@ -114,17 +130,17 @@ var<workgroup> slab_b: array<vec4f, ${N / 4 * DEPTH}>;`,
   }
   let m = tile_m + thread_m * 4u;
   let n = tile_n + thread_n * 4u;
-  let c_base = batch * params.rows * params.columns;
+  let c_base = params.c_offset + batch * params.rows * params.columns;
   ${biases}
   ${store}`,
   };
 });
 
-/** c[b] = a[b]·b[b] + bias, with a [rows, depth] and b [depth, columns] in each batch; `c` lies row by row. */
+/** c[b] = a[b]·b[b] + bias, with a [rows, depth] and b [depth, columns] in each batch; `c` lies row by row, from `offset` on, and is added to if `add` is set. */
 export function matmul(
   a: Strided,
   b: Strided,
-  c: { memory: Memory; element: Element },
+  c: { memory: Memory; element: Element; offset?: number; add?: boolean },
   rows: number,
   columns: number,
   depth: number,
@@ -134,7 +150,8 @@ export function matmul(
   const groups = (t: Tile) => Math.ceil(rows / t.rows) * Math.ceil(columns / t.columns);
   const time = (t: Tile) => groups(t) * t.rows * t.columns * t.cost;
   const tile = TILES.reduce((best, t) => time(t) < time(best) ? t : best);
-  const key = [TILES.indexOf(tile), a.element, b.element, c.element, bias?.element ?? "none"].join();
+  const key = [TILES.indexOf(tile), a.element, b.element, c.element, bias?.element ?? "none", c.add ? "add" : "set"]
+    .join();
   const buffers: Record<string, Memory> = { a: a.memory, b: b.memory, c: c.memory };
   if (bias) buffers.bias = bias.memory;
   kernel(key).run(buffers, {
@@ -142,13 +159,16 @@ export function matmul(
     columns,
     depth,
     batches,
+    aOffset: a.offset ?? 0,
     aBatch: a.batch,
     aK: a.column,
     aAcross: a.row,
-    aLast: Math.max(0, (batches - 1) * a.batch + (depth - 1) * a.column),
+    aLast: Math.max(0, (a.offset ?? 0) + (batches - 1) * a.batch + (depth - 1) * a.column),
+    bOffset: b.offset ?? 0,
     bBatch: b.batch,
     bK: b.row,
     bAcross: b.column,
-    bLast: Math.max(0, (batches - 1) * b.batch + (depth - 1) * b.row),
+    bLast: Math.max(0, (b.offset ?? 0) + (batches - 1) * b.batch + (depth - 1) * b.row),
+    cOffset: c.offset ?? 0,
   }, groups(tile) * batches);
 }

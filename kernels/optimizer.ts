@@ -33,12 +33,14 @@ export const RULES: Record<RuleName, Rule> = {
   adam: {
     name: "Adam",
     states: 2,
-    wgsl: "p *= s2; g += s1 * p; a += (1.0 - s3) * (g - a); b = s4 * b + (1.0 - s4) * g * g; p -= s0 * a / (sqrt(b) * s6 + s5);",
+    wgsl:
+      "p *= s2; g += s1 * p; a += (1.0 - s3) * (g - a); b = s4 * b + (1.0 - s4) * g * g; p -= s0 * a / (sqrt(b) * s6 + s5);",
   },
   amsgrad: {
     name: "Adam",
     states: 3,
-    wgsl: "p *= s2; g += s1 * p; a += (1.0 - s3) * (g - a); b = s4 * b + (1.0 - s4) * g * g; c = max(c, b); p -= s0 * a / (sqrt(c) * s6 + s5);",
+    wgsl:
+      "p *= s2; g += s1 * p; a += (1.0 - s3) * (g - a); b = s4 * b + (1.0 - s4) * g * g; c = max(c, b); p -= s0 * a / (sqrt(c) * s6 + s5);",
   },
 };
 

@@ -37,7 +37,8 @@ const randomKernel: (key: string) => Kernel = variants((key: string) => {
     // Box–Muller; 1 − u is in (0, 1], so the logarithm is finite
     normal: "sqrt(-2.0 * log(1.0 - unit_(bits.x))) * cos(6.283185307179586 * unit_(bits.y))",
     // the high word of bits · count: uniform up to count / 2³²
-    integer: "params.low + i32((bits.x >> 16u) * (params.count >> 16u) + ((bits.x >> 16u) * (params.count & 0xffffu) >> 16u) + ((bits.x & 0xffffu) * (params.count >> 16u) >> 16u))",
+    integer:
+      "params.low + i32((bits.x >> 16u) * (params.count >> 16u) + ((bits.x >> 16u) * (params.count & 0xffffu) >> 16u) + ((bits.x & 0xffffu) * (params.count >> 16u) >> 16u))",
   }[kind]!;
   return {
     name: `random ${kind}`,
@@ -75,6 +76,14 @@ const dropoutKernel: (element: Element) => Kernel = variants((element: Element) 
 }));
 
 /** y = x / (1 − p) with probability 1 − p, else 0. The backward pass runs it again on dY with the same state and op number. */
-export function dropout(x: Memory, state: Memory, y: Memory, op: number, size: number, p: number, element: Element): void {
+export function dropout(
+  x: Memory,
+  state: Memory,
+  y: Memory,
+  op: number,
+  size: number,
+  p: number,
+  element: Element,
+): void {
   dropoutKernel(element).run({ x, state, y }, { op, size, p }, Math.ceil(size / 256));
 }

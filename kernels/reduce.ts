@@ -37,8 +37,12 @@ const kernel: (key: string) => Kernel = variants((key: string): KernelSpec => {
   const start = "let start = f32(values[(outer * params.length + first) * params.inner + column]);";
   const body = {
     sum: `var total = 0.0; ${fold("total", "total += x;", "total += other;")} let result = shared_values[lane];`,
-    max: `${start} var total = start; ${fold("total", "total = max_(total, x);", "total = max_(total, other);")} let result = shared_values[lane];`,
-    min: `${start} var total = start; ${fold("total", "total = min_(total, x);", "total = min_(total, other);")} let result = shared_values[lane];`,
+    max: `${start} var total = start; ${
+      fold("total", "total = max_(total, x);", "total = max_(total, other);")
+    } let result = shared_values[lane];`,
+    min: `${start} var total = start; ${
+      fold("total", "total = min_(total, x);", "total = min_(total, other);")
+    } let result = shared_values[lane];`,
     // the largest and the sum of the others relative to it: (m, r) stands for eᵐ(1 + r); an empty one has r = −1
     logSumExp: `var total = vec2f(-3.4e38, -1.0);
   ${

@@ -28,7 +28,9 @@ export function planRow(columns: number, streams: number): RowPlan {
   if (rowTuning.registers ?? !isSoftware) {
     for (const threads of [32, 64, 128, 256, 512, 1024]) {
       const quads = 2 ** Math.ceil(Math.log2(Math.max(1, inRow / threads)));
-      const enough = threads === 1024 || threads * 2 > limits.maxComputeInvocationsPerWorkgroup ? MOST_QUADS / streams : 8 / streams;
+      const enough = threads === 1024 || threads * 2 > limits.maxComputeInvocationsPerWorkgroup
+        ? MOST_QUADS / streams
+        : 8 / streams;
       if (threads <= limits.maxComputeInvocationsPerWorkgroup && quads <= enough) return { threads, quads, wide };
     }
   }
@@ -52,7 +54,7 @@ export function rowBuffer(access: "read" | "write", element: Element, plan: RowP
   return `${access} ${plan.wide ? vector[element] : element}`;
 }
 
-/** The code for rows of `params.columns` columns: `streams` are read, `outputs` written (by WGSL name). */
+/** The code for rows of `params.columns` columns: `streams` are read, `outputs` written (by WGSL name: `store_NAME`). An output may be a stream. */
 export function rowCode(plan: RowPlan, streams: Record<string, Element>, outputs: Record<string, Element>): {
   head: string;
   /** Defines `row_base` and reads the row where registers keep it. Needs `row`. */
@@ -85,21 +87,32 @@ export function rowCode(plan: RowPlan, streams: Record<string, Element>, outputs
 }`
   ).join("\n");
   const columns = (step: string) =>
-    wide ? `(${step} * ${threads}u + lane) * 4u + vec4u(0u, 1u, 2u, 3u)` : `${step} * ${4 * threads}u + lane + vec4u(0u, ${threads}u, ${2 * threads}u, ${3 * threads}u)`;
+    wide
+      ? `(${step} * ${threads}u + lane) * 4u + vec4u(0u, 1u, 2u, 3u)`
+      : `${step} * ${4 * threads}u + lane + vec4u(0u, ${threads}u, ${2 * threads}u, ${3 * threads}u)`;
   const names = Object.keys(streams);
   const kept = Array.from({ length: quads }, (_, q) => q);
   return {
-    head: `const LOW = -3.40282346638528859812e38; // the least finite number\nconst THREADS = ${threads}u;\n${load}\n${store}\n${workgroupReductions(threads)}`,
+    head:
+      `const LOW = -3.40282346638528859812e38; // the least finite number\nconst THREADS = ${threads}u;\n${load}\n${store}\n${
+        workgroupReductions(threads)
+      }`,
     begin: `let row_base = row * (params.columns / ${width}u);
-  ${kept.map((q) => names.map((name) => `let ${name}_${q} = load_${name}(row_base, ${columns(`${q}u`)});`).join("\n  ")).join("\n  ")}`,
+  ${
+      kept.map((q) =>
+        names.map((name) => `let ${name}_${q} = load_${name}(row_base, ${columns(`${q}u`)});`).join("\n  ")
+      ).join("\n  ")
+    }`,
     each: (body) =>
       quads > 0
-        ? kept.map((q) => `{
+        ? kept.map((q) =>
+          `{
     let columns4 = ${columns(`${q}u`)};
     let live4 = columns4 < vec4u(params.columns);
     ${names.map((name) => `let ${name}4 = ${name}_${q};`).join(" ")}
     ${body}
-  }`).join("\n  ")
+  }`
+        ).join("\n  ")
         : `for (var step = 0u; step * ${4 * threads}u < params.columns; step++) {
     let columns4 = ${columns("step")};
     let live4 = columns4 < vec4u(params.columns);

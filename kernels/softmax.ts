@@ -23,7 +23,13 @@ const forwardKernel: (key: string) => Kernel = variants((key: string): KernelSpe
   ${each("normaliser = add_normaliser(normaliser, x4, live4, 1.0);")}
   let whole = all_normalisers(lane, vec4f(normaliser, LOW, -1.0), 1.0);
   let log_sum = log1p_(whole.y);
-  ${each(`store_y(row_base, columns4, ${kind === "softmax" ? "exp(x4 - whole.x - log_sum)" : "x4 - whole.x - log_sum"});`)}`,
+  ${
+      each(
+        `store_y(row_base, columns4, ${
+          kind === "softmax" ? "exp(x4 - whole.x - log_sum)" : "x4 - whole.x - log_sum"
+        });`,
+      )
+    }`,
   };
 });
 
@@ -35,7 +41,11 @@ const backwardKernel: (key: string) => Kernel = variants((key: string): KernelSp
   const soft = kind === "softmax";
   return {
     name: `${kind} backward`,
-    buffers: { y: rowBuffer("read", element, plan), dY: rowBuffer("read", element, plan), dX: rowBuffer("write", element, plan) },
+    buffers: {
+      y: rowBuffer("read", element, plan),
+      dY: rowBuffer("read", element, plan),
+      dX: rowBuffer("write", element, plan),
+    },
     params: { rows: "u32", columns: "u32" },
     workgroup: plan.threads,
     head,
@@ -50,7 +60,14 @@ const backwardKernel: (key: string) => Kernel = variants((key: string): KernelSp
 });
 
 /** y = softmax or log-softmax of each row of x. */
-export function softmaxRows(kind: "softmax" | "logSoftmax", x: Memory, y: Memory, element: Element, rows: number, columns: number): void {
+export function softmaxRows(
+  kind: "softmax" | "logSoftmax",
+  x: Memory,
+  y: Memory,
+  element: Element,
+  rows: number,
+  columns: number,
+): void {
   const plan = planRow(columns, 1);
   forwardKernel(`${kind}/${element}/${planKey(plan)}`).run({ x, y }, { rows, columns }, rows);
 }

@@ -54,7 +54,10 @@ function shuffled(n: number, seed: number): Uint32Array {
  * }
  * ```
  */
-export function* batches<K extends string>(columns: Record<K, Column>, options: BatchOptions): Generator<Record<K, Tensor> & { size: number }, void, void> {
+export function* batches<K extends string>(
+  columns: Record<K, Column>,
+  options: BatchOptions,
+): Generator<Record<K, Tensor> & { size: number }, void, void> {
   checkOptions("batches", options, ["batchSize", "shuffle", "seed", "dropLast"]);
   const { batchSize, shuffle = false, seed = 0, dropLast = true } = options;
   checkNumber("batches", "batchSize", batchSize, { integer: true, min: 1 });
@@ -66,7 +69,11 @@ export function* batches<K extends string>(columns: Record<K, Column>, options: 
   const rows = fields[0][1].shape?.[0];
   for (const [name, { data, shape }] of fields) {
     if (!Array.isArray(shape) || !ArrayBuffer.isView(data) || data.length !== sizeOf(shape) || shape[0] !== rows) {
-      throw new TypeError(`batches: ${name} must hold ${rows} rows of values that fill its shape, got ${describe(data)} of ${data?.length} for [${shape}]`);
+      throw new TypeError(
+        `batches: ${name} must hold ${rows} rows of values that fill its shape, got ${
+          describe(data)
+        } of ${data?.length} for [${shape}]`,
+      );
     }
   }
   const order = shuffle ? shuffled(rows, seed) : null;
@@ -75,7 +82,11 @@ export function* batches<K extends string>(columns: Record<K, Column>, options: 
     for (const [name, { data, shape }] of fields) {
       const width = sizeOf(shape.slice(1));
       const part = order ? data.slice(0, (to - from) * width) : data.subarray(from * width, to * width);
-      if (order) for (let i = from; i < to; i++) part.set(data.subarray(order[i] * width, (order[i] + 1) * width), (i - from) * width);
+      if (order) {
+        for (let i = from; i < to; i++) {
+          part.set(data.subarray(order[i] * width, (order[i] + 1) * width), (i - from) * width);
+        }
+      }
       batch[name] = tensor(part as TypedArray, [to - from, ...shape.slice(1)]).keep();
     }
     return batch;

@@ -4,6 +4,6 @@
  * @module
  */
 export * as init from "./init.ts";
-export { type BatchOptions, batches, type Column } from "./batches.ts";
+export { batches, type BatchOptions, type Column } from "./batches.ts";
 export { Dropout, Linear, type LinearOptions, Sequential } from "./layers.ts";
 export { Module } from "./module.ts";

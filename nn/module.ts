@@ -86,11 +86,16 @@ export abstract class Module {
    */
   loadStateDict(state: Record<string, Tensor>, options: { strict?: boolean } = {}): void {
     checkOptions("loadStateDict", options, ["strict"]);
-    if (typeof state !== "object" || state === null) throw new TypeError(`loadStateDict: state must be an object of tensors, got ${describe(state)}`);
+    if (typeof state !== "object" || state === null) {
+      throw new TypeError(`loadStateDict: state must be an object of tensors, got ${describe(state)}`);
+    }
     const own = this.namedParameters(), names = own.map(([name]) => name);
-    const missing = names.filter((name) => !(name in state)), unexpected = Object.keys(state).filter((name) => !names.includes(name));
+    const missing = names.filter((name) => !(name in state)),
+      unexpected = Object.keys(state).filter((name) => !names.includes(name));
     if ((options.strict ?? true) && missing.length + unexpected.length > 0) {
-      throw new Error(`loadStateDict: missing ${missing.join(", ") || "nothing"}; unexpected ${unexpected.join(", ") || "nothing"}`);
+      throw new Error(
+        `loadStateDict: missing ${missing.join(", ") || "nothing"}; unexpected ${unexpected.join(", ") || "nothing"}`,
+      );
     }
     const pairs = own.filter(([name]) => name in state);
     for (const [name, parameter] of pairs) {

@@ -43,7 +43,13 @@ export abstract class Optimizer {
   #disposed = false;
 
   /** Internal. */
-  protected constructor(readonly name: string, params: Iterable<Tensor> | readonly ParameterGroup[], lr: number, readonly weightDecay: number, readonly rule: RuleName) {
+  protected constructor(
+    readonly name: string,
+    params: Iterable<Tensor> | readonly ParameterGroup[],
+    lr: number,
+    readonly weightDecay: number,
+    readonly rule: RuleName,
+  ) {
     checkNumber(name, "lr", lr, { min: 0 });
     checkNumber(name, "weightDecay", weightDecay, { min: 0 });
     this.lr = lr;
@@ -63,9 +69,13 @@ export abstract class Optimizer {
       if (group.weightDecay !== undefined) checkNumber(this.name, "weightDecay", group.weightDecay, { min: 0 });
       for (const x of group.params) {
         checkTensor(this.name, "params", x, ["f32"]);
-        if (!x.requiresGrad || x.record) throw new TypeError(`${this.name}: params must be leaves that require a gradient, got ${x}`);
+        if (!x.requiresGrad || x.record) {
+          throw new TypeError(`${this.name}: params must be leaves that require a gradient, got ${x}`);
+        }
         const other = found.get(x);
-        if (other && other !== group) throw new RangeError(`${this.name}: a parameter of shape [${x.shape}] is in two groups`);
+        if (other && other !== group) {
+          throw new RangeError(`${this.name}: a parameter of shape [${x.shape}] is in two groups`);
+        }
         found.set(x, group);
       }
     }
@@ -106,7 +116,14 @@ export abstract class Optimizer {
         this.#lend(parameter, gradient);
         return { parameter, home, gradient, group, steps: 0 };
       });
-      return { floats: bytes / 4, slots, parameters, gradients, states, slotOf: queue.upload(new Uint8Array(slotOf.buffer), true) };
+      return {
+        floats: bytes / 4,
+        slots,
+        parameters,
+        gradients,
+        states,
+        slotOf: queue.upload(new Uint8Array(slotOf.buffer), true),
+      };
     });
   }
 
@@ -137,18 +154,29 @@ export abstract class Optimizer {
         if (!parameter.grad) return;
         if (parameter.storage.memory !== slot.home) {
           const which = `a parameter of shape [${parameter.shape}]`;
-          throw new Error(`${this.name}: ${which} was handed to another optimizer since; give one optimizer two groups instead`);
+          throw new Error(
+            `${this.name}: ${which} was handed to another optimizer since; give one optimizer two groups instead`,
+          );
         }
         if (parameter.grad.storage.memory !== slot.gradient) this.#copyGradient(slot, parameter.grad);
         active = true;
-        settings.set(this.settings(group.lr ?? this.lr, group.weightDecay ?? this.weightDecay, ++slot.steps), SETTINGS * i);
+        settings.set(
+          this.settings(group.lr ?? this.lr, group.weightDecay ?? this.weightDecay, ++slot.steps),
+          SETTINGS * i,
+        );
         settings[SETTINGS * i + 7] = 1;
         parameter.storage.version++;
       });
       if (!active) continue;
       const uploaded = gpu().queue.upload(new Uint8Array(settings.buffer), false);
       const { slotOf, gradients, parameters, states, floats } = segment;
-      optimizerStep(this.rule, floats, { slotOf, settings: uploaded, gradients: gradients.whole, parameters: parameters.whole, states });
+      optimizerStep(this.rule, floats, {
+        slotOf,
+        settings: uploaded,
+        gradients: gradients.whole,
+        parameters: parameters.whole,
+        states,
+      });
       uploaded.free();
     }
   }
@@ -168,7 +196,9 @@ export abstract class Optimizer {
         if (!grad) continue;
         const { storage } = grad;
         // somebody holds the gradient still: it moves out of the place that the next one will take
-        if (storage.borrowed && storage.owners > 1) storage.moveTo(gpu().pool.take(storage.memory.bytes), storage.memory.bytes);
+        if (storage.borrowed && storage.owners > 1) {
+          storage.moveTo(gpu().pool.take(storage.memory.bytes), storage.memory.bytes);
+        }
         grad.dispose();
         parameter.grad = null;
       }
@@ -238,7 +268,9 @@ export class SGD extends Optimizer {
     checkNumber("SGD", "momentum", momentum, { min: 0 });
     checkNumber("SGD", "dampening", dampening);
     checkBoolean("SGD", "nesterov", nesterov);
-    if (nesterov && (momentum === 0 || dampening !== 0)) throw new RangeError("SGD: nesterov needs a momentum and no dampening");
+    if (nesterov && (momentum === 0 || dampening !== 0)) {
+      throw new RangeError("SGD: nesterov needs a momentum and no dampening");
+    }
     super("SGD", params, lr, weightDecay, momentum === 0 ? "sgd" : "sgdMomentum");
     this.#momentum = momentum;
     this.#dampening = dampening;
@@ -268,10 +300,23 @@ class AdamFamily extends Optimizer {
   #betas: readonly [number, number];
   #eps: number;
 
-  constructor(name: string, readonly decoupled: boolean, params: Iterable<Tensor> | readonly ParameterGroup[], options: AdamOptions) {
+  constructor(
+    name: string,
+    readonly decoupled: boolean,
+    params: Iterable<Tensor> | readonly ParameterGroup[],
+    options: AdamOptions,
+  ) {
     checkOptions(name, options, ["lr", "betas", "eps", "weightDecay", "amsgrad"]);
-    const { lr = 1e-3, betas = [0.9, 0.999] as const, eps = 1e-8, weightDecay = decoupled ? 0.01 : 0, amsgrad = false } = options;
-    if (!Array.isArray(betas) || betas.length !== 2) throw new TypeError(`${name}: betas must be two numbers, got ${describe(betas)}`);
+    const {
+      lr = 1e-3,
+      betas = [0.9, 0.999] as const,
+      eps = 1e-8,
+      weightDecay = decoupled ? 0.01 : 0,
+      amsgrad = false,
+    } = options;
+    if (!Array.isArray(betas) || betas.length !== 2) {
+      throw new TypeError(`${name}: betas must be two numbers, got ${describe(betas)}`);
+    }
     betas.forEach((beta, i) => checkNumber(name, `betas[${i}]`, beta, { min: 0, below: 1 }));
     checkNumber(name, "eps", eps, { min: 0 });
     checkBoolean(name, "amsgrad", amsgrad);

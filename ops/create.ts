@@ -34,19 +34,27 @@ function checkTensorOptions(op: string, options: TensorOptions): void {
   if (requiresGrad && dtype !== undefined && dtype !== "f32" && dtype !== "f16") {
     throw new TypeError(`${op}: only f32 and f16 tensors can require a gradient, got dtype ${dtype}`);
   }
-  if (dtype === "f16" && !gpu().info.f16) throw new TypeError(`${op}: this adapter has no shader-f16: use f32 (init() tells: info.f16)`);
+  if (dtype === "f16" && !gpu().info.f16) {
+    throw new TypeError(`${op}: this adapter has no shader-f16: use f32 (init() tells: info.f16)`);
+  }
 }
 
 function flatten(values: unknown, shape: number[], depth: number, out: number[]): void {
   if (typeof values === "number") {
-    if (depth !== shape.length) throw new TypeError(`tensor: values must be nested evenly, got a number at depth ${depth}`);
+    if (depth !== shape.length) {
+      throw new TypeError(`tensor: values must be nested evenly, got a number at depth ${depth}`);
+    }
     out.push(values);
     return;
   }
-  if (!Array.isArray(values)) throw new TypeError(`tensor: values must be numbers, nested arrays or a typed array, got ${describe(values)}`);
+  if (!Array.isArray(values)) {
+    throw new TypeError(`tensor: values must be numbers, nested arrays or a typed array, got ${describe(values)}`);
+  }
   if (out.length === 0 && depth === shape.length) shape.push(values.length);
   if (shape[depth] !== values.length) {
-    throw new TypeError(`tensor: values must be nested evenly: ${shape[depth]} at depth ${depth} at first, then ${values.length}`);
+    throw new TypeError(
+      `tensor: values must be nested evenly: ${shape[depth]} at depth ${depth} at first, then ${values.length}`,
+    );
   }
   for (const v of values) flatten(v, shape, depth + 1, out);
 }
@@ -65,7 +73,11 @@ function flatten(values: unknown, shape: number[], depth: number, out: number[])
  * console.log(tensor(new Int32Array([3, 1]), [2, 1]).dtype); // i32
  * ```
  */
-export function tensor(values: NestedArray | readonly number[] | TypedArray, shape?: readonly number[], options: TensorOptions = {}): Tensor {
+export function tensor(
+  values: NestedArray | readonly number[] | TypedArray,
+  shape?: readonly number[],
+  options: TensorOptions = {},
+): Tensor {
   checkTensorOptions("tensor", options);
   let data: TypedArray, natural: number[] = [];
   const given = DTYPES.find((d) => values instanceof ARRAYS[d as DType]) as DType | undefined;
@@ -86,7 +98,9 @@ export function tensor(values: NestedArray | readonly number[] | TypedArray, sha
   if (options.requiresGrad && (dtype === "i32" || dtype === "u32")) {
     throw new TypeError(`tensor: only f32 and f16 tensors can require a gradient, got dtype ${dtype}`);
   }
-  if (dtype === "f16" && !gpu().info.f16) throw new TypeError("tensor: this adapter has no shader-f16: use f32 (init() tells: info.f16)");
+  if (dtype === "f16" && !gpu().info.f16) {
+    throw new TypeError("tensor: this adapter has no shader-f16: use f32 (init() tells: info.f16)");
+  }
   const bytes = new Uint8Array(data.buffer, data.byteOffset, data.byteLength);
   const storage = new Storage(gpu().queue.upload(bytes, options.requiresGrad === true));
   if (dtype === "i32" || dtype === "u32") storage.host = data.slice() as TypedArray;
@@ -131,7 +145,9 @@ export function arange(start: number, end?: number, step = 1, options: TensorOpt
   checkNumber("arange", "end", to);
   checkNumber("arange", "step", step);
   const count = Math.ceil((to - from) / step);
-  if (!(count >= 0) || count === Infinity) throw new RangeError(`arange: step must lead from ${from} to ${to}, got ${step}`);
+  if (!(count >= 0) || count === Infinity) {
+    throw new RangeError(`arange: step must lead from ${from} to ${to}, got ${step}`);
+  }
   return tensor(Array.from({ length: count }, (_, i) => from + i * step), [count], options);
 }
 
@@ -141,7 +157,14 @@ export function eye(n: number, options: TensorOptions = {}): Tensor {
   return tensor(Array.from({ length: n * n }, (_, i) => i % (n + 1) === 0 ? 1 : 0), [n, n], options);
 }
 
-function drawn(op: string, kind: "uniform" | "normal" | "integer", shape: readonly number[], options: TensorOptions, low = 0, count = 0): Tensor {
+function drawn(
+  op: string,
+  kind: "uniform" | "normal" | "integer",
+  shape: readonly number[],
+  options: TensorOptions,
+  low = 0,
+  count = 0,
+): Tensor {
   return made(op, shape, options, (x) => {
     const { state, op: number } = nextRandom();
     random(kind, x.memory, state.memory, number, x.size, x.dtype, low, count);

@@ -1,7 +1,7 @@
 import { checkBoolean, checkNumber, checkOptions } from "../kernels/check.ts";
 import { countRows, crossEntropyRows } from "../kernels/cross_entropy.ts";
 import { hidden } from "../autograd/tape.ts";
-import { checkShape, checkTensor, Tensor } from "../autograd/tensor.ts";
+import { checkShape, checkTensor, type Tensor } from "../autograd/tensor.ts";
 import { checkLabels, checkLossOptions, type Launch, type LossReduction, rowLoss, rowsOf, total } from "./row_loss.ts";
 
 /** Options of `crossEntropy`. */
@@ -30,13 +30,28 @@ export interface CrossEntropyOptions {
 
 /** What `crossEntropy` returns when more than the loss is asked for. All but `loss` are detached. */
 export interface CrossEntropyResult {
+  /** As without further returns. */
   loss: Tensor;
+  /** The z-loss that is part of it, reduced likewise. */
   zLoss?: Tensor;
+  /** Share of the kept rows that are right, a scalar. */
   accuracy?: Tensor;
+  /** Indices of the largest logits, i32. */
   predictions?: Tensor;
 }
 
-const OPTIONS = ["reduction", "ignoreIndex", "labelSmoothing", "zLoss", "softcap", "weight", "temperature", "returnZLoss", "returnAccuracy", "returnPredictions"];
+const OPTIONS = [
+  "reduction",
+  "ignoreIndex",
+  "labelSmoothing",
+  "zLoss",
+  "softcap",
+  "weight",
+  "temperature",
+  "returnZLoss",
+  "returnAccuracy",
+  "returnPredictions",
+];
 
 /**
  * Cross-entropy of logits [..., V] with class indices [...] (i32) or with a probability matrix [..., V].
@@ -68,13 +83,23 @@ const OPTIONS = ["reduction", "ignoreIndex", "labelSmoothing", "zLoss", "softcap
  * console.log(await loss.item(), await logits.grad!.array());
  * ```
  */
-export function crossEntropy(logits: Tensor, target: Tensor, options?: CrossEntropyOptions & { returnZLoss?: false; returnAccuracy?: false; returnPredictions?: false }): Tensor;
+export function crossEntropy(
+  logits: Tensor,
+  target: Tensor,
+  options?: CrossEntropyOptions & { returnZLoss?: false; returnAccuracy?: false; returnPredictions?: false },
+): Tensor;
+/** With a `return…` option: the loss and what was asked for. */
 export function crossEntropy(logits: Tensor, target: Tensor, options: CrossEntropyOptions): CrossEntropyResult;
-export function crossEntropy(logits: Tensor, target: Tensor, options: CrossEntropyOptions = {}): Tensor | CrossEntropyResult {
+export function crossEntropy(
+  logits: Tensor,
+  target: Tensor,
+  options: CrossEntropyOptions = {},
+): Tensor | CrossEntropyResult {
   const op = "crossEntropy";
   checkOptions(op, options, OPTIONS);
   checkLossOptions(op, options);
-  const { reduction = "mean", ignoreIndex = -100, labelSmoothing = 0, zLoss = 0, softcap, weight, temperature = 1 } = options;
+  const { reduction = "mean", ignoreIndex = -100, labelSmoothing = 0, zLoss = 0, softcap, weight, temperature = 1 } =
+    options;
   const { returnZLoss = false, returnAccuracy = false, returnPredictions = false } = options;
   checkNumber(op, "labelSmoothing", labelSmoothing, { min: 0, max: 1 });
   checkNumber(op, "zLoss", zLoss, { min: 0 });
@@ -88,7 +113,9 @@ export function crossEntropy(logits: Tensor, target: Tensor, options: CrossEntro
   const soft = target.dtype === "f32" || target.dtype === "f16";
   if (soft) {
     checkShape(op, "target", target, logits.shape);
-    if (options.ignoreIndex !== undefined) throw new TypeError(`${op}: ignoreIndex does not go with soft targets, got ${ignoreIndex}`);
+    if (options.ignoreIndex !== undefined) {
+      throw new TypeError(`${op}: ignoreIndex does not go with soft targets, got ${ignoreIndex}`);
+    }
     if (returnAccuracy) throw new TypeError(`${op}: returnAccuracy needs class indices, got soft targets`);
   } else checkLabels(op, "target", target, rowShape, ignoreIndex);
   if (weight !== undefined) {
@@ -99,7 +126,9 @@ export function crossEntropy(logits: Tensor, target: Tensor, options: CrossEntro
   const counts = soft ? null : hidden([3], "f32");
   if (counts) countRows(target.memory, weight?.memory ?? null, counts.memory, rows, columns, ignoreIndex);
   const asked = returnZLoss || returnAccuracy || returnPredictions;
-  const extras = asked ? { zRows: hidden(shape, "f32"), predictions: hidden(shape, "i32"), hits: hidden(shape, "f32") } : null;
+  const extras = asked
+    ? { zRows: hidden(shape, "f32"), predictions: hidden(shape, "i32"), hits: hidden(shape, "f32") }
+    : null;
   let first = true;
   const launch: Launch = (loss, [dLogits], upstream) => {
     crossEntropyRows(logits.dtype as "f32" | "f16", soft ? target.dtype as "f32" | "f16" : "index", {
@@ -109,10 +138,14 @@ export function crossEntropy(logits: Tensor, target: Tensor, options: CrossEntro
       weight: weight?.memory ?? null,
       upstream: upstream?.memory ?? null,
       loss,
-      extras: first && extras ? { zRows: extras.zRows.memory, predictions: extras.predictions.memory, hits: extras.hits.memory } : null,
+      extras: first && extras
+        ? { zRows: extras.zRows.memory, predictions: extras.predictions.memory, hits: extras.hits.memory }
+        : null,
       dLogits,
     }, {
       rows,
+      firstRow: 0,
+      allRows: rows,
       columns,
       mean: reduction === "mean",
       ignoreIndex,

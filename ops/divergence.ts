@@ -3,8 +3,18 @@ import { checkBoolean, checkNumber, checkOneOf, checkOptions } from "../kernels/
 import { countRows } from "../kernels/cross_entropy.ts";
 import { type DivergenceName, divergenceRows } from "../kernels/divergence.ts";
 import { hidden } from "../autograd/tape.ts";
-import { checkShape, checkTensor, Tensor } from "../autograd/tensor.ts";
-import { checkLabels, checkLossOptions, checkOptionalTensor, type Launch, type LossReduction, rowLoss, type Rows, rowsOf, total } from "./row_loss.ts";
+import { checkShape, checkTensor, type Tensor } from "../autograd/tensor.ts";
+import {
+  checkLabels,
+  checkLossOptions,
+  checkOptionalTensor,
+  type Launch,
+  type LossReduction,
+  rowLoss,
+  type Rows,
+  rowsOf,
+  total,
+} from "./row_loss.ts";
 
 export type { DivergenceName };
 
@@ -62,8 +72,11 @@ export interface DistillationOptions {
 
 /** What `distillation` returns with `returnParts`: loss = α·crossEntropy + (1−α)·T²·divergence. */
 export interface DistillationResult {
+  /** As without the parts. */
   loss: Tensor;
+  /** The cross-entropy, before α. */
   crossEntropy: Tensor;
+  /** The divergence, before (1 − α)·T². */
   divergence: Tensor;
 }
 
@@ -71,7 +84,11 @@ export interface DistillationResult {
 const OPTIONS = ["temperature", "reduction", "labels", "ignoreIndex", "delta"];
 
 /** The kernel, the mixture's β and the factor of a divergence with its options: where the ends of β and α go to the plain KLs. */
-export function resolveDivergence(op: string, name: DivergenceName, o: { beta?: number; alpha?: number; normalize?: boolean }): { kernel: DivergenceName; beta: number; factor: number } {
+export function resolveDivergence(
+  op: string,
+  name: DivergenceName,
+  o: { beta?: number; alpha?: number; normalize?: boolean },
+): { kernel: DivergenceName; beta: number; factor: number } {
   const { beta = 0.5, alpha = 0.1, normalize = false } = o;
   checkBoolean(op, "normalize", normalize);
   if (name === "jsd") {
@@ -97,7 +114,13 @@ function sides(op: string, student: Tensor, teacher: Tensor): Rows {
   return rows;
 }
 
-function divergence(op: DivergenceName, student: Tensor, teacher: Tensor, options: DivergenceOptions, more: { beta?: number; alpha?: number; normalize?: boolean } = {}): Tensor {
+function divergence(
+  op: DivergenceName,
+  student: Tensor,
+  teacher: Tensor,
+  options: DivergenceOptions,
+  more: { beta?: number; alpha?: number; normalize?: boolean } = {},
+): Tensor {
   checkOptions(op, options, [...OPTIONS, ...Object.keys(more)]);
   checkLossOptions(op, options);
   const { temperature = 1, reduction = "mean", labels, ignoreIndex = -100 } = options;
@@ -123,7 +146,14 @@ function launchDivergence(
   labels: Tensor | null,
   shape: Rows,
   reduction: LossReduction,
-  numbers: { temperature: number; beta: number; ignoreIndex: number; drop: boolean; ceFactor: number; divergenceFactor: number },
+  numbers: {
+    temperature: number;
+    beta: number;
+    ignoreIndex: number;
+    drop: boolean;
+    ceFactor: number;
+    divergenceFactor: number;
+  },
   parts: { ceRows: Tensor; divergenceRows: Tensor } | null,
 ): Tensor {
   const { rows, columns } = shape;
@@ -141,10 +171,19 @@ function launchDivergence(
       counts: counts?.memory ?? null,
       upstream: upstream?.memory ?? null,
       loss,
-      parts: parts && { ceRows: (ceRows ?? parts.ceRows).memory, divergenceRows: (spareRows ?? parts.divergenceRows).memory },
+      parts: parts &&
+        { ceRows: (ceRows ?? parts.ceRows).memory, divergenceRows: (spareRows ?? parts.divergenceRows).memory },
       dStudent,
       dTeacher,
-    }, { rows, columns, mean: reduction === "mean", upstreamStride: upstream?.stride ?? 0, ...numbers });
+    }, {
+      rows,
+      firstRow: 0,
+      allRows: rows,
+      columns,
+      mean: reduction === "mean",
+      upstreamStride: upstream?.stride ?? 0,
+      ...numbers,
+    });
   };
   const saved = [student, teacher, ...labels ? [labels] : []];
   return rowLoss(op, [student, teacher], shape, reduction, launch, counts ? [counts] : [], saved);
@@ -274,8 +313,28 @@ export function totalVariation(student: Tensor, teacher: Tensor, options: Diverg
   return divergence("totalVariation", student, teacher, options);
 }
 
-const DISTILLATION_OPTIONS = ["alpha", "temperature", "divergence", "beta", "normalize", "skewAlpha", "temperatureSquared", "reduction", "ignoreIndex", "dropIgnored", "returnParts"];
-const DIVERGENCES = ["forwardKl", "reverseKl", "jsd", "skewForwardKl", "skewReverseKl", "totalVariation"];
+const DISTILLATION_OPTIONS = [
+  "alpha",
+  "temperature",
+  "divergence",
+  "beta",
+  "normalize",
+  "skewAlpha",
+  "temperatureSquared",
+  "reduction",
+  "ignoreIndex",
+  "dropIgnored",
+  "returnParts",
+];
+/** All divergences by name. */
+export const DIVERGENCES: readonly DivergenceName[] = [
+  "forwardKl",
+  "reverseKl",
+  "jsd",
+  "skewForwardKl",
+  "skewReverseKl",
+  "totalVariation",
+];
 
 /**
  * α·crossEntropy(student, labels) + (1−α)·T²·divergence(student/T, teacher/T), in one kernel and one trip over both.
@@ -301,14 +360,36 @@ const DIVERGENCES = ["forwardKl", "reverseKl", "jsd", "skewForwardKl", "skewReve
  * console.log(await loss.item(), await student.grad!.array());
  * ```
  */
-export function distillation(student: Tensor, teacher: Tensor, labels: Tensor, options?: DistillationOptions & { returnParts?: false }): Tensor;
-export function distillation(student: Tensor, teacher: Tensor, labels: Tensor, options: DistillationOptions): DistillationResult;
-export function distillation(student: Tensor, teacher: Tensor, labels: Tensor, options: DistillationOptions = {}): Tensor | DistillationResult {
+export function distillation(
+  student: Tensor,
+  teacher: Tensor,
+  labels: Tensor,
+  options?: DistillationOptions & { returnParts?: false },
+): Tensor;
+/** With `returnParts`: the loss and its two parts. */
+export function distillation(
+  student: Tensor,
+  teacher: Tensor,
+  labels: Tensor,
+  options: DistillationOptions,
+): DistillationResult;
+export function distillation(
+  student: Tensor,
+  teacher: Tensor,
+  labels: Tensor,
+  options: DistillationOptions = {},
+): Tensor | DistillationResult {
   const op = "distillation";
   checkOptions(op, options, DISTILLATION_OPTIONS);
   checkLossOptions(op, options);
   const { alpha = 0.5, temperature = 2, divergence = "forwardKl", beta, normalize, skewAlpha } = options;
-  const { temperatureSquared = true, reduction = "mean", ignoreIndex = -100, dropIgnored = false, returnParts = false } = options;
+  const {
+    temperatureSquared = true,
+    reduction = "mean",
+    ignoreIndex = -100,
+    dropIgnored = false,
+    returnParts = false,
+  } = options;
   checkNumber(op, "alpha", alpha, { min: 0, max: 1 });
   checkOneOf(op, "divergence", divergence, DIVERGENCES);
   checkBoolean(op, "temperatureSquared", temperatureSquared);

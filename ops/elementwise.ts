@@ -18,7 +18,9 @@ export function broadcastShape(op: string, shapes: readonly (readonly number[])[
     shape.forEach((n, i) => {
       const at = rank - shape.length + i;
       if (n === 1 || n === out[at]) return;
-      if (out[at] !== 1) throw new TypeError(`${op}: shapes ${shapes.map((s) => `[${s}]`).join(" and ")} do not broadcast`);
+      if (out[at] !== 1) {
+        throw new TypeError(`${op}: shapes ${shapes.map((s) => `[${s}]`).join(" and ")} do not broadcast`);
+      }
       out[at] = n;
     });
   }
@@ -44,8 +46,12 @@ export function mapped(
 
 // ---- one input
 
-/** y = f(x, s0, s1). The derivative is an expression of a (x), b (y), c (dY) and the same scalars. */
-function unary(name: string, value: string, derivative: string): (x: Tensor, scalars?: readonly number[]) => Tensor {
+/** Internal: y = f(x, s0, s1). The derivative is an expression of a (x), b (y), c (dY) and the same scalars. */
+export function unary(
+  name: string,
+  value: string,
+  derivative: string,
+): (x: Tensor, scalars?: readonly number[]) => Tensor {
   const usesX = /\ba\b/.test(derivative), usesY = /\bb\b/.test(derivative);
   return (x, scalars = []) => {
     checkTensor(name, "x", x);
@@ -57,7 +63,9 @@ function unary(name: string, value: string, derivative: string): (x: Tensor, sca
       output: y,
       saved,
       // what the derivative does not use is bound as dY, so that nothing else need be kept
-      backward: (dY) => [mapped(`${name} backward`, derivative, [usesX ? x : dY, usesY ? y : dY, dY], x.shape, scalars)],
+      backward: (
+        dY,
+      ) => [mapped(`${name} backward`, derivative, [usesX ? x : dY, usesY ? y : dY, dY], x.shape, scalars)],
     });
   };
 }
@@ -149,8 +157,8 @@ export function clamp(x: Tensor, options: ClampOptions): Tensor {
 
 // ---- two inputs
 
-/** y = f(a, b) with broadcasting. The derivatives are expressions of a, b, c (y) and d (dY). */
-function binary(name: string, value: string, byA: string, byB: string): (a: Tensor, b: Tensor) => Tensor {
+/** Internal: y = f(a, b) with broadcasting. The derivatives are expressions of a, b, c (y) and d (dY). */
+export function binary(name: string, value: string, byA: string, byB: string): (a: Tensor, b: Tensor) => Tensor {
   const uses = (letter: string) => new RegExp(`\\b${letter}\\b`).test(`${byA} ${byB}`);
   return (a, b) => {
     checkTensor(name, "a", a);
@@ -180,12 +188,31 @@ const difference = binary("sub", "a - b", "d", "-d");
 const product = binary("mul", "a * b", "d * b", "d * a");
 const quotient = binary("div", "a / b", "d / b", "-d * c / b");
 const powers = binary("pow", "pow_(a, b)", "d * b * pow_(a, b - 1.0)", "select(d * c * log_(a), 0.0, a == 0.0)");
-const larger = binary("maximum", "max_(a, b)", "d * select(select(0.0, 0.5, a == b), 1.0, a > b)", "d * select(select(0.0, 0.5, a == b), 1.0, b > a)");
-const smaller = binary("minimum", "min_(a, b)", "d * select(select(0.0, 0.5, a == b), 1.0, a < b)", "d * select(select(0.0, 0.5, a == b), 1.0, b < a)");
+const larger = binary(
+  "maximum",
+  "max_(a, b)",
+  "d * select(select(0.0, 0.5, a == b), 1.0, a > b)",
+  "d * select(select(0.0, 0.5, a == b), 1.0, b > a)",
+);
+const smaller = binary(
+  "minimum",
+  "min_(a, b)",
+  "d * select(select(0.0, 0.5, a == b), 1.0, a < b)",
+  "d * select(select(0.0, 0.5, a == b), 1.0, b < a)",
+);
 
-function numberOrTensor(op: string, a: Operand, b: Operand, both: typeof sum2, left: (a: Tensor, b: number) => Tensor, right: (a: number, b: Tensor) => Tensor): Tensor {
+function numberOrTensor(
+  op: string,
+  a: Operand,
+  b: Operand,
+  both: typeof sum2,
+  left: (a: Tensor, b: number) => Tensor,
+  right: (a: number, b: Tensor) => Tensor,
+): Tensor {
   for (const [name, x] of [["a", a], ["b", b]] as const) {
-    if (!(x instanceof Tensor) && typeof x !== "number") throw new TypeError(`${op}: ${name} must be a Tensor or a number, got ${describe(x)}`);
+    if (!(x instanceof Tensor) && typeof x !== "number") {
+      throw new TypeError(`${op}: ${name} must be a Tensor or a number, got ${describe(x)}`);
+    }
   }
   if (typeof b === "number") {
     if (typeof a === "number") throw new TypeError(`${op}: one of a and b must be a Tensor, got two numbers`);
@@ -218,7 +245,8 @@ export function div(a: Operand, b: Operand): Tensor {
 
 /** a to the power b with broadcasting; either may be a number. A negative base takes whole exponents only, else NaN. */
 export function pow(a: Operand, b: Operand): Tensor {
-  const left = (x: Tensor, n: number) => n === 2 ? square(x) : n === 0.5 ? sqrt(x) : n === 1 ? mul(x, 1) : n === -1 ? div(1, x) : power(x, [n]);
+  const left = (x: Tensor, n: number) =>
+    n === 2 ? square(x) : n === 0.5 ? sqrt(x) : n === 1 ? mul(x, 1) : n === -1 ? div(1, x) : power(x, [n]);
   return numberOrTensor("pow", a, b, powers, left, (n, x) => numberPower(x, [n]));
 }
 
@@ -256,8 +284,12 @@ export function where(condition: Tensor, a: Tensor, b: Tensor): Tensor {
     output: y,
     saved: [condition],
     backward: (dY, wants) => {
-      const part = (expression: string, x: Tensor) => sumTo(mapped("where backward", expression, [condition, dY], shape, [], a.dtype), x.shape);
-      return [wants[0] ? part("select(0.0, b, a != 0.0)", a) : null, wants[1] ? part("select(b, 0.0, a != 0.0)", b) : null];
+      const part = (expression: string, x: Tensor) =>
+        sumTo(mapped("where backward", expression, [condition, dY], shape, [], a.dtype), x.shape);
+      return [
+        wants[0] ? part("select(0.0, b, a != 0.0)", a) : null,
+        wants[1] ? part("select(b, 0.0, a != 0.0)", b) : null,
+      ];
     },
   });
 }

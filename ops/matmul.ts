@@ -22,12 +22,27 @@ function walkable(x: Tensor, batch: readonly number[]): Tensor {
 }
 
 /** out[b] = op(a)[b] · op(b)[b], unrecorded. */
-function multiply(a: Tensor, transposeA: boolean, b: Tensor, transposeB: boolean, batch: readonly number[], into?: Tensor): Tensor {
+function multiply(
+  a: Tensor,
+  transposeA: boolean,
+  b: Tensor,
+  transposeB: boolean,
+  batch: readonly number[],
+  into?: Tensor,
+): Tensor {
   const [m, k] = transposeA ? a.shape.slice(-2).reverse() : a.shape.slice(-2);
   const n = b.shape.at(transposeB ? -2 : -1)!;
   const out = into ?? Tensor.empty([...batch, m, n], a.dtype, "matmul");
   const [x, y] = [walkable(a, batch), walkable(b, batch)];
-  product(matrix(x, transposeA), matrix(y, transposeB), { memory: out.memory, element: out.dtype }, m, n, k, sizeOf(batch));
+  product(
+    matrix(x, transposeA),
+    matrix(y, transposeB),
+    { memory: out.memory, element: out.dtype },
+    m,
+    n,
+    k,
+    sizeOf(batch),
+  );
   return out;
 }
 
@@ -61,11 +76,17 @@ export function matmul(a: Tensor, b: Tensor, options: MatmulOptions = {}): Tenso
   const inner = [a.shape.at(transposeA ? -2 : -1)!, b.shape.at(transposeB ? -1 : -2)!];
   if (inner[0] !== inner[1]) {
     const name = (x: Tensor, t: boolean) => `[${x.shape}]${t ? " transposed" : ""}`;
-    throw new TypeError(`matmul: inner sizes must agree, got a of shape ${name(a, transposeA)} and b of shape ${name(b, transposeB)}`);
+    throw new TypeError(
+      `matmul: inner sizes must agree, got a of shape ${name(a, transposeA)} and b of shape ${name(b, transposeB)}`,
+    );
   }
   if (b.rank === 2 && a.rank > 2 && !transposeA) { // one matrix for all: its rows are one long batch
     const [m, n] = [a.shape.at(-2)!, b.shape.at(transposeB ? -2 : -1)!];
-    return matmul(a.reshape([sizeOf(a.shape.slice(0, -1)), inner[0]]), b, { transposeB }).reshape([...a.shape.slice(0, -2), m, n]);
+    return matmul(a.reshape([sizeOf(a.shape.slice(0, -1)), inner[0]]), b, { transposeB }).reshape([
+      ...a.shape.slice(0, -2),
+      m,
+      n,
+    ]);
   }
   const batch = broadcastShape("matmul", [a.shape.slice(0, -2), b.shape.slice(0, -2)]);
   const out = multiply(a, transposeA, b, transposeB, batch);
@@ -76,9 +97,16 @@ export function matmul(a: Tensor, b: Tensor, options: MatmulOptions = {}): Tenso
     saved: [a, b],
     backward: (dOut, wants, gradientOf) => {
       // written where it is wanted if no sum over batches follows
-      const target = (i: number, x: Tensor) => x.rank === out.rank && x.shape.slice(0, -2).every((n, d) => n === batch[d]) ? gradientOf(i) : undefined;
-      const dA = () => transposeA ? multiply(b, transposeB, dOut, true, batch, target(0, a)) : multiply(dOut, false, b, !transposeB, batch, target(0, a));
-      const dB = () => transposeB ? multiply(dOut, true, a, transposeA, batch, target(1, b)) : multiply(a, !transposeA, dOut, false, batch, target(1, b));
+      const target = (i: number, x: Tensor) =>
+        x.rank === out.rank && x.shape.slice(0, -2).every((n, d) => n === batch[d]) ? gradientOf(i) : undefined;
+      const dA = () =>
+        transposeA
+          ? multiply(b, transposeB, dOut, true, batch, target(0, a))
+          : multiply(dOut, false, b, !transposeB, batch, target(0, a));
+      const dB = () =>
+        transposeB
+          ? multiply(dOut, true, a, transposeA, batch, target(1, b))
+          : multiply(a, !transposeA, dOut, false, batch, target(1, b));
       return [wants[0] ? sumTo(dA(), a.shape) : null, wants[1] ? sumTo(dB(), b.shape) : null];
     },
   });
@@ -109,15 +137,24 @@ export function linear(x: Tensor, weight: Tensor, bias?: Tensor): Tensor {
   checkRank("linear", "x", x, 1);
   checkTensor("linear", "weight", weight, [x.dtype]);
   const width = x.shape.at(-1)!, [outs, ins] = weight.shape;
-  if (weight.rank !== 2 || ins !== width) throw new TypeError(`linear: weight must have shape [out, ${width}], got [${weight.shape}]`);
+  if (weight.rank !== 2 || ins !== width) {
+    throw new TypeError(`linear: weight must have shape [out, ${width}], got [${weight.shape}]`);
+  }
   if (bias !== undefined) {
     checkTensor("linear", "bias", bias, [x.dtype]);
-    if (bias.rank !== 1 || bias.size !== outs) throw new TypeError(`linear: bias must have shape [${outs}], got [${bias.shape}]`);
+    if (bias.rank !== 1 || bias.size !== outs) {
+      throw new TypeError(`linear: bias must have shape [${outs}], got [${bias.shape}]`);
+    }
   }
   const rows = sizeOf(x.shape.slice(0, -1));
   const y = Tensor.empty([...x.shape.slice(0, -1), outs], x.dtype, "linear");
-  const flat = (t: Tensor, columns: number, transposed = false): Strided =>
-    ({ memory: t.memory, element: t.dtype, batch: 0, row: transposed ? 1 : columns, column: transposed ? columns : 1 });
+  const flat = (t: Tensor, columns: number, transposed = false): Strided => ({
+    memory: t.memory,
+    element: t.dtype,
+    batch: 0,
+    row: transposed ? 1 : columns,
+    column: transposed ? columns : 1,
+  });
   const target = (t: Tensor) => ({ memory: t.memory, element: t.dtype });
   product(flat(x, width), flat(weight, ins, true), target(y), rows, outs, width, 1, bias && target(bias));
   return record({

@@ -6,7 +6,7 @@ import { argmax, logSumExp, max, mean, min, sum, variance } from "./reduce.ts";
 import { assign, expand, permute, reshape, transpose } from "./shape.ts";
 import { logSoftmax, softmax } from "./softmax.ts";
 
-const { broadcastShape: _, mapped: __, where: ___, ...table } = elementwise;
+const { binary: _b, broadcastShape: _s, mapped: _m, unary: _u, where: _w, ...table } = elementwise;
 Object.assign(methods, table, {
   argmax,
   assign,

@@ -16,9 +16,13 @@ export function checkDim(op: string, dim: unknown, rank: number, name = "dim"): 
 /** The dimensions that `dim` names, ascending; all where it is undefined. */
 function dimsOf(op: string, dim: number | number[] | undefined, rank: number): number[] {
   if (dim === undefined) return Array.from({ length: rank }, (_, i) => i);
-  if (!Array.isArray(dim) && typeof dim !== "number") throw new TypeError(`${op}: dim must be a number or an array of numbers, got ${describe(dim)}`);
+  if (!Array.isArray(dim) && typeof dim !== "number") {
+    throw new TypeError(`${op}: dim must be a number or an array of numbers, got ${describe(dim)}`);
+  }
   const dims = (Array.isArray(dim) ? dim : [dim]).map((d) => checkDim(op, d, rank)).sort((a, b) => a - b);
-  if (new Set(dims).size < dims.length) throw new RangeError(`${op}: dim must not name a dimension twice, got [${dim}]`);
+  if (new Set(dims).size < dims.length) {
+    throw new RangeError(`${op}: dim must not name a dimension twice, got [${dim}]`);
+  }
   return dims;
 }
 
@@ -32,7 +36,9 @@ function reduced(kind: Reduction, x: Tensor, dims: readonly number[], dtype: DTy
     else runs.push([d, d + 1]);
   }
   for (const [start, end] of runs.reverse()) {
-    const outer = sizeOf(shape.slice(0, start)), inner = sizeOf(shape.slice(end)), length = sizeOf(shape.slice(start, end));
+    const outer = sizeOf(shape.slice(0, start)),
+      inner = sizeOf(shape.slice(end)),
+      length = sizeOf(shape.slice(start, end));
     shape = shape.map((n, d) => d >= start && d < end ? 1 : n);
     const y = Tensor.empty(shape, dtype, kind);
     reduce(kind, from.memory, from.dtype, y.memory, dtype, outer, length, inner);
@@ -55,7 +61,12 @@ export function sumTo(x: Tensor, shape: readonly number[]): Tensor {
   return y.view([...shape], "sum");
 }
 
-function options(op: string, x: Tensor, o: ReduceOptions, more: string[] = []): { dims: number[]; kept: number[]; shape: number[] } {
+function options(
+  op: string,
+  x: Tensor,
+  o: ReduceOptions,
+  more: string[] = [],
+): { dims: number[]; kept: number[]; shape: number[] } {
   checkTensor(op, "x", x);
   checkOptions(op, o, ["dim", "keepDim", ...more]);
   if (o.keepDim !== undefined) checkBoolean(op, "keepDim", o.keepDim);
@@ -65,12 +76,20 @@ function options(op: string, x: Tensor, o: ReduceOptions, more: string[] = []): 
 }
 
 function notEmpty(op: string, x: Tensor, dims: readonly number[]): void {
-  if (dims.some((d) => x.shape[d] === 0)) throw new RangeError(`${op}: x must have an element to reduce, got shape [${x.shape}]`);
+  if (dims.some((d) => x.shape[d] === 0)) {
+    throw new RangeError(`${op}: x must have an element to reduce, got shape [${x.shape}]`);
+  }
 }
 
 const operand = (x: Tensor, shape: readonly number[]) => ({ memory: x.memory, shape, element: x.dtype });
 
-function spread(name: string, expression: string, inputs: [Tensor, readonly number[]][], shape: readonly number[], scalars: number[] = []): Tensor {
+function spread(
+  name: string,
+  expression: string,
+  inputs: [Tensor, readonly number[]][],
+  shape: readonly number[],
+  scalars: number[] = [],
+): Tensor {
   const y = Tensor.empty([...shape], inputs[0][0].dtype, name);
   map(name, expression, inputs.map(([x, s]) => operand(x, s)), { memory: y.memory, element: y.dtype }, shape, scalars);
   return y;
@@ -80,7 +99,12 @@ function spread(name: string, expression: string, inputs: [Tensor, readonly numb
 export function sum(x: Tensor, o: ReduceOptions = {}): Tensor {
   const { dims, kept, shape } = options("sum", x, o);
   const y = reduced("sum", x, dims).view(shape, "sum");
-  return record({ op: "sum", inputs: [x], output: y, backward: (dY) => [spread("expand", "a", [[dY, kept]], x.shape)] });
+  return record({
+    op: "sum",
+    inputs: [x],
+    output: y,
+    backward: (dY) => [spread("expand", "a", [[dY, kept]], x.shape)],
+  });
 }
 
 /** The mean over `dim` (all unless given); NaN over nothing. */
@@ -91,7 +115,12 @@ export function mean(x: Tensor, o: ReduceOptions = {}): Tensor {
   const y = Tensor.empty(shape, x.dtype, "mean");
   map("mean", "a / s0", [operand(total, total.shape)], { memory: y.memory, element: y.dtype }, total.shape, [count]);
   total.dispose();
-  return record({ op: "mean", inputs: [x], output: y, backward: (dY) => [spread("mean backward", "a / s0", [[dY, kept]], x.shape, [count])] });
+  return record({
+    op: "mean",
+    inputs: [x],
+    output: y,
+    backward: (dY) => [spread("mean backward", "a / s0", [[dY, kept]], x.shape, [count])],
+  });
 }
 
 function extreme(kind: "max" | "min", x: Tensor, o: ReduceOptions): Tensor {
@@ -131,7 +160,14 @@ export function logSumExp(x: Tensor, o: ReduceOptions = {}): Tensor {
     inputs: [x],
     output: y,
     saved: [x, y],
-    backward: (dY) => [spread("logSumExp backward", "select(exp(a - b) * c, 0.0, a == b && abs(b) > 1e38)", [[x, x.shape], [y, kept], [dY, kept]], x.shape)],
+    backward: (
+      dY,
+    ) => [
+      spread("logSumExp backward", "select(exp(a - b) * c, 0.0, a == b && abs(b) > 1e38)", [[x, x.shape], [y, kept], [
+        dY,
+        kept,
+      ]], x.shape),
+    ],
   });
 }
 

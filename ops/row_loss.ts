@@ -30,24 +30,41 @@ export function rowsOf(op: string, name: string, x: Tensor): Rows {
  * Checks class indices: integers of the rows' shape. Where the host wrote them they must be classes or `ignoreIndex`; where only the
  * GPU knows them, a wrong one turns its row into NaN.
  */
-export function checkLabels(op: string, name: string, labels: Tensor, { columns, shape }: Rows, ignoreIndex: number): void {
+export function checkLabels(
+  op: string,
+  name: string,
+  labels: Tensor,
+  { columns, shape }: Rows,
+  ignoreIndex: number,
+): void {
   checkTensor(op, name, labels, ["i32", "u32"]);
   checkShape(op, name, labels, shape);
   labels.storage.host?.forEach((label, i) => {
     if (label === ignoreIndex || (label >= 0 && label < columns)) return;
-    throw new RangeError(`${op}: ${name} must be a class in [0, ${columns}) or ignoreIndex ${ignoreIndex}, got ${label} at row ${i}`);
+    throw new RangeError(
+      `${op}: ${name} must be a class in [0, ${columns}) or ignoreIndex ${ignoreIndex}, got ${label} at row ${i}`,
+    );
   });
 }
 
 /** Checks the options that every such loss has. */
-export function checkLossOptions(op: string, o: { reduction?: unknown; temperature?: unknown; ignoreIndex?: unknown }): void {
+export function checkLossOptions(
+  op: string,
+  o: { reduction?: unknown; temperature?: unknown; ignoreIndex?: unknown },
+): void {
   if (o.reduction !== undefined) checkOneOf(op, "reduction", o.reduction, ["mean", "sum", "none"]);
   if (o.temperature !== undefined) checkNumber(op, "temperature", o.temperature, { above: 0 });
-  if (o.ignoreIndex !== undefined) checkNumber(op, "ignoreIndex", o.ignoreIndex, { integer: true, min: -(2 ** 31), below: 2 ** 31 });
+  if (o.ignoreIndex !== undefined) {
+    checkNumber(op, "ignoreIndex", o.ignoreIndex, { integer: true, min: -(2 ** 31), below: 2 ** 31 });
+  }
 }
 
 /** One kernel launch: the rows' losses, and gradients of the inputs where memory is given for them. */
-export type Launch = (loss: Memory, gradients: readonly (Memory | null)[], upstream: { memory: Memory; stride: number } | null) => void;
+export type Launch = (
+  loss: Memory,
+  gradients: readonly (Memory | null)[],
+  upstream: { memory: Memory; stride: number } | null,
+) => void;
 
 /** Internal: the sum of rows, as a scalar. */
 export function total(rows: Tensor, op: string): Tensor {
@@ -61,7 +78,15 @@ export function total(rows: Tensor, op: string): Tensor {
  * in place if another comes. `none` and f16 inputs launch again in the backward pass, so that each row has its own upstream
  * gradient and f16 gradients are rounded once, after it. `scratch` holds what launches read and is freed after the last.
  */
-export function rowLoss(op: string, inputs: readonly Tensor[], { rows, shape }: Rows, reduction: LossReduction, launch: Launch, scratch: Tensor[], saved: readonly Tensor[]): Tensor {
+export function rowLoss(
+  op: string,
+  inputs: readonly Tensor[],
+  { rows, shape }: Rows,
+  reduction: LossReduction,
+  launch: Launch,
+  scratch: Tensor[],
+  saved: readonly Tensor[],
+): Tensor {
   const wanted = needsGradient(inputs);
   const atOnce = wanted && reduction !== "none" && inputs.every((x) => x.dtype === "f32");
   const lossRows = reduction === "none" ? Tensor.empty(shape, "f32", op) : hidden([rows], "f32");
@@ -69,7 +94,7 @@ export function rowLoss(op: string, inputs: readonly Tensor[], { rows, shape }: 
   launch(lossRows.memory, gradients.map((g) => g?.memory ?? null), null);
   const loss = reduction === "none" ? lossRows : total(lossRows, op);
   if (reduction !== "none") lossRows.dispose();
-  if (atOnce || !wanted) for (const x of scratch) x.dispose();
+  if (atOnce || !wanted) { for (const x of scratch) x.dispose(); }
   if (!wanted) return loss;
   if (atOnce) {
     return record({
@@ -78,7 +103,9 @@ export function rowLoss(op: string, inputs: readonly Tensor[], { rows, shape }: 
       output: loss,
       hidden: gradients.filter((g) => g !== null),
       backward: (dLoss) => {
-        if (!dLoss.isUnit) { for (const g of gradients) if (g) scale(g.memory, dLoss.memory, g.size, g.dtype, dLoss.dtype); }
+        if (!dLoss.isUnit) {
+          for (const g of gradients) if (g) scale(g.memory, dLoss.memory, g.size, g.dtype, dLoss.dtype);
+        }
         return gradients;
       },
     });
@@ -92,7 +119,10 @@ export function rowLoss(op: string, inputs: readonly Tensor[], { rows, shape }: 
     backward: (dLoss, wants, gradientOf) => {
       const results = inputs.map((_, i) => wants[i] ? gradientOf(i) : null);
       using again = hidden([rows], "f32");
-      launch(again.memory, results.map((g) => g?.memory ?? null), { memory: dLoss.memory, stride: reduction === "none" ? 1 : 0 });
+      launch(again.memory, results.map((g) => g?.memory ?? null), {
+        memory: dLoss.memory,
+        stride: reduction === "none" ? 1 : 0,
+      });
       return results;
     },
   });
@@ -100,5 +130,7 @@ export function rowLoss(op: string, inputs: readonly Tensor[], { rows, shape }: 
 
 /** Throws unless `value` is a Tensor or undefined. */
 export function checkOptionalTensor(op: string, name: string, value: unknown): void {
-  if (value !== undefined && !(value instanceof Tensor)) throw new TypeError(`${op}: ${name} must be a Tensor, got ${describe(value)}`);
+  if (value !== undefined && !(value instanceof Tensor)) {
+    throw new TypeError(`${op}: ${name} must be a Tensor, got ${describe(value)}`);
+  }
 }

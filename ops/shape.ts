@@ -32,7 +32,9 @@ export function reshape(x: Tensor, shape: readonly number[]): Tensor {
 /** The dimensions in another order: y's dimension i is x's dimension order[i]. Throws a RangeError unless `order` names each once. */
 export function permute(x: Tensor, order: readonly number[]): Tensor {
   checkTensor("permute", "x", x, ANY);
-  if (!Array.isArray(order)) throw new TypeError(`permute: order must be an array of dimensions, got ${describe(order)}`);
+  if (!Array.isArray(order)) {
+    throw new TypeError(`permute: order must be an array of dimensions, got ${describe(order)}`);
+  }
   const dims = order.map((d, i) => checkDim("permute", d, x.rank, `order[${i}]`));
   if (dims.length !== x.rank || new Set(dims).size !== x.rank) {
     throw new RangeError(`permute: order must name each of the ${x.rank} dimensions once, got [${order}]`);
@@ -89,5 +91,9 @@ export function assign(x: Tensor, other: Tensor): void {
 
 /** Internal: throws unless `x` has at least `rank` dimensions. */
 export function checkRank(op: string, name: string, x: Tensor, rank: number): void {
-  if (x.rank < rank) throw new TypeError(`${op}: ${name} must have at least ${rank} dimension${rank > 1 ? "s" : ""}, got shape [${x.shape}]`);
+  if (x.rank < rank) {
+    throw new TypeError(
+      `${op}: ${name} must have at least ${rank} dimension${rank > 1 ? "s" : ""}, got shape [${x.shape}]`,
+    );
+  }
 }

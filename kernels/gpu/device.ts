@@ -18,8 +18,11 @@ export interface InitOptions {
 export interface GpuInfo {
   /** One line for people: the adapter's name and driver. */
   adapter: string;
+  /** The adapter's maker, as far as the runtime tells. */
   vendor: string;
+  /** The adapter's family, likewise. */
   architecture: string;
+  /** The adapter's own description, likewise. */
   description: string;
   /** Whether the adapter runs on the CPU (lavapipe, SwiftShader). */
   isSoftware: boolean;
@@ -27,7 +30,9 @@ export interface GpuInfo {
   f16: boolean;
   /** Whether GPU timestamps can be taken. */
   timestamps: boolean;
+  /** The device's features. */
   features: string[];
+  /** The limits that matter to compute, in bytes and counts. */
   limits: {
     maxBufferSize: number;
     maxStorageBufferBindingSize: number;
@@ -50,7 +55,8 @@ const LIMITS = [
   "maxStorageBuffersPerShaderStage",
 ] as const;
 
-const WHAT_TO_INSTALL = "init: WebGPU found no adapter. Install a Vulkan driver: your GPU vendor's, or Mesa's software driver " +
+const WHAT_TO_INSTALL =
+  "init: WebGPU found no adapter. Install a Vulkan driver: your GPU vendor's, or Mesa's software driver " +
   "(Debian, Ubuntu: apt-get install mesa-vulkan-drivers; Fedora: dnf install mesa-vulkan-drivers vulkan-loader; " +
   "Arch: pacman -S vulkan-swrast vulkan-icd-loader). macOS (Metal) and Windows (Direct3D 12) need no installation, " +
   "but a virtual machine may hide the GPU.";
@@ -61,10 +67,14 @@ export async function openDevice(options: InitOptions): Promise<{ device: GPUDev
   if (options.device !== undefined && !(options.device?.createShaderModule instanceof Function)) {
     throw new TypeError(`init: device must be a GPUDevice, got ${describe(options.device)}`);
   }
-  if (options.device) return { device: options.device, info: describeDevice(options.device, options.device.adapterInfo) };
+  if (options.device) {
+    return { device: options.device, info: describeDevice(options.device, options.device.adapterInfo) };
+  }
   const webgpu = globalThis.navigator?.gpu;
   if (!webgpu && !options.adapter) {
-    throw new Error("init: this runtime has no WebGPU (navigator.gpu is missing): use Deno 2.9 or newer, or a browser with WebGPU");
+    throw new Error(
+      "init: this runtime has no WebGPU (navigator.gpu is missing): use Deno 2.9 or newer, or a browser with WebGPU",
+    );
   }
   const adapter = options.adapter ?? await webgpu.requestAdapter({ powerPreference: options.powerPreference });
   if (!adapter) throw new Error(WHAT_TO_INSTALL);
@@ -73,7 +83,9 @@ export async function openDevice(options: InitOptions): Promise<{ device: GPUDev
   const optional = ["timestamp-query", "shader-f16"].filter((f) => adapter.features.has(f));
   for (const f of options.features ?? []) {
     if (!adapter.features.has(f)) {
-      throw new RangeError(`init: the adapter lacks the feature ${describe(f)}; it has ${[...adapter.features].join(", ")}`);
+      throw new RangeError(
+        `init: the adapter lacks the feature ${describe(f)}; it has ${[...adapter.features].join(", ")}`,
+      );
     }
   }
   const requiredFeatures = [...new Set([...optional, ...options.features ?? []])] as GPUFeatureName[];
@@ -153,6 +165,8 @@ export class DeviceErrors {
       this.#messages = [];
       throw new Error(`GPU: ${[...new Set(messages)].slice(0, 4).join("\n")}`);
     }
-    if (this.lost) throw new Error(`GPU: the device was lost (${this.lost}); call init() again, all tensors on it are gone`);
+    if (this.lost) {
+      throw new Error(`GPU: the device was lost (${this.lost}); call init() again, all tensors on it are gone`);
+    }
   }
 }

@@ -28,6 +28,7 @@ export interface KernelSpec {
 
 /** A compute kernel that compiles at its first run on a device. */
 export interface Kernel {
+  /** What it was defined by. */
   readonly spec: KernelSpec;
   /** Encodes one dispatch of so many workgroups. Memories and params are given by name. */
   run(buffers: Record<string, Memory>, params: Record<string, number>, workgroups: number): void;
@@ -40,7 +41,9 @@ export function wgsl({ name: _, buffers, params = {}, workgroup = 256, head = ""
   const f16 = Object.values(buffers).some((type) => type.endsWith("f16") || type.endsWith("vec4h"));
   const bindings = Object.entries(buffers).map(([name, type], i) => {
     const [access, element] = type.split(" ");
-    return `@group(0) @binding(${i}) var<storage, ${access === "write" ? "read_write" : "read"}> ${snake(name)}: array<${element}>;`;
+    return `@group(0) @binding(${i}) var<storage, ${access === "write" ? "read_write" : "read"}> ${
+      snake(name)
+    }: array<${element}>;`;
   });
   const fields = Object.entries(params).map(([name, type]) => `${snake(name)}: ${type}`);
   const uniform = fields.length === 0 ? "" : `struct Params { ${fields.join(", ")} }
@@ -107,7 +110,9 @@ export function defineKernel(spec: KernelSpec): Kernel {
       throw new TypeError(`defineKernel: ${spec.name}: ${describe(name)} must be a camelCase identifier`);
     }
   }
-  if (params.length > 64) throw new TypeError(`defineKernel: ${spec.name}: at most 64 params fit, got ${params.length}`);
+  if (params.length > 64) {
+    throw new TypeError(`defineKernel: ${spec.name}: at most 64 params fit, got ${params.length}`);
+  }
   let owner: Gpu | null = null, pipeline: Pipeline;
   return {
     spec,

@@ -1,22 +1,35 @@
 /** Counters behind `stats()`. */
 export interface Counters {
+  /** Tensors that are not closed. */
   liveTensors: number;
+  /** Bytes that tensors, records and optimizers hold, rounded up to size classes. */
   liveBytes: number;
+  /** Bytes that wait in the pool. */
   pooledBytes: number;
+  /** The most that `liveBytes` ever was. */
   peakBytes: number;
+  /** GPU buffers made since `init`. */
   buffersCreated: number;
+  /** Bind groups made since `init`. */
   bindGroupsCreated: number;
+  /** Kernel launches encoded since `init`. */
   dispatches: number;
+  /** Command buffers submitted since `init`. */
   submits: number;
 }
 
 /** A range of a GPU buffer that a kernel can bind. The same object stands for the same range for ever: caches compare it. */
 export class Memory {
   static #ids = 0;
+  /** Different for each. */
   readonly id: number = Memory.#ids++;
   /** Number of the last batch of dispatches that names this memory: the host must not write it before that is submitted. */
-  batch = -1;
+  batch: number = -1;
 
+  /**
+   * Pools make memories.
+   * @internal
+   */
   constructor(
     readonly buffer: GPUBuffer,
     readonly offset: number,
@@ -27,6 +40,7 @@ export class Memory {
     readonly number: number,
   ) {}
 
+  /** Gives it back to its owner. */
   free(): void {
     this.owner.give(this);
   }

@@ -1,0 +1,65 @@
+/** −w_y·x_y of rows of log-probabilities, and its gradient, which is 0 but for the label's column. A thread an element. */
+import type { Element } from "./elementwise.ts";
+import { type BufferType, type Kernel, type KernelSpec, variants } from "./gpu/kernel.ts";
+import type { Memory } from "./gpu/memory.ts";
+
+const kernel: (key: string) => Kernel = variants((key: string): KernelSpec => {
+  const [element, weight, upstream, gradient] = key.split(",");
+  return {
+    name: "nllLoss",
+    buffers: {
+      logProbabilities: `read ${element as Element}`,
+      labels: "read i32",
+      counts: "read f32",
+      ...weight ? { weight: "read f32" as BufferType } : {},
+      ...upstream ? { upstream: "read f32" as BufferType } : {},
+      loss: "write f32",
+      ...gradient ? { gradient: `write ${element as Element}` as BufferType } : {},
+    },
+    params: { rows: "u32", columns: "u32", ignoreIndex: "i32", mean: "u32", upstreamStride: "u32" },
+    main: `let row = thread / params.columns;
+  if (row >= params.rows) { return; }
+  let column = thread % params.columns;
+  let label = labels[row];
+  let ignored = label == params.ignore_index;
+  let known = label >= 0 && u32(label) < params.columns;
+  var nan_bits = 0x7fc00000u;
+  let poison = select(0.0, bitcast<f32>(nan_bits), !known && !ignored);
+  let scale = select(1.0, select(0.0, 1.0 / counts[1], counts[1] != 0.0), params.mean == 1u);
+  let w = select(0.0, ${weight ? "weight[select(0, label, known)]" : "1.0"} * scale, !ignored) + poison;
+  if (column == 0u) {
+    let x = f32(log_probabilities[row * params.columns + u32(select(0, label, known))]);
+    loss[row] = select(-w * x, 0.0, w == 0.0);
+  }
+  ${
+      gradient
+        ? `gradient[thread] = ${element}(select(poison, -w, column == u32(label)) ${
+          upstream ? "* upstream[row * params.upstream_stride]" : ""
+        });`
+        : ""
+    }`,
+  };
+});
+
+/** Loss of each row (scaled for the mean), and the gradient where memory is given for it. */
+export function nllRows(
+  element: Element,
+  b: {
+    logProbabilities: Memory;
+    labels: Memory;
+    counts: Memory;
+    weight: Memory | null;
+    upstream: Memory | null;
+    loss: Memory;
+    gradient: Memory | null;
+  },
+  n: { rows: number; columns: number; ignoreIndex: number; mean: boolean; upstreamStride: number },
+): void {
+  const { weight, upstream, gradient, ...always } = b;
+  const buffers: Record<string, Memory> = { ...always };
+  if (weight) buffers.weight = weight;
+  if (upstream) buffers.upstream = upstream;
+  if (gradient) buffers.gradient = gradient;
+  const key = [element, weight ? "w" : "", upstream ? "u" : "", gradient ? "g" : ""].join();
+  kernel(key).run(buffers, { ...n, mean: n.mean ? 1 : 0 }, Math.ceil(n.rows * n.columns / 256));
+}

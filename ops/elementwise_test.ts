@@ -1,0 +1,313 @@
+import { assertEquals, assertRejects, assertThrows } from "@std/assert";
+import {
+  abs,
+  add,
+  clamp,
+  cos,
+  div,
+  exp,
+  gelu,
+  init,
+  log,
+  maximum,
+  minimum,
+  mul,
+  neg,
+  pow,
+  relu,
+  rsqrt,
+  sigmoid,
+  silu,
+  sin,
+  softplus,
+  sqrt,
+  square,
+  sub,
+  tanh,
+  Tape,
+  type Tensor,
+  tensor,
+  where,
+  zeros,
+} from "@limbeck/limbeck";
+import { checkOps, checkValues, type OpCase } from "../testing/op.ts";
+import { elementwise } from "../testing/reference.ts";
+
+/** erf by its series: 40 terms are float64's last digit for |x| ≤ 3. */
+function erf(x: number): number {
+  let term = x, sum = x;
+  for (let n = 1; n < 60; n++) {
+    term *= -x * x / n;
+    sum += term / (2 * n + 1);
+  }
+  return 2 / Math.sqrt(Math.PI) * sum;
+}
+
+const logistic = (x: number) => 1 / (1 + Math.exp(-x));
+const geluTanh = (x: number) => 0.5 * x * (1 + Math.tanh(Math.sqrt(2 / Math.PI) * (x + 0.044715 * x ** 3)));
+
+const UNARY: Record<string, [op: (x: Tensor) => Tensor, f: (x: number) => number, range?: [number, number]]> = {
+  neg: [neg, (x) => -x],
+  abs: [abs, Math.abs],
+  exp: [exp, Math.exp],
+  log: [log, Math.log, [0.1, 3]],
+  sqrt: [sqrt, Math.sqrt, [0.1, 3]],
+  rsqrt: [rsqrt, (x) => 1 / Math.sqrt(x), [0.1, 3]],
+  square: [square, (x) => x * x],
+  sin: [sin, Math.sin],
+  cos: [cos, Math.cos],
+  tanh: [tanh, Math.tanh],
+  sigmoid: [sigmoid, logistic],
+  relu: [relu, (x) => Math.max(x, 0)],
+  silu: [silu, (x) => x * logistic(x)],
+  softplus: [softplus, (x) => Math.log1p(Math.exp(x))],
+  gelu: [(x) => gelu(x), (x) => 0.5 * x * (1 + erf(x / Math.SQRT2)), [-4, 4]],
+  "gelu tanh": [(x) => gelu(x, { approximate: "tanh" }), geluTanh, [-4, 4]],
+  clamp: [(x) => clamp(x, { min: -0.5, max: 1 }), (x) => Math.min(Math.max(x, -0.5), 1)],
+  "clamp min": [(x) => clamp(x, { min: 0.25 }), (x) => Math.max(x, 0.25)],
+  "clamp max": [(x) => clamp(x, { max: 0.25 }), (x) => Math.min(x, 0.25)],
+  "x + 3": [(x) => add(x, 3), (x) => x + 3],
+  "3 + x": [(x) => add(3, x), (x) => 3 + x],
+  "x - 3": [(x) => sub(x, 3), (x) => x - 3],
+  "3 - x": [(x) => sub(3, x), (x) => 3 - x],
+  "x * 3": [(x) => mul(x, 3), (x) => x * 3],
+  "3 * x": [(x) => mul(3, x), (x) => 3 * x],
+  "x / 3": [(x) => div(x, 3), (x) => x / 3],
+  "3 / x": [(x) => div(3, x), (x) => 3 / x, [0.2, 3]],
+  "x ** 3": [(x) => pow(x, 3), (x) => x ** 3],
+  "x ** 2": [(x) => pow(x, 2), (x) => x ** 2],
+  "x ** 1": [(x) => pow(x, 1), (x) => x],
+  "x ** 0.5": [(x) => pow(x, 0.5), (x) => x ** 0.5, [0.1, 3]],
+  "x ** -1": [(x) => pow(x, -1), (x) => 1 / x, [0.2, 3]],
+  "x ** -1.5": [(x) => pow(x, -1.5), (x) => x ** -1.5, [0.2, 3]],
+  "3 ** x": [(x) => pow(3, x), (x) => 3 ** x],
+  "max(x, 0.5)": [(x) => maximum(x, 0.5), (x) => Math.max(x, 0.5)],
+  "min(0.5, x)": [(x) => minimum(0.5, x), (x) => Math.min(x, 0.5)],
+};
+
+Deno.test("elementwise: ops of one input", async () => {
+  await checkOps(
+    Object.entries(UNARY).map(([name, [op, f, range]]) => ({
+      name,
+      op,
+      reference: elementwise(f),
+      shapes: [[7]],
+      range,
+    })),
+  );
+});
+
+Deno.test("elementwise: sizes around a vector and a workgroup", async () => {
+  // 1,021 = 4·255 + 1: 256 threads of four elements and one behind them
+  const shapes = [[], [1], [2], [3], [4], [5], [255], [257], [1000], [1021], [1025], [0], [3, 0], [5, 1, 3], [
+    2,
+    3,
+    4,
+    5,
+  ]];
+  await checkOps(shapes.map((shape) => ({
+    name: "tanh",
+    op: tanh,
+    reference: elementwise(Math.tanh),
+    shapes: [shape],
+  })));
+});
+
+type Binary = [op: (a: Tensor, b: Tensor) => Tensor, f: (a: number, b: number) => number];
+const BINARY: Record<string, Binary> = {
+  add: [add, (a, b) => a + b],
+  sub: [sub, (a, b) => a - b],
+  mul: [mul, (a, b) => a * b],
+  div: [div, (a, b) => a / b],
+  pow: [pow, (a, b) => a ** b],
+  maximum: [maximum, Math.max],
+  minimum: [minimum, Math.min],
+};
+
+Deno.test("elementwise: ops of two inputs", async () => {
+  const table = Object.entries(BINARY);
+  await checkOps(
+    table.flatMap(([name, [op, f]]): OpCase[] =>
+      [[[7], [7]], [[3, 2], [2]], [[2, 1], [1, 3]]].map((shapes) => ({
+        name,
+        op,
+        reference: elementwise(f),
+        shapes,
+        range: [0.3, 2],
+      }))
+    ),
+  );
+});
+
+Deno.test("elementwise: broadcasting", async () => {
+  const pairs = [
+    [[3, 5], []], // a scalar
+    [[], [3, 5]],
+    [[1], [255]],
+    [[257], [1, 1]], // the scalar brings a dimension
+    [[5, 3], [3]], // a row
+    [[3], [5, 3]],
+    [[5, 3], [5, 1]], // a column
+    [[5, 1], [1, 3]], // both sides
+    [[2, 3, 4], [3, 1]],
+    [[2, 1, 4], [3, 1]],
+    [[2, 1, 3, 1], [1, 5, 1, 4]], // interleaved
+    [[2, 1, 3, 1, 2], [4, 1, 3, 1]],
+    [[1000, 3], [3]],
+    [[3, 257], [3, 1]],
+    [[0, 3], [3]], // nothing
+    [[2, 0], [2, 1]],
+    [[1], [0]],
+  ];
+  await checkOps(pairs.map((shapes) => ({
+    name: "a * b",
+    op: mul,
+    reference: elementwise((a, b) => a * b),
+    shapes,
+  })));
+});
+
+Deno.test("elementwise: one tensor on both sides", async () => {
+  await checkOps([
+    { name: "x + x", op: (x) => add(x, x), reference: elementwise((x) => x + x), shapes: [[5]] },
+    { name: "x * x", op: (x) => mul(x, x), reference: elementwise((x) => x * x), shapes: [[5]] },
+    { name: "x / x", op: (x) => div(x, x), reference: elementwise(() => 1), shapes: [[5]], range: [0.5, 2] },
+  ]);
+});
+
+Deno.test("elementwise: where", async () => {
+  await init();
+  const condition = tensor(new Int32Array([1, 0, -1, 0, 2, 0]), [2, 3]), row = tensor([0, 1, 0.5]);
+  const chosen = [true, false, true, false, true, false];
+  await checkOps([
+    {
+      name: "where",
+      op: (a, b) => where(condition, a, b),
+      reference: (a, b) => ({ shape: [2, 3], data: a.data.map((x, i) => chosen[i] ? x : b.data[i]) }),
+      shapes: [[2, 3], [2, 3]],
+    },
+    {
+      name: "where with a broadcast condition",
+      op: (a, b) => where(row, a, b),
+      reference: (a, b) => ({ shape: [2, 3], data: a.data.map((x, i) => i % 3 > 0 ? x : b.data[Math.floor(i / 3)]) }),
+      shapes: [[2, 3], [2, 1]],
+    },
+  ]);
+});
+
+Deno.test("elementwise: infinities, NaN and large arguments", async () => {
+  await init();
+  const { NaN: nan } = Number, inf = Infinity;
+  const x = [nan, inf, -inf, 1e4, -1e4, 100, -100, 0];
+  const table: [string, (x: Tensor) => Tensor, number[]][] = [
+    ["abs", abs, [nan, inf, inf, 1e4, 1e4, 100, 100, 0]],
+    ["exp", exp, [nan, inf, 0, inf, 0, inf, Math.exp(-100), 1]],
+    ["log", log, [nan, inf, nan, Math.log(1e4), nan, Math.log(100), nan, -inf]],
+    ["sqrt", sqrt, [nan, inf, nan, 100, nan, 10, nan, 0]],
+    ["tanh", tanh, [nan, 1, -1, 1, -1, 1, -1, 0]],
+    ["sigmoid", sigmoid, [nan, 1, 0, 1, 0, 1, Math.exp(-100), 0.5]],
+    ["relu", relu, [nan, inf, 0, 1e4, 0, 100, 0, 0]],
+    ["softplus", softplus, [nan, inf, 0, 1e4, 0, 100, Math.exp(-100), Math.LN2]],
+    ["gelu", (t) => gelu(t), [nan, inf, nan, 1e4, 0, 100, 0, 0]],
+    ["maximum with 0", (t) => maximum(t, 0), [nan, inf, 0, 1e4, 0, 100, 0, 0]],
+    ["minimum with 0", (t) => minimum(t, 0), [nan, 0, -inf, 0, -1e4, 0, -100, 0]],
+    ["maximum of tensors", (t) => maximum(zeros([8]), t), [nan, inf, 0, 1e4, 0, 100, 0, 0]],
+    ["clamp", (t) => clamp(t, { min: -1, max: 1 }), [nan, 1, -1, 1, -1, 1, -1, 0]],
+    ["pow 0", (t) => pow(t, 0), [1, 1, 1, 1, 1, 1, 1, 1]],
+    ["pow 3", (t) => pow(t, 3), [nan, inf, -inf, 1e12, -1e12, 1e6, -1e6, 0]],
+  ];
+  // e⁻¹⁰⁰ is a subnormal f32, which drivers may flush to 0; the exponent's own rounding leaves 3 + 2·100 ulp
+  const flushed = (values: number[]) => values.map((v) => v === Math.exp(-100) ? 0 : v);
+  const wrong: string[] = [];
+  for (const [name, op, want] of table) {
+    const got = Array.from(await op(tensor(x)).data()).map((v) => Math.abs(v) < 1e-37 ? 0 : v);
+    flushed(want).forEach((w, i) => {
+      const right = Object.is(got[i], w) || Math.abs(got[i] - w) <= 2e-6 * Math.abs(w);
+      if (!right) wrong.push(`${name}(${x[i]}): wanted ${w}, got ${got[i]}`);
+    });
+  }
+  assertEquals(wrong, []);
+});
+
+Deno.test("elementwise: gradients at large arguments stay finite", async () => {
+  await init();
+  const table: [string, (x: Tensor) => Tensor, number[]][] = [
+    ["tanh", tanh, [0, 0, 4 * Math.exp(-40)]],
+    ["sigmoid", sigmoid, [0, 0, Math.exp(-20)]],
+    ["softplus", softplus, [1, 0, 1]],
+    ["silu", silu, [1, 0, 1]],
+    ["gelu", (x) => gelu(x), [1, 0, 1]],
+    ["gelu tanh", (x) => gelu(x, { approximate: "tanh" }), [1, 0, 1]],
+  ];
+  for (const [name, op, want] of table) {
+    using _tape = new Tape();
+    const x = tensor([1e4, -1e4, 20], undefined, { requiresGrad: true });
+    op(x).sum().backward();
+    await checkValues(name, x.grad!, want, 4e-6); // exp errs by 3 + 2·40 ulp
+  }
+});
+
+Deno.test("elementwise: small arguments keep their digits", async () => {
+  await init();
+  const x = [1e-3, -1e-5, 1e-10, 1e-30];
+  await checkValues("tanh", tanh(tensor(x)), x.map((v) => Math.tanh(Math.fround(v))), 5e-7);
+  await checkValues("log near 1", log(tensor(x.slice(0, 2)).add(1)), [
+    Math.log(Math.fround(1 + 1e-3)),
+    Math.log(Math.fround(1 - 1e-5)),
+  ], 5e-7);
+  await checkValues(
+    "gelu",
+    gelu(tensor(x)),
+    x.map((v) => 0.5 * Math.fround(v)).map((v, i) => v * (1 + erf(x[i] / Math.SQRT2))),
+    5e-7,
+  );
+});
+
+Deno.test("elementwise: ties share the gradient, kinks have gradient 0", async () => {
+  await init();
+  using _tape = new Tape();
+  const leaf = () => tensor([1, 0, -1], undefined, { requiresGrad: true });
+  const gradient = async (f: (x: Tensor) => Tensor) => {
+    const x = leaf();
+    f(x).sum().backward();
+    return Array.from(await x.grad!.data());
+  };
+  assertEquals(await gradient((x) => maximum(x, tensor([1, 1, -1]))), [0.5, 0, 0.5]);
+  assertEquals(await gradient((x) => minimum(tensor([1, 1, -1]), x)), [0.5, 1, 0.5]);
+  assertEquals(await gradient((x) => maximum(x, 0)), [1, 0.5, 0]);
+  assertEquals(await gradient((x) => minimum(0, x)), [0, 0.5, 1]);
+  assertEquals(await gradient(relu), [1, 0, 0]);
+  assertEquals(await gradient(abs), [1, 0, -1]);
+  assertEquals(await gradient((x) => clamp(x, { min: 0, max: 1 })), [1, 1, 0]); // at the ends it is 1
+  assertEquals(await gradient((x) => pow(x, 2)), [2, 0, -2]);
+});
+
+Deno.test("elementwise: powers of negative bases and of 0", async () => {
+  await init();
+  const a = tensor([-2, -2, -2, 0, 0, 2]), b = tensor([3, 2, 0.5, 0, 2, -1]);
+  await checkValues("pow", pow(a, b), [-8, 4, NaN, 1, 0, 0.5]);
+  // the derivative by the exponent, aᵇ·ln a, is 0 where the base is 0
+  using _tape = new Tape();
+  const base = tensor([0, 2], undefined, { requiresGrad: true }), e = tensor([2, 3], undefined, { requiresGrad: true });
+  pow(base, e).sum().backward();
+  await checkValues("by the base", base.grad!, [0, 12]);
+  await checkValues("by the exponent", e.grad!, [0, 8 * Math.LN2]);
+});
+
+Deno.test("elementwise: what they throw", async () => {
+  await init();
+  const x = tensor([1, 2, 3]), index = tensor(new Int32Array(3));
+  assertThrows(() => add(x, tensor([1, 2])), TypeError, "add: shapes [3] and [2] do not broadcast");
+  assertThrows(() => mul(x, index), TypeError, "mul: b must have dtype");
+  assertThrows(() => exp(index), TypeError, "exp: x must have dtype");
+  assertThrows(() => add(1, 2), TypeError, "add: one of a and b must be a Tensor");
+  // deno-lint-ignore no-explicit-any
+  assertThrows(() => add(x, "1" as any), TypeError, 'add: b must be a Tensor or a number, got "1"');
+  assertThrows(() => clamp(x, {}), TypeError, "clamp: min or max must be given");
+  assertThrows(() => clamp(x, { min: 1, max: 0 }), RangeError, "clamp: max must be");
+  // deno-lint-ignore no-explicit-any
+  assertThrows(() => gelu(x, { aproximate: "tanh" } as any), TypeError, "did you mean approximate?");
+  // deno-lint-ignore no-explicit-any
+  assertThrows(() => gelu(x, { approximate: "erf" } as any), RangeError, "gelu: approximate must be one of none, tanh");
+  await assertRejects(() => x.item(), TypeError, "item: the tensor must have one element");
+});

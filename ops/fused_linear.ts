@@ -1,0 +1,379 @@
+/**
+ * A model's head and its loss in one op. Rows are worked in chunks: a chunk's logits are computed, its loss turns them in place into their
+ * gradient, and that is multiplied into the gradients of hidden states and weights, so that [N, V] logits never exist.
+ */
+import { checkNumber, checkOneOf, checkOptions } from "../kernels/check.ts";
+import { countRows, crossEntropyRows } from "../kernels/cross_entropy.ts";
+import { type DivergenceName, divergenceRows } from "../kernels/divergence.ts";
+import { accumulate, type Element, map } from "../kernels/elementwise.ts";
+import { gpu } from "../kernels/gpu/gpu.ts";
+import type { Memory } from "../kernels/gpu/memory.ts";
+import { matmul } from "../kernels/matmul.ts";
+import { reduce } from "../kernels/reduce.ts";
+import { fill } from "../kernels/random.ts";
+import { hidden as scratchTensor } from "../autograd/tape.ts";
+import { checkShape, checkTensor, type Tensor } from "../autograd/tensor.ts";
+import type { CrossEntropyOptions } from "./cross_entropy.ts";
+import { type DivergenceOptions, DIVERGENCES, resolveDivergence } from "./divergence.ts";
+import { checkLabels, checkLossOptions, type Launch, rowLoss, type Rows, rowsOf } from "./row_loss.ts";
+
+/** Options of `linearCrossEntropy`: those of `crossEntropy` without the further returns, and the head's. */
+export interface LinearCrossEntropyOptions
+  extends Omit<CrossEntropyOptions, "returnZLoss" | "returnAccuracy" | "returnPredictions"> {
+  /** Added to the logits, [V]. */
+  bias?: Tensor;
+  /** Rows of logits that exist at a time; unless given, as many as fit 128 MiB and one binding. */
+  chunkSize?: number;
+}
+
+/** Options of `linearDistillation`. */
+export interface LinearDistillationOptions extends DivergenceOptions {
+  /** Added to the student's logits, [V]. */
+  bias?: Tensor;
+  /** Added to the teacher's logits, [V]. */
+  teacherBias?: Tensor;
+  /** `"forwardKl"` unless given. */
+  divergence?: DivergenceName;
+  /** β where the divergence is `"jsd"`; 0.5 unless given. */
+  beta?: number;
+  /** Divides a jsd by β(1−β). */
+  normalize?: boolean;
+  /** α where the divergence is a skewed KL; 0.1 unless given. */
+  alpha?: number;
+  /** Rows of logits that exist at a time; unless given, as many as fit 128 MiB and one binding. */
+  chunkSize?: number;
+}
+
+/** One side's head: hidden [N, D] · weightᵀ [V, D] + bias [V]. */
+interface Head {
+  hidden: Tensor;
+  weight: Tensor;
+  bias?: Tensor;
+}
+
+/** Checks a head and returns the rows that its logits would be. */
+function headRows(op: string, names: [string, string, string], { hidden, weight, bias }: Head): Rows {
+  const { rows, columns: depth, shape } = rowsOf(op, names[0], hidden);
+  checkTensor(op, names[1], weight, [hidden.dtype]);
+  if (weight.rank !== 2 || weight.shape[1] !== depth || weight.shape[0] === 0) {
+    throw new TypeError(`${op}: ${names[1]} must have shape [classes, ${depth}], got [${weight.shape}]`);
+  }
+  const columns = weight.shape[0];
+  if (bias !== undefined) {
+    checkTensor(op, names[2], bias, [hidden.dtype]);
+    checkShape(op, names[2], bias, [columns]);
+  }
+  return { rows, columns, shape };
+}
+
+const CHUNK_BYTES = 2 ** 27;
+
+function chunkRows(op: string, asked: number | undefined, { rows, columns }: Rows): number {
+  const limit = Math.floor(gpu().info.limits.maxStorageBufferBindingSize / (4 * columns));
+  if (limit < 1) throw new RangeError(`${op}: one row of ${columns} logits is more than this adapter binds at once`);
+  if (asked === undefined) return Math.max(1, Math.min(rows, limit, Math.floor(CHUNK_BYTES / (4 * columns))));
+  checkNumber(op, "chunkSize", asked, { integer: true, min: 1 });
+  return Math.min(asked, limit, Math.max(1, rows));
+}
+
+/** logits = hidden[from, from + count)·weightᵀ + bias. */
+function headForward(head: Head, logits: Memory, from: number, count: number): void {
+  const { hidden, weight, bias } = head, [classes, depth] = weight.shape;
+  matmul(
+    { memory: hidden.memory, element: hidden.dtype, offset: from * depth, batch: 0, row: depth, column: 1 },
+    { memory: weight.memory, element: weight.dtype, batch: 0, row: 1, column: depth },
+    { memory: logits, element: "f32" },
+    count,
+    classes,
+    depth,
+    1,
+    bias && { memory: bias.memory, element: bias.dtype },
+  );
+}
+
+/** Where one side's gradients go; the sums over chunks are f32 whatever the storage. */
+interface HeadGradients {
+  hidden: Memory | null;
+  weight: Memory | null;
+  bias: Memory | null;
+}
+
+/** Adds what a chunk's d_logits contribute. */
+function headBackward(
+  head: Head,
+  dLogits: Memory,
+  to: HeadGradients,
+  from: number,
+  count: number,
+  first: boolean,
+): void {
+  const { hidden, weight } = head, [classes, depth] = weight.shape;
+  const d = { memory: dLogits, element: "f32" as Element, batch: 0 };
+  if (to.hidden) {
+    matmul(
+      { ...d, row: classes, column: 1 },
+      { memory: weight.memory, element: weight.dtype, batch: 0, row: depth, column: 1 },
+      { memory: to.hidden, element: hidden.dtype, offset: from * depth },
+      count,
+      depth,
+      classes,
+      1,
+    );
+  }
+  if (to.weight) {
+    matmul(
+      { ...d, row: 1, column: classes },
+      { memory: hidden.memory, element: hidden.dtype, offset: from * depth, batch: 0, row: depth, column: 1 },
+      { memory: to.weight, element: "f32", add: !first },
+      classes,
+      depth,
+      count,
+      1,
+    );
+  }
+  if (to.bias) {
+    if (first) return reduce("sum", dLogits, "f32", to.bias, "f32", 1, count, classes);
+    const part = gpu().pool.take(4 * classes);
+    reduce("sum", dLogits, "f32", part, "f32", 1, count, classes);
+    accumulate(to.bias, part, classes, "f32");
+    part.free();
+  }
+}
+
+/** The loss over chunks. `chunk` turns logits into their gradients in place, or only writes losses where `gradients` is false. */
+function chunked(
+  op: string,
+  heads: Head[],
+  shape: Rows,
+  chunkSize: number | undefined,
+  loss: { reduction: "mean" | "sum" | "none"; scratch: Tensor[]; saved: Tensor[] },
+  chunk: (
+    logits: Memory[],
+    from: number,
+    count: number,
+    into: Memory,
+    gradients: boolean[],
+    upstream: { memory: Memory; stride: number } | null,
+  ) => void,
+): Tensor {
+  const size = chunkRows(op, chunkSize, shape), { rows, columns } = shape, { pool } = gpu();
+  const inputs = heads.flatMap((h) => h.bias ? [h.hidden, h.weight, h.bias] : [h.hidden, h.weight]);
+  const launch: Launch = (into, gradients, upstream) => {
+    const temporary: { memory: Memory; to: Memory; tensor: Tensor }[] = [];
+    // f16 sums over chunks are kept in f32 and rounded once
+    const summed = (tensor: Tensor, to: Memory | null): Memory | null => {
+      if (!to || tensor.dtype === "f32") return to;
+      const memory = pool.take(4 * tensor.size);
+      temporary.push({ memory, to, tensor });
+      return memory;
+    };
+    let i = 0;
+    const targets = heads.map((head): HeadGradients => ({
+      hidden: gradients[i++],
+      weight: summed(head.weight, gradients[i++]),
+      bias: head.bias ? summed(head.bias, gradients[i++]) : null,
+    }));
+    if (rows === 0) { // no chunk will write them
+      targets.forEach(({ weight, bias }, h) => {
+        if (weight) fill(weight, 0, heads[h].weight.size, "f32");
+        if (bias) fill(bias, 0, columns, "f32");
+      });
+    }
+    const wanted = targets.map((t) => t.hidden !== null || t.weight !== null || t.bias !== null);
+    const logits = heads.map(() => pool.take(4 * Math.min(size, Math.max(1, rows)) * columns));
+    for (let from = 0; from < rows; from += size) {
+      const count = Math.min(size, rows - from);
+      heads.forEach((head, h) => headForward(head, logits[h], from, count));
+      chunk(logits, from, count, into, wanted, upstream);
+      heads.forEach((head, h) => wanted[h] && headBackward(head, logits[h], targets[h], from, count, from === 0));
+    }
+    for (const memory of logits) memory.free();
+    for (const { memory, to, tensor } of temporary) {
+      const operand = (m: Memory, element: Element) => ({ memory: m, shape: tensor.shape, element });
+      map("convert", "a", [operand(memory, "f32")], operand(to, tensor.dtype), tensor.shape);
+      memory.free();
+    }
+  };
+  return rowLoss(op, inputs, shape, loss.reduction, launch, loss.scratch, [...inputs, ...loss.saved]);
+}
+
+/**
+ * `crossEntropy(linear(hidden, weight, bias), target)` without the [N, V] logits: chunks of rows are computed, used and forgotten.
+ *
+ * hidden [..., D], weight [V, D], bias [V], target [...] (i32). Every option and reduction of `crossEntropy` but its further returns and soft targets; the mean is over all rows, not
+ * over a chunk. Gradients for hidden, weight and bias. Value and gradients equal the unfused ones to float32; beyond the gradients it
+ * takes one chunk of logits. Errors as `crossEntropy`, and a RangeError for a chunk size below 1.
+ *
+ * Source: Liger-Kernel 2024 (fused linear cross-entropy); Wijmans et al. 2024 (cut cross-entropy).
+ *
+ * @example
+ * ```ts
+ * import { init, linearCrossEntropy, randn, Tape, tensor } from "@limbeck/limbeck";
+ *
+ * await init();
+ * const hidden = randn([6, 4], { requiresGrad: true }), weight = randn([10, 4], { requiresGrad: true });
+ * using tape = new Tape();
+ * const loss = linearCrossEntropy(hidden, weight, tensor(new Int32Array([1, 2, 3, 4, 5, -100])), { chunkSize: 2 });
+ * loss.backward();
+ * console.log(weight.grad!.shape); // [10, 4]
+ * ```
+ */
+export function linearCrossEntropy(
+  hidden: Tensor,
+  weight: Tensor,
+  target: Tensor,
+  options: LinearCrossEntropyOptions = {},
+): Tensor {
+  const op = "linearCrossEntropy";
+  checkOptions(op, options, [
+    "bias",
+    "chunkSize",
+    "reduction",
+    "ignoreIndex",
+    "labelSmoothing",
+    "zLoss",
+    "softcap",
+    "weight",
+    "temperature",
+  ]);
+  checkLossOptions(op, options);
+  const { bias, chunkSize, reduction = "mean", ignoreIndex = -100, labelSmoothing = 0, zLoss = 0, softcap } = options;
+  const { weight: classWeight, temperature = 1 } = options;
+  checkNumber(op, "labelSmoothing", labelSmoothing, { min: 0, max: 1 });
+  checkNumber(op, "zLoss", zLoss, { min: 0 });
+  if (softcap !== undefined) checkNumber(op, "softcap", softcap, { above: 0 });
+  const head = { hidden, weight, bias };
+  const shape = headRows(op, ["hidden", "weight", "bias"], head), { rows, columns } = shape;
+  checkLabels(op, "target", target, shape, ignoreIndex);
+  if (classWeight !== undefined) {
+    checkTensor(op, "options.weight", classWeight, ["f32"]);
+    checkShape(op, "options.weight", classWeight, [columns]);
+  }
+  const counts = scratchTensor([3], "f32");
+  countRows(target.memory, classWeight?.memory ?? null, counts.memory, rows, columns, ignoreIndex);
+  const saved = [target, ...classWeight ? [classWeight] : []];
+  return chunked(
+    op,
+    [head],
+    shape,
+    chunkSize,
+    { reduction, scratch: [counts], saved },
+    ([logits], from, count, loss, [wanted], upstream) => {
+      crossEntropyRows("f32", "index", {
+        logits,
+        target: target.memory,
+        counts: counts.memory,
+        weight: classWeight?.memory ?? null,
+        upstream: upstream?.memory ?? null,
+        loss,
+        extras: null,
+        dLogits: wanted ? logits : null,
+      }, {
+        rows: count,
+        firstRow: from,
+        allRows: rows,
+        columns,
+        mean: reduction === "mean",
+        ignoreIndex,
+        smoothing: labelSmoothing,
+        zLoss,
+        temperature,
+        softcap: softcap ?? 0,
+        upstreamStride: upstream?.stride ?? 0,
+      });
+    },
+  );
+}
+
+/**
+ * A divergence between the logits of two heads, without their [N, V] logits: student hidden·weightᵀ + bias against teacherHidden·teacherWeightᵀ + teacherBias.
+ *
+ * hidden [..., D], weight [V, D], teacherHidden [..., E], teacherWeight [V, E]. The divergence alone: no cross-entropy, no T². Every divergence, option and
+ * reduction, and gradients for both hidden states, weights and biases. Memory: one chunk of logits a side. Errors as the divergences.
+ *
+ * Source: Liger-Kernel 2024 (fused linear JSD).
+ *
+ * @example
+ * ```ts
+ * import { init, linearDistillation, randn, Tape } from "@limbeck/limbeck";
+ *
+ * await init();
+ * const hidden = randn([6, 4], { requiresGrad: true }), weight = randn([10, 4], { requiresGrad: true });
+ * using tape = new Tape();
+ * const loss = linearDistillation(hidden, weight, randn([6, 8]), randn([10, 8]), { divergence: "jsd", beta: 0.3 });
+ * loss.backward();
+ * console.log(hidden.grad!.shape); // [6, 4]
+ * ```
+ */
+export function linearDistillation(
+  hidden: Tensor,
+  weight: Tensor,
+  teacherHidden: Tensor,
+  teacherWeight: Tensor,
+  options: LinearDistillationOptions = {},
+): Tensor {
+  const op = "linearDistillation";
+  checkOptions(op, options, [
+    "bias",
+    "teacherBias",
+    "divergence",
+    "beta",
+    "normalize",
+    "alpha",
+    "chunkSize",
+    "temperature",
+    "reduction",
+    "labels",
+    "ignoreIndex",
+  ]);
+  checkLossOptions(op, options);
+  const { bias, teacherBias, divergence = "forwardKl", beta, normalize, alpha, chunkSize } = options;
+  const { temperature = 1, reduction = "mean", labels, ignoreIndex = -100 } = options;
+  checkOneOf(op, "divergence", divergence, DIVERGENCES);
+  const { kernel, beta: mixture, factor } = resolveDivergence(op, divergence, { beta, alpha, normalize });
+  const student = { hidden, weight, bias },
+    teacher = { hidden: teacherHidden, weight: teacherWeight, bias: teacherBias };
+  const shape = headRows(op, ["hidden", "weight", "bias"], student), { rows, columns } = shape;
+  const other = headRows(op, ["teacherHidden", "teacherWeight", "teacherBias"], teacher);
+  if (other.columns !== columns) {
+    throw new TypeError(`${op}: teacherWeight must have shape [${columns}, depth], got [${teacherWeight.shape}]`);
+  }
+  checkShape(op, "teacherHidden", teacherHidden, [...shape.shape, teacherWeight.shape[1]]);
+  if (labels !== undefined) checkLabels(op, "labels", labels, shape, ignoreIndex);
+  const counts = labels ? scratchTensor([3], "f32") : null;
+  if (counts) countRows(labels!.memory, null, counts.memory, rows, columns, ignoreIndex);
+  const loss = { reduction, scratch: counts ? [counts] : [], saved: labels ? [labels] : [] };
+  return chunked(
+    op,
+    [student, teacher],
+    shape,
+    chunkSize,
+    loss,
+    ([s, t], from, count, into, [dStudent, dTeacher], upstream) => {
+      divergenceRows(kernel, "f32", "f32", {
+        student: s,
+        teacher: t,
+        labels: labels?.memory ?? null,
+        counts: counts?.memory ?? null,
+        upstream: upstream?.memory ?? null,
+        loss: into,
+        parts: null,
+        dStudent: dStudent ? s : null,
+        dTeacher: dTeacher ? t : null,
+      }, {
+        rows: count,
+        firstRow: from,
+        allRows: rows,
+        columns,
+        mean: reduction === "mean",
+        drop: labels !== undefined,
+        ignoreIndex,
+        upstreamStride: upstream?.stride ?? 0,
+        temperature,
+        beta: mixture,
+        ceFactor: 0,
+        divergenceFactor: factor,
+      });
+    },
+  );
+}

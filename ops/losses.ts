@@ -1,0 +1,284 @@
+/** Losses that a reader of the field expects beside the fused ones: each is one elementwise expression and a reduction, or made of primitive ops. */
+import { checkNumber, checkOneOf, checkOptions } from "../kernels/check.ts";
+import { countRows } from "../kernels/cross_entropy.ts";
+import { nllRows } from "../kernels/nll.ts";
+import { hidden } from "../autograd/tape.ts";
+import { checkShape, checkTensor, type Tensor } from "../autograd/tensor.ts";
+import { binary, broadcastShape, mapped, unary, where } from "./elementwise.ts";
+import { checkDim, mean, sum } from "./reduce.ts";
+import { checkLabels, checkLossOptions, type LossReduction, rowLoss, rowsOf } from "./row_loss.ts";
+import { logSoftmax, softmax } from "./softmax.ts";
+
+/** Options of the elementwise losses. */
+export interface ReductionOptions {
+  /** `"mean"` over all elements unless given. */
+  reduction?: LossReduction;
+}
+
+function reduced(x: Tensor, reduction: LossReduction): Tensor {
+  return reduction === "none" ? x : reduction === "sum" ? sum(x) : mean(x);
+}
+
+/** A loss of two tensors of one shape, from its value and derivatives (of a, b, c: the value, d: its gradient). */
+function pointwise(
+  op: string,
+  value: string,
+  byA: string,
+  byB: string,
+): (a: Tensor, b: Tensor, options: ReductionOptions) => Tensor {
+  const f = binary(op, value, byA, byB);
+  return (a, b, options) => {
+    checkOptions(op, options, ["reduction"]);
+    checkLossOptions(op, options);
+    checkTensor(op, "prediction", a);
+    checkTensor(op, "target", b, [a.dtype]);
+    checkShape(op, "target", b, a.shape);
+    return reduced(f(a, b), options.reduction ?? "mean");
+  };
+}
+
+const squaredError = pointwise("mseLoss", "(a - b) * (a - b)", "2.0 * d * (a - b)", "2.0 * d * (b - a)");
+const absoluteError = pointwise("l1Loss", "abs(a - b)", "d * sign(a - b)", "d * sign(b - a)");
+const logistic = pointwise("binaryCrossEntropyWithLogits", "softplus_(a) - a * b", "d * (sigmoid_(a) - b)", "-d * a");
+
+/** Mean (or sum, or none) of (prediction − target)². Source: `torch.nn.functional.mse_loss`. */
+export function mseLoss(prediction: Tensor, target: Tensor, options: ReductionOptions = {}): Tensor {
+  return squaredError(prediction, target, options);
+}
+
+/** Mean (or sum, or none) of |prediction − target|; the gradient at 0 is 0. Source: `torch.nn.functional.l1_loss`. */
+export function l1Loss(prediction: Tensor, target: Tensor, options: ReductionOptions = {}): Tensor {
+  return absoluteError(prediction, target, options);
+}
+
+/** Cross-entropy of sigmoid(logits) with target probabilities, elementwise: softplus(x) − x·t. Source: `torch.nn.functional.binary_cross_entropy_with_logits`. */
+export function binaryCrossEntropyWithLogits(logits: Tensor, target: Tensor, options: ReductionOptions = {}): Tensor {
+  return logistic(logits, target, options);
+}
+
+/** Options of `smoothL1Loss`. */
+export interface SmoothL1Options extends ReductionOptions {
+  /** Where the square ends and the straight part begins; 1 unless given, 0 is `l1Loss`. */
+  beta?: number;
+}
+
+/** d²/(2β) for |d| < β, else |d| − β/2, with d = prediction − target. Source: `torch.nn.functional.smooth_l1_loss`; Girshick 2015. */
+export function smoothL1Loss(prediction: Tensor, target: Tensor, options: SmoothL1Options = {}): Tensor {
+  checkOptions("smoothL1Loss", options, ["reduction", "beta"]);
+  checkLossOptions("smoothL1Loss", options);
+  const { reduction = "mean", beta = 1 } = options;
+  checkNumber("smoothL1Loss", "beta", beta, { min: 0 });
+  if (beta === 0) return l1Loss(prediction, target, { reduction });
+  checkTensor("smoothL1Loss", "prediction", prediction);
+  checkTensor("smoothL1Loss", "target", target, [prediction.dtype]);
+  checkShape("smoothL1Loss", "target", target, prediction.shape);
+  return reduced(huber(prediction.sub(target), [beta]), reduction);
+}
+
+const huber = unary(
+  "smoothL1Loss",
+  "select(abs(a) - 0.5 * s0, 0.5 * a * a / s0, abs(a) < s0)",
+  "c * clamp(a / s0, -1.0, 1.0)",
+);
+
+/** Options of `klDiv`. */
+export interface KlDivOptions {
+  /** `"mean"` divides by all elements, which is not the divergence; `"batchmean"` by the first dimension, which is. */
+  reduction?: LossReduction | "batchmean";
+  /** Whether the target holds log-probabilities too. */
+  logTarget?: boolean;
+}
+
+// 0·ln 0 = 0, also where the log-probability is −∞
+const klOfProbability = binary(
+  "klDiv",
+  "select(b * (log_(b) - a), 0.0, b == 0.0)",
+  "-d * b",
+  "select(d * (log_(b) + 1.0 - a), 0.0, b == 0.0)",
+);
+const klOfLog = binary(
+  "klDiv",
+  "select(exp(b) * (b - a), 0.0, exp(b) == 0.0)",
+  "-d * exp(b)",
+  "select(d * exp(b) * (b - a + 1.0), 0.0, exp(b) == 0.0)",
+);
+
+/**
+ * PyTorch's `kl_div`: t·(ln t − x) elementwise, from log-probabilities x and probabilities t (or log-probabilities, with `logTarget`), of one shape. For those who
+ * port: `forwardKl` and its like take logits, are exact for close rows, and their mean is the divergence.
+ *
+ * Reductions: `"none"`, `"sum"`, `"mean"` (the default: divided by all elements, which is not the divergence) and `"batchmean"` (divided by the size of the
+ * first dimension). Both arguments get gradients: −t and ln t + 1 − x. A zero target contributes 0. Throws a TypeError for different shapes.
+ *
+ * Source: `torch.nn.functional.kl_div`.
+ *
+ * @example
+ * ```ts
+ * import { init, klDiv, logSoftmax, randn, softmax } from "@limbeck/limbeck";
+ *
+ * await init();
+ * const student = randn([4, 10]), teacher = randn([4, 10]);
+ * console.log(await klDiv(logSoftmax(student), softmax(teacher), { reduction: "batchmean" }).item());
+ * ```
+ */
+export function klDiv(logProbabilities: Tensor, target: Tensor, options: KlDivOptions = {}): Tensor {
+  checkOptions("klDiv", options, ["reduction", "logTarget"]);
+  const { reduction = "mean", logTarget = false } = options;
+  checkOneOf("klDiv", "reduction", reduction, ["mean", "sum", "none", "batchmean"]);
+  checkTensor("klDiv", "logProbabilities", logProbabilities);
+  checkTensor("klDiv", "target", target, [logProbabilities.dtype]);
+  checkShape("klDiv", "target", target, logProbabilities.shape);
+  const terms = (logTarget ? klOfLog : klOfProbability)(logProbabilities, target);
+  if (reduction === "batchmean") return sum(terms).div(logProbabilities.shape[0] ?? 1);
+  return reduced(terms, reduction);
+}
+
+/** Options of `nllLoss`. */
+export interface NllOptions {
+  /** `"mean"` unless given: by the class weights of the kept rows. */
+  reduction?: LossReduction;
+  /** −100 unless given. */
+  ignoreIndex?: number;
+  /** Class weights, f32 [V]. */
+  weight?: Tensor;
+}
+
+/** −w_y·x_y by row, from log-probabilities x [..., V] and class indices y [...]. Source: `torch.nn.functional.nll_loss`. `crossEntropy` takes logits and is exact. */
+export function nllLoss(logProbabilities: Tensor, target: Tensor, options: NllOptions = {}): Tensor {
+  const op = "nllLoss";
+  checkOptions(op, options, ["reduction", "ignoreIndex", "weight"]);
+  checkLossOptions(op, options);
+  const { reduction = "mean", ignoreIndex = -100, weight } = options;
+  const shape = rowsOf(op, "logProbabilities", logProbabilities), { rows, columns } = shape;
+  checkLabels(op, "target", target, shape, ignoreIndex);
+  if (weight !== undefined) {
+    checkTensor(op, "weight", weight, ["f32"]);
+    checkShape(op, "weight", weight, [columns]);
+  }
+  const counts = hidden([3], "f32");
+  countRows(target.memory, weight?.memory ?? null, counts.memory, rows, columns, ignoreIndex);
+  const saved = [logProbabilities, target, ...weight ? [weight] : []];
+  return rowLoss(
+    op,
+    [logProbabilities],
+    shape,
+    reduction,
+    (loss, [gradient], upstream) => {
+      nllRows(logProbabilities.dtype as "f32" | "f16", {
+        logProbabilities: logProbabilities.memory,
+        labels: target.memory,
+        counts: counts.memory,
+        weight: weight?.memory ?? null,
+        upstream: upstream?.memory ?? null,
+        loss,
+        gradient,
+      }, { rows, columns, ignoreIndex, mean: reduction === "mean", upstreamStride: upstream?.stride ?? 0 });
+    },
+    [counts],
+    saved,
+  );
+}
+
+/** a·b / (max(‖a‖, eps)·max(‖b‖, eps)) over `dim` (1 unless given, as in PyTorch), with broadcasting. Source: `torch.nn.functional.cosine_similarity`. */
+export function cosineSimilarity(a: Tensor, b: Tensor, options: { dim?: number; eps?: number } = {}): Tensor {
+  checkOptions("cosineSimilarity", options, ["dim", "eps"]);
+  checkTensor("cosineSimilarity", "a", a);
+  checkTensor("cosineSimilarity", "b", b, [a.dtype]);
+  const { eps = 1e-8 } = options;
+  const rank = broadcastShape("cosineSimilarity", [a.shape, b.shape]).length;
+  const dim = checkDim("cosineSimilarity", options.dim ?? 1, rank) - rank; // from the back: a and b may differ in rank
+  checkNumber("cosineSimilarity", "eps", eps, { above: 0 });
+  const norm = (x: Tensor) => sum(x.square(), { dim }).maximum(eps * eps).sqrt();
+  return sum(a.mul(b), { dim }).div(norm(a).mul(norm(b)));
+}
+
+/** 1 − cos(a, b) where y is 1, max(0, cos(a, b) − margin) where y is −1; a, b [N, D], y [N]. Source: `torch.nn.functional.cosine_embedding_loss`. */
+export function cosineEmbeddingLoss(
+  a: Tensor,
+  b: Tensor,
+  y: Tensor,
+  options: ReductionOptions & { margin?: number } = {},
+): Tensor {
+  checkOptions("cosineEmbeddingLoss", options, ["reduction", "margin"]);
+  checkLossOptions("cosineEmbeddingLoss", options);
+  const { reduction = "mean", margin = 0 } = options;
+  checkNumber("cosineEmbeddingLoss", "margin", margin, { min: -1, max: 1 });
+  const cosine = cosineSimilarity(a, b, { dim: -1 });
+  checkTensor("cosineEmbeddingLoss", "y", y, ["f32", "f16", "i32"]);
+  checkShape("cosineEmbeddingLoss", "y", y, cosine.shape);
+  const same = mapped("cosineEmbeddingLoss", "max(a, 0.0)", [y], y.shape, [], "f32"); // 1 or 0
+  return reduced(where(same, cosine.neg().add(1), cosine.sub(margin).relu()), reduction);
+}
+
+/** Options of losses over rows of logits. */
+export interface RowOptions {
+  /** Logits are divided by it; 1 unless given. */
+  temperature?: number;
+  /** `"mean"` over rows unless given. */
+  reduction?: LossReduction;
+}
+
+const plogp = unary(
+  "entropy",
+  "select(-exp(a) * a, 0.0, exp(a) == 0.0)",
+  "select(-c * exp(a) * (1.0 + a), 0.0, exp(a) == 0.0)",
+);
+const crossTerm = binary("crossEntropyOfDistributions", "select(-a * b, 0.0, a == 0.0)", "-d * b", "-d * a");
+
+function tempered(op: string, x: Tensor, o: RowOptions): Tensor {
+  checkOptions(op, o, ["temperature", "reduction"]);
+  checkLossOptions(op, o);
+  rowsOf(op, "logits", x);
+  return o.temperature === undefined || o.temperature === 1 ? x : x.div(o.temperature);
+}
+
+/** H(p) = −Σ p·ln p by row, with p = softmax(logits/T): between 0 and ln V. */
+export function entropy(logits: Tensor, options: RowOptions = {}): Tensor {
+  return reduced(
+    sum(plogp(logSoftmax(tempered("entropy", logits, options))), { dim: -1 }),
+    options.reduction ?? "mean",
+  );
+}
+
+/** H(p, q) = −Σ p·ln q by row, with p = softmax(teacher/T), q = softmax(student/T): forward KL plus the teacher's entropy. Both get gradients. */
+export function crossEntropyOfDistributions(student: Tensor, teacher: Tensor, options: RowOptions = {}): Tensor {
+  const op = "crossEntropyOfDistributions";
+  const s = tempered(op, student, options);
+  checkTensor(op, "teacher", teacher, [student.dtype]);
+  checkShape(op, "teacher", teacher, student.shape);
+  const terms = crossTerm(softmax(tempered(op, teacher, options)), logSoftmax(s));
+  return reduced(sum(terms, { dim: -1 }), options.reduction ?? "mean");
+}
+
+// eˣ − 1 − x, exact near 0, and its derivative
+const excess = unary("gaussianKl", "select(exp(a) - 1.0 - a, excess_series_(a), abs(a) < 1.0)", "c * expm1_(a)");
+
+/**
+ * KL(N(mean, e^logVariance) ‖ N(otherMean, e^otherLogVariance)) of diagonal Gaussians, summed over the last dimension and averaged over the rows; the other is N(0, 1) unless given:
+ * ½Σ[e^δ − 1 − δ + (μ − μ')²/σ'²] with δ = logVariance − otherLogVariance. All arguments get gradients; identical ones give exactly 0. Source: Kingma & Welling 2014.
+ *
+ * @example
+ * ```ts
+ * import { gaussianKl, init, zeros } from "@limbeck/limbeck";
+ *
+ * await init();
+ * console.log(await gaussianKl(zeros([8, 2]), zeros([8, 2])).item()); // 0
+ * ```
+ */
+export function gaussianKl(meanOf: Tensor, logVariance: Tensor, otherMean?: Tensor, otherLogVariance?: Tensor): Tensor {
+  const op = "gaussianKl";
+  rowsOf(op, "mean", meanOf);
+  const others = [["logVariance", logVariance], ["otherMean", otherMean], [
+    "otherLogVariance",
+    otherLogVariance,
+  ]] as const;
+  for (const [name, x] of others) {
+    if (x === undefined && name !== "logVariance") continue;
+    checkTensor(op, name, x, [meanOf.dtype]);
+    checkShape(op, name, x, meanOf.shape);
+  }
+  const delta = otherLogVariance ? logVariance.sub(otherLogVariance) : logVariance;
+  const square = (otherMean ? meanOf.sub(otherMean) : meanOf).square();
+  const distance = otherLogVariance ? square.mul(otherLogVariance.neg().exp()) : square;
+  return mean(sum(excess(delta).add(distance).mul(0.5), { dim: -1 }));
+}
