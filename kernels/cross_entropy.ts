@@ -98,7 +98,7 @@ const kernel: (key: string) => Kernel = variants((key: string): KernelSpec => {
   const gradientLoop = `${x} ${soft || v.weight ? weight : "let w4 = vec4f(1.0);"} ${soft ? t : ""}
     ${soft ? spread("w4 * t4") : "if (params.smoothing > 0.0) { " + spread("w4") + " }"}
     let prob4 = exp((x4 - m) * k - log_sum);
-    ${gradient} + 2.0 * params.z_loss * z_scale * lse * prob4;
+    ${gradient} + z_slope * prob4;
     store_${dLogits}(row_base, columns4, g4 * (${chain}) * up);`;
   const spreadLoop = `${x} ${weight} ${soft ? t : ""} ${soft ? spread("w4 * t4") : spread("w4")}`;
   const zeroRow = v.gradient ? each(`store_${dLogits}(row_base, columns4, vec4f(0.0));`) : "";
@@ -140,6 +140,7 @@ ${
 }`
         : ""
     }
+${soft ? "" : "var<workgroup> label_logit_shared: f32;"}
 ${v.extras ? "var<workgroup> best: array<vec2f, THREADS>;" : ""}
 fn element(row: u32, c: u32) -> f32 {
   let at = row * params.columns + c;
@@ -193,12 +194,15 @@ fn capped(logit: f32) -> f32 {
   var nan_bits = 0x7fc00000u;
   let known = label < params.columns;
   let poison = select(bitcast<f32>(nan_bits), 0.0, known);
-  let label_logit = capped(element(row, select(0u, label, known)));
+  // through memory, so that it is rounded as m is, and a row's only likely class has loss 0
+  if (lane == 0u) { label_logit_shared = capped(element(row, select(0u, label, known))); }
+  let label_logit = workgroupUniformLoad(&label_logit_shared);
   let label_weight = ${v.weight ? "weight[select(0u, label, known)]" : "1.0"} + poison;
   let label_loss = log_sum - (label_logit - m) * k;
-  ${v.inPlace ? "workgroupBarrier(); // all have read the label's logit, which one overwrites" : ""}
+
   let label_excess = expm1_(-label_loss);`
     }
+  let z_slope = select(0.0, 2.0 * params.z_loss * z_scale * lse, params.z_loss > 0.0);
   var spread = 0.0;
   ${v.extras ? `let ignored = ${soft ? "false" : "labels[at] == params.ignore_index"};` : ""}
   ${
@@ -211,7 +215,7 @@ fn capped(logit: f32) -> f32 {
   let spread_sum = ${
       soft ? "all_sum(lane, vec4f(spread)).x" : "select(0.0, all_sum(lane, vec4f(spread)).x, params.smoothing > 0.0)"
     };
-  let z = params.z_loss * lse * lse * z_scale;
+  let z = select(0.0, params.z_loss * lse * lse * z_scale, params.z_loss > 0.0); // lse² may overflow
   if (lane == 0u ${v.extras ? "&& !ignored" : ""}) {
     ${
       soft

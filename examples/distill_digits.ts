@@ -1,0 +1,284 @@
+/**
+ * Distilling handwritten digits.
+ *
+ * A wide teacher learns 8,000 digits with all their labels. Small students then learn from the same 8,000 digits, but see
+ * the labels of only 200 of them: labels are dear and a trained teacher is at hand, which is what distillation is for. One
+ * student learns from those labels alone. The others start from the same weights, see the same batches and take the same
+ * number of steps; they differ in one line, the loss, which lets the teacher speak about every digit.
+ *
+ * What to look at: `LOSSES`, where the students differ; `train`, a loop in which no step waits for the GPU; and the column
+ * "gain" of the table at the end, which pairs each student with the label-only student of the same seed.
+ *
+ *     deno task distill --help
+ *
+ * @module
+ */
+
+import {
+  crossEntropy,
+  dispose,
+  distillation,
+  forwardKl,
+  init,
+  jsd,
+  manualSeed,
+  Meter,
+  nn,
+  noGrad,
+  optim,
+  relu,
+  reverseKl,
+  Scope,
+  Tape,
+  type Tensor,
+  tensor,
+} from "@limbeck/limbeck";
+// @ts-types="@types/d3-array"
+import { mean, range } from "d3-array";
+import { failOption, type Progress, readOptions, showProgress } from "./support/cli.ts";
+import { CLASSES, type Digits, drawPerClass, loadDigits, PIXELS, splitDigits, takeRows } from "./support/digits.ts";
+import { drawReport, formatTable, type Run, summarize } from "./support/report.ts";
+
+const SEED = 1; // of weights, batches, dropout and the choice of labels
+const SEEDS = 5; // students of each kind, one a seed
+const EPOCHS = 5;
+const QUICK = { seeds: 2, epochs: 1 };
+
+const TRAIN_DIGITS = 8000; // of 10,000; the others are the test
+const SPLIT_SEED = 0; // the same test digits for every --seed
+const LABELS = 20 * CLASSES; // that a student sees, the same number of each digit
+const LABEL_REPEATS = 20; // times an epoch that a labelled digit comes up; a third of each batch then has labels
+const STUDENT_ROWS = TRAIN_DIGITS + (LABEL_REPEATS - 1) * LABELS; // an epoch
+const UNSEEN = -100; // stands for a label that is not seen; the losses ignore it
+
+const BATCH_SIZE = 128;
+const LEARNING_RATE = 5e-3; // its peak, for teacher and students
+const TEACHER_HIDDEN = 256;
+const TEACHER_DROPOUT = 0.3;
+const STUDENT_HIDDEN = 32;
+const READS = 10; // times a run that the losses are read and the test digits tried
+
+const TEMPERATURE = 2;
+const ALPHA = 0.5; // the labels' share in `distillation`
+
+/** Logits [rows, classes] of both, and labels [rows], most of them `UNSEEN`. */
+type StudentLoss = (student: Tensor, teacher: Tensor, labels: Tensor) => Tensor;
+
+const BASELINE = "labels alone";
+const LOSSES: Record<string, StudentLoss> = {
+  [BASELINE]: (student, _, labels) => crossEntropy(student, labels, { ignoreIndex: UNSEEN }),
+  "distillation": (student, teacher, labels) =>
+    distillation(student, teacher, labels, { alpha: ALPHA, temperature: TEMPERATURE, ignoreIndex: UNSEEN }),
+  "forward KL": (student, teacher) => forwardKl(student, teacher, { temperature: TEMPERATURE }),
+  "reverse KL": (student, teacher) => reverseKl(student, teacher, { temperature: TEMPERATURE }),
+  "jsd, β = 0.1": (student, teacher) => jsd(student, teacher, { beta: 0.1, temperature: TEMPERATURE }),
+  "jsd, β = 0.9": (student, teacher) => jsd(student, teacher, { beta: 0.9, temperature: TEMPERATURE }),
+};
+
+function makeTeacher(): nn.Sequential {
+  return new nn.Sequential(
+    new nn.Linear(PIXELS, TEACHER_HIDDEN),
+    relu,
+    new nn.Dropout(TEACHER_DROPOUT),
+    new nn.Linear(TEACHER_HIDDEN, TEACHER_HIDDEN),
+    relu,
+    new nn.Dropout(TEACHER_DROPOUT),
+    new nn.Linear(TEACHER_HIDDEN, CLASSES),
+  );
+}
+
+function makeStudent(): nn.Sequential {
+  return new nn.Sequential(new nn.Linear(PIXELS, STUDENT_HIDDEN), relu, new nn.Linear(STUDENT_HIDDEN, CLASSES));
+}
+
+/** Columns with one row a digit. `nn.batches` cuts them into tensors and uploads those ahead of their use. */
+type Columns = Record<string, nn.Column>;
+type Batch = Record<string, Tensor>;
+
+/** What the teacher learns from: every digit with its label. */
+function teacherColumns({ images, labels }: Digits): Columns {
+  return { images: { data: images, shape: [labels.length, PIXELS] }, labels: { data: labels, shape: [labels.length] } };
+}
+
+/**
+ * What the students of one seed learn from: every digit with the teacher's logits, and the labels of a few. The images are
+ * the same in every epoch, so the logits are too: they are computed once, and batched like any other column.
+ */
+function studentColumns({ images, labels }: Digits, teacherLogits: Float32Array, seed: number): Columns {
+  const labelled = drawPerClass(labels, LABELS / CLASSES, seed);
+  const seen = new Int32Array(labels.length).fill(UNSEEN);
+  for (const row of labelled) seen[row] = labels[row];
+  const rows = [...labels.keys(), ...range(LABEL_REPEATS - 1).flatMap(() => labelled)];
+  return {
+    images: { data: takeRows(images, PIXELS, rows), shape: [rows.length, PIXELS] },
+    teacher: { data: takeRows(teacherLogits, CLASSES, rows), shape: [rows.length, CLASSES] },
+    labels: { data: takeRows(seen, 1, rows), shape: [rows.length] },
+  };
+}
+
+/** How one model is trained. */
+interface Training {
+  method: string;
+  seed: number;
+  epochs: number;
+  columns: Columns;
+  lossOf: (logits: Tensor, batch: Batch) => Tensor;
+  test: Batch;
+  progress: Progress;
+}
+
+/** Trains with AdamW and a cosine schedule; every so many steps it reads the losses and tries the test digits. */
+async function train(model: nn.Sequential, training: Training): Promise<Run> {
+  const { method, seed, epochs, columns, lossOf, test, progress } = training;
+  const steps = stepsOf(columns.labels.shape[0], epochs);
+  const optimizer = new optim.AdamW(model.parameters(), { lr: LEARNING_RATE });
+  const schedule = optim.cosine({ steps, warmup: Math.round(steps / 20) });
+  const meter = new Meter();
+  const curve: Run["curve"] = [];
+  const started = performance.now();
+  let step = 0;
+  for (const epoch of range(epochs)) {
+    for (const batch of nn.batches(columns, { batchSize: BATCH_SIZE, shuffle: true, seed: 1000 * seed + epoch })) {
+      {
+        using _tape = new Tape(); // records the step, and frees at the end of the block what the step has made
+        const loss = lossOf(model.forward(batch.images), batch);
+        loss.backward();
+        optimizer.lr = LEARNING_RATE * schedule(step);
+        optimizer.step();
+        optimizer.zeroGrad();
+        meter.add("loss", loss); // copied on the GPU: nothing waits
+      }
+      step++;
+      if (step % Math.ceil(steps / READS) !== 0 && step !== steps) continue;
+      evaluate(model, test, meter);
+      const { loss, accuracy, negativeLogLikelihood } = await meter.read(); // the one wait in many steps
+      curve.push({
+        step,
+        loss: mean(loss)!,
+        accuracy: accuracy[0],
+        negativeLogLikelihood: negativeLogLikelihood[0],
+      });
+      progress.advance(loss.length, `${method}, seed ${seed}`);
+    }
+  }
+  const stepsPerSecond = 1000 * steps / (performance.now() - started);
+  meter.dispose();
+  optimizer.dispose();
+  const parameters = model.parameters().reduce((sum, { size }) => sum + size, 0);
+  return { method, seed, parameters, stepsPerSecond, curve };
+}
+
+/** Full batches only. */
+function stepsOf(rows: number, epochs: number): number {
+  return epochs * Math.floor(rows / BATCH_SIZE);
+}
+
+/** Meters the accuracy and the negative log-likelihood of the test digits. */
+function evaluate(model: nn.Sequential, { images, labels }: Batch, meter: Meter): void {
+  using _scope = new Scope(); // frees what this function makes
+  model.eval(); // no dropout
+  const { loss, accuracy } = noGrad(() => crossEntropy(model.forward(images), labels, { returnAccuracy: true }));
+  meter.add("negativeLogLikelihood", loss);
+  meter.add("accuracy", accuracy!);
+  model.train();
+}
+
+/** The teacher's word on every image, [rows, classes] in one array. */
+async function readLogits(teacher: nn.Sequential, { images, labels }: Digits): Promise<Float32Array> {
+  using _scope = new Scope();
+  teacher.eval();
+  const logits = noGrad(() => teacher.forward(tensor(images, [labels.length, PIXELS])));
+  return await logits.data() as Float32Array;
+}
+
+interface Setting {
+  seed: number;
+  seeds: number;
+  epochs: number;
+}
+
+/** The teacher's run, then the students': every loss with the first seed, every loss with the next, and so on. */
+async function trainAll({ seed, seeds, epochs }: Setting): Promise<Run[]> {
+  const digits = splitDigits(loadDigits(), TRAIN_DIGITS, SPLIT_SEED);
+  const test = {
+    images: tensor(digits.test.images, [digits.test.labels.length, PIXELS]),
+    labels: tensor(digits.test.labels),
+  };
+  const students = seeds * Object.keys(LOSSES).length;
+  const progress = showProgress(stepsOf(TRAIN_DIGITS, epochs) + students * stepsOf(STUDENT_ROWS, epochs));
+  const common = { epochs, test, progress };
+
+  manualSeed(seed);
+  const teacher = makeTeacher();
+  const runs = [
+    await train(teacher, {
+      ...common,
+      method: "teacher",
+      seed,
+      columns: teacherColumns(digits.train),
+      lossOf: (logits, batch) => crossEntropy(logits, batch.labels),
+    }),
+  ];
+  const teacherLogits = await readLogits(teacher, digits.train);
+  teacher.dispose();
+
+  for (const studentSeed of range(seed, seed + seeds)) {
+    const columns = studentColumns(digits.train, teacherLogits, studentSeed);
+    for (const [method, loss] of Object.entries(LOSSES)) {
+      manualSeed(studentSeed); // the same first weights for every loss
+      const student = makeStudent();
+      runs.push(
+        await train(student, {
+          ...common,
+          method,
+          seed: studentSeed,
+          columns,
+          lossOf: (logits, batch) => loss(logits, batch.teacher, batch.labels),
+        }),
+      );
+      student.dispose();
+    }
+  }
+  progress.stop();
+  return runs;
+}
+
+const HELP = `Distils a teacher of handwritten digits into small students, with one loss after the other.
+
+  --seed N     first seed of weights, batches and labels (${SEED})
+  --seeds N    students of each kind, one a seed (${SEEDS}; quick ${QUICK.seeds})
+  --epochs N   passes over the digits (${EPOCHS}; quick ${QUICK.epochs})
+  --quick      fewer seeds and epochs: within a minute on two CPU cores
+  --out DIR    folder for distill_digits.svg and distill_digits.json (out)
+  --help       this text`;
+
+async function main(): Promise<void> {
+  const options = readOptions(HELP);
+  const quick = options.given("quick");
+  const setting: Setting = {
+    seed: options.count("seed", SEED, 0),
+    seeds: options.count("seeds", quick ? QUICK.seeds : SEEDS, 1),
+    epochs: options.count("epochs", quick ? QUICK.epochs : EPOCHS, 1),
+  };
+  const out = options.text("out", "out");
+  await Deno.mkdir(out, { recursive: true }).catch(({ message }) => failOption("--out", "a folder", message));
+
+  const { adapter } = await init();
+  const [teacher, ...students] = await trainAll(setting);
+  await dispose();
+
+  const rows = [...summarize([teacher]), ...summarize(students, BASELINE)];
+  const story = `Students see the labels of ${LABELS} of ${TRAIN_DIGITS} digits, the teacher sees all. ` +
+    `Steps a student: ${students[0].curve.at(-1)!.step}. Seeds: ${setting.seeds}.`;
+  console.log(formatTable(rows));
+  console.log(`\n${story}`);
+  console.log("± is the standard deviation over seeds; a gain is paired by seed, ± the standard error of its mean.");
+
+  const runs = [teacher, ...students];
+  const json = JSON.stringify({ setting, adapter, story, rows, runs }, null, 2);
+  await Deno.writeTextFile(`${out}/distill_digits.json`, json);
+  await Deno.writeTextFile(`${out}/distill_digits.svg`, await drawReport("Distilling digits", story, runs, rows));
+  console.log(`\n${out}/distill_digits.svg and .json, computed on ${adapter}`);
+}
+
+await main();

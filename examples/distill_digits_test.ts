@@ -1,0 +1,85 @@
+import { assert, assertEquals, assertStringIncludes } from "@std/assert";
+
+const EXAMPLE = new URL("./distill_digits.ts", import.meta.url);
+
+/** Runs the example as its task does, with no more than leave to write where the results go. */
+async function distill(out: string, ...args: string[]): Promise<{ code: number; stdout: string; stderr: string }> {
+  const command = new Deno.Command("deno", {
+    args: ["run", "--frozen", "--no-prompt", `--allow-write=${out}`, EXAMPLE.pathname, "--out", out, ...args],
+  });
+  const { code, stdout, stderr } = await command.output();
+  const text = new TextDecoder();
+  return { code, stdout: text.decode(stdout), stderr: text.decode(stderr) };
+}
+
+// deno-lint-ignore no-explicit-any
+async function readNumbers(out: string): Promise<any> {
+  return JSON.parse(await Deno.readTextFile(`${out}/distill_digits.json`));
+}
+
+Deno.test("distill_digits: the quick run", async (t) => {
+  const out = await Deno.makeTempDir();
+  const again = await Deno.makeTempDir();
+  const [{ code, stdout, stderr }] = await Promise.all([
+    distill(out, "--quick"),
+    distill(again, "--seeds", "1", "--epochs", "1"), // the quick run's first seed once more
+  ]);
+  assertEquals(code, 0, stderr);
+  const { rows, runs } = await readNumbers(out);
+
+  await t.step("every student gains over its label-only twin", () => {
+    const [, baseline, ...distilled] = rows;
+    assertEquals(baseline.method, "labels alone");
+    assertEquals(distilled.length, 5);
+    for (const { method, gain } of distilled) assert(gain > 0, `${method} gained ${gain}`);
+  });
+
+  await t.step("the teacher is the best", () => {
+    const [teacher, ...students] = rows;
+    for (const student of students) assert(teacher.accuracy > student.accuracy, student.method);
+  });
+
+  await t.step("a table and a picture come out", async () => {
+    assertStringIncludes(stdout, "| labels alone |");
+    assert((await Deno.readTextFile(`${out}/distill_digits.svg`)).startsWith("<svg"));
+  });
+
+  await t.step("the same seed gives the same numbers", async () => {
+    // deno-lint-ignore no-explicit-any
+    const withoutClock = ({ stepsPerSecond: _, ...run }: any) => run;
+    const repeated = (await readNumbers(again)).runs;
+    assertEquals(repeated.length, 7);
+    assertEquals(repeated.map(withoutClock), runs.slice(0, 7).map(withoutClock));
+  });
+
+  await Deno.remove(out, { recursive: true });
+  await Deno.remove(again, { recursive: true });
+});
+
+Deno.test("distill_digits: a bad option is named, with exit code 2", async () => {
+  const out = await Deno.makeTempDir();
+  for (
+    const [args, said] of [
+      [["--sedes", "3"], 'one of --seed, --seeds, --epochs, --quick, --out, --help, got "--sedes"'],
+      [["--seeds", "few"], '--seeds: wanted a whole number of at least 1, got "few"'],
+      [["--epochs", "0"], '--epochs: wanted a whole number of at least 1, got "0"'],
+      [["--quick=maybe"], '--quick: wanted no value, got "maybe"'],
+      [["--seed", "-5"], '--seed: wanted a whole number of at least 0, got "-5"'],
+      [["--seed"], "--seed: wanted a whole number of at least 0, got nothing"],
+      [["digits"], 'got "digits"'],
+    ] as const
+  ) {
+    const { code, stderr } = await distill(out, ...args);
+    assertEquals(code, 2, said);
+    assertStringIncludes(stderr, said);
+  }
+  await Deno.remove(out, { recursive: true });
+});
+
+Deno.test("distill_digits: --help", async () => {
+  const { code, stdout } = await distill("out", "--help");
+  assertEquals(code, 0);
+  for (const option of ["--seed N", "--seeds N", "--epochs N", "--quick", "--out DIR"]) {
+    assertStringIncludes(stdout, option);
+  }
+});

@@ -1,0 +1,103 @@
+/**
+ * What every example needs on a command line: options that are checked, and progress that is seen.
+ *
+ * @module
+ */
+
+import { parseArgs } from "@std/cli/parse-args";
+// @ts-types="@types/cli-progress"
+import { Presets, SingleBar } from "cli-progress";
+
+const SECONDS_A_LINE = 10;
+
+/** What was given on the command line, to be asked for by name. */
+export interface Options {
+  /** Whether a switch such as `--quick` was given. */
+  given(name: string): boolean;
+  /** A whole number of at least `least`. */
+  count(name: string, otherwise: number, least: number): number;
+  /** A text, such as a folder. */
+  text(name: string, otherwise: string): string;
+}
+
+/**
+ * Reads the options that the help text names with two dashes. `--help` prints that text and ends with exit code 0; an
+ * unknown or bad option ends with exit code 2, naming the option, what was wanted and what came.
+ */
+export function readOptions(help: string, args: string[] = Deno.args): Options {
+  const names = new Set(Array.from(help.matchAll(/--([a-z]+)/g), ([, name]) => name));
+  const unknown: string[] = [];
+  const joined = args.join("\0").replace(/\0(?=-\d)/g, "=").split("\0"); // in `--seed -5` the -5 is a value, not an option
+  // everything is read as text, so that `--seeds few` and `--quick=perhaps` are refused here and not guessed at
+  const values: Record<string, string | undefined> = parseArgs(joined, {
+    string: [...names],
+    alias: { help: "h" },
+    unknown: (argument: string) => (unknown.push(argument), false),
+  });
+  if (values.help !== undefined) {
+    console.log(help);
+    Deno.exit(0);
+  }
+  const wanted = [...names].map((name) => `--${name}`).join(", ");
+  if (unknown.length > 0) failOption("unknown option", `one of ${wanted}`, `"${unknown[0]}"`);
+  return {
+    given(name) {
+      if (values[name]) failOption(`--${name}`, "no value", `"${values[name]}"`);
+      return values[name] !== undefined;
+    },
+    count(name, otherwise, least) {
+      const value = values[name];
+      if (value === undefined) return otherwise;
+      if (!/^\d+$/.test(value) || Number(value) < least || Number(value) > 0x7fffffff) {
+        failOption(`--${name}`, `a whole number of at least ${least}`, value ? `"${value}"` : "nothing");
+      }
+      return Number(value);
+    },
+    text(name, otherwise) {
+      if (values[name] === "") failOption(`--${name}`, "a value", "nothing");
+      return values[name] ?? otherwise;
+    },
+  };
+}
+
+/** Says which option was wrong, what was wanted and what came, and ends with exit code 2. */
+export function failOption(option: string, wanted: string, got: string): never {
+  console.error(`${option}: wanted ${wanted}, got ${got} (--help lists the options)`);
+  Deno.exit(2);
+}
+
+/** Where a long run stands, on standard error: a bar on a terminal, elsewhere a plain line every few seconds. */
+export interface Progress {
+  /** So many more steps are done, of what is named. */
+  advance(steps: number, what: string): void;
+  stop(): void;
+}
+
+/** Starts showing progress towards `total` steps, with the rate and the time left. */
+export function showProgress(total: number): Progress {
+  const format = "{bar} {percentage} %{pace}";
+  // shows nothing where there is no terminal; leaves line wrapping alone, so that Ctrl-C leaves the terminal as it was
+  const bar = new SingleBar({ format, barsize: 16, linewrap: true }, Presets.shades_classic);
+  bar.start(total, 0, { pace: "" });
+  const started = performance.now();
+  let lastLine = started;
+  let done = 0;
+  return {
+    advance(steps, what) {
+      done += steps;
+      const now = performance.now();
+      const rate = 1000 * done / (now - started);
+      const pace = ` | ${rate.toFixed(0)} steps/s | ${formatSeconds((total - done) / rate)} left | ${what}`;
+      bar.update(done, { pace });
+      if (Deno.stderr.isTerminal() || (now - lastLine < SECONDS_A_LINE * 1000 && done < total)) return;
+      lastLine = now;
+      console.error(`${Math.floor(100 * done / total)} %${pace}`);
+    },
+    stop: () => bar.stop(),
+  };
+}
+
+function formatSeconds(seconds: number): string {
+  const whole = Math.ceil(seconds);
+  return whole < 60 ? `${whole} s` : `${Math.floor(whole / 60)} min ${whole % 60} s`;
+}

@@ -1,0 +1,161 @@
+/**
+ * What a comparison of trained models says in the end: a table, and a picture of it.
+ *
+ * @module
+ */
+
+// @ts-types="@types/d3-array"
+import { deviation, group, mean, median } from "d3-array";
+import { parse, View } from "vega";
+import { compile, type TopLevelSpec } from "vega-lite";
+
+/** One model, trained once. */
+export interface Run {
+  method: string;
+  seed: number;
+  /** The mean training loss since the point before, and the test rows' accuracy and mean negative log-likelihood (nats). */
+  curve: { step: number; loss: number; accuracy: number; negativeLogLikelihood: number }[];
+  /** Over the whole run, with its evaluations. */
+  stepsPerSecond: number;
+  parameters: number;
+}
+
+/** A method's runs over all seeds. One run alone has no deviation, and only methods with a baseline have a gain. */
+export interface Row {
+  method: string;
+  runs: number;
+  accuracy: number;
+  accuracyDeviation?: number;
+  gain?: number;
+  gainError?: number;
+  negativeLogLikelihood: number;
+  stepsPerSecond: number;
+  parameters: number;
+}
+
+/**
+ * A row for each method: means over the seeds, standard deviations, and what it gained in accuracy over the baseline's run
+ * of the same seed, with the standard error of that mean.
+ */
+export function summarize(runs: Run[], baseline?: string): Row[] {
+  const accuracyOf = (run: Run) => run.curve.at(-1)!.accuracy;
+  const twins = new Map(runs.filter(({ method }) => method === baseline).map((run) => [run.seed, accuracyOf(run)]));
+  return Array.from(group(runs, ({ method }) => method), ([method, own]) => {
+    const paired = method === baseline ? [] : own.filter(({ seed }) => twins.has(seed));
+    const gains = paired.map((run) => accuracyOf(run) - twins.get(run.seed)!);
+    const spread = deviation(gains);
+    return {
+      method,
+      runs: own.length,
+      accuracy: mean(own, accuracyOf)!,
+      accuracyDeviation: deviation(own, accuracyOf),
+      gain: mean(gains),
+      gainError: spread === undefined ? undefined : spread / Math.sqrt(gains.length),
+      negativeLogLikelihood: mean(own, ({ curve }) => curve.at(-1)!.negativeLogLikelihood)!,
+      stepsPerSecond: median(own, ({ stepsPerSecond }) => stepsPerSecond)!, // the first also compiled its kernels
+      parameters: own[0].parameters,
+    };
+  });
+}
+
+/** The rows as an aligned table that is Markdown too. */
+export function formatTable(rows: Row[]): string {
+  const percent = (share: number, spread?: number) =>
+    (100 * share).toFixed(2) + (spread === undefined ? "" : ` ± ${(100 * spread).toFixed(2)}`);
+  const cells = [
+    ["model", "test accuracy, %", "gain, points", "NLL", "steps/s", "parameters"],
+    ...rows.map((row) => [
+      row.method,
+      percent(row.accuracy, row.accuracyDeviation),
+      row.gain === undefined ? "–" : `+${percent(row.gain, row.gainError)}`.replace("+-", "−"),
+      row.negativeLogLikelihood.toFixed(3),
+      row.stepsPerSecond.toFixed(0),
+      row.parameters.toLocaleString("en"),
+    ]),
+  ];
+  const widths = cells[0].map((_, column) => Math.max(...cells.map((row) => row[column].length)));
+  const align = (text: string, column: number) =>
+    column === 0 ? text.padEnd(widths[column]) : text.padStart(widths[column]);
+  const lines = cells.map((row) => `| ${row.map(align).join(" | ")} |`);
+  const rule = `|${widths.map((width, column) => "-".repeat(width + 1) + (column === 0 ? "-" : ":")).join("|")}|`;
+  return [lines[0], rule, ...lines.slice(1)].join("\n");
+}
+
+/** One colour a method, the same in both panels. */
+const COLORS = ["#1f2937", "#9ca3af", "#e15759", "#4e79a7", "#f28e2b", "#59a14f", "#b07aa1", "#76b7b2"];
+const INK = "#111827";
+const FAINT = "#4b5563";
+
+/** Learning curves (means over the seeds) beside the test error in the end, as an SVG; the bars are the curves' legend. */
+export function drawReport(title: string, subtitle: string, runs: Run[], rows: Row[]): Promise<string> {
+  const methods = rows.map(({ method }) => method);
+  const color = { field: "method", scale: { domain: methods, range: COLORS.slice(0, methods.length) }, legend: null };
+  const error = (share: number) => 100 * (1 - share);
+  const curves = runs.flatMap(({ method, seed, curve }) =>
+    curve.map(({ step, accuracy }) => ({ method, seed, step, error: error(accuracy) }))
+  );
+  const bars = rows.map(({ method, accuracy, accuracyDeviation = 0 }) => ({
+    method,
+    error: error(accuracy),
+    low: error(accuracy + accuracyDeviation),
+    high: error(accuracy - accuracyDeviation),
+  }));
+  const spec: TopLevelSpec = {
+    title: { text: title, subtitle, anchor: "start", fontSize: 17, subtitleFontSize: 12, offset: 18 },
+    background: "white",
+    padding: 20,
+    spacing: 44,
+    config: {
+      font: "Inter, Helvetica Neue, Helvetica, Arial, sans-serif",
+      view: { stroke: null },
+      title: { color: INK, subtitleColor: FAINT, subtitlePadding: 6 },
+      axis: {
+        domain: false,
+        ticks: false,
+        labelFlush: false,
+        gridColor: "#e5e7eb",
+        labelColor: FAINT,
+        labelFontSize: 11,
+        labelPadding: 8,
+        titleColor: INK,
+        titleFontSize: 12,
+        titleFontWeight: "normal",
+        titlePadding: 12,
+      },
+    },
+    hconcat: [{
+      width: 430,
+      height: 300,
+      data: { values: curves },
+      mark: { type: "line", strokeWidth: 2.2, point: { size: 22 } },
+      encoding: {
+        x: { field: "step", type: "quantitative", title: "training step", axis: { grid: false, tickCount: 6 } },
+        y: {
+          field: "error",
+          aggregate: "mean",
+          type: "quantitative",
+          title: "test error, % (log scale)",
+          scale: { type: "log", nice: false },
+          axis: { values: [1, 1.5, 2, 3, 4, 5, 6, 8, 10, 12, 15, 20, 25, 30, 40, 60, 80] },
+        },
+        color,
+      },
+    }, {
+      width: 330,
+      height: 300,
+      data: { values: bars },
+      encoding: { y: { field: "method", type: "nominal", sort: methods, title: null, axis: { labelFontSize: 12 } } },
+      layer: [{
+        mark: { type: "bar", height: { band: 0.62 }, cornerRadiusEnd: 3 },
+        encoding: { x: { field: "error", type: "quantitative", title: "test error in the end, %" }, color },
+      }, {
+        mark: { type: "rule", strokeWidth: 1.4, color: INK },
+        encoding: { x: { field: "low", type: "quantitative" }, x2: { field: "high" } },
+      }, {
+        mark: { type: "text", align: "left", dx: 8, fontSize: 11, color: INK },
+        encoding: { x: { field: "high", type: "quantitative" }, text: { field: "error", format: ".1f" } },
+      }],
+    }],
+  };
+  return new View(parse(compile(spec).spec), { renderer: "none" }).toSVG();
+}

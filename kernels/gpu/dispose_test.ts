@@ -1,0 +1,104 @@
+// In a file of its own: each test file is its own process of modules, so that no other test's device ends here.
+import { assert, assertEquals, assertRejects, assertThrows } from "@std/assert";
+import { defineKernel, dispose, init, Meter, nn, optim, Scope, stats, Tape, tensor, zeros } from "@limbeck/limbeck";
+
+Deno.test("dispose: before init and twice", async () => {
+  await dispose();
+  assertThrows(() => tensor([1]), Error, "call `await init()` before the first tensor");
+  assertThrows(() => new Tape(), Error, "call `await init()`");
+  assertThrows(() => stats(), Error, "call `await init()`");
+  await init();
+  await dispose();
+  await dispose();
+  assertThrows(() => zeros([1]), Error, "call `await init()`");
+});
+
+Deno.test("init: a second call returns the same, also while the first runs", async () => {
+  const [a, b] = await Promise.all([init(), init()]);
+  assert(a === b && a === await init());
+  await dispose();
+});
+
+Deno.test("dispose: then init gives a fresh engine, and old tensors say so", async () => {
+  await init();
+  const double = defineKernel({
+    name: "double",
+    buffers: { x: "read f32", y: "write f32" },
+    main: "y[thread] = 2 * x[thread];",
+    workgroup: 1,
+  });
+  const doubled = async () => {
+    using _scope = new Scope();
+    const x = tensor([21]), y = zeros([1]);
+    double.run({ x: x.memory, y: y.memory }, {}, 1);
+    return await y.item();
+  };
+  assertEquals(await doubled(), 42);
+  const old = tensor([1, 2], undefined, { requiresGrad: true }), scope = new Scope(), inScope = tensor([3]);
+  await dispose();
+  await init();
+  assertEquals([stats().liveTensors, stats().liveBytes], [0, 0]);
+  assertEquals(await doubled(), 42); // the kernel is compiled again
+  await assertRejects(() => old.data(), Error, "on a device that was disposed or lost");
+  assertThrows(() => old.add(1), Error, "on a device that was disposed or lost");
+  assertThrows(() => tensor([1, 2]).add(old), Error, "on a device that was disposed or lost");
+  old.dispose();
+  scope.close();
+  assert(inScope.closed);
+  await dispose();
+});
+
+Deno.test("dispose: in the middle of training, everything old can still be freed", async () => {
+  await init();
+  const layer = new nn.Linear(2, 2), optimizer = new optim.Adam(layer.parameters()), meter = new Meter();
+  const tape = new Tape();
+  const loss = layer.forward(tensor([[1, 2]])).square().sum();
+  loss.backward();
+  optimizer.step();
+  meter.add("loss", loss);
+  await dispose();
+  tape.close(); // never throws
+  await init();
+  for (const old of [optimizer, layer, meter]) old.dispose();
+  assertEquals([stats().liveTensors, stats().liveBytes], [0, 0]);
+  using _tape = new Tape();
+  const x = tensor([3], undefined, { requiresGrad: true });
+  x.square().sum().backward();
+  assertEquals(await x.grad!.array(), [6]);
+  await dispose();
+});
+
+Deno.test("init: memoryLimit", async () => {
+  await init({ memoryLimit: 2 ** 20 });
+  using _scope = new Scope();
+  const half = zeros([2 ** 17]); // 512 KiB
+  assertThrows(() => zeros([2 ** 18]), RangeError, "would pass the memory limit");
+  assertEquals((await half.data())[0], 0);
+  half.dispose();
+  zeros([3 * 2 ** 16]).dispose(); // the pool's 512 KiB are given up for it
+  await dispose();
+  await assertRejects(() => init({ memoryLimit: 0 }), RangeError, "init: memoryLimit must be");
+});
+
+Deno.test("init: an injected device stays its maker's", async () => {
+  const adapter = await navigator.gpu.requestAdapter();
+  const device = await adapter!.requestDevice();
+  await init({ device });
+  {
+    using _scope = new Scope();
+    assertEquals(await tensor([1, 2]).add(1).array(), [2, 3]);
+  }
+  await dispose();
+  const buffer = device.createBuffer({ size: 16, usage: 8 }); // works: it was not destroyed
+  buffer.destroy();
+  device.destroy();
+  // deno-lint-ignore no-explicit-any
+  await assertRejects(() => init({ device: 5 as any }), TypeError, "init: device must be a GPUDevice, got 5");
+  // deno-lint-ignore no-explicit-any
+  await assertRejects(() => init({ powerPreferences: "low-power" } as any), TypeError, "did you mean powerPreference?");
+  await assertRejects(
+    () => init({ features: ["nonsense"] }),
+    RangeError,
+    'init: the adapter lacks the feature "nonsense"',
+  );
+});

@@ -1,0 +1,204 @@
+import { assert, assertEquals, assertRejects, assertStringIncludes, assertThrows } from "@std/assert";
+import { defineKernel, flush, init, Scope, stats, Tape, type Tensor, tensor, zeros } from "@limbeck/limbeck";
+
+Deno.test("gpu: an upload does not change what dispatches before it see", async () => {
+  await init();
+  using _scope = new Scope();
+  // 64 floats go through the arena, 20,000 (above 64 KiB) straight to a buffer; a disposed upload's place is free for the next
+  for (const size of [64, 20_000]) {
+    const results: Tensor[] = [];
+    for (let i = 0; i < 40; i++) {
+      const x = tensor(new Float32Array(size).fill(i));
+      results.push(x.mul(2));
+      x.dispose();
+    }
+    const seen = await Promise.all(results.map((y) => y.data()));
+    seen.forEach((data, i) => assert(data.every((v) => v === 2 * i), `upload ${i} of ${size} floats reads ${data[0]}`));
+    for (const y of results) y.dispose();
+  }
+});
+
+Deno.test("gpu: uploads that stay alive, more than the arena holds", async () => {
+  await init();
+  using _scope = new Scope();
+  // 4 MiB of arena, 90 × 62.5 KiB of data: the rest goes elsewhere
+  const kept = Array.from({ length: 90 }, (_, i) => tensor(new Float32Array(16_000).fill(i)));
+  const sums = kept.map((x) => x.mean());
+  assertEquals(await Promise.all(sums.map((s) => s.item())), kept.map((_, i) => i));
+  assertEquals((await kept[0].data())[15_999], 0);
+});
+
+Deno.test("gpu: writable uploads behind dispatches that read their memory", async () => {
+  await init();
+  using _scope = new Scope();
+  const results: Tensor[] = [];
+  for (let i = 0; i < 20; i++) {
+    const x = tensor(new Float32Array(64).fill(i), [64], { requiresGrad: true }); // in the pool, as parameters are
+    results.push(x.mul(3));
+    x.dispose();
+  }
+  assertEquals(await Promise.all(results.map((y) => y.data().then((d) => d[63]))), results.map((_, i) => 3 * i));
+});
+
+Deno.test("gpu: bytes that are no multiple of four", async () => {
+  const info = await init();
+  if (!info.f16) return;
+  using _scope = new Scope();
+  for (const size of [1, 3, 40_001]) {
+    const x = tensor(new Float16Array(size).fill(1.5), [size]);
+    const data = await x.data();
+    assertEquals([data.length, data[0], data[size - 1]], [size, 1.5, 1.5]);
+  }
+});
+
+Deno.test("gpu: reads are right after more dispatches than a batch holds", async () => {
+  await init();
+  using _scope = new Scope();
+  const before = stats();
+  let x = tensor([0]);
+  const halfway: Tensor[] = [];
+  for (let i = 1; i <= 700; i++) {
+    const next = x.add(1);
+    if (i % 100 === 0) halfway.push(next);
+    else x.dispose();
+    x = next;
+  }
+  const after = stats();
+  assertEquals(after.dispatches - before.dispatches, 700);
+  assert(after.submits > before.submits, "batches are submitted on the way");
+  assertEquals(await x.item(), 700);
+  assertEquals(
+    await Promise.all(halfway.map((t) => t.closed ? -1 : t.item())),
+    halfway.map((t, i) => t.closed ? -1 : 100 * (i + 1)),
+  );
+});
+
+Deno.test("gpu: many reads at once", async () => {
+  await init();
+  using _scope = new Scope();
+  const all = Array.from({ length: 100 }, (_, i) => tensor([i]).add(0.5));
+  assertEquals(await Promise.all(all.map((x) => x.item())), all.map((_, i) => i + 0.5));
+});
+
+Deno.test("gpu: a repeated dispatch makes no bind group", async () => {
+  await init();
+  const step = () => {
+    using _tape = new Tape();
+    const x = tensor(new Float32Array(64).fill(2), [64], { requiresGrad: true });
+    x.square().mul(3).sum().backward();
+  };
+  for (let i = 0; i < 4; i++) step();
+  const { bindGroupsCreated, buffersCreated } = stats();
+  for (let i = 0; i < 20; i++) step();
+  assertEquals([stats().bindGroupsCreated, stats().buffersCreated], [bindGroupsCreated, buffersCreated]);
+});
+
+Deno.test("gpu: numbers in params are told apart, −0 and large u32 too", async () => {
+  await init();
+  using _scope = new Scope();
+  const kernel = defineKernel({
+    name: "params",
+    buffers: { y: "write f32" },
+    params: { a: "f32", b: "u32", c: "i32" },
+    workgroup: 1,
+    main: "y[0] = 1.0 / params.a; y[1] = f32(params.b >> 24u); y[2] = f32(params.c);",
+  });
+  const run = (a: number, b: number, c: number) => {
+    const y = zeros([3]);
+    kernel.run({ y: y.memory }, { a, b, c }, 1);
+    return y.array();
+  };
+  assertEquals(await run(2, 0xff000000, -5), [0.5, 255, -5]);
+  assertEquals(await run(0, 0, 0), [Infinity, 0, 0]);
+  assertEquals(await run(-0, 0, 0), [-Infinity, 0, 0]);
+});
+
+Deno.test("gpu: an error in WGSL comes at the next await, names the kernel and passes", async () => {
+  await init();
+  using _scope = new Scope();
+  const broken = defineKernel({ name: "brokenKernel", buffers: { y: "write f32" }, main: "y[thread] = nonsense;" });
+  const y = zeros([4]);
+  broken.run({ y: y.memory }, {}, 1); // nothing is thrown here
+  const { message } = await assertRejects(() => flush(), Error);
+  assertStringIncludes(message, "brokenKernel");
+  await flush(); // said once
+  assertEquals(await tensor([1, 2]).add(1).array(), [2, 3]);
+});
+
+Deno.test("gpu: an error in WGSL comes at a read as well", async () => {
+  await init();
+  using _scope = new Scope();
+  const broken = defineKernel({ name: "otherBroken", buffers: { y: "write f32" }, main: "y[thread] = 1 +;" });
+  const y = zeros([4]);
+  broken.run({ y: y.memory }, {}, 1);
+  const { message } = await assertRejects(() => y.data(), Error);
+  assertStringIncludes(message, "otherBroken");
+  assertEquals(await zeros([2]).add(1).array(), [1, 1]);
+});
+
+Deno.test("gpu: one buffer is not read and written by one dispatch", async () => {
+  await init();
+  using _scope = new Scope();
+  const copy = defineKernel({
+    name: "copyKernel",
+    buffers: { x: "read f32", y: "write f32" },
+    main: "y[thread] = x[thread];",
+  });
+  const x = zeros([4]), uploaded = tensor([1]);
+  assertThrows(() => copy.run({ x: x.memory, y: x.memory }, {}, 1), Error, "copyKernel binds one buffer");
+  assertThrows(() => copy.run({ x: x.memory, y: uploaded.memory }, {}, 1), Error, "copyKernel writes read-only memory");
+  assertEquals(await x.add(1).array(), [1, 1, 1, 1]); // the pass goes on
+});
+
+Deno.test("defineKernel: refuses names that are no identifiers and too many params", async () => {
+  await init();
+  const main = "";
+  for (const name of ["d_logits 2", "Upper", "2x", "", "a-b"]) {
+    assertThrows(
+      () => defineKernel({ name: "k", buffers: { [name]: "read f32" }, main }),
+      TypeError,
+      "must be a camelCase identifier",
+    );
+  }
+  const params = Object.fromEntries(Array.from({ length: 65 }, (_, i) => [`p${i}`, "u32" as const]));
+  assertThrows(
+    () => defineKernel({ name: "k", buffers: {}, params, main }),
+    TypeError,
+    "at most 64 params fit, got 65",
+  );
+});
+
+Deno.test("defineKernel: more workgroups than one dimension takes", async () => {
+  await init();
+  using _scope = new Scope();
+  const groups = 70_000; // 65,535 in x, the rest in y
+  const kernel = defineKernel({
+    name: "groups",
+    buffers: { y: "write u32" },
+    params: { groups: "u32" },
+    workgroup: 1,
+    main: "if (group < params.groups) { y[group] = group + 1u; }",
+  });
+  const y = zeros([groups], { dtype: "u32" });
+  kernel.run({ y: y.memory }, { groups }, groups);
+  const data = await y.data();
+  assertEquals(data.findIndex((v, i) => v !== i + 1), -1);
+});
+
+Deno.test("gpu: an elementwise op on more than 65,535 workgroups", async () => {
+  await init();
+  using _scope = new Scope();
+  const size = 17_000_000; // 256 threads each: 66,407 workgroups of the filling kernel
+  const x = zeros([size]).add(1);
+  assertEquals(await x.sum().item(), size);
+  const { length } = x.shape;
+  assertEquals(length, 1);
+});
+
+Deno.test("gpu: a tensor that the adapter cannot bind is refused", async () => {
+  const { limits } = await init();
+  const before = stats().liveBytes;
+  const { message } = assertThrows(() => zeros([Math.floor(limits.maxStorageBufferBindingSize / 4) + 1]), RangeError);
+  assertStringIncludes(message, "more than this adapter binds at once");
+  assertEquals(stats().liveBytes, before);
+});
