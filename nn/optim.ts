@@ -246,7 +246,7 @@ export interface SgdOptions {
  * import { init, optim, Tape, tensor } from "@limbeck/limbeck";
  *
  * await init();
- * const w = tensor([3], undefined, { requiresGrad: true });
+ * const w = tensor([3], { requiresGrad: true });
  * const optimizer = new optim.SGD([w], { lr: 0.1 });
  * for (let step = 0; step < 50; step++) {
  *   using tape = new Tape();

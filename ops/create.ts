@@ -62,7 +62,7 @@ function flatten(values: unknown, shape: number[], depth: number, out: number[])
 /**
  * A tensor from a number, a flat or nested array, or a typed array (Float32Array → f32, Float16Array → f16, Int32Array → i32, Uint32Array → u32).
  *
- * `shape` is taken from the nesting unless given. Throws a TypeError for ragged values or a count that does not fit the shape.
+ * The shape is taken from the nesting unless given: `tensor(values, shape, options)` or `tensor(values, options)`. Throws a TypeError for ragged values or a count that does not fit the shape.
  *
  * @example
  * ```ts
@@ -75,9 +75,12 @@ function flatten(values: unknown, shape: number[], depth: number, out: number[])
  */
 export function tensor(
   values: NestedArray | readonly number[] | TypedArray,
-  shape?: readonly number[],
-  options: TensorOptions = {},
+  shapeOrOptions?: readonly number[] | TensorOptions,
+  more: TensorOptions = {},
 ): Tensor {
+  const [shape, options] = shapeOrOptions === undefined || Array.isArray(shapeOrOptions)
+    ? [shapeOrOptions as readonly number[] | undefined, more]
+    : [undefined, shapeOrOptions as TensorOptions];
   checkTensorOptions("tensor", options);
   let data: TypedArray, natural: number[] = [];
   const given = DTYPES.find((d) => values instanceof ARRAYS[d as DType]) as DType | undefined;

@@ -76,7 +76,7 @@ const OPTIONS = [
  * import { crossEntropy, init, Tape, tensor } from "@limbeck/limbeck";
  *
  * await init();
- * const logits = tensor([[2, 0, 0], [0, 1, 0]], undefined, { requiresGrad: true });
+ * const logits = tensor([[2, 0, 0], [0, 1, 0]], { requiresGrad: true });
  * using tape = new Tape();
  * const loss = crossEntropy(logits, tensor(new Int32Array([0, -100])), { labelSmoothing: 0.1 });
  * loss.backward();

@@ -352,7 +352,7 @@ export const DIVERGENCES: readonly DivergenceName[] = [
  * import { distillation, init, Tape, tensor } from "@limbeck/limbeck";
  *
  * await init();
- * const student = tensor([[1, 0, 0], [0, 0, 0]], undefined, { requiresGrad: true });
+ * const student = tensor([[1, 0, 0], [0, 0, 0]], { requiresGrad: true });
  * const teacher = tensor([[3, 1, 0], [0, 2, 1]]), labels = tensor(new Int32Array([0, -100]));
  * using tape = new Tape();
  * const loss = distillation(student, teacher, labels, { alpha: 0.3, temperature: 4 });

@@ -27,7 +27,8 @@ export interface Options {
 export function readOptions(help: string, args: string[] = Deno.args): Options {
   const names = new Set(Array.from(help.matchAll(/--([a-z]+)/g), ([, name]) => name));
   const unknown: string[] = [];
-  const joined = args.join("\0").replace(/\0(?=-\d)/g, "=").split("\0"); // in `--seed -5` the -5 is a value, not an option
+  // in `--seed -5` the -5 is a value, not an option
+  const joined = args.length === 0 ? [] : args.join("\0").replace(/\0(?=-\d)/g, "=").split("\0");
   // everything is read as text, so that `--seeds few` and `--quick=perhaps` are refused here and not guessed at
   const values: Record<string, string | undefined> = parseArgs(joined, {
     string: [...names],

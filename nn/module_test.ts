@@ -1,0 +1,157 @@
+import { assert, assertEquals, assertThrows } from "@std/assert";
+import { init, manualSeed, nn, relu, stats, Tape, Tensor, tensor } from "@limbeck/limbeck";
+
+class Inner extends nn.Module {
+  outProj: nn.Linear = new nn.Linear(2, 2);
+  scale: Tensor = tensor([2], undefined, { requiresGrad: true }).keep();
+  override forward(x: Tensor): Tensor {
+    return this.outProj.forward(x).mul(this.scale);
+  }
+}
+
+class Outer extends nn.Module {
+  blocks: Inner[] = [new Inner(), new Inner()];
+  head: nn.Linear = new nn.Linear(2, 1, { bias: false });
+  readonly width = 2;
+  override forward(x: Tensor): Tensor {
+    return this.head.forward(this.blocks.reduce((y, block) => block.forward(y), x));
+  }
+}
+
+Deno.test("module: names are PyTorch's", async () => {
+  await init();
+  const model = new Outer();
+  assertEquals(model.namedParameters().map(([name, p]) => `${name} [${p.shape}]`), [
+    "blocks.0.scale [1]",
+    "blocks.0.out_proj.weight [2,2]",
+    "blocks.0.out_proj.bias [2]",
+    "blocks.1.scale [1]",
+    "blocks.1.out_proj.weight [2,2]",
+    "blocks.1.out_proj.bias [2]",
+    "head.weight [1,2]",
+  ]);
+  const sequential = new nn.Sequential(new nn.Linear(2, 3), relu, new nn.Dropout(0.1), new nn.Linear(3, 1));
+  assertEquals(Object.keys(sequential.stateDict()), ["0.weight", "0.bias", "3.weight", "3.bias"]);
+  model.dispose();
+  sequential.dispose();
+});
+
+Deno.test("module: a shared parameter comes once, under its first name", async () => {
+  await init();
+  const model = new Outer();
+  model.blocks[1].outProj.weight.dispose();
+  model.blocks[1].outProj.weight = model.blocks[0].outProj.weight;
+  assertEquals(model.parameters().length, 6);
+  assert(!model.namedParameters().some(([name]) => name === "blocks.1.out_proj.weight"));
+  model.dispose();
+});
+
+Deno.test("module: parameters outlive the scope that they were made in", async () => {
+  await init();
+  const tape = new Tape(), model = new Outer();
+  tape.close();
+  assert(model.parameters().every((p) => !p.closed && p.requiresGrad));
+  model.dispose();
+});
+
+Deno.test("module: train and eval reach all children", async () => {
+  await init();
+  const dropout = new nn.Dropout(0.5), model = new nn.Sequential(new nn.Sequential(dropout), relu);
+  const x = tensor(new Float32Array(1000).fill(1));
+  assert(model.training && dropout.training);
+  const zeros = (y: number[]) => y.filter((v) => v === 0).length;
+  const trained = Array.from(await model.forward(x).data());
+  assert(zeros(trained) > 400 && zeros(trained) < 600, `${zeros(trained)} of 1000 dropped`); // 6 deviations of 16
+  assert(trained.every((v) => v === 0 || v === 2));
+  assertEquals(model.eval(), model);
+  assert(!dropout.training);
+  assertEquals(zeros(Array.from(await model.forward(x).data())), 0);
+  assert(model.train().training && dropout.training);
+});
+
+Deno.test("module: state dict, there and back", async () => {
+  await init();
+  manualSeed(1);
+  const from = new Outer(), to = new Outer(), x = tensor([[1, -2]]);
+  const before = [await from.forward(x).item(), await to.forward(x).item()];
+  assert(before[0] !== before[1]);
+  const state = from.stateDict();
+  assert(state["head.weight"] === from.head.weight, "the live tensors");
+  to.loadStateDict(state);
+  assertEquals(await to.forward(x).item(), before[0]);
+  from.head.weight.assign(tensor([[0, 0]])); // a copy was taken
+  assertEquals(await to.forward(x).item(), before[0]);
+  from.dispose();
+  to.dispose();
+});
+
+Deno.test("module: a state dict that does not fit copies nothing", async () => {
+  await init();
+  const model = new nn.Sequential(new nn.Linear(2, 2), new nn.Linear(2, 1));
+  const values = async () => (await Promise.all(model.parameters().map((p) => p.data()))).map((d) => Array.from(d));
+  const before = await values();
+  const good = (): Record<string, Tensor> =>
+    Object.fromEntries(model.namedParameters().map(([name, p]) => [name, p.detach().mul(0)]));
+  const { "1.bias": _, ...missing } = good();
+  assertThrows(() => model.loadStateDict(missing), Error, "loadStateDict: missing 1.bias; unexpected nothing");
+  const unexpected = { ...good(), "2.weight": tensor([1]) };
+  assertThrows(() => model.loadStateDict(unexpected), Error, "loadStateDict: missing nothing; unexpected 2.weight");
+  const misshapen = { ...good(), "1.bias": tensor([1, 2]) }; // the last one, behind good ones
+  assertThrows(() => model.loadStateDict(misshapen), TypeError, "loadStateDict: 1.bias must have shape [1], got [2]");
+  const integers = { ...good(), "1.bias": tensor(new Int32Array(1)) };
+  assertThrows(() => model.loadStateDict(integers), TypeError, "loadStateDict: 1.bias must have dtype f32, got i32");
+  assertEquals(await values(), before);
+  model.loadStateDict(missing, { strict: false });
+  assertEquals(await values(), [[0, 0, 0, 0], [0, 0], [0, 0], before[3]]);
+  model.dispose();
+});
+
+Deno.test("module: Linear starts within ±1/√in and dispose frees all", async () => {
+  await init();
+  const before = stats();
+  const layer = new nn.Linear(100, 50);
+  const weight = Array.from(await layer.weight.data()), largest = weight.reduce((m, v) => Math.max(m, Math.abs(v)), 0);
+  assert(largest <= 0.1 && largest > 0.099, `${largest}`); // 5,000 draws come within a hundredth of the end
+  {
+    using _tape = new Tape();
+    layer.forward(tensor([new Array(100).fill(1)])).sum().backward();
+  }
+  layer.dispose();
+  assertEquals([stats().liveTensors, stats().liveBytes], [before.liveTensors, before.liveBytes]);
+  assertThrows(() => new nn.Linear(0, 1), RangeError, "Linear: inFeatures must be");
+  assertThrows(() => new nn.Dropout(1), RangeError, "Dropout: p must be");
+  // deno-lint-ignore no-explicit-any
+  assertThrows(
+    () => new nn.Sequential(5 as any),
+    TypeError,
+    "Sequential: step 0 must be a Module or a function, got 5",
+  );
+});
+
+Deno.test("init: moments of the random initialisations", async () => {
+  await init();
+  manualSeed(2);
+  const { constant, kaimingNormal, kaimingUniform, normal, uniform, xavierNormal, xavierUniform } = nn.init;
+  const x = tensor(new Float32Array(20_000), [100, 200]);
+  const deviation = async () => {
+    const data = Array.from(await x.data());
+    return Math.sqrt(data.reduce((sum, v) => sum + v * v, 0) / data.length);
+  };
+  // the deviation of 20,000 draws is right to 1/√40,000 = 0.5 %; 2 % is four times that
+  const near = (got: number, want: number) => assert(Math.abs(got / want - 1) < 0.02, `${got}, wanted ${want}`);
+  uniform(x, -1, 1);
+  near(await deviation(), Math.sqrt(1 / 3));
+  normal(x, 0, 3);
+  near(await deviation(), 3);
+  xavierUniform(x);
+  near(await deviation(), Math.sqrt(2 / 300));
+  xavierNormal(x, 2);
+  near(await deviation(), 2 * Math.sqrt(2 / 300));
+  kaimingUniform(x);
+  near(await deviation(), Math.sqrt(2 / 200));
+  kaimingNormal(x, 1);
+  near(await deviation(), Math.sqrt(1 / 200));
+  assertEquals(constant(x, 0.5), x);
+  assertEquals(new Set(await x.data()), new Set([0.5]));
+  assertThrows(() => xavierNormal(tensor([1])), TypeError, "init.xavierNormal: x must have at least 2 dimensions");
+});
