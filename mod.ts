@@ -53,7 +53,9 @@ export {
   where,
 } from "./ops/elementwise.ts";
 export { argmax, logSumExp, max, mean, min, sum, variance } from "./ops/reduce.ts";
-export { expand, permute, reshape, transpose } from "./ops/shape.ts";
+export { concat, expand, permute, reshape, slice, stack, transpose, tril, triu } from "./ops/shape.ts";
+export { embedding, gather, oneHot } from "./ops/indexing.ts";
+export { layerNorm, type NormOptions, rmsNorm } from "./ops/norm.ts";
 export { linear, matmul } from "./ops/matmul.ts";
 export { logSoftmax, softmax } from "./ops/softmax.ts";
 export { dropout, type DropoutOptions } from "./ops/dropout.ts";

@@ -181,3 +181,37 @@ const scaleKernel = variants((key: string) => {
 export function scale(x: Memory, factor: Memory, size: number, element: Element, factorElement: Element): void {
   scaleKernel(`${element},${factorElement}`).run({ x, factor }, { size }, Math.ceil(size / 256));
 }
+
+const scatterKernel = variants((key: string): KernelSpec => {
+  const [element, rank_] = key.split(","), axes = Array.from({ length: Number(rank_) }, (_, d) => d);
+  return {
+    name: "place",
+    buffers: { x: `read ${element as Element}`, y: `write ${element as Element}` },
+    params: Object.fromEntries(
+      ["size", "offset", ...axes.flatMap((d) => [`dim${d}`, `stride${d}`])].map((p) => [p, "u32" as const]),
+    ),
+    main: `if (thread >= params.size) { return; }
+  var rest = thread;
+  var at = params.offset;
+  ${axes.toReversed().map((d) => `at += rest % params.dim${d} * params.stride${d}; rest /= params.dim${d};`).join(" ")}
+  y[at] = x[thread];`,
+  };
+});
+
+/** Writes x's elements, in order, to the places of y that lie `strides` apart along `dims` from `offset` on. */
+export function scatterStrided(
+  x: Memory,
+  y: Memory,
+  element: Element,
+  dims: readonly number[],
+  strides: readonly number[],
+  offset: number,
+): void {
+  const size = dims.reduce((a, b) => a * b, 1);
+  const values: Record<string, number> = { size, offset };
+  dims.forEach((dim, d) => {
+    values[`dim${d}`] = dim;
+    values[`stride${d}`] = strides[d];
+  });
+  scatterKernel(`${element},${dims.length}`).run({ x, y }, values, Math.ceil(size / 256));
+}

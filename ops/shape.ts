@@ -1,11 +1,12 @@
 /** Ops that move elements without changing them. */
-import { describe } from "../kernels/check.ts";
-import { gatherStrided } from "../kernels/elementwise.ts";
+import { checkNumber, describe } from "../kernels/check.ts";
+import { gatherStrided, scatterStrided } from "../kernels/elementwise.ts";
+import { fill } from "../kernels/random.ts";
 import { gpu } from "../kernels/gpu/gpu.ts";
 import type { DType } from "../autograd/storage.ts";
 import { record } from "../autograd/tape.ts";
 import { checkShape, checkTensor, sizeOf, Tensor } from "../autograd/tensor.ts";
-import { checkShapeArgument } from "./create.ts";
+import { arange, checkShapeArgument } from "./create.ts";
 import { broadcastShape, mapped } from "./elementwise.ts";
 import { checkDim, sumTo } from "./reduce.ts";
 
@@ -96,4 +97,135 @@ export function checkRank(op: string, name: string, x: Tensor, rank: number): vo
       `${op}: ${name} must have at least ${rank} dimension${rank > 1 ? "s" : ""}, got shape [${x.shape}]`,
     );
   }
+}
+
+/** What slice, concat and stack share: x's elements between `ranges` (one pair a dimension, already checked). */
+function cut(x: Tensor, ranges: readonly (readonly [number, number])[], op: string): Tensor {
+  const y = Tensor.empty(ranges.map(([from, to]) => to - from), x.dtype, op);
+  const strides = x.shape.map((_, d) => sizeOf(x.shape.slice(d + 1)));
+  const offset = ranges.reduce((sum, [from], d) => sum + from * strides[d], 0);
+  gatherStrided(x.memory, y.memory, x.dtype, y.shape, strides, offset);
+  return y;
+}
+
+/** Zeros of `shape` with x where `ranges` say: the gradient of `cut`. */
+function padded(
+  x: Tensor,
+  ranges: readonly (readonly [number, number])[],
+  shape: readonly number[],
+  op: string,
+): Tensor {
+  const y = Tensor.empty(shape, x.dtype, op);
+  fill(y.memory, 0, y.size, y.dtype);
+  place(x, y, ranges);
+  return y;
+}
+
+/** Writes x into y between `ranges`. */
+function place(x: Tensor, y: Tensor, ranges: readonly (readonly [number, number])[]): void {
+  const strides = y.shape.map((_, d) => sizeOf(y.shape.slice(d + 1)));
+  const offset = ranges.reduce((sum, [from], d) => sum + from * strides[d], 0);
+  scatterStrided(x.memory, y.memory, x.dtype, x.shape, strides, offset);
+}
+
+/**
+ * The elements between start and end (exclusive), one pair for each leading dimension; negative ends count from the back, a missing pair takes all.
+ * Throws a RangeError for a pair outside the dimension.
+ *
+ * @example
+ * ```ts
+ * import { init, slice, tensor } from "@limbeck/limbeck";
+ *
+ * await init();
+ * console.log(await slice(tensor([[1, 2, 3], [4, 5, 6]]), [[0, 2], [1, -1]]).array()); // [[2], [5]]
+ * ```
+ */
+export function slice(x: Tensor, pairs: readonly (readonly [number, number])[]): Tensor {
+  checkTensor("slice", "x", x, ANY);
+  if (!Array.isArray(pairs) || pairs.length > x.rank || !pairs.every((p) => Array.isArray(p) && p.length === 2)) {
+    throw new TypeError(`slice: pairs must be at most ${x.rank} pairs [start, end], got ${describe(pairs)}`);
+  }
+  const ranges = x.shape.map((n, d): [number, number] => {
+    const [from, to] = (pairs[d] ?? [0, n]).map((at: number, i: number) => {
+      checkNumber("slice", `pairs[${d}][${i}]`, at, { integer: true, min: -n, max: n });
+      return at < 0 ? at + n : at;
+    });
+    if (to < from) throw new RangeError(`slice: pairs[${d}] must not end before it starts, got [${pairs[d]}]`);
+    return [from, to];
+  });
+  const y = cut(x, ranges, "slice");
+  return record({ op: "slice", inputs: [x], output: y, backward: (dY) => [padded(dY, ranges, x.shape, "slice")] });
+}
+
+function checkTensors(op: string, xs: readonly Tensor[]): void {
+  if (!Array.isArray(xs) || xs.length === 0) {
+    throw new TypeError(`${op}: xs must be an array of at least one tensor, got ${describe(xs)}`);
+  }
+  xs.forEach((x, i) => checkTensor(op, `xs[${i}]`, x, i === 0 ? ANY : [xs[0].dtype]));
+}
+
+/** Tensors behind each other along `dim`; they must agree in all other dimensions. */
+export function concat(xs: readonly Tensor[], dim = 0): Tensor {
+  checkTensors("concat", xs);
+  const along = checkDim("concat", dim, xs[0].rank);
+  for (const [i, x] of xs.entries()) {
+    checkShape(
+      "concat",
+      `xs[${i}]`,
+      x,
+      xs[0].shape.map((n, d) => d === along ? x.shape[d] : n),
+    );
+  }
+  const total = xs.reduce((sum, x) => sum + x.shape[along], 0);
+  const y = Tensor.empty(xs[0].shape.map((n, d) => d === along ? total : n), xs[0].dtype, "concat");
+  let at = 0;
+  const parts = xs.map((x) => {
+    const from = at;
+    at += x.shape[along];
+    return y.shape.map((n, d): [number, number] => d === along ? [from, from + x.shape[along]] : [0, n]);
+  });
+  xs.forEach((x, i) => place(x, y, parts[i]));
+  return record({
+    op: "concat",
+    inputs: xs,
+    output: y,
+    backward: (dY, wants) => xs.map((_, i) => wants[i] ? cut(dY, parts[i], "concat") : null),
+  });
+}
+
+/** Tensors of one shape along a new dimension `dim`. */
+export function stack(xs: readonly Tensor[], dim = 0): Tensor {
+  checkTensors("stack", xs);
+  const at = checkDim("stack", dim, xs[0].rank + 1);
+  xs.forEach((x, i) => checkShape("stack", `xs[${i}]`, x, xs[0].shape));
+  const shape = [...xs[0].shape];
+  shape.splice(at, 0, 1);
+  return concat(xs.map((x) => reshape(x, shape)), at);
+}
+
+function triangle(op: "triu" | "tril", x: Tensor, diagonal: number): Tensor {
+  checkTensor(op, "x", x);
+  checkRank(op, "x", x, 2);
+  checkNumber(op, "diagonal", diagonal, { integer: true });
+  const [rows, columns] = x.shape.slice(-2);
+  const [row, column] = [arange(rows).view([rows, 1], op), arange(columns)];
+  const keep = op === "triu" ? "select(0.0, a, c - b >= s0)" : "select(0.0, a, c - b <= s0)";
+  const y = mapped(op, keep, [x, row, column], x.shape, [diagonal]);
+  return record({
+    op,
+    inputs: [x],
+    output: y,
+    saved: [row, column],
+    backward: (dY) => [mapped(op, keep, [dY, row, column], x.shape, [diagonal])],
+  });
+}
+
+/** x on and above the given diagonal of the last two dimensions (0: the main one, 1: the one above), 0 below. */
+export function triu(x: Tensor, diagonal = 0): Tensor {
+  return triangle("triu", x, diagonal);
+}
+
+/** x on and below the given diagonal of the last two dimensions, 0 above. */
+export function tril(x: Tensor, diagonal = 0): Tensor {
+  return triangle("tril", x, diagonal);
 }

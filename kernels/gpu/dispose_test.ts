@@ -34,7 +34,7 @@ Deno.test("dispose: then init gives a fresh engine, and old tensors say so", asy
     return await y.item();
   };
   assertEquals(await doubled(), 42);
-  const old = tensor([1, 2], undefined, { requiresGrad: true }), scope = new Scope(), inScope = tensor([3]);
+  const old = tensor([1, 2], { requiresGrad: true }), scope = new Scope(), inScope = tensor([3]);
   await dispose();
   await init();
   assertEquals([stats().liveTensors, stats().liveBytes], [0, 0]);
@@ -62,7 +62,7 @@ Deno.test("dispose: in the middle of training, everything old can still be freed
   for (const old of [optimizer, layer, meter]) old.dispose();
   assertEquals([stats().liveTensors, stats().liveBytes], [0, 0]);
   using _tape = new Tape();
-  const x = tensor([3], undefined, { requiresGrad: true });
+  const x = tensor([3], { requiresGrad: true });
   x.square().sum().backward();
   assertEquals(await x.grad!.array(), [6]);
   await dispose();

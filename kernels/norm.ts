@@ -1,0 +1,181 @@
+/**
+ * Layer norm and RMS norm of rows: y = (x − mean)·rstd·weight + bias, with mean 0 and no bias for RMS. The forward pass keeps mean and rstd, two
+ * numbers a row.
+ */
+import type { Element } from "./elementwise.ts";
+import { gpu } from "./gpu/gpu.ts";
+import { type BufferType, type Kernel, type KernelSpec, variants } from "./gpu/kernel.ts";
+import type { Memory } from "./gpu/memory.ts";
+import { reduce } from "./reduce.ts";
+import { parsePlan, planKey, planRow, rowBuffer, rowCode } from "./row.ts";
+
+const vector = (name: string, wide: boolean) =>
+  `fn ${name}_at(c: vec4u) -> vec4f {
+  let last = params.columns - 1u;
+  ${
+    wide
+      ? `return vec4f(${name}[min(c.x, last) / 4u]);`
+      : `return vec4f(${[..."xyzw"].map((l) => `f32(${name}[min(c.${l}, last)])`).join(", ")});`
+  }
+}`;
+
+const forwardKernel: (key: string) => Kernel = variants((key: string): KernelSpec => {
+  const [kind, element, plan_] = key.split("/") as ["layerNorm" | "rmsNorm", Element, string];
+  const plan = parsePlan(plan_), layer = kind === "layerNorm";
+  const { head, begin, each } = rowCode(plan, { x: element }, { y: element });
+  return {
+    name: kind,
+    buffers: {
+      x: rowBuffer("read", element, plan),
+      weight: rowBuffer("read", element, plan),
+      ...layer ? { bias: rowBuffer("read", element, plan) } : {},
+      y: rowBuffer("write", element, plan),
+      stats: "write f32",
+    },
+    params: { rows: "u32", columns: "u32", eps: "f32" },
+    workgroup: plan.threads,
+    head: head + vector("weight", plan.wide) + (layer ? vector("bias", plan.wide) : ""),
+    main: `let row = group;
+  if (row >= params.rows) { return; }
+  ${begin}
+  let width = f32(params.columns);
+  ${
+      layer
+        ? `var sum = 0.0;
+  ${each("sum += sum_of(select(vec4f(0.0), x4, live4));")}
+  let mean = all_sum(lane, vec4f(sum)).x / width;`
+        : "let mean = 0.0;"
+    }
+  var squares = 0.0;
+  ${each("let c4 = select(vec4f(0.0), x4 - mean, live4); squares += sum_of(c4 * c4);")}
+  let rstd = 1.0 / sqrt(all_sum(lane, vec4f(squares)).x / width + params.eps);
+  if (lane == 0u) { stats[2u * row] = mean; stats[2u * row + 1u] = rstd; }
+  ${
+      each(
+        `store_y(row_base, columns4, (x4 - mean) * rstd * weight_at(columns4)${layer ? " + bias_at(columns4)" : ""});`,
+      )
+    }`,
+  };
+});
+
+/** y, and mean and 1/deviation of each row in `stats` [rows, 2]; a layer norm has a bias, an RMS norm none. */
+export function normRows(
+  b: { x: Memory; weight: Memory; bias: Memory | null; y: Memory; stats: Memory },
+  element: Element,
+  rows: number,
+  columns: number,
+  eps: number,
+): void {
+  const kind = b.bias ? "layerNorm" : "rmsNorm";
+  const { bias, ...rest } = b;
+  forwardKernel(`${kind}/${element}/${planKey(planRow(columns, 1))}`).run(bias ? { ...rest, bias } : rest, {
+    rows,
+    columns,
+    eps,
+  }, rows);
+}
+
+// with h = (x − mean)·rstd and g = dY·weight: dX = rstd·(g − mean(g) − h·mean(g·h)); RMS leaves mean(g) out
+const backwardKernel: (key: string) => Kernel = variants((key: string): KernelSpec => {
+  const [kind, element, plan_] = key.split("/") as ["layerNorm" | "rmsNorm", Element, string];
+  const plan = parsePlan(plan_), layer = kind === "layerNorm";
+  const { head, begin, each } = rowCode(plan, { x: element, d_y: element }, { d_x: element });
+  return {
+    name: `${kind} backward`,
+    buffers: {
+      x: rowBuffer("read", element, plan),
+      weight: rowBuffer("read", element, plan),
+      stats: "read f32",
+      dY: rowBuffer("read", element, plan),
+      dX: rowBuffer("write", element, plan),
+    },
+    params: { rows: "u32", columns: "u32" },
+    workgroup: plan.threads,
+    head: head + vector("weight", plan.wide),
+    main: `let row = group;
+  if (row >= params.rows) { return; }
+  ${begin}
+  let mean = stats[2u * row];
+  let rstd = stats[2u * row + 1u];
+  var part = vec2f(0.0);
+  ${
+      each(`let g4 = select(vec4f(0.0), d_y4 * weight_at(columns4), live4);
+    part += vec2f(sum_of(g4), sum_of(g4 * (x4 - mean) * rstd));`)
+    }
+  let means = all_sum(lane, vec4f(part, 0.0, 0.0)) / f32(params.columns);
+  ${
+      each(
+        `store_d_x(row_base, columns4, rstd * (d_y4 * weight_at(columns4) - ${
+          layer ? "means.x" : "0.0"
+        } - (x4 - mean) * rstd * means.y));`,
+      )
+    }`,
+  };
+});
+
+// dWeight = Σ dY·h and dBias = Σ dY over rows: 16 columns by 16 lanes a workgroup, pieces of rows as in reduce.ts
+const parameterKernel: (element: Element) => Kernel = variants((element: Element): KernelSpec => ({
+  name: "norm parameters backward",
+  buffers: {
+    x: `read ${element}`,
+    stats: "read f32",
+    dY: `read ${element}`,
+    weightSums: "write f32",
+    biasSums: "write f32",
+  },
+  params: { rows: "u32", columns: "u32", piece: "u32", pieces: "u32", tiles: "u32" },
+  head: "var<workgroup> meeting: array<vec2f, 256>;",
+  main: `if (group >= params.tiles * params.pieces) { return; }
+  let tile = group % params.tiles;
+  let piece = group / params.tiles;
+  let column = min(tile * 16u + lane % 16u, params.columns - 1u);
+  let along = lane / 16u;
+  var sum = vec2f(0.0);
+  let end = min((piece + 1u) * params.piece, params.rows);
+  for (var row = piece * params.piece + along; row < end; row += 16u) {
+    let at = row * params.columns + column;
+    let g = f32(d_y[at]);
+    sum += vec2f(g * (f32(x[at]) - stats[2u * row]) * stats[2u * row + 1u], g);
+  }
+  meeting[lane] = sum;
+  for (var half = 8u; half > 0u; half /= 2u) {
+    workgroupBarrier();
+    if (along < half) { meeting[lane] += meeting[lane + half * 16u]; }
+  }
+  if (along == 0u && tile * 16u + lane < params.columns) {
+    weight_sums[piece * params.columns + column] = meeting[lane].x;
+    bias_sums[piece * params.columns + column] = meeting[lane].y;
+  }`,
+}));
+
+/** Gradients of a norm; those without memory are left out. */
+export function normRowsBackward(
+  b: {
+    x: Memory;
+    weight: Memory;
+    stats: Memory;
+    dY: Memory;
+    dX: Memory | null;
+    dWeight: Memory | null;
+    dBias: Memory | null;
+  },
+  layer: boolean,
+  element: Element,
+  rows: number,
+  columns: number,
+): void {
+  const { x, weight, stats, dY, dX, dWeight, dBias } = b;
+  if (dX) {
+    const key = `${layer ? "layerNorm" : "rmsNorm"}/${element}/${planKey(planRow(columns, 2))}`;
+    backwardKernel(key).run({ x, weight, stats, dY, dX }, { rows, columns }, rows);
+  }
+  if (!dWeight && !dBias) return;
+  const tiles = Math.ceil(columns / 16), pieces = Math.max(1, Math.min(64, Math.ceil(rows / 128)));
+  const weightSums = gpu().pool.take(4 * pieces * columns), biasSums = gpu().pool.take(4 * pieces * columns);
+  const params = { rows, columns, piece: Math.ceil(rows / pieces), pieces, tiles };
+  parameterKernel(element).run({ x, stats, dY, weightSums, biasSums }, params, tiles * pieces);
+  if (dWeight) reduce("sum", weightSums, "f32", dWeight, element, 1, pieces, columns);
+  if (dBias) reduce("sum", biasSums, "f32", dBias, element, 1, pieces, columns);
+  weightSums.free();
+  biasSums.free();
+}

@@ -1,0 +1,91 @@
+/** Taking elements by index. Indices are i32 tensors and get no gradient; one out of range is a RangeError where the host wrote it, else NaN. */
+import { checkNumber } from "../kernels/check.ts";
+import { embedding as lookUp, embeddingBackward, gather as take, gatherBackward } from "../kernels/indexing.ts";
+import { record } from "../autograd/tape.ts";
+import { checkTensor, sizeOf, Tensor } from "../autograd/tensor.ts";
+import { arange } from "./create.ts";
+import { mapped } from "./elementwise.ts";
+import { checkDim } from "./reduce.ts";
+
+function checkIndex(op: string, index: Tensor, size: number): void {
+  checkTensor(op, "index", index, ["i32", "u32"]);
+  index.storage.host?.forEach((k, i) => {
+    if (k < 0 || k >= size) throw new RangeError(`${op}: index must be in [0, ${size}), got ${k} at element ${i}`);
+  });
+}
+
+/**
+ * The rows of `weight` [V, D] that `index` [...] names → [..., D]. The gradient adds up the rows of equal indices in their order: the same bits every time.
+ *
+ * Throws a RangeError for an index outside [0, V) that the host wrote; one that only the GPU has seen gives a row of NaN. Source: `torch.nn.functional.embedding`.
+ *
+ * @example
+ * ```ts
+ * import { embedding, init, tensor } from "@limbeck/limbeck";
+ *
+ * await init();
+ * const y = embedding(tensor([[1, 2], [3, 4]]), tensor(new Int32Array([1, 1, 0])));
+ * console.log(await y.array()); // [[3, 4], [3, 4], [1, 2]]
+ * ```
+ */
+export function embedding(weight: Tensor, index: Tensor): Tensor {
+  checkTensor("embedding", "weight", weight);
+  if (weight.rank !== 2) throw new TypeError(`embedding: weight must have shape [rows, width], got [${weight.shape}]`);
+  const [rows, width] = weight.shape;
+  checkIndex("embedding", index, rows);
+  const y = Tensor.empty([...index.shape, width], weight.dtype, "embedding");
+  lookUp(weight.memory, index.memory, y.memory, weight.dtype, index.size, width, rows);
+  return record({
+    op: "embedding",
+    inputs: [weight],
+    output: y,
+    saved: [index],
+    backward: (dY, _, gradientOf) => {
+      const dWeight = gradientOf(0);
+      embeddingBackward(index.memory, dY.memory, dWeight.memory, weight.dtype, index.size, width, rows);
+      return [dWeight];
+    },
+  });
+}
+
+/**
+ * y[…, j, …] = x[…, index[…, j, …], …] along `dim`: index has x's shape but for `dim`. The gradient adds up equal indices in their order.
+ * Errors as `embedding`. Source: `torch.gather`, with equal sizes outside `dim`.
+ */
+export function gather(x: Tensor, dim: number, index: Tensor): Tensor {
+  checkTensor("gather", "x", x, ["f32", "f16", "i32", "u32"]);
+  const along = checkDim("gather", dim, x.rank);
+  checkTensor("gather", "index", index, ["i32", "u32"]);
+  if (index.rank !== x.rank || index.shape.some((n, d) => d !== along && n !== x.shape[d])) {
+    throw new TypeError(`gather: index must have shape [${x.shape}] but for dimension ${along}, got [${index.shape}]`);
+  }
+  checkIndex("gather", index, x.shape[along]);
+  const sizes = {
+    outer: sizeOf(x.shape.slice(0, along)),
+    from: x.shape[along],
+    to: index.shape[along],
+    inner: sizeOf(x.shape.slice(along + 1)),
+  };
+  const y = Tensor.empty(index.shape, x.dtype, "gather");
+  take(x.memory, index.memory, y.memory, x.dtype, sizes);
+  return record({
+    op: "gather",
+    inputs: [x],
+    output: y,
+    saved: [index],
+    backward: (dY, _, gradientOf) => {
+      const dX = gradientOf(0);
+      gatherBackward(index.memory, dY.memory, dX.memory, x.dtype, sizes);
+      return [dX];
+    },
+  });
+}
+
+/** f32 [..., classes]: 1 at each index [...], 0 elsewhere (everywhere for an index out of range). */
+export function oneHot(index: Tensor, classes: number): Tensor {
+  checkTensor("oneHot", "index", index, ["i32", "u32"]);
+  checkNumber("oneHot", "classes", classes, { integer: true, min: 1, max: 2 ** 24 });
+  const numbers = arange(classes);
+  const column = index.view([...index.shape, 1], "oneHot");
+  return mapped("oneHot", "select(0.0, 1.0, a == b)", [column, numbers], [...index.shape, classes], [], "f32");
+}

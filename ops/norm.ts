@@ -1,0 +1,82 @@
+/** Normalisation over the last dimension. */
+import { checkNumber, checkOptions } from "../kernels/check.ts";
+import { normRows, normRowsBackward } from "../kernels/norm.ts";
+import { hidden, record } from "../autograd/tape.ts";
+import { checkShape, checkTensor, Tensor } from "../autograd/tensor.ts";
+import { rowsOf } from "./row_loss.ts";
+
+/** Options of the norms. */
+export interface NormOptions {
+  /** Added to the variance (or mean square); 1e-5 unless given. */
+  eps?: number;
+}
+
+function norm(
+  op: "layerNorm" | "rmsNorm",
+  x: Tensor,
+  weight: Tensor,
+  bias: Tensor | null,
+  options: NormOptions,
+): Tensor {
+  checkOptions(op, options, ["eps"]);
+  const { eps = 1e-5 } = options;
+  checkNumber(op, "eps", eps, { min: 0 });
+  const { rows, columns } = rowsOf(op, "x", x);
+  checkTensor(op, "weight", weight, [x.dtype]);
+  checkShape(op, "weight", weight, [columns]);
+  if (bias) {
+    checkTensor(op, "bias", bias, [x.dtype]);
+    checkShape(op, "bias", bias, [columns]);
+  }
+  const y = Tensor.empty(x.shape, x.dtype, op), stats = hidden([rows, 2], "f32"), element = x.dtype;
+  const memories = { x: x.memory, weight: weight.memory, bias: bias?.memory ?? null, y: y.memory, stats: stats.memory };
+  normRows(memories, element, rows, columns, eps);
+  return record({
+    op,
+    inputs: bias ? [x, weight, bias] : [x, weight],
+    output: y,
+    saved: [x, weight],
+    hidden: [stats],
+    backward: (dY, wants, gradientOf) => {
+      const [dX, dWeight, dBias] = [0, 1, 2].map((i) => wants[i] ? gradientOf(i) : null);
+      normRowsBackward(
+        {
+          x: x.memory,
+          weight: weight.memory,
+          stats: stats.memory,
+          dY: dY.memory,
+          dX: dX?.memory ?? null,
+          dWeight: dWeight?.memory ?? null,
+          dBias: dBias?.memory ?? null,
+        },
+        bias !== null,
+        element,
+        rows,
+        columns,
+      );
+      return [dX, dWeight, dBias];
+    },
+  });
+}
+
+/**
+ * (x − mean)/√(variance + eps)·weight + bias over the last dimension; weight and bias [D], eps 1e-5 unless given. Two numbers a row are kept for the gradient.
+ * Throws a TypeError for wrong shapes. Source: Ba, Kiros & Hinton 2016; `torch.nn.functional.layer_norm`.
+ *
+ * @example
+ * ```ts
+ * import { init, layerNorm, ones, tensor, zeros } from "@limbeck/limbeck";
+ *
+ * await init();
+ * console.log(await layerNorm(tensor([[1, 3]]), ones([2]), zeros([2])).array()); // nearly [[-1, 1]]
+ * ```
+ */
+export function layerNorm(x: Tensor, weight: Tensor, bias: Tensor, options: NormOptions = {}): Tensor {
+  checkTensor("layerNorm", "bias", bias);
+  return norm("layerNorm", x, weight, bias, options);
+}
+
+/** x/√(mean x² + eps)·weight over the last dimension; weight [D], eps 1e-5 unless given. Source: Zhang & Sennrich 2019. */
+export function rmsNorm(x: Tensor, weight: Tensor, options: NormOptions = {}): Tensor {
+  return norm("rmsNorm", x, weight, null, options);
+}
