@@ -104,3 +104,5 @@ export {
   smoothL1Loss,
   type SmoothL1Options,
 } from "./ops/losses.ts";
+export { type AttentionOptions, scaledDotProductAttention } from "./ops/attention.ts";
+export { conv2d, type ConvOptions, maxPool2d } from "./ops/conv.ts";

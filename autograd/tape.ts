@@ -35,13 +35,16 @@ class Record implements Recorded {
   /** The records of the inputs, as they were: an input may be disposed of before the walk. */
   readonly sources: (Record | null)[];
   readonly versions: number[];
-  readonly storages: Storage[];
 
   constructor(readonly tape: Tape, public index: number, readonly spec: RecordSpec) {
     this.sources = spec.inputs.map((x) => x.record as Record | null);
     this.wants = spec.inputs.map((x) => x.requiresGrad);
-    this.storages = (spec.saved ?? []).map((x) => x.storage.retain());
-    this.versions = this.storages.map((s) => s.version);
+    for (const x of this.saved) x.save();
+    this.versions = this.saved.map((x) => x.storage.version);
+  }
+
+  get saved(): readonly Tensor[] {
+    return this.spec.saved ?? [];
   }
 
   get op(): string {
@@ -52,7 +55,7 @@ class Record implements Recorded {
   finish(state: "walked" | "closed"): void {
     if (this.state !== "open") return;
     this.state = state;
-    for (const storage of this.storages) storage.release();
+    for (const x of this.saved) x.unsave();
     for (const hidden of this.spec.hidden ?? []) hidden.dispose();
     this.gradient?.dispose();
     this.gradient = null;
@@ -152,11 +155,9 @@ export class Tape extends Scope {
   #step(record: Record): void {
     const { spec, wants } = record;
     if (record.state !== "open") throw new Error(walkedTwice(spec.op));
-    record.storages.forEach((storage, i) => {
-      if (storage.version !== record.versions[i]) {
-        throw new Error(
-          `backward: an input of ${spec.op} (shape [${spec.saved![i].shape}]) was changed in place after it was used`,
-        );
+    record.saved.forEach((x, i) => {
+      if (x.storage.version !== record.versions[i]) {
+        throw new Error(`backward: an input of ${spec.op} (shape [${x.shape}]) was changed in place after it was used`);
       }
     });
     using _private = new Scope();

@@ -70,7 +70,8 @@ export class Tensor implements Disposable {
    */
   isUnit = false;
   #storage: Storage | null;
-  #closedBy = "";
+  #closedBy: string | null = null;
+  #saves = 0;
   #unscoped = false;
 
   /**
@@ -126,17 +127,19 @@ export class Tensor implements Disposable {
   }
 
   /**
-   * The storage; throws if the tensor was closed.
+   * The storage; throws if the tensor was closed and no record has saved it.
    * @internal
    */
   get storage(): Storage {
     const storage = this.#storage;
-    if (storage === null) {
-      throw new Error(
-        `tensor: this tensor of shape [${this.shape}] was closed ${this.#closedBy}; keep() it if it must live longer`,
-      );
-    }
+    if (storage === null) throw this.#closedError();
     return storage;
+  }
+
+  #closedError(): Error {
+    return new Error(
+      `tensor: this tensor of shape [${this.shape}] was closed ${this.#closedBy}; keep() it if it must live longer`,
+    );
   }
 
   /** The memory on the GPU, for kernels of your own. Throws if the tensor was closed or is on another device. */
@@ -151,7 +154,7 @@ export class Tensor implements Disposable {
 
   /** Whether the tensor can no longer be used. */
   get closed(): boolean {
-    return this.#storage === null;
+    return this.#closedBy !== null;
   }
 
   /** The number of dimensions. */
@@ -169,15 +172,36 @@ export class Tensor implements Disposable {
 
   #close(by: string): void {
     const storage = this.#storage;
-    if (storage === null) return;
-    this.#storage = null;
+    if (storage === null || this.#closedBy !== null) return;
     this.#closedBy = by;
     this.record = null;
     this.#leaveOwner();
     storage.gpu.counters.liveTensors--;
-    storage.release();
     this.grad?.dispose();
     this.grad = null;
+    if (this.#saves === 0) this.#release();
+  }
+
+  #release(): void {
+    this.#storage?.release();
+    this.#storage = null;
+  }
+
+  /**
+   * Keeps the memory for a record's backward pass, also when the tensor is closed before it.
+   * @internal
+   */
+  save(): void {
+    this.storage;
+    this.#saves++;
+  }
+
+  /**
+   * Ends a `save`.
+   * @internal
+   */
+  unsave(): void {
+    if (--this.#saves === 0 && this.closed) this.#release();
   }
 
   /** Frees the tensor. What a tape saved of it stays until the tape is done with it. Twice is allowed. */
@@ -211,6 +235,7 @@ export class Tensor implements Disposable {
   /** The elements as a typed array, when everything that leads to them has run. */
   async data(): Promise<TypedArray> {
     const { dtype, size } = this, open = gpu();
+    if (this.closed) throw this.#closedError();
     const buffer = await open.queue.read(this.memory, size * BYTES[dtype]);
     if (dtype === "f32") return new Float32Array(buffer);
     if (dtype === "f16") return new Float16Array(buffer);

@@ -1,0 +1,203 @@
+/** Convolution and max pooling of images [N, C, H, W], a thread an output (or, backward, an input) element. */
+import type { Element } from "./elementwise.ts";
+import { type BufferType, type Kernel, type KernelSpec, variants } from "./gpu/kernel.ts";
+import type { Memory } from "./gpu/memory.ts";
+
+/** Sizes of a convolution (or pooling, where `outs` is the channels): images → [images, outs, outHeight, outWidth]. */
+export interface ConvSizes {
+  images: number;
+  channels: number;
+  height: number;
+  width: number;
+  outs: number;
+  outHeight: number;
+  outWidth: number;
+  kernelHeight: number;
+  kernelWidth: number;
+  stride: number;
+  padding: number;
+}
+
+const PARAMS = {
+  images: "u32",
+  channels: "u32",
+  height: "u32",
+  width: "u32",
+  outs: "u32",
+  outHeight: "u32",
+  outWidth: "u32",
+  kernelHeight: "u32",
+  kernelWidth: "u32",
+  stride: "u32",
+  padding: "u32",
+} as const;
+
+// takes `thread` apart as an index of [images, planes, rows, columns]
+const apart = (planes: string, rows: string, columns: string) =>
+  `let column = thread % params.${columns};
+  let row = thread / params.${columns} % params.${rows};
+  let plane = thread / (params.${columns} * params.${rows}) % params.${planes};
+  let image = thread / (params.${columns} * params.${rows} * params.${planes});`;
+
+const forwardKernel: (key: string) => Kernel = variants((key: string): KernelSpec => {
+  const [element, bias] = key.split(",") as [Element, string];
+  return {
+    name: "conv2d",
+    buffers: {
+      x: `read ${element}`,
+      weight: `read ${element}`,
+      ...bias ? { bias: `read ${element}` as BufferType } : {},
+      y: `write ${element}`,
+    },
+    params: PARAMS,
+    main: `if (thread >= params.images * params.outs * params.out_height * params.out_width) { return; }
+  ${apart("outs", "out_height", "out_width")}
+  var sum = ${bias ? "f32(bias[plane])" : "0.0"};
+  for (var c = 0u; c < params.channels; c++) {
+    for (var i = 0u; i < params.kernel_height; i++) {
+      let h = row * params.stride + i;
+      if (h < params.padding || h - params.padding >= params.height) { continue; }
+      let x_row = ((image * params.channels + c) * params.height + h - params.padding) * params.width;
+      let w_row = ((plane * params.channels + c) * params.kernel_height + i) * params.kernel_width;
+      for (var j = 0u; j < params.kernel_width; j++) {
+        let w = column * params.stride + j;
+        if (w >= params.padding && w - params.padding < params.width) { sum += f32(x[x_row + w - params.padding]) * f32(weight[w_row + j]); }
+      }
+    }
+  }
+  y[thread] = ${element}(sum);`,
+  };
+});
+
+/** y = x convolved with weight [outs, channels, kernelHeight, kernelWidth] (as a correlation), plus bias. */
+export function conv2d(
+  element: Element,
+  x: Memory,
+  weight: Memory,
+  bias: Memory | null,
+  y: Memory,
+  s: ConvSizes,
+): void {
+  const size = s.images * s.outs * s.outHeight * s.outWidth;
+  forwardKernel(`${element},${bias ? "bias" : ""}`).run(
+    bias ? { x, weight, bias, y } : { x, weight, y },
+    { ...s },
+    Math.ceil(size / 256),
+  );
+}
+
+const inputKernel: (element: Element) => Kernel = variants((element: Element): KernelSpec => ({
+  name: "conv2d backward (x)",
+  buffers: { weight: `read ${element}`, dY: `read ${element}`, dX: `write ${element}` },
+  params: PARAMS,
+  main: `if (thread >= params.images * params.channels * params.height * params.width) { return; }
+  ${apart("channels", "height", "width")}
+  var sum = 0.0;
+  for (var o = 0u; o < params.outs; o++) {
+    for (var i = 0u; i < params.kernel_height; i++) {
+      let h = row + params.padding;
+      if (h < i || (h - i) % params.stride != 0u || (h - i) / params.stride >= params.out_height) { continue; }
+      let y_row = ((image * params.outs + o) * params.out_height + (h - i) / params.stride) * params.out_width;
+      let w_row = ((o * params.channels + plane) * params.kernel_height + i) * params.kernel_width;
+      for (var j = 0u; j < params.kernel_width; j++) {
+        let w = column + params.padding;
+        if (w < j || (w - j) % params.stride != 0u || (w - j) / params.stride >= params.out_width) { continue; }
+        sum += f32(d_y[y_row + (w - j) / params.stride]) * f32(weight[w_row + j]);
+      }
+    }
+  }
+  d_x[thread] = ${element}(sum);`,
+}));
+
+/** dX from dY. */
+export function conv2dBackwardInput(element: Element, weight: Memory, dY: Memory, dX: Memory, s: ConvSizes): void {
+  inputKernel(element).run({ weight, dY, dX }, { ...s }, Math.ceil(s.images * s.channels * s.height * s.width / 256));
+}
+
+// a workgroup an element of the weight: its lanes share the images' output positions
+const weightKernel: (element: Element) => Kernel = variants((element: Element): KernelSpec => ({
+  name: "conv2d backward (weight)",
+  buffers: { x: `read ${element}`, dY: `read ${element}`, dWeight: `write ${element}` },
+  params: PARAMS,
+  workgroup: 64,
+  head: "var<workgroup> meeting: array<f32, 64>;",
+  main: `let j = group % params.kernel_width;
+  let i = group / params.kernel_width % params.kernel_height;
+  let c = group / (params.kernel_width * params.kernel_height) % params.channels;
+  let o = group / (params.kernel_width * params.kernel_height * params.channels);
+  if (o >= params.outs) { return; }
+  var sum = 0.0;
+  for (var image = 0u; image < params.images; image++) {
+    for (var at = lane; at < params.out_height * params.out_width; at += 64u) {
+      let h = at / params.out_width * params.stride + i;
+      let w = at % params.out_width * params.stride + j;
+      if (h < params.padding || h - params.padding >= params.height || w < params.padding || w - params.padding >= params.width) { continue; }
+      let pixel = f32(x[((image * params.channels + c) * params.height + h - params.padding) * params.width + w - params.padding]);
+      sum += pixel * f32(d_y[(image * params.outs + o) * params.out_height * params.out_width + at]);
+    }
+  }
+  meeting[lane] = sum;
+  for (var half = 32u; half > 0u; half /= 2u) {
+    workgroupBarrier();
+    if (lane < half) { meeting[lane] += meeting[lane + half]; }
+  }
+  if (lane == 0u) { d_weight[group] = ${element}(meeting[0]); }`,
+}));
+
+/** dWeight from dY. */
+export function conv2dBackwardWeight(element: Element, x: Memory, dY: Memory, dWeight: Memory, s: ConvSizes): void {
+  weightKernel(element).run({ x, dY, dWeight }, { ...s }, s.outs * s.channels * s.kernelHeight * s.kernelWidth);
+}
+
+const poolKernel: (element: Element) => Kernel = variants((element: Element): KernelSpec => ({
+  name: "maxPool2d",
+  buffers: { x: `read ${element}`, y: `write ${element}`, chosen: "write u32" },
+  params: PARAMS,
+  main: `if (thread >= params.images * params.outs * params.out_height * params.out_width) { return; }
+  ${apart("outs", "out_height", "out_width")}
+  let base = (image * params.channels + plane) * params.height * params.width;
+  var best = base + row * params.stride * params.width + column * params.stride;
+  for (var i = 0u; i < params.kernel_height; i++) {
+    for (var j = 0u; j < params.kernel_width; j++) {
+      let at = base + (row * params.stride + i) * params.width + column * params.stride + j;
+      let value = f32(x[at]);
+      let is_nan = (bitcast<u32>(value) & 0x7fffffffu) > 0x7f800000u;
+      if (value > f32(x[best]) || is_nan) { best = at; }
+    }
+  }
+  y[thread] = x[best];
+  chosen[thread] = best;`,
+}));
+
+/** The largest element of each window, and where it was: the first of equal ones. */
+export function maxPool2d(element: Element, x: Memory, y: Memory, chosen: Memory, s: ConvSizes): void {
+  poolKernel(element).run({ x, y, chosen }, { ...s }, Math.ceil(s.images * s.outs * s.outHeight * s.outWidth / 256));
+}
+
+const poolBackwardKernel: (element: Element) => Kernel = variants((element: Element): KernelSpec => ({
+  name: "maxPool2d backward",
+  buffers: { chosen: "read u32", dY: `read ${element}`, dX: `write ${element}` },
+  params: PARAMS,
+  main: `if (thread >= params.images * params.channels * params.height * params.width) { return; }
+  ${apart("channels", "height", "width")}
+  // the windows that this element is in
+  var sum = 0.0;
+  let top = select(0u, (row - params.kernel_height) / params.stride + 1u, row >= params.kernel_height);
+  let left = select(0u, (column - params.kernel_width) / params.stride + 1u, column >= params.kernel_width);
+  for (var i = top; i <= row / params.stride && i < params.out_height; i++) {
+    for (var j = left; j <= column / params.stride && j < params.out_width; j++) {
+      let at = ((image * params.channels + plane) * params.out_height + i) * params.out_width + j;
+      if (chosen[at] == thread) { sum += f32(d_y[at]); }
+    }
+  }
+  d_x[thread] = ${element}(sum);`,
+}));
+
+/** dX: dY where an element was chosen. */
+export function maxPool2dBackward(element: Element, chosen: Memory, dY: Memory, dX: Memory, s: ConvSizes): void {
+  poolBackwardKernel(element).run(
+    { chosen, dY, dX },
+    { ...s },
+    Math.ceil(s.images * s.channels * s.height * s.width / 256),
+  );
+}

@@ -1,0 +1,106 @@
+import { checkBoolean, checkNumber, checkOptions } from "../kernels/check.ts";
+import { attention, attentionBackward, LONGEST_HEAD } from "../kernels/attention.ts";
+import { nextRandom } from "../autograd/random.ts";
+import { hidden, record } from "../autograd/tape.ts";
+import { checkShape, checkTensor, sizeOf, Tensor } from "../autograd/tensor.ts";
+import { mapped } from "./elementwise.ts";
+import { checkRank, expand } from "./shape.ts";
+
+/** Options of `scaledDotProductAttention`. */
+export interface AttentionOptions {
+  /** Whether query i sees keys 0 … i only; false unless given. */
+  causal?: boolean;
+  /** Added to the scores (f32), or 1 where a key may be seen and 0 where not (i32); broadcast to [..., T, S]. Gets no gradient. */
+  mask?: Tensor;
+  /** What scores are multiplied by; 1/√D unless given. */
+  scale?: number;
+  /** Probability of dropping a weight; 0 unless given. */
+  dropout?: number;
+}
+
+/**
+ * softmax(scale·q·kᵀ + mask)·v over the last two dimensions: q [..., T, D], k and v [..., S, D], equal leading dimensions → [..., T, D]. D up to 128.
+ *
+ * The T×S weights are never stored: tiles of them are computed as they are needed, and again in the backward pass. A query that sees no key gives 0.
+ * Gradients for q, k and v. Throws a TypeError for wrong shapes, a RangeError for wrong values and for D > 128.
+ *
+ * Source: Vaswani et al. 2017; tiling: Dao et al. 2022 (FlashAttention); `torch.nn.functional.scaled_dot_product_attention`.
+ *
+ * @example
+ * ```ts
+ * import { init, randn, scaledDotProductAttention } from "@limbeck/limbeck";
+ *
+ * await init();
+ * const q = randn([2, 4, 16, 8]), k = randn([2, 4, 16, 8]), v = randn([2, 4, 16, 8]); // [batch, heads, T, D]
+ * console.log(scaledDotProductAttention(q, k, v, { causal: true }).shape); // [2, 4, 16, 8]
+ * ```
+ */
+export function scaledDotProductAttention(q: Tensor, k: Tensor, v: Tensor, options: AttentionOptions = {}): Tensor {
+  const op = "scaledDotProductAttention";
+  checkOptions(op, options, ["causal", "mask", "scale", "dropout"]);
+  checkTensor(op, "q", q);
+  checkRank(op, "q", q, 2);
+  const [queries, depth] = q.shape.slice(-2), lead = q.shape.slice(0, -2);
+  if (depth > LONGEST_HEAD) {
+    throw new RangeError(`${op}: q must have at most ${LONGEST_HEAD} features a head, got shape [${q.shape}]`);
+  }
+  checkTensor(op, "k", k, [q.dtype]);
+  checkRank(op, "k", k, 2);
+  const keys = k.shape.at(-2)!;
+  checkShape(op, "k", k, [...lead, keys, depth]);
+  checkTensor(op, "v", v, [q.dtype]);
+  checkShape(op, "v", v, [...lead, keys, depth]);
+  const { causal = false, mask, scale = 1 / Math.sqrt(depth), dropout = 0 } = options;
+  checkBoolean(op, "causal", causal);
+  checkNumber(op, "scale", scale);
+  checkNumber(op, "dropout", dropout, { min: 0, below: 1 });
+
+  let scores: Tensor | null = null, maskStride = 0;
+  if (mask !== undefined) {
+    checkTensor(op, "mask", mask, ["f32", "i32"]);
+    const added = mask.dtype === "i32"
+      ? mapped(op, "select(log_(0.0), 0.0, a != 0.0)", [mask], mask.shape, [], "f32")
+      : mask.detach();
+    const shared = sizeOf(mask.shape.slice(0, -2)) === 1 && mask.rank >= 2;
+    scores = expand(
+      shared ? added.reshape(mask.shape.slice(-2)) : added,
+      shared ? [queries, keys] : [...lead, queries, keys],
+    );
+    maskStride = shared ? 0 : queries * keys;
+  }
+  const random = dropout > 0 ? nextRandom() : null;
+  const heads = sizeOf(lead), element = q.dtype as "f32" | "f16";
+  const sizes = { heads, queries, keys, depth, scale, causal, maskStride, dropout, op: random?.op ?? 0 };
+  const o = Tensor.empty(q.shape, q.dtype, op), lse = hidden([heads, queries], "f32");
+  const buffers = () => ({
+    q: q.memory,
+    k: k.memory,
+    v: v.memory,
+    mask: scores?.memory ?? null,
+    state: random?.state.memory ?? null,
+    o: o.memory,
+    lse: lse.memory,
+  });
+  attention(element, buffers(), sizes);
+  return record({
+    op,
+    inputs: [q, k, v],
+    output: o,
+    saved: [q, k, v, o, ...scores ? [scores] : [], ...random ? [random.state] : []],
+    hidden: [lse],
+    backward: (dO, wants, gradientOf) => {
+      const dQ = wants[0] ? gradientOf(0) : null;
+      const [dK, dV] = wants[1] || wants[2] ? [gradientOf(1), gradientOf(2)] : [null, null];
+      using delta = hidden([heads, queries], "f32");
+      const memories = {
+        dO: dO.memory,
+        delta: delta.memory,
+        dQ: dQ?.memory ?? null,
+        dK: dK?.memory ?? null,
+        dV: dV?.memory ?? null,
+      };
+      attentionBackward(element, buffers(), memories, sizes);
+      return [dQ, dK, dV];
+    },
+  });
+}
