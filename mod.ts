@@ -106,3 +106,5 @@ export {
 } from "./ops/losses.ts";
 export { type AttentionOptions, scaledDotProductAttention } from "./ops/attention.ts";
 export { conv2d, type ConvOptions, maxPool2d } from "./ops/conv.ts";
+export { loadSafetensors, loadSafetensorsMetadata, saveSafetensors } from "./nn/safetensors.ts";
+export { type Checkpoint, loadCheckpoint, saveCheckpoint } from "./nn/checkpoint.ts";

@@ -17,7 +17,7 @@ export interface Rule {
 }
 
 /** The rules that have a kernel. */
-export type RuleName = "sgd" | "sgdMomentum" | "adam" | "amsgrad";
+export type RuleName = "sgd" | "sgdMomentum" | "adam" | "amsgrad" | "rmsprop" | "rmspropFull" | "adagrad";
 
 /** Each rule's numbers are computed in nn/optim.ts. */
 export const RULES: Record<RuleName, Rule> = {
@@ -36,6 +36,21 @@ export const RULES: Record<RuleName, Rule> = {
     wgsl:
       "p *= s2; g += s1 * p; a += (1.0 - s3) * (g - a); b = s4 * b + (1.0 - s4) * g * g; p -= s0 * a / (sqrt(b) * s6 + s5);",
   },
+  // s2 α, s3 ε
+  rmsprop: {
+    name: "RMSprop",
+    states: 1,
+    wgsl: "g += s1 * p; a = s2 * a + (1.0 - s2) * g * g; p -= s0 * g / (sqrt(a) + s3);",
+  },
+  // also s4 momentum, s5 1 where the variance is centred
+  rmspropFull: {
+    name: "RMSprop",
+    states: 3,
+    wgsl:
+      "g += s1 * p; a = s2 * a + (1.0 - s2) * g * g; b = s2 * b + (1.0 - s2) * g * s5; c = s4 * c + g / (sqrt(max(a - b * b, vec4f(0.0))) + s3); p -= s0 * c;",
+  },
+  // s0 lr/(1 + (t − 1)·decay), s2 ε
+  adagrad: { name: "Adagrad", states: 1, wgsl: "g += s1 * p; a += g * g; p -= s0 * g / (sqrt(a) + s2);" },
   amsgrad: {
     name: "Adam",
     states: 3,

@@ -9,7 +9,7 @@ import { type Kernel, type KernelSpec, variants } from "./gpu/kernel.ts";
 import type { Memory } from "./gpu/memory.ts";
 import { MATH } from "./math.ts";
 
-export type Reduction = "sum" | "max" | "min" | "logSumExp" | "argmax";
+export type Reduction = "sum" | "sumOfSquares" | "max" | "min" | "logSumExp" | "argmax";
 
 const LONGEST = 16384; // elements that one workgroup reduces alone
 
@@ -37,6 +37,9 @@ const kernel: (key: string) => Kernel = variants((key: string): KernelSpec => {
   const start = "let start = f32(values[(outer * params.length + first) * params.inner + column]);";
   const body = {
     sum: `var total = 0.0; ${fold("total", "total += x;", "total += other;")} let result = shared_values[lane];`,
+    sumOfSquares: `var total = 0.0; ${
+      fold("total", "total += x * x;", "total += other;")
+    } let result = shared_values[lane];`,
     max: `${start} var total = start; ${
       fold("total", "total = max_(total, x);", "total = max_(total, other);")
     } let result = shared_values[lane];`,
@@ -120,6 +123,6 @@ export function reduce(
   const used = Math.ceil(length / Math.ceil(length / pieces)); // no empty piece at the end
   const partial = gpu().pool.take(outer * used * inner * 4);
   run(values, input, partial, "f32", length, used);
-  reduce(kind, partial, "f32", results, output, outer, used, inner);
+  reduce(kind === "sumOfSquares" ? "sum" : kind, partial, "f32", results, output, outer, used, inner);
   partial.free();
 }

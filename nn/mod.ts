@@ -5,5 +5,16 @@
  */
 export * as init from "./init.ts";
 export { batches, type BatchOptions, type Column } from "./batches.ts";
+export {
+  type AttentionCall,
+  Embedding,
+  Gpt,
+  type GptOptions,
+  LayerNorm,
+  MultiHeadAttention,
+  RMSNorm,
+  TransformerBlock,
+  type TransformerBlockOptions,
+} from "./transformer.ts";
 export { Dropout, Linear, type LinearOptions, Sequential } from "./layers.ts";
 export { Module } from "./module.ts";

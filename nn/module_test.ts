@@ -1,5 +1,5 @@
 import { assert, assertEquals, assertThrows } from "@std/assert";
-import { init, manualSeed, nn, relu, stats, Tape, Tensor, tensor } from "@limbeck/limbeck";
+import { init, manualSeed, nn, relu, stats, Tape, type Tensor, tensor } from "@limbeck/limbeck";
 
 class Inner extends nn.Module {
   outProj: nn.Linear = new nn.Linear(2, 2);
@@ -120,8 +120,8 @@ Deno.test("module: Linear starts within ±1/√in and dispose frees all", async 
   assertEquals([stats().liveTensors, stats().liveBytes], [before.liveTensors, before.liveBytes]);
   assertThrows(() => new nn.Linear(0, 1), RangeError, "Linear: inFeatures must be");
   assertThrows(() => new nn.Dropout(1), RangeError, "Dropout: p must be");
-  // deno-lint-ignore no-explicit-any
   assertThrows(
+    // deno-lint-ignore no-explicit-any
     () => new nn.Sequential(5 as any),
     TypeError,
     "Sequential: step 0 must be a Module or a function, got 5",

@@ -6,7 +6,12 @@ import { checkBoolean, checkNumber, checkOptions, describe } from "../kernels/ch
 import { gpu } from "../kernels/gpu/gpu.ts";
 import { FlatBlock, type Memory } from "../kernels/gpu/memory.ts";
 import { optimizerStep, type RuleName, RULES, SETTINGS } from "../kernels/optimizer.ts";
+import { gatherStrided, scale } from "../kernels/elementwise.ts";
 import { fill } from "../kernels/random.ts";
+import { reduce } from "../kernels/reduce.ts";
+import { noGrad } from "../autograd/tape.ts";
+import { zeros } from "../ops/create.ts";
+import { stack } from "../ops/shape.ts";
 import { checkShape, checkTensor, Tensor } from "../autograd/tensor.ts";
 
 /** Parameters with hyperparameters of their own: those that are left out are the optimizer's. */
@@ -30,9 +35,21 @@ interface Segment {
   slots: Slot[];
   parameters: FlatBlock;
   gradients: FlatBlock;
-  states: Memory[];
+  states: FlatBlock[];
   /** Which slot each 64 floats belong to. */
   slotOf: Memory;
+}
+
+/** An optimizer's state, as `stateDict` gives it. */
+export interface OptimizerState {
+  /** The optimizer's class. */
+  name: string;
+  /** Its learning rate. */
+  lr: number;
+  /** Steps that each parameter has taken. */
+  steps: number[];
+  /** Moments and the like by parameter. */
+  tensors: Record<string, Tensor>;
 }
 
 /** What all optimizers share: groups, flat blocks, skipping, and the one dispatch. */
@@ -49,6 +66,7 @@ export abstract class Optimizer {
     lr: number,
     readonly weightDecay: number,
     readonly rule: RuleName,
+    readonly initialState = 0,
   ) {
     checkNumber(name, "lr", lr, { min: 0 });
     checkNumber(name, "weightDecay", weightDecay, { min: 0 });
@@ -103,9 +121,9 @@ export abstract class Optimizer {
       const bytes = sizes.reduce((sum, n) => sum + FlatBlock.slotBytes(n), 0);
       const parameters = new FlatBlock(pool.take(bytes), sizes), gradients = new FlatBlock(pool.take(bytes), sizes);
       const states = Array.from({ length: RULES[this.rule].states }, () => {
-        const memory = pool.take(bytes);
-        fill(memory, 0, bytes / 4, "f32");
-        return memory;
+        const block = new FlatBlock(pool.take(bytes), sizes);
+        fill(block.whole, this.initialState, bytes / 4, "f32");
+        return block;
       });
       const slotOf = new Uint32Array(bytes / 256);
       let block = 0;
@@ -175,7 +193,7 @@ export abstract class Optimizer {
         settings: uploaded,
         gradients: gradients.whole,
         parameters: parameters.whole,
-        states,
+        states: states.map((block) => block.whole),
       });
       uploaded.free();
     }
@@ -205,6 +223,45 @@ export abstract class Optimizer {
     }
   }
 
+  /** What a checkpoint saves: the learning rate, each parameter's step count, and copies of the state tensors (`0.a` is the first of parameter 0), which are the caller's. */
+  stateDict(): OptimizerState {
+    const slots = this.#segments.flatMap((segment) => segment.slots);
+    const tensors: Record<string, Tensor> = {};
+    this.#eachState((name, memory, parameter) => {
+      const copy = zeros(parameter.shape).keep();
+      gatherStrided(memory, copy.memory, "f32", [copy.size], [1]);
+      tensors[name] = copy;
+    });
+    return { name: this.name, lr: this.lr, steps: slots.map((slot) => slot.steps), tensors };
+  }
+
+  /** Takes up what `stateDict` gave, for parameters of the same shapes in the same order. Throws an Error where it does not fit. */
+  loadStateDict(state: OptimizerState): void {
+    const slots = this.#segments.flatMap((segment) => segment.slots), { name, lr, steps, tensors } = state;
+    if (name !== this.name || steps?.length !== slots.length) {
+      throw new Error(
+        `${this.name}: state must be of ${this.name} with ${slots.length} parameters, got ${name} with ${steps?.length}`,
+      );
+    }
+    this.#eachState((key, _, parameter) => {
+      checkTensor(this.name, `tensors[${key}]`, tensors[key], ["f32"]);
+      checkShape(this.name, `tensors[${key}]`, tensors[key], parameter.shape);
+    });
+    this.#eachState((key, memory, { size }) => gatherStrided(tensors[key].memory, memory, "f32", [size], [1]));
+    this.lr = lr;
+    slots.forEach((slot, i) => slot.steps = steps[i]);
+  }
+
+  #eachState(visit: (name: string, memory: Memory, parameter: Tensor) => void): void {
+    let first = 0;
+    for (const { slots, states } of this.#segments) {
+      states.forEach((block, s) =>
+        slots.forEach(({ parameter }, i) => visit(`${first + i}.${"abc"[s]}`, block.slots[i], parameter))
+      );
+      first += slots.length;
+    }
+  }
+
   /** Frees the optimizer's state. The parameters live on. */
   dispose(): void {
     if (this.#disposed) return;
@@ -216,7 +273,8 @@ export abstract class Optimizer {
         parameter.storage.gradientHome = null;
         gradient.free();
       }
-      for (const memory of [...states, slotOf]) memory.free();
+      for (const block of states) for (const slot of block.slots) slot.free();
+      slotOf.free();
     }
   }
 
@@ -364,4 +422,115 @@ export class AdamW extends AdamFamily {
   constructor(params: Iterable<Tensor> | readonly ParameterGroup[], options: AdamOptions = {}) {
     super("AdamW", true, params, options);
   }
+}
+
+/** Options of `RMSprop`. */
+export interface RmspropOptions {
+  /** 0.01 unless given. */
+  lr?: number;
+  /** Decay of the mean square; 0.99 unless given. */
+  alpha?: number;
+  /** 1e-8 unless given. */
+  eps?: number;
+  /** Added to the gradient, times the parameter. */
+  weightDecay?: number;
+  /** Factor of the previous update; 0 unless given. */
+  momentum?: number;
+  /** Whether the mean gradient's square is taken off the mean square. */
+  centered?: boolean;
+}
+
+/** RMSprop: v ← αv + (1−α)g², p ← p − lr·g/(√v + ε), with momentum and centring as options. Source: Tieleman & Hinton 2012; `torch.optim.RMSprop`. */
+export class RMSprop extends Optimizer {
+  #numbers: [alpha: number, eps: number, momentum: number, centered: number];
+
+  constructor(params: Iterable<Tensor> | readonly ParameterGroup[], options: RmspropOptions = {}) {
+    checkOptions("RMSprop", options, ["lr", "alpha", "eps", "weightDecay", "momentum", "centered"]);
+    const { lr = 0.01, alpha = 0.99, eps = 1e-8, weightDecay = 0, momentum = 0, centered = false } = options;
+    checkNumber("RMSprop", "alpha", alpha, { min: 0, max: 1 });
+    checkNumber("RMSprop", "eps", eps, { min: 0 });
+    checkNumber("RMSprop", "momentum", momentum, { min: 0 });
+    checkBoolean("RMSprop", "centered", centered);
+    super("RMSprop", params, lr, weightDecay, momentum > 0 || centered ? "rmspropFull" : "rmsprop");
+    this.#numbers = [alpha, eps, momentum, centered ? 1 : 0];
+  }
+
+  protected override settings(lr: number, weightDecay: number): number[] {
+    return [lr, weightDecay, ...this.#numbers];
+  }
+}
+
+/** Options of `Adagrad`. */
+export interface AdagradOptions {
+  /** 0.01 unless given. */
+  lr?: number;
+  /** The rate is lr/(1 + (t − 1)·lrDecay). */
+  lrDecay?: number;
+  /** Added to the gradient, times the parameter. */
+  weightDecay?: number;
+  /** What the sum of squares starts at; 0 unless given. */
+  initialAccumulatorValue?: number;
+  /** 1e-10 unless given. */
+  eps?: number;
+}
+
+/** Adagrad: s ← s + g², p ← p − lr·g/(√s + ε). Source: Duchi, Hazan & Singer 2011; `torch.optim.Adagrad`. */
+export class Adagrad extends Optimizer {
+  #decay: number;
+  #eps: number;
+
+  constructor(params: Iterable<Tensor> | readonly ParameterGroup[], options: AdagradOptions = {}) {
+    checkOptions("Adagrad", options, ["lr", "lrDecay", "weightDecay", "initialAccumulatorValue", "eps"]);
+    const { lr = 0.01, lrDecay = 0, weightDecay = 0, initialAccumulatorValue = 0, eps = 1e-10 } = options;
+    checkNumber("Adagrad", "lrDecay", lrDecay, { min: 0 });
+    checkNumber("Adagrad", "initialAccumulatorValue", initialAccumulatorValue, { min: 0 });
+    checkNumber("Adagrad", "eps", eps, { min: 0 });
+    super("Adagrad", params, lr, weightDecay, "adagrad", initialAccumulatorValue);
+    this.#decay = lrDecay;
+    this.#eps = eps;
+  }
+
+  protected override settings(lr: number, weightDecay: number, step: number): number[] {
+    return [lr / (1 + (step - 1) * this.#decay), weightDecay, this.#eps];
+  }
+}
+
+/**
+ * Scales the gradients so that their norm √Σ‖g‖² is at most `maxNorm`, and returns the norm before that as a scalar, all on the GPU.
+ * Parameters without a gradient are left out. Source: Pascanu, Mikolov & Bengio 2013; `torch.nn.utils.clip_grad_norm_`.
+ *
+ * @example
+ * ```ts
+ * import { init, optim, Tape, tensor } from "@limbeck/limbeck";
+ *
+ * await init();
+ * const w = tensor([3, 4], { requiresGrad: true });
+ * using tape = new Tape();
+ * w.square().sum().mul(0.5).backward(); // the gradient is w
+ * console.log(await optim.clipGradNorm([w], 1).item(), await w.grad!.array()); // 5, [0.6, 0.8]
+ * ```
+ */
+export function clipGradNorm(params: Iterable<Tensor>, maxNorm: number): Tensor {
+  checkNumber("clipGradNorm", "maxNorm", maxNorm, { min: 0 });
+  const gradients: Tensor[] = [];
+  for (const x of params) {
+    checkTensor("clipGradNorm", "params", x);
+    if (x.grad) gradients.push(x.grad);
+  }
+  return noGrad(() => {
+    if (gradients.length === 0) return zeros([]);
+    const norm = stack(gradients.map((g) => sumOfSquares(g))).sum().sqrt();
+    const factor = norm.add(1e-6).pow(-1).mul(maxNorm).minimum(1);
+    for (const g of gradients) {
+      scale(g.memory, factor.memory, g.size, g.dtype, factor.dtype);
+      g.storage.version++;
+    }
+    return norm;
+  });
+}
+
+function sumOfSquares(x: Tensor): Tensor {
+  const y = zeros([]);
+  reduce("sumOfSquares", x.memory, x.dtype, y.memory, "f32", 1, x.size, 1);
+  return y;
 }

@@ -1,5 +1,5 @@
 // Values over many steps are among the reference cases (testing/golden_test.ts); here are the rules around them.
-import { assert, assertAlmostEquals, assertEquals, assertThrows } from "@std/assert";
+import { assertAlmostEquals, assertEquals, assertThrows } from "@std/assert";
 import { init, matmul, nn, optim, Scope, stats, Tape, type Tensor, tensor } from "@limbeck/limbeck";
 
 const leaf = (values: number[]) => tensor(values, undefined, { requiresGrad: true }).keep();
@@ -52,6 +52,14 @@ Deno.test("optim: a parameter without a gradient sits the step out, decay and st
   assertEquals(await read(a), standing);
 });
 
+Deno.test("optim: Adam moves by lr a step where the gradient is constant", async () => {
+  await init();
+  const a = leaf([1]), optimizer = new optim.Adam([a], { lr: 0.125 });
+  for (let i = 0; i < 8; i++) step(optimizer, [a], [[3]]);
+  // m̂ = g and v̂ = g² whatever β is, so that only roundings are left: 8 steps of at most 1e-7
+  assertAlmostEquals(await a.item(), 0, 1e-6);
+});
+
 Deno.test("optim: gradients set by hand", async () => {
   await init();
   const [a, b] = [leaf([1, 1]), leaf([1, 1])];
@@ -85,6 +93,17 @@ Deno.test("optim: zeroGrad leaves a gradient that somebody holds readable", asyn
   const a = leaf([1, 2]), optimizer = new optim.SGD([a], { lr: 1 });
   step(optimizer, [a], [[3, 4]]);
   const held = a.grad!.detach();
+  step(optimizer, [a], [[5, 6]]);
+  assertEquals([await read(held), await read(a.grad!)], [[3, 4], [5, 6]]);
+  held.dispose();
+});
+
+Deno.test("optim: a gradient that somebody holds stays, also where .grad was set to null by hand", async () => {
+  await init();
+  const a = leaf([1, 2]), optimizer = new optim.SGD([a], { lr: 1 });
+  step(optimizer, [a], [[3, 4]]);
+  const held = a.grad!;
+  a.grad = null;
   step(optimizer, [a], [[5, 6]]);
   assertEquals([await read(held), await read(a.grad!)], [[3, 4], [5, 6]]);
   held.dispose();
@@ -153,11 +172,11 @@ Deno.test("optim: disposed parameters", async () => {
   step(optimizer, [a, b], [[1], [1]]);
   a.dispose();
   step(optimizer, [b], [[1]]);
-  assertAlmostEquals(await b.item(), -1, 1e-5);
+  assertAlmostEquals(await b.item(), -1, 1e-4);
   optimizer.dispose();
   optimizer.dispose();
   assertThrows(() => optimizer.step(), Error, "Adam: the optimizer was disposed");
-  assertAlmostEquals(await b.item(), -1, 1e-5); // the others live on
+  assertAlmostEquals(await b.item(), -1, 1e-4); // the others live on
   b.dispose();
   assertEquals(stats().liveBytes, before);
 });

@@ -241,7 +241,7 @@ Deno.test("elementwise: gradients at large arguments stay finite", async () => {
   ];
   for (const [name, op, want] of table) {
     using _tape = new Tape();
-    const x = tensor([1e4, -1e4, 20], undefined, { requiresGrad: true });
+    const x = tensor([1e4, -1e4, 20], { requiresGrad: true });
     op(x).sum().backward();
     await checkValues(name, x.grad!, want, 4e-6); // exp errs by 3 + 2·40 ulp
   }
@@ -266,7 +266,7 @@ Deno.test("elementwise: small arguments keep their digits", async () => {
 Deno.test("elementwise: ties share the gradient, kinks have gradient 0", async () => {
   await init();
   using _tape = new Tape();
-  const leaf = () => tensor([1, 0, -1], undefined, { requiresGrad: true });
+  const leaf = () => tensor([1, 0, -1], { requiresGrad: true });
   const gradient = async (f: (x: Tensor) => Tensor) => {
     const x = leaf();
     f(x).sum().backward();
@@ -288,10 +288,27 @@ Deno.test("elementwise: powers of negative bases and of 0", async () => {
   await checkValues("pow", pow(a, b), [-8, 4, NaN, 1, 0, 0.5]);
   // the derivative by the exponent, aᵇ·ln a, is 0 where the base is 0
   using _tape = new Tape();
-  const base = tensor([0, 2], undefined, { requiresGrad: true }), e = tensor([2, 3], undefined, { requiresGrad: true });
+  const base = tensor([0, 2], { requiresGrad: true }), e = tensor([2, 3], { requiresGrad: true });
   pow(base, e).sum().backward();
   await checkValues("by the base", base.grad!, [0, 12]);
   await checkValues("by the exponent", e.grad!, [0, 8 * Math.LN2]);
+});
+
+Deno.test("elementwise: x⁰ is constant, also at 0", async () => {
+  await init();
+  using _tape = new Tape();
+  const x = tensor([0, 2], undefined, { requiresGrad: true });
+  pow(x, 0).sum().backward();
+  await checkValues("a number", x.grad!, [0, 0]);
+  const y = tensor([0, 2], undefined, { requiresGrad: true });
+  pow(y, tensor([0, 0])).sum().backward();
+  await checkValues("a tensor", y.grad!, [0, 0]);
+});
+
+Deno.test("elementwise: a clamp with one bound leaves the other side alone", async () => {
+  await init();
+  await checkValues("min", clamp(tensor([Infinity, -Infinity]), { min: 0 }), [Infinity, 0]);
+  await checkValues("max", clamp(tensor([Infinity, -Infinity]), { max: 0 }), [0, -Infinity]);
 });
 
 Deno.test("elementwise: what they throw", async () => {

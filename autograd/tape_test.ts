@@ -1,0 +1,392 @@
+import {
+  assert,
+  assertAlmostEquals,
+  assertEquals,
+  assertStrictEquals,
+  assertStringIncludes,
+  assertThrows,
+} from "@std/assert";
+import {
+  crossEntropy,
+  forwardKl,
+  init,
+  noGrad,
+  record,
+  Scope,
+  stats,
+  sum,
+  Tape,
+  type Tensor,
+  tensor,
+  zeros,
+} from "@limbeck/limbeck";
+
+const leaf = (values: number[]) => tensor(values, { requiresGrad: true });
+
+Deno.test("tape: what recorded ops made dies with it", async () => {
+  await init();
+  const x = leaf([1, 2]).keep();
+  const tape = new Tape();
+  const y = x.mul(2), free = zeros([2]), kept = x.mul(3).keep();
+  y.sum().backward();
+  tape.close();
+  assert(tape.closed && y.closed && free.closed);
+  assertThrows(() => y.add(1), Error, "was closed; keep() it if it must live longer");
+  await assertMessage(() => y.data(), "of shape [2] was closed with its tape; keep() it");
+  assertEquals(await kept.array(), [3, 6]);
+  assertEquals(await x.grad!.array(), [2, 2]); // .grad belongs to the leaf
+  for (const t of [x, kept]) t.dispose();
+});
+
+async function assertMessage(fn: () => Promise<unknown>, message: string): Promise<void> {
+  const thrown = await fn().then(() => new Error("nothing was thrown"), (e) => e);
+  assertStringIncludes(thrown.message, message);
+}
+
+Deno.test("tape: what a caller holds stays readable after backward", async () => {
+  await init();
+  using _tape = new Tape();
+  const x = leaf([1, 2]), y = x.exp(), loss = y.sum();
+  loss.backward();
+  // e¹ and e² to the few ulp of exp
+  (await y.array() as number[]).forEach((v, i) => assertAlmostEquals(v, Math.E ** (i + 1), 1e-5));
+  assertAlmostEquals(await loss.item(), Math.E + Math.E ** 2, 1e-5);
+});
+
+Deno.test("tape: one at a time, and the error says where the first was opened", async () => {
+  await init();
+  using _tape = new Tape();
+  const { message } = assertThrows(() => new Tape(), Error, "one tape is open already");
+  assertStringIncludes(message, "tape_test.ts");
+});
+
+Deno.test("tape: opening a second one changes nothing", async () => {
+  await init();
+  {
+    using _tape = new Tape();
+    const x = leaf([3]);
+    assertThrows(() => new Tape(), Error);
+    x.square().sum().backward();
+    assertEquals(await x.grad!.array(), [6]);
+  }
+  using _next = new Tape(); // and afterwards the place is free
+});
+
+Deno.test("tape: backward walks once", async () => {
+  await init();
+  using _tape = new Tape();
+  const x = leaf([1, 2]), shared = x.square(), first = shared.sum(), second = shared.mean();
+  first.backward();
+  assertThrows(() => first.backward(), Error, "sum was walked before");
+  assertThrows(() => second.backward(), Error, "square was walked before");
+  assertEquals(await x.grad!.array(), [2, 4]);
+});
+
+Deno.test("tape: backward needs a tape that recorded the loss", async () => {
+  await init();
+  const x = leaf([1, 2]).keep();
+  const outside = x.square().sum(); // nothing is recorded without a tape
+  assertEquals(outside.requiresGrad, false);
+  assertThrows(() => outside.backward(), Error, "no open tape recorded this tensor");
+  const tape = new Tape(), kept = x.square().sum().keep();
+  tape.close();
+  assertThrows(() => kept.backward(), Error, "no open tape recorded this tensor");
+  {
+    using _tape = new Tape();
+    assertThrows(() => kept.backward(), Error, "no open tape recorded this tensor");
+    assertThrows(() => x.backward(tensor([1, 1])), Error, "no open tape recorded this tensor"); // a leaf
+    assertThrows(() => tensor([1, 2]).sum().backward(), Error, "no open tape recorded this tensor");
+  }
+  for (const t of [x, outside, kept]) t.dispose();
+});
+
+Deno.test("tape: dOutput must fit", async () => {
+  await init();
+  using _tape = new Tape();
+  const x = leaf([1, 2]), y = x.square();
+  assertThrows(() => y.backward(), TypeError, "a tensor of shape [2] needs dOutput of that shape");
+  assertThrows(() => y.backward(tensor([1])), TypeError, "backward: dOutput must have shape [2], got [1]");
+  assertThrows(() => y.backward(tensor([[1, 1]])), TypeError, "backward: dOutput must have shape [2], got [1,2]");
+  assertThrows(() => y.backward(tensor(new Int32Array(2))), TypeError, "backward: dOutput must have dtype");
+  y.backward(tensor([1, 10])); // none of these walked anything
+  assertEquals(await x.grad!.array(), [2, 40]);
+});
+
+Deno.test("tape: an in-place change after use is found", async () => {
+  await init();
+  using _tape = new Tape();
+  const x = leaf([1, 2]), w = leaf([3, 4]), loss = x.mul(w).sum();
+  w.assign(tensor([5, 6]));
+  assertThrows(() => loss.backward(), Error, "an input of mul (shape [2]) was changed in place after it was used");
+  assertEquals([x.grad, w.grad], [null, null]);
+  // a view shares its storage, so a change through it is one too
+  const y = leaf([1, 2]), square = y.square();
+  y.detach().assign(tensor([0, 0]));
+  assertThrows(() => square.sum().backward(), Error, "changed in place");
+  // what no backward reads may change
+  const z = leaf([1, 2]), sums = z.add(1);
+  z.assign(tensor([7, 7]));
+  sums.sum().backward();
+  assertEquals(await z.grad!.array(), [1, 1]);
+});
+
+Deno.test("tape: gradients add up over backward calls and tapes", async () => {
+  await init();
+  const x = leaf([1, 2]).keep();
+  for (let step = 0; step < 2; step++) {
+    using _tape = new Tape();
+    x.square().sum().backward();
+    x.mul(10).sum().backward();
+  }
+  assertEquals(await x.grad!.array(), [24, 28]);
+  x.dispose();
+});
+
+Deno.test("tape: tensors that are used more than once", async () => {
+  await init();
+  using _tape = new Tape();
+  const gradient = (f: (x: Tensor) => Tensor) => {
+    const x = leaf([1, 2]);
+    f(x).sum().backward();
+    return x.grad!.array();
+  };
+  assertEquals(await gradient((x) => x.add(x)), [2, 2]);
+  assertEquals(await gradient((x) => x.add(x).add(x)), [3, 3]);
+  assertEquals(await gradient((x) => x.mul(x).mul(x)), [3, 12]);
+  assertEquals(await gradient((x) => x.sub(x)), [0, 0]);
+  const residual = (x: Tensor) => x.add(x.square());
+  assertEquals(await gradient((x) => residual(residual(x))), [15, 65]); // (1 + 2x)(1 + 2(x + x²))
+  assertEquals(await gradient((x) => x.reshape([2, 1]).add(x.reshape([1, 2]))), [4, 4]);
+  assertEquals(await gradient((x) => x.reshape([1, 2]).reshape([2]).add(x).mul(x)), [4, 8]);
+  assertEquals(
+    await gradient((x) => {
+      const y = x.mul(1);
+      return y.add(y.reshape([2])).add(y.neg()).add(y);
+    }),
+    [2, 2],
+  );
+});
+
+Deno.test("tape: leaves that share one gradient keep their own", async () => {
+  await init();
+  const a = leaf([1, 2]).keep(), b = leaf([3, 4]).keep();
+  for (let step = 0; step < 2; step++) { // the second adds in place
+    using _tape = new Tape();
+    a.add(b).sum().backward();
+    b.mul(2).sum().backward();
+  }
+  assertEquals([await a.grad!.array(), await b.grad!.array()], [[2, 2], [6, 6]]);
+  for (const t of [a, b]) t.dispose();
+});
+
+Deno.test("tape: dOutput stays as it was", async () => {
+  await init();
+  using _tape = new Tape();
+  const x = leaf([1, 2]), dOutput = tensor([1, 2]);
+  x.add(1).backward(dOutput);
+  x.add(1).backward(dOutput); // would add in place
+  assertEquals(await dOutput.array(), [1, 2]);
+  assertEquals(await x.grad!.array(), [2, 4]);
+});
+
+Deno.test("tape: two losses on the same logits", async () => {
+  await init();
+  using _tape = new Tape();
+  const values = [[1, 2, 0], [0, -1, 3]],
+    target = tensor(new Int32Array([2, 0])),
+    teacher = tensor([[0, 1, 2], [2, 1, 0]]);
+  const losses = [(x: Tensor) => crossEntropy(x, target), (x: Tensor) => forwardKl(x, teacher).mul(0.5)];
+  const gradient = async (...of: ((x: Tensor) => Tensor)[]) => {
+    const logits = tensor(values, { requiresGrad: true });
+    of.map((loss) => loss(logits)).reduce((a, b) => a.add(b)).backward();
+    return await logits.grad!.data() as Float32Array;
+  };
+  const [first, second, both] = [await gradient(losses[0]), await gradient(losses[1]), await gradient(...losses)];
+  assert(first.some((g) => g !== 0) && second.some((g) => g !== 0));
+  assertEquals(Array.from(both), Array.from(first, (g, i) => Math.fround(g + second[i])));
+  // walked one after the other they add up as well
+  const logits = tensor(values, { requiresGrad: true });
+  const each = losses.map((loss) => loss(logits));
+  for (const loss of each) loss.backward();
+  assertEquals(await logits.grad!.data(), both);
+});
+
+Deno.test("tape: only what needs a gradient is recorded", async () => {
+  await init();
+  using _tape = new Tape();
+  const x = leaf([1]), constant = tensor([2]);
+  assertEquals(constant.mul(3).requiresGrad, false);
+  assertEquals(x.mul(constant).requiresGrad, true);
+  assertEquals(x.detach().mul(constant).requiresGrad, false);
+  x.mul(constant).sum().backward();
+  assertEquals(constant.grad, null);
+});
+
+Deno.test("tape: a leaf that is gone takes no gradient", async () => {
+  await init();
+  using _tape = new Tape();
+  const x = leaf([1, 2]), w = leaf([3, 4]), loss = x.mul(w).sum();
+  w.dispose(); // what the tape saved of it stays
+  loss.backward();
+  assertEquals(await x.grad!.array(), [3, 4]);
+});
+
+Deno.test("tape: what it saved of a result stays when the caller disposes of it", async () => {
+  await init();
+  using _tape = new Tape();
+  const x = leaf([1, 2]), square = x.square(), loss = square.mul(square).sum();
+  square.dispose();
+  loss.backward();
+  assertEquals(await x.grad!.array(), [4, 32]);
+});
+
+/** x·2, whose backward does what the test wants. */
+function custom(x: Tensor, backward: (dY: Tensor) => Tensor): Tensor {
+  const y = noGrad(() => x.mul(2));
+  return record({ op: "custom", inputs: [x], output: y, backward: (dY) => [backward(dY)] });
+}
+
+Deno.test("tape: a throw inside a backward leaves nothing behind", async () => {
+  await init();
+  const x = leaf([1, 2]).keep(), before = stats().liveBytes;
+  {
+    using _tape = new Tape();
+    const bad = custom(x, () => {
+      throw new RangeError("no gradient today");
+    });
+    const loss = bad.add(x.square()).sum();
+    assertThrows(() => loss.backward(), RangeError, "no gradient today");
+    // other records of the same tape are walked with clean gradients
+    x.grad?.dispose();
+    x.grad = null;
+    x.mul(3).sum().backward();
+    assertEquals(await x.grad!.array(), [3, 3]);
+    const y = x.mul(2);
+    assert(y.requiresGrad, "recording goes on");
+  }
+  x.grad!.dispose();
+  x.grad = null;
+  assertEquals(stats().liveBytes, before);
+  using _tape = new Tape();
+  x.square().sum().backward();
+  assertEquals(await x.grad!.array(), [2, 4]);
+  x.dispose();
+});
+
+Deno.test("tape: gradients do not stay in records that the walk has not reached", async () => {
+  await init();
+  using _tape = new Tape();
+  const x = leaf([1, 2]), y = x.mul(1);
+  const bad = custom(y, () => {
+    throw new Error("stop");
+  });
+  // y gets its part of the second use first, then the walk stops at `bad`
+  assertThrows(() => bad.sum().add(y.sum()).backward(), Error, "stop");
+  y.mul(5).sum().backward();
+  assertEquals(await x.grad!.array(), [5, 5]);
+});
+
+Deno.test("tape: a gradient of the wrong size is an error", async () => {
+  await init();
+  using _tape = new Tape();
+  const loss = custom(leaf([1, 2]), () => tensor([1, 2, 3])).sum();
+  assertThrows(() => loss.backward(), Error, "internal: custom gave a gradient of shape [3] for an input of shape [2]");
+});
+
+Deno.test("tape: record outside a tape frees what is hidden and returns the output", async () => {
+  await init();
+  const y = tensor([1]), hidden = tensor([2]);
+  assertStrictEquals(record({ op: "custom", inputs: [y], output: y, hidden: [hidden], backward: () => [null] }), y);
+  assert(hidden.closed && !y.closed);
+  y.dispose();
+});
+
+Deno.test("tape: backward itself is not recorded", async () => {
+  await init();
+  using _tape = new Tape();
+  const x = leaf([2]);
+  let during = true;
+  custom(x, (dY) => {
+    during = x.mul(dY).requiresGrad;
+    return dY.mul(2);
+  }).sum().backward();
+  assertEquals(during, false);
+  assertEquals(x.grad!.requiresGrad, false);
+});
+
+Deno.test("noGrad: records nothing and passes results on", async () => {
+  await init();
+  using tape = new Tape();
+  const x = leaf([1, 2]);
+  let inner: Tensor | undefined;
+  const y = noGrad(() => {
+    inner = x.mul(2);
+    return inner.add(1);
+  });
+  assert(inner!.closed, "what is not returned is freed");
+  assertEquals(y.requiresGrad, false);
+  assertEquals(await y.array(), [3, 5]);
+  const { list, record: { z }, n } = noGrad(() => ({ list: [x.mul(3), [x.mul(4)]], record: { z: x.mul(5) }, n: 1 }));
+  assertEquals(await Promise.all([list[0], (list[1] as Tensor[])[0], z].map((t) => (t as Tensor).array())), [
+    [3, 6],
+    [4, 8],
+    [5, 10],
+  ]);
+  assertEquals(n, 1);
+  assertStrictEquals(noGrad(() => x), x);
+  assert(x.mul(2).requiresGrad, "afterwards recording goes on");
+  tape.close();
+  assert(y.closed && z.closed, "the enclosing scope owns them");
+});
+
+Deno.test("noGrad: without an enclosing scope the caller owns the result", async () => {
+  await init();
+  const before = stats().liveTensors;
+  const y = noGrad(() => tensor([1]).add(1).add(1));
+  assertEquals(stats().liveTensors, before + 1);
+  assertEquals(await y.array(), [3]);
+  y.dispose();
+});
+
+Deno.test("noGrad: an async function is a TypeError, a throw restores recording", async () => {
+  await init();
+  using _tape = new Tape();
+  const x = leaf([1]);
+  assertThrows(() => noGrad(async () => await x.data()), TypeError, "noGrad: fn must not be async");
+  assertThrows(
+    () =>
+      noGrad(() => {
+        throw new RangeError("mine");
+      }),
+    RangeError,
+    "mine",
+  );
+  // deno-lint-ignore no-explicit-any
+  assertThrows(() => noGrad(5 as any), TypeError, "noGrad: fn must be a function, got 5");
+  assert(x.mul(2).requiresGrad);
+});
+
+Deno.test("tape: all bytes come back", async () => {
+  await init();
+  const before = stats();
+  const w = leaf([1, 2, 3]).keep();
+  for (let step = 0; step < 3; step++) {
+    using _tape = new Tape();
+    const y = w.tanh().mul(w).softmax().reshape([1, 3]);
+    const extra = y.detach(), kept = y.keep();
+    sum(y.add(extra).square()).backward();
+    kept.dispose();
+    w.exp(); // never walked
+  }
+  w.dispose(); // with its gradient
+  const after = stats();
+  assertEquals([after.liveTensors, after.liveBytes], [before.liveTensors, before.liveBytes]);
+});
+
+Deno.test("tape: closes a scope that was opened inside it", async () => {
+  await init();
+  const tape = new Tape(), scope = new Scope(), x = tensor([1]);
+  tape.close();
+  assert(scope.closed && x.closed);
+  scope.close(); // again is allowed
+});

@@ -1,0 +1,281 @@
+/** The layers of a transformer, with PyTorch's state names. */
+import { checkBoolean, checkNumber, checkOptions } from "../kernels/check.ts";
+import { checkTensor, Tensor } from "../autograd/tensor.ts";
+import { scaledDotProductAttention } from "../ops/attention.ts";
+import { arange, ones, zeros } from "../ops/create.ts";
+import { dropout } from "../ops/dropout.ts";
+import { embedding } from "../ops/indexing.ts";
+import { linear } from "../ops/matmul.ts";
+import { layerNorm, rmsNorm } from "../ops/norm.ts";
+import { slice } from "../ops/shape.ts";
+import { normal, xavierUniform } from "./init.ts";
+import { Linear, parameter } from "./layers.ts";
+import { Module } from "./module.ts";
+
+/** Rows of a table by index: [...] → [..., width]. The table starts N(0, 1), as in PyTorch. */
+export class Embedding extends Module {
+  /** [count, width] */
+  weight: Tensor;
+
+  constructor(count: number, width: number) {
+    super();
+    checkNumber("Embedding", "count", count, { integer: true, min: 1 });
+    checkNumber("Embedding", "width", width, { integer: true, min: 1 });
+    this.weight = normal(parameter([count, width]));
+  }
+
+  override forward(index: Tensor): Tensor {
+    return embedding(this.weight, index);
+  }
+}
+
+/** Layer norm over the last dimension, with weight 1 and bias 0 at first. */
+export class LayerNorm extends Module {
+  /** [width] */
+  weight: Tensor;
+  /** [width] */
+  bias: Tensor;
+
+  constructor(width: number, readonly eps = 1e-5) {
+    super();
+    checkNumber("LayerNorm", "width", width, { integer: true, min: 1 });
+    this.weight = ones([width], { requiresGrad: true }).keep();
+    this.bias = parameter([width]);
+  }
+
+  override forward(x: Tensor): Tensor {
+    return layerNorm(x, this.weight, this.bias, { eps: this.eps });
+  }
+}
+
+/** RMS norm over the last dimension, with weight 1 at first. */
+export class RMSNorm extends Module {
+  /** [width] */
+  weight: Tensor;
+
+  constructor(width: number, readonly eps = 1e-5) {
+    super();
+    checkNumber("RMSNorm", "width", width, { integer: true, min: 1 });
+    this.weight = ones([width], { requiresGrad: true }).keep();
+  }
+
+  override forward(x: Tensor): Tensor {
+    return rmsNorm(x, this.weight, { eps: this.eps });
+  }
+}
+
+/** Keys and values of the tokens so far, [batch, heads, length, depth], allocated once and written in place. */
+export interface KeyValueCache {
+  keys: Tensor;
+  values: Tensor;
+}
+
+/** What a transformer's attention may be told in a forward pass. */
+export interface AttentionCall {
+  /** Whether a token sees only itself and those before it. */
+  causal?: boolean;
+}
+
+/** Multi-head self-attention, [batch, T, width] → the same. States as `torch.nn.MultiheadAttention`. */
+export class MultiHeadAttention extends Module {
+  /** [3·width, width]: queries, keys, values. */
+  inProjWeight: Tensor;
+  /** [3·width] */
+  inProjBias: Tensor;
+  /** The projection of the heads' results. */
+  outProj: Linear;
+
+  constructor(readonly width: number, readonly heads: number, readonly p = 0) {
+    super();
+    checkNumber("MultiHeadAttention", "width", width, { integer: true, min: 1 });
+    checkNumber("MultiHeadAttention", "heads", heads, { integer: true, min: 1 });
+    if (width % heads !== 0) {
+      throw new RangeError(`MultiHeadAttention: heads must divide the width ${width}, got ${heads}`);
+    }
+    checkNumber("MultiHeadAttention", "p", p, { min: 0, below: 1 });
+    this.inProjWeight = xavierUniform(parameter([3 * width, width]));
+    this.inProjBias = parameter([3 * width]);
+    this.outProj = new Linear(width, width);
+    this.outProj.bias!.assign(zeros([width]));
+  }
+
+  /** Queries, keys and values of x, each [batch, heads, T, depth]. */
+  project(x: Tensor): [Tensor, Tensor, Tensor] {
+    checkTensor("MultiHeadAttention", "x", x);
+    const [batch, length] = x.shape, depth = this.width / this.heads;
+    const all = linear(x, this.inProjWeight, this.inProjBias).reshape([batch, length, 3, this.heads, depth]).permute([
+      2,
+      0,
+      3,
+      1,
+      4,
+    ]);
+    const part = (i: number) => slice(all, [[i, i + 1]]).reshape([batch, this.heads, length, depth]);
+    return [part(0), part(1), part(2)];
+  }
+
+  /** The heads' results [batch, heads, T, depth] put together and projected. */
+  merge(x: Tensor): Tensor {
+    const [batch, , length] = x.shape;
+    return this.outProj.forward(x.permute([0, 2, 1, 3]).reshape([batch, length, this.width]));
+  }
+
+  override forward(x: Tensor, { causal = false }: AttentionCall = {}): Tensor {
+    const [q, k, v] = this.project(x);
+    return this.merge(scaledDotProductAttention(q, k, v, { causal, dropout: this.training ? this.p : 0 }));
+  }
+}
+
+/** Options of `TransformerBlock`. */
+export interface TransformerBlockOptions {
+  /** Width of the feed-forward layer; 4 times the width unless given. */
+  hidden?: number;
+  /** Dropout on weights, activations and residuals; 0 unless given. */
+  dropout?: number;
+}
+
+/** A pre-norm block: x + attention(norm1(x)), then x + linear2(gelu(linear1(norm2(x)))). States as `torch.nn.TransformerEncoderLayer(norm_first, gelu, batch_first)`. */
+export class TransformerBlock extends Module {
+  /** The attention. */
+  selfAttn: MultiHeadAttention;
+  /** [hidden, width] */
+  linear1: Linear;
+  /** [width, hidden] */
+  linear2: Linear;
+  /** In front of the attention. */
+  norm1: LayerNorm;
+  /** In front of the feed-forward layers. */
+  norm2: LayerNorm;
+  /** The probability of dropout. */
+  readonly p: number;
+
+  constructor(width: number, heads: number, options: TransformerBlockOptions = {}) {
+    super();
+    checkOptions("TransformerBlock", options, ["hidden", "dropout"]);
+    const { hidden = 4 * width, dropout = 0 } = options;
+    this.p = dropout;
+    this.selfAttn = new MultiHeadAttention(width, heads, dropout);
+    this.linear1 = new Linear(width, hidden);
+    this.linear2 = new Linear(hidden, width);
+    this.norm1 = new LayerNorm(width);
+    this.norm2 = new LayerNorm(width);
+  }
+
+  #drop(x: Tensor): Tensor {
+    return dropout(x, { p: this.p, training: this.training });
+  }
+
+  override forward(x: Tensor, call: AttentionCall = {}): Tensor {
+    return this.feedForward(x.add(this.#drop(this.selfAttn.forward(this.norm1.forward(x), call))));
+  }
+
+  /** The second half of the block. */
+  feedForward(x: Tensor): Tensor {
+    const inner = this.#drop(this.linear1.forward(this.norm2.forward(x)).gelu());
+    return x.add(this.#drop(this.linear2.forward(inner)));
+  }
+
+  /** The block for tokens behind those in a cache, which takes up their keys and values at `position`. */
+  forwardCached(x: Tensor, cache: KeyValueCache, write: (cache: Tensor, x: Tensor) => void, mask: Tensor): Tensor {
+    const [q, k, v] = this.selfAttn.project(this.norm1.forward(x));
+    write(cache.keys, k);
+    write(cache.values, v);
+    const attended = scaledDotProductAttention(q, cache.keys, cache.values, { mask });
+    return this.feedForward(x.add(this.selfAttn.merge(attended)));
+  }
+}
+
+/** Options of `Gpt`. */
+export interface GptOptions {
+  /** Number of tokens. */
+  vocabulary: number;
+  /** Longest sequence. */
+  context: number;
+  layers: number;
+  width: number;
+  heads: number;
+  /** Width of the feed-forward layers; 4 times the width unless given. */
+  hidden?: number;
+  /** 0 unless given. */
+  dropout?: number;
+  /** Whether the head is the token table; false unless given. */
+  tied?: boolean;
+}
+
+/**
+ * A decoder: token and learned position embeddings, pre-norm blocks, a final norm and a head without bias. [batch, T] tokens (i32) → [batch, T, vocabulary] logits. States:
+ * `tokens.weight`, `positions.weight`, `blocks.N.…`, `norm.…`, `head.weight` (absent when tied). Weights start N(0, 0.02), biases 0, as in GPT-2.
+ *
+ * Source: Radford et al. 2019.
+ *
+ * @example
+ * ```ts
+ * import { init, nn, randint } from "@limbeck/limbeck";
+ *
+ * await init();
+ * const gpt = new nn.Gpt({ vocabulary: 96, context: 32, layers: 2, width: 16, heads: 2 });
+ * console.log(gpt.forward(randint(0, 96, [4, 32])).shape); // [4, 32, 96]
+ * ```
+ */
+export class Gpt extends Module {
+  /** [vocabulary, width] */
+  tokens: Embedding;
+  /** [context, width] */
+  positions: Embedding;
+  /** The blocks, in order. */
+  blocks: TransformerBlock[];
+  /** In front of the head. */
+  norm: LayerNorm;
+  /** [vocabulary, width], or null where the token table serves. */
+  head: Linear | null;
+  /** What it was made of. */
+  readonly options: Required<GptOptions>;
+
+  constructor(options: GptOptions) {
+    super();
+    checkOptions("Gpt", options, ["vocabulary", "context", "layers", "width", "heads", "hidden", "dropout", "tied"]);
+    const { vocabulary, context, layers, width, heads, hidden = 4 * width, dropout = 0, tied = false } = options;
+    checkNumber("Gpt", "layers", layers, { integer: true, min: 0 });
+    checkBoolean("Gpt", "tied", tied);
+    this.options = { vocabulary, context, layers, width, heads, hidden, dropout, tied };
+    this.tokens = new Embedding(vocabulary, width);
+    this.positions = new Embedding(context, width);
+    this.blocks = Array.from({ length: layers }, () => new TransformerBlock(width, heads, { hidden, dropout }));
+    this.norm = new LayerNorm(width);
+    this.head = tied ? null : new Linear(width, vocabulary, { bias: false });
+    for (const [name, x] of this.namedParameters()) {
+      if (name.endsWith("bias")) x.assign(zeros(x.shape));
+      else if (x.rank > 1) normal(x, 0, 0.02);
+    }
+  }
+
+  /** The last hidden states [batch, T, width]: what the head turns into logits. */
+  hiddenStates(tokens: Tensor): Tensor {
+    const [, length] = this.#checked(tokens);
+    const p = { p: this.options.dropout, training: this.training };
+    const places = arange(length, undefined, 1, { dtype: "i32" });
+    let x = dropout(this.tokens.forward(tokens).add(this.positions.forward(places)), p);
+    for (const block of this.blocks) x = block.forward(x, { causal: true });
+    return this.norm.forward(x);
+  }
+
+  #checked(tokens: Tensor): readonly number[] {
+    checkTensor("Gpt", "tokens", tokens, ["i32", "u32"]);
+    if (tokens.rank !== 2) throw new TypeError(`Gpt: tokens must have shape [batch, T], got [${tokens.shape}]`);
+    if (tokens.shape[1] > this.options.context) {
+      throw new RangeError(
+        `Gpt: tokens must have at most ${this.options.context} positions, got shape [${tokens.shape}]`,
+      );
+    }
+    return tokens.shape;
+  }
+
+  /** The head's weight [vocabulary, width]: with `hiddenStates` what `linearCrossEntropy` and `linearDistillation` take. */
+  get headWeight(): Tensor {
+    return this.head?.weight ?? this.tokens.weight;
+  }
+
+  override forward(tokens: Tensor): Tensor {
+    return linear(this.hiddenStates(tokens), this.headWeight);
+  }
+}

@@ -1,0 +1,153 @@
+import { assertEquals, assertThrows } from "@std/assert";
+import { init, linear, matmul, tensor, zeros } from "@limbeck/limbeck";
+import { checkOps, type OpCase } from "../testing/op.ts";
+import { type Array64, elementwise, product, transposed } from "../testing/reference.ts";
+
+/** Sums of k products err by k roundings at worst and by about √k in fact; values are below 4k. */
+const CLOSE = { value: 2e-6, gradient: 5e-6, samples: 12 };
+
+const swapped = (shape: number[]) => [...shape.slice(0, -2), shape.at(-1)!, shape.at(-2)!];
+
+/** a · b for operands of these shapes, with each stored transposed or not. */
+function multiplied(a: number[], b: number[], transposeA = false, transposeB = false): OpCase {
+  return {
+    name: `matmul ${transposeA ? "Aᵀ" : "A"}${transposeB ? "Bᵀ" : "B"}`,
+    op: (x, y) => matmul(x, y, { transposeA, transposeB }),
+    reference: (x, y) => product(transposeA ? transposed(x) : x, transposeB ? transposed(y) : y),
+    shapes: [transposeA ? swapped(a) : a, transposeB ? swapped(b) : b],
+    ...CLOSE,
+  };
+}
+
+Deno.test("matmul: sizes around the edges of tiles", async () => {
+  const sizes = [ // m, k, n
+    [1, 1, 1],
+    [1, 7, 1],
+    [2, 3, 4],
+    [15, 16, 17],
+    [16, 17, 16],
+    [17, 15, 31],
+    [31, 33, 32],
+    [32, 32, 33],
+    [33, 31, 63],
+    [63, 64, 65],
+    [65, 63, 64],
+    [64, 65, 15],
+    [257, 3, 5],
+    [5, 257, 3],
+    [3, 5, 257],
+    [1, 100, 255],
+    [255, 100, 1],
+  ];
+  await checkOps(sizes.map(([m, k, n]) => multiplied([m, k], [k, n])));
+});
+
+Deno.test("matmul: transposes and batches", async () => {
+  const batches: [number[], number[]][] = [
+    [[], []],
+    [[2], [2]],
+    [[2], []], // one matrix for all
+    [[], [2]],
+    [[1], [3]],
+    [[2, 1], [1, 3]], // both sides broadcast
+    [[2, 3], [3]],
+  ];
+  const flags = [[false, false], [true, false], [false, true], [true, true]];
+  await checkOps(
+    batches.flatMap(([a, b]) => flags.map(([tA, tB]) => multiplied([...a, 3, 5], [...b, 5, 2], tA, tB))),
+  );
+  await checkOps(flags.map(([tA, tB]) => multiplied([2, 33, 17], [2, 17, 20], tA, tB)));
+});
+
+Deno.test("matmul: vectors count as a row or a column", async () => {
+  const row = (x: Array64): Array64 => ({ shape: [1, x.data.length], data: x.data });
+  const column = (x: Array64): Array64 => ({ shape: [x.data.length, 1], data: x.data });
+  const dot: OpCase = {
+    name: "vector · vector",
+    op: (a, b) => matmul(a, b),
+    reference: (a, b) => ({ ...product(row(a), column(b)), shape: [] }),
+    shapes: [[5], [5]],
+  };
+  const left: OpCase = {
+    name: "vector · matrices",
+    op: (a, b) => matmul(a, b),
+    reference: (a, b) => ({ ...product(row(a), b), shape: [2, 3] }),
+    shapes: [[4], [2, 4, 3]],
+  };
+  const right: OpCase = {
+    name: "matrices · vector",
+    op: (a, b) => matmul(a, b),
+    reference: (a, b) => ({ ...product(a, column(b)), shape: [2, 3] }),
+    shapes: [[2, 3, 4], [4]],
+  };
+  await checkOps([dot, left, right]);
+});
+
+Deno.test("matmul: empty operands", async () => {
+  await init();
+  assertEquals(matmul(zeros([0, 3]), zeros([3, 2])).shape, [0, 2]);
+  assertEquals(matmul(zeros([2, 0, 3]), zeros([3, 0])).shape, [2, 0, 0]);
+  // a sum over nothing is 0, also where the pool hands out used memory
+  zeros([4]).add(7).dispose();
+  assertEquals(await matmul(zeros([2, 0]), zeros([0, 2])).array(), [[0, 0], [0, 0]]);
+  await checkOps([{ ...multiplied([2, 0], [0, 3]) }, { ...multiplied([0, 2], [2, 3]) }]);
+});
+
+Deno.test("matmul: NaN and infinities reach only what they belong to", async () => {
+  await init();
+  const a = tensor([[NaN, 1], [2, 3], [Infinity, 1]]), b = tensor([[1, 0], [1, 1]]);
+  // the third row: ∞·0 is NaN
+  assertEquals(await matmul(a, b).array(), [[NaN, NaN], [5, 3], [Infinity, NaN]]);
+});
+
+Deno.test("linear: with and without a bias", async () => {
+  const shapes = [ // leading dimensions, in, out
+    [[3], 5, 4],
+    [[], 5, 4],
+    [[2, 3], 7, 1],
+    [[1], 1, 1],
+    [[65], 33, 17],
+    [[17], 16, 64],
+    [[64], 20, 65],
+    [[0], 3, 2],
+    [[2, 0], 3, 2],
+  ] as [number[], number, number][];
+  const apply = (x: Array64, weight: Array64): Array64 => {
+    const rows = x.shape.slice(0, -1).reduce((p, n) => p * n, 1);
+    const y = product({ shape: [rows, x.shape.at(-1)!], data: x.data }, transposed(weight));
+    return { shape: [...x.shape.slice(0, -1), weight.shape[0]], data: y.data };
+  };
+  await checkOps(shapes.flatMap(([lead, ins, outs]): OpCase[] => [
+    {
+      name: "linear",
+      op: (x, w) => linear(x, w),
+      reference: apply,
+      shapes: [[...lead, ins], [outs, ins]],
+      ...CLOSE,
+    },
+    {
+      name: "linear with bias",
+      op: (x, w, b) => linear(x, w, b),
+      reference: (x, w, b) => elementwise((y, c) => y + c)(apply(x, w), b),
+      shapes: [[...lead, ins], [outs, ins], [outs]],
+      ...CLOSE,
+    },
+  ]));
+});
+
+Deno.test("matmul, linear: what they throw", async () => {
+  await init();
+  const a = zeros([2, 3]);
+  assertThrows(() => matmul(a, zeros([2, 3])), TypeError, "matmul: inner sizes must agree, got a of shape [2,3]");
+  assertThrows(() => matmul(a, a, { transposeA: true, transposeB: true }), TypeError, "[2,3] transposed");
+  assertThrows(
+    () => matmul(zeros([2, 2, 3]), zeros([3, 3, 2])),
+    TypeError,
+    "matmul: shapes [2] and [3] do not broadcast",
+  );
+  assertThrows(() => matmul(zeros([]), a), TypeError, "matmul: a must have at least 1 dimension");
+  // deno-lint-ignore no-explicit-any
+  assertThrows(() => matmul(a, a, { transposedB: true } as any), TypeError, "did you mean transposeB?");
+  assertThrows(() => linear(a, zeros([4, 2])), TypeError, "linear: weight must have shape [out, 3], got [4,2]");
+  assertThrows(() => linear(a, zeros([4, 3]), zeros([3])), TypeError, "linear: bias must have shape [4], got [3]");
+});

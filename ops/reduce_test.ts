@@ -1,0 +1,190 @@
+import { assertEquals, assertThrows } from "@std/assert";
+import {
+  argmax,
+  init,
+  logSumExp,
+  max,
+  mean,
+  min,
+  ones,
+  sum,
+  Tape,
+  type Tensor,
+  tensor,
+  variance,
+  zeros,
+} from "@limbeck/limbeck";
+import { checkOps, checkValues, type OpCase, random } from "../testing/op.ts";
+import { reduction } from "../testing/reference.ts";
+
+type Options = { dim?: number | number[]; keepDim?: boolean };
+type Op = (x: Tensor, options?: Options) => Tensor;
+
+const total = (v: number[]) => v.reduce((a, b) => a + b, 0);
+const average = (v: number[]) => total(v) / v.length;
+const OPS: Record<string, [op: Op, f: (values: number[]) => number]> = {
+  sum: [sum, total],
+  mean: [mean, average],
+  max: [max, (v) => v.reduce((a, b) => Math.max(a, b))],
+  min: [min, (v) => v.reduce((a, b) => Math.min(a, b))],
+  logSumExp: [logSumExp, (v) => Math.log(v.reduce((a, x) => a + Math.exp(x), 0))],
+  variance: [variance, (v) => total(v.map((x) => (x - average(v)) ** 2)) / (v.length - 1)],
+};
+
+function cases(names: string[], shapes: number[][], options: Options[]): OpCase[] {
+  return names.flatMap((name) =>
+    shapes.flatMap((shape) =>
+      options.map((o) => ({
+        name: `${name} ${JSON.stringify(o)}`,
+        op: (x: Tensor) => OPS[name][0](x, o),
+        reference: reduction(OPS[name][1], o),
+        shapes: [shape],
+      }))
+    )
+  );
+}
+
+Deno.test("reduce: every op over one, several and all dimensions", async () => {
+  await checkOps(
+    cases(Object.keys(OPS), [[3, 2, 4]], [
+      {},
+      { keepDim: true },
+      { dim: 0 },
+      { dim: 1, keepDim: true },
+      { dim: -1 },
+      { dim: [0, 1] },
+      { dim: [-1, 0] }, // not neighbours
+      { dim: [2, 1, 0], keepDim: true },
+    ]),
+  );
+});
+
+Deno.test("reduce: lengths around a workgroup", async () => {
+  const names = ["sum", "max", "logSumExp"];
+  await checkOps(cases(names, [[1], [2], [7], [255], [257], [1000]], [{}]));
+  await checkOps(cases(names, [[255, 3], [257, 17], [3, 33]], [{ dim: 0 }, { dim: 1 }])); // 16 columns a workgroup
+});
+
+Deno.test("reduce: scalars, and no dimension at all", async () => {
+  await checkOps([
+    ...cases(["sum", "mean", "max", "logSumExp"], [[]], [{}]),
+    ...cases(["sum", "max", "logSumExp"], [[2, 3]], [{ dim: [] }]),
+  ]);
+});
+
+Deno.test("reduce: lengths that are cut into pieces", async () => {
+  await init();
+  // 16,384 elements a workgroup: one, two pieces and a bit; along columns 1,024
+  const shapes: [number[], Options][] = [[[16385], {}], [[2, 40001], { dim: 1 }], [[2049, 3], { dim: 0 }]];
+  const draw = random(3);
+  for (const [shape, options] of shapes) {
+    const x = Float32Array.from({ length: shape[0] * (shape[1] ?? 1) }, () => draw() - 0.25);
+    for (const name of ["sum", "max", "logSumExp"]) {
+      const [op, f] = OPS[name];
+      const want = reduction(f, options)({ shape, data: Float64Array.from(x) }).data;
+      await checkValues(`${name} of [${shape}]`, op(tensor(x, shape), options), want, 2e-6);
+    }
+  }
+});
+
+Deno.test("reduce: a sum of three million ones is exact", async () => {
+  await init();
+  // more than 65,535 additions in one loop are cut off by some drivers, silently
+  using x = ones([3_000_000]);
+  assertEquals(await x.sum().item(), 3_000_000);
+  assertEquals(await x.mean().item(), 1);
+  assertEquals(Array.from(await x.reshape([1_000_000, 3]).sum({ dim: 0 }).data()), [1e6, 1e6, 1e6]);
+});
+
+Deno.test("reduce: sums over nothing", async () => {
+  await init();
+  assertEquals(await sum(zeros([0])).item(), 0);
+  assertEquals(await sum(zeros([3, 0]), { dim: 1 }).array(), [0, 0, 0]);
+  assertEquals(await sum(zeros([0, 3]), { dim: 0 }).array(), [0, 0, 0]);
+  assertEquals(await sum(zeros([0, 3]), { dim: 1 }).array(), []);
+  assertEquals(await mean(zeros([0])).item(), NaN);
+  for (const [name, op] of Object.entries({ max, min, logSumExp, argmax })) {
+    assertThrows(() => op(zeros([3, 0]), { dim: 1 }), RangeError, `${name}: x must have an element to reduce`);
+    assertEquals(await op(zeros([3, 0]), { dim: 0 }).array(), [], name); // three rows of nothing
+  }
+});
+
+Deno.test("reduce: the gradient of an empty sum is empty", async () => {
+  await init();
+  using _tape = new Tape();
+  const x = tensor(new Float32Array(0), [3, 0], { requiresGrad: true });
+  sum(x, { dim: 1 }).sum().backward();
+  assertEquals(x.grad!.shape, [3, 0]);
+});
+
+Deno.test("reduce: ties share the gradient", async () => {
+  await init();
+  using _tape = new Tape();
+  const x = tensor([[1, 3, 3], [2, 2, 2]], { requiresGrad: true });
+  max(x, { dim: 1 }).sum().backward();
+  await checkValues("max", x.grad!, [0, 0.5, 0.5, 1 / 3, 1 / 3, 1 / 3]);
+  const y = tensor([5, 5, 7], { requiresGrad: true });
+  min(y).backward();
+  await checkValues("min", y.grad!, [0.5, 0.5, 0]);
+});
+
+Deno.test("reduce: infinities, NaN and large arguments", async () => {
+  await init();
+  const { NaN: nan } = Number, inf = Infinity;
+  const x = tensor([[1, nan, 2], [1, inf, 2], [-inf, 1, 2], [-inf, -inf, -inf], [1e4, -1e4, 1e4], [-1e4, -1e4, -1e4]]);
+  const rows = { dim: 1 }, wide = 1e4 + Math.LN2;
+  await checkValues("max", max(x, rows), [nan, inf, 2, -inf, 1e4, -1e4]);
+  await checkValues("min", min(x, rows), [nan, 1, -inf, -inf, -1e4, -1e4]);
+  await checkValues("sum", sum(x, rows), [nan, inf, -inf, -inf, 1e4, -3e4]);
+  const third = Math.log(Math.exp(1) + Math.exp(2));
+  await checkValues("logSumExp", logSumExp(x, rows), [nan, inf, third, -inf, wide, Math.log(3) - 1e4]);
+});
+
+Deno.test("reduce: the gradient of logSumExp at large and infinite arguments", async () => {
+  await init();
+  using _tape = new Tape();
+  const x = tensor([[1e4, 1e4, -1e4], [-Infinity, 0, 0], [-1e4, -1e4, -1e4]], { requiresGrad: true });
+  logSumExp(x, { dim: 1 }).sum().backward();
+  // logSumExp ≈ 1e4 is itself rounded to 1e-3, so that e^(x − logSumExp) is right to 1e-3
+  await checkValues("gradient", x.grad!, [0.5, 0.5, 0, 0, 0.5, 0.5, 1 / 3, 1 / 3, 1 / 3], 1e-3);
+});
+
+Deno.test("reduce: logSumExp keeps small differences", async () => {
+  await init();
+  // ln(1 + e⁻²⁰): one of 2e-9 behind a largest of 0
+  await checkValues("logSumExp", logSumExp(tensor([0, -20])), [Math.log1p(Math.exp(-20))], 1e-5);
+});
+
+Deno.test("reduce: argmax takes the first of several and NaN before all", async () => {
+  await init();
+  const x = tensor([[1, 3, 3], [-1, NaN, Infinity], [-Infinity, -Infinity, -Infinity]]);
+  assertEquals(await argmax(x, { dim: 1 }).array(), [1, 1, 0]);
+  assertEquals(await argmax(x, { dim: 0, keepDim: true }).array(), [[0, 1, 1]]);
+  assertEquals(await argmax(x).array(), 4);
+  assertEquals(argmax(x).dtype, "i32");
+  const long = new Float32Array(70_001);
+  long[70_000] = 1;
+  assertEquals(await argmax(tensor(long)).item(), 70_000);
+});
+
+Deno.test("reduce: the variance's correction, and of values far from 0", async () => {
+  await init();
+  await checkValues("biased", variance(tensor([1, 2, 3, 4]), { correction: 0 }), [1.25]);
+  await checkValues("unbiased", variance(tensor([1, 2, 3, 4])), [5 / 3]);
+  await checkValues("far from 0", variance(tensor([10001, 10002, 10003, 10004])), [5 / 3]);
+  assertEquals(await variance(tensor([3])).item(), NaN); // 0/0
+});
+
+Deno.test("reduce: what they throw", async () => {
+  await init();
+  const x = zeros([2, 3]);
+  assertThrows(() => sum(x, { dim: 2 }), RangeError, "sum: dim must be");
+  assertThrows(() => sum(x, { dim: -3 }), RangeError, "sum: dim must be");
+  assertThrows(() => mean(x, { dim: [0, -2] }), RangeError, "mean: dim must not name a dimension twice");
+  // deno-lint-ignore no-explicit-any
+  assertThrows(() => max(x, { dim: "0" } as any), TypeError, "max: dim must be a number or an array");
+  // deno-lint-ignore no-explicit-any
+  assertThrows(() => sum(x, { keepdim: true } as any), TypeError, "did you mean keepDim?");
+  // deno-lint-ignore no-explicit-any
+  assertThrows(() => argmax(x, { dim: [0] } as any), TypeError, "argmax: dim must be a number");
+});

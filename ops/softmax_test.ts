@@ -1,0 +1,89 @@
+import { assertEquals, assertThrows } from "@std/assert";
+import { init, logSoftmax, softmax, Tape, type Tensor, tensor, zeros } from "@limbeck/limbeck";
+import { checkOps, checkValues } from "../testing/op.ts";
+import { lines } from "../testing/reference.ts";
+
+function logSoftmax64(x: Float64Array): Float64Array {
+  const largest = x.reduce((a, b) => Math.max(a, b), -Infinity);
+  const logSum = largest + Math.log(x.reduce((sum, v) => sum + Math.exp(v - largest), 0));
+  return x.map((v) => v - logSum);
+}
+const softmax64 = (x: Float64Array) => logSoftmax64(x).map(Math.exp);
+
+const OPS: [string, (x: Tensor, dim?: number) => Tensor, (x: Float64Array) => Float64Array][] = [
+  ["softmax", softmax, softmax64],
+  ["logSoftmax", logSoftmax, logSoftmax64],
+];
+
+Deno.test("softmax: rows of many lengths", async () => {
+  const shapes = [[1], [7], [3, 1], [4, 5], [3, 32], [2, 33], [2, 255], [2, 257], [2, 1000], [1, 4099], [0, 3]];
+  await checkOps(
+    OPS.flatMap(([name, op, f]) =>
+      shapes.map((shape) => ({
+        name,
+        op: (x: Tensor) => op(x),
+        reference: lines(f, -1),
+        shapes: [shape],
+        range: [-4, 4],
+      }))
+    ),
+  );
+});
+
+Deno.test("softmax: along any dimension", async () => {
+  await checkOps(OPS.flatMap(([name, op, f]) =>
+    [0, 1, -3, -1].map((dim) => ({
+      name: `${name} along ${dim}`,
+      op: (x: Tensor) => op(x, dim),
+      reference: lines(f, dim),
+      shapes: [[2, 3, 4]],
+    }))
+  ));
+});
+
+Deno.test("softmax: large, infinite and missing arguments", async () => {
+  await init();
+  const inf = Infinity, rows = [[1e4, -1e4, 1e4], [-inf, 0, 0], [-1e4, -1e4, -1e4], [0, NaN, 1]];
+  await checkValues("softmax", softmax(tensor(rows)), [0.5, 0, 0.5, 0, 0.5, 0.5, 1 / 3, 1 / 3, 1 / 3, NaN, NaN, NaN]);
+  await checkValues("logSoftmax", logSoftmax(tensor(rows)), [
+    ...[-Math.LN2, -2e4 - Math.LN2, -Math.LN2],
+    ...[-inf, -Math.LN2, -Math.LN2],
+    ...[-Math.log(3), -Math.log(3), -Math.log(3)],
+    ...[NaN, NaN, NaN],
+  ]);
+});
+
+Deno.test("softmax: a −∞ has gradient 0", async () => {
+  await init();
+  using _tape = new Tape();
+  const x = tensor([-Infinity, 0, 0], { requiresGrad: true });
+  softmax(x).backward(tensor([1, 2, 3]));
+  await checkValues("gradient", x.grad!, [0, -0.25, 0.25]);
+});
+
+Deno.test("softmax: tails keep their digits", async () => {
+  await init();
+  // log-probability of the likely class: −ln(1 + e⁻²⁰) ≈ −2e-9
+  await checkValues("logSoftmax", logSoftmax(tensor([0, -20])), logSoftmax64(Float64Array.of(0, -20)), 1e-5);
+  const p = Math.exp(-20) / (1 + Math.exp(-20));
+  await checkValues("softmax", softmax(tensor([0, -20])), [1 - p, p], 4e-6); // exp errs by 3 + 2·20 ulp
+});
+
+Deno.test("softmax: more rows than one dimension of workgroups has", async () => {
+  await init();
+  const rows = 70_000; // 65,535 at most
+  const x = Float32Array.from({ length: 2 * rows }, (_, i) => i % 2 === 0 ? 0 : Math.floor(i / 2) % 7);
+  const y = await softmax(tensor(x, [rows, 2])).data();
+  let worst = 0;
+  for (let row = 0; row < rows; row++) {
+    worst = Math.max(worst, Math.abs(y[2 * row] - 1 / (1 + Math.exp(row % 7))));
+  }
+  assertEquals(worst < 1e-6, true, `off by ${worst}`);
+});
+
+Deno.test("softmax: what it throws", async () => {
+  await init();
+  assertThrows(() => softmax(zeros([])), TypeError, "softmax: x must have at least 1 dimension");
+  assertThrows(() => logSoftmax(zeros([2, 3]), 2), RangeError, "logSoftmax: dim must be");
+  assertThrows(() => softmax(tensor(new Int32Array(2))), TypeError, "softmax: x must have dtype f32 or f16, got i32");
+});

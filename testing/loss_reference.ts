@@ -1,0 +1,425 @@
+/**
+ * The losses in float64, value and gradients, straight from their formulas: what the fused kernels are compared with. The
+ * tests of each op hold its reference against central differences first.
+ */
+import { assertEquals } from "@std/assert";
+import type { CrossEntropyOptions, DivergenceName, LossReduction, Tensor } from "@limbeck/limbeck";
+import { Scope, Tape, tensor } from "@limbeck/limbeck";
+import { rowTuning } from "../kernels/row.ts";
+import { random } from "./op.ts";
+
+/** A batch of rows, flat, or class indices. */
+export type Numbers = ArrayLike<number>;
+
+// weight·x, where 0·∞ = 0
+const times = (weight: number, x: number) => weight === 0 ? 0 : weight * x;
+
+/** The rows of a flat batch. */
+export function rowsOf(x: Numbers, columns: number): number[][] {
+  return Array.from(
+    { length: x.length / columns },
+    (_, r) => Array.from({ length: columns }, (_, c) => x[r * columns + c]),
+  );
+}
+
+/** log softmax of one row. */
+export function logSoftmax(x: readonly number[]): { log: number[]; lse: number } {
+  const most = Math.max(...x), first = x.indexOf(most);
+  const rest = x.reduce((sum, v, c) => c === first ? sum : sum + Math.exp(v - most), 0);
+  const logSum = Math.log1p(rest);
+  return { log: x.map((v) => v - most - logSum), lse: most + logSum };
+}
+
+/** Gradients of a reduction's rows: upstream is one number, or one a row for `none`. */
+const upstreamOf = (upstream: Numbers, row: number) => upstream[upstream.length === 1 ? 0 : row];
+
+/** Rows that are scaled already become the loss: for `none` themselves. */
+const reduced = (rows: number[], reduction: LossReduction) =>
+  reduction === "none" ? rows : [rows.reduce((a, b) => a + b, 0)];
+
+/** Options of `crossEntropy` with plain numbers. */
+export type CrossEntropyNumbers =
+  & Pick<CrossEntropyOptions, "reduction" | "ignoreIndex" | "labelSmoothing" | "zLoss" | "softcap" | "temperature">
+  & { weight?: number[] };
+
+/** What `crossEntropy` gives. */
+export interface CrossEntropyReference {
+  loss: number[];
+  dLogits: number[];
+  zLoss: number[];
+  /** Share of the kept rows that are right: class indices only. */
+  accuracy: number;
+  predictions: number[];
+}
+
+/** Cross-entropy with class indices, or with probabilities where `target` is as long as the logits and `soft`. */
+export function crossEntropy(
+  logits: Numbers,
+  target: Numbers,
+  columns: number,
+  o: CrossEntropyNumbers & { soft?: boolean } = {},
+  upstream: Numbers = [1],
+): CrossEntropyReference {
+  const { reduction = "mean", ignoreIndex = -100, labelSmoothing: smoothing = 0, zLoss = 0, softcap, temperature = 1 } =
+    o;
+  const weight = o.weight ?? Array(columns).fill(1), V = columns, soft = o.soft ?? false;
+  const all = rowsOf(logits, V), targets = soft ? rowsOf(target, V) : [];
+  const kept = all.map((_, r) => soft || target[r] !== ignoreIndex);
+  const count = kept.filter(Boolean).length;
+  const weights = kept.reduce((sum, k, r) => k ? sum + (soft ? 1 : weight[target[r]]) : sum, 0);
+  const inverse = (n: number) => reduction !== "mean" ? 1 : n === 0 ? 0 : 1 / n;
+  const losses: number[] = [], zs: number[] = [], dLogits: number[] = [], predictions: number[] = [];
+  let hits = 0;
+  all.forEach((row, r) => {
+    predictions.push(row.indexOf(Math.max(...row)));
+    if (!kept[r]) {
+      losses.push(0);
+      zs.push(0);
+      dLogits.push(...row.map(() => 0));
+      return;
+    }
+    const u = row.map((v) => v / temperature / (softcap ?? 1));
+    const { log, lse } = logSoftmax(softcap ? u.map((v) => softcap * Math.tanh(v)) : u);
+    const chain = u.map((v) => (softcap ? 1 / Math.cosh(v) ** 2 : 1) / temperature);
+    // w·t' by class: what multiplies each −log prob
+    const mass = row.map((_, c) =>
+      soft
+        ? weight[c] * ((1 - smoothing) * targets[r][c] + smoothing / V)
+        : (c === target[r] ? (1 - smoothing) * weight[c] : 0) + smoothing / V * weight[c]
+    );
+    const total = mass.reduce((a, b) => a + b, 0);
+    const z = zLoss * lse * lse * inverse(count);
+    zs.push(z);
+    losses.push(mass.reduce((sum, m, c) => sum + times(m, -log[c]), 0) * inverse(weights) + z);
+    if (!soft && predictions[r] === target[r]) hits++;
+    const up = upstreamOf(upstream, r);
+    row.forEach((_, c) => {
+      const probability = Math.exp(log[c]);
+      // where one class has all the mass, its 1 − prob as −expm1(log prob), which keeps its digits
+      const only = mass[c] === total && total !== 0;
+      const main = (only ? total * Math.expm1(log[c]) : total * probability - mass[c]) * inverse(weights);
+      dLogits.push(up * (main + 2 * zLoss * lse * probability * inverse(count)) * chain[c]);
+    });
+  });
+  return {
+    loss: reduced(losses, reduction),
+    zLoss: reduced(zs, reduction),
+    dLogits,
+    predictions,
+    accuracy: hits / count,
+  };
+}
+
+/** Options of a divergence with plain numbers. */
+export interface DivergenceNumbers {
+  temperature?: number;
+  reduction?: LossReduction;
+  labels?: Numbers;
+  ignoreIndex?: number;
+  beta?: number;
+  normalize?: boolean;
+  alpha?: number;
+}
+
+/** What a divergence gives. */
+export interface DivergenceReference {
+  loss: number[];
+  dStudent: number[];
+  dTeacher: number[];
+}
+
+interface RowDivergence {
+  value: number;
+  student: number[];
+  teacher: number[];
+}
+
+/** One row at T = 1: the value and the gradients by both sides' logits. */
+function rowDivergence(name: DivergenceName, s: number[], t: number[], o: DivergenceNumbers): RowDivergence {
+  const { beta = 0.5, alpha = 0.1, normalize = false } = o;
+  const { log: X } = logSoftmax(s), { log: Y } = logSoftmax(t), q = X.map(Math.exp), p = Y.map(Math.exp);
+  const sum = (f: (c: number) => number) => s.reduce((total, _, c) => total + f(c), 0);
+  const each = (f: (c: number) => number) => s.map((_, c) => f(c));
+  // w·(h − E_w h)
+  const centred = (w: number[], h: (c: number) => number) => {
+    const expected = sum((c) => times(w[c], h(c)));
+    return each((c) => times(w[c], h(c) - expected));
+  };
+  // Σ a·log(a/b) by log(b/a): where all of those are small it is Σ a·(eˣ − 1 − x), the difference being Σb − Σa = 0, whose terms cannot cancel
+  const relative = (a: number[], x: number[]) =>
+    x.every((v) => Math.abs(v) < 1) ? sum((c) => a[c] * (Math.expm1(x[c]) - x[c])) : sum((c) => -times(a[c], x[c]));
+  const d = each((c) => X[c] - Y[c]), minusD = d.map((v) => -v);
+  const forward = (): RowDivergence => ({
+    value: relative(p, d),
+    student: each((c) => q[c] - p[c]),
+    teacher: centred(p, (c) => minusD[c]),
+  });
+  const reverse = (): RowDivergence => ({
+    value: relative(q, minusD),
+    student: centred(q, (c) => d[c]),
+    teacher: each((c) => p[c] - q[c]),
+  });
+  // m = b·p + (1−b)·q, log(m/p), log(m/q): log1p keeps the digits of close rows
+  const mix = (b: number) => ({
+    m: each((c) => b * p[c] + (1 - b) * q[c]),
+    byP: each((c) =>
+      Math.abs(d[c]) < 1 ? Math.log1p((1 - b) * Math.expm1(d[c])) : Math.log(b * p[c] + (1 - b) * q[c]) - Y[c]
+    ),
+    byQ: each((c) =>
+      Math.abs(d[c]) < 1 ? Math.log1p(b * Math.expm1(-d[c])) : Math.log(b * p[c] + (1 - b) * q[c]) - X[c]
+    ),
+  });
+  switch (name) {
+    case "forwardKl":
+      return forward();
+    case "reverseKl":
+      return reverse();
+    case "jsd": {
+      if (beta === 0) return forward();
+      if (beta === 1) return reverse();
+      const { byP, byQ } = mix(beta), f = normalize ? 1 / (beta * (1 - beta)) : 1;
+      return {
+        value: f * (beta * relative(p, byP) + (1 - beta) * relative(q, byQ)),
+        student: centred(q, (c) => -byQ[c]).map((g) => f * (1 - beta) * g),
+        teacher: centred(p, (c) => -byP[c]).map((g) => f * beta * g),
+      };
+    }
+    case "skewForwardKl": {
+      if (alpha === 0) return forward();
+      const { m, byP } = mix(alpha), both = alpha * (1 - alpha);
+      return {
+        value: relative(p, byP),
+        student: centred(q, (c) => (1 - alpha) ** 2 * (q[c] - p[c]) / m[c]),
+        teacher: centred(p, (c) => -byP[c] - both * (p[c] - q[c]) / m[c]),
+      };
+    }
+    case "skewReverseKl": {
+      if (alpha === 0) return reverse();
+      const { m, byQ } = mix(1 - alpha), both = alpha * (1 - alpha);
+      return {
+        value: relative(q, byQ),
+        student: centred(q, (c) => -byQ[c] - both * (q[c] - p[c]) / m[c]),
+        teacher: centred(p, (c) => (1 - alpha) ** 2 * (p[c] - q[c]) / m[c]),
+      };
+    }
+    case "totalVariation":
+      return {
+        value: sum((c) => Math.abs(p[c] - q[c]) / 2),
+        student: centred(q, (c) => Math.sign(q[c] - p[c]) / 2),
+        teacher: centred(p, (c) => Math.sign(p[c] - q[c]) / 2),
+      };
+  }
+}
+
+/** A divergence of rows of student logits from rows of teacher logits. */
+export function divergence(
+  name: DivergenceName,
+  student: Numbers,
+  teacher: Numbers,
+  columns: number,
+  o: DivergenceNumbers = {},
+  upstream: Numbers = [1],
+): DivergenceReference {
+  const { temperature: T = 1, reduction = "mean", labels, ignoreIndex = -100 } = o;
+  const teachers = rowsOf(teacher, columns), students = rowsOf(student, columns);
+  const kept = students.map((_, r) => labels === undefined || labels[r] !== ignoreIndex);
+  const count = kept.filter(Boolean).length, scale = reduction === "mean" ? 1 / Math.max(count, 1) : 1;
+  const rows: number[] = [], dStudent: number[] = [], dTeacher: number[] = [];
+  students.forEach((s, r) => {
+    const { value, student, teacher } = kept[r]
+      ? rowDivergence(name, s.map((v) => v / T), teachers[r].map((v) => v / T), o)
+      : { value: 0, student: s.map(() => 0), teacher: s.map(() => 0) };
+    rows.push(value * scale);
+    const factor = scale / T * upstreamOf(upstream, r);
+    dStudent.push(...student.map((g) => g * factor));
+    dTeacher.push(...teacher.map((g) => g * factor));
+  });
+  return { loss: reduced(rows, reduction), dStudent, dTeacher };
+}
+
+/** Options of `distillation` with plain numbers. */
+export interface DistillationNumbers extends Omit<DivergenceNumbers, "labels"> {
+  divergence?: DivergenceName;
+  skewAlpha?: number;
+  temperatureSquared?: boolean;
+  dropIgnored?: boolean;
+}
+
+/** α·CE + (1−α)·T²·divergence and its parts. */
+export function distillation(
+  student: Numbers,
+  teacher: Numbers,
+  labels: Numbers,
+  columns: number,
+  o: DistillationNumbers = {},
+  upstream: Numbers = [1],
+): DivergenceReference & { crossEntropy: number[]; divergence: number[] } {
+  const { alpha = 0.5, temperature = 2, reduction = "mean", ignoreIndex = -100, temperatureSquared = true } = o;
+  const scale = (1 - alpha) * (temperatureSquared ? temperature ** 2 : 1);
+  const ce = crossEntropy(student, labels, columns, { reduction, ignoreIndex }, upstream);
+  const other = divergence(o.divergence ?? "forwardKl", student, teacher, columns, {
+    temperature,
+    reduction,
+    ignoreIndex,
+    labels: o.dropIgnored ? labels : undefined,
+    beta: o.beta,
+    alpha: o.skewAlpha,
+  }, upstream);
+  const factor = o.normalize && o.divergence === "jsd" && o.beta !== 0 && o.beta !== 1
+    ? 1 / ((o.beta ?? 0.5) * (1 - (o.beta ?? 0.5)))
+    : 1;
+  return {
+    loss: ce.loss.map((v, i) => times(alpha, v) + scale * factor * other.loss[i]),
+    crossEntropy: ce.loss,
+    divergence: other.loss,
+    dStudent: ce.dLogits.map((v, i) => alpha * v + scale * factor * other.dStudent[i]),
+    dTeacher: other.dTeacher.map((v) => scale * factor * v),
+  };
+}
+
+/** A head's logits, and what their gradient gives for its inputs. */
+export class Head {
+  readonly logits: number[];
+  constructor(
+    readonly hidden: Numbers,
+    readonly weight: Numbers,
+    readonly depth: number,
+    readonly bias: Numbers | undefined = undefined,
+  ) {
+    const h = rowsOf(hidden, depth), w = rowsOf(weight, depth);
+    this.logits = h.flatMap((x) => w.map((y, c) => x.reduce((sum, v, d) => sum + v * y[d], bias?.[c] ?? 0)));
+  }
+
+  backward(dLogits: Numbers): { dHidden: number[]; dWeight: number[]; dBias: number[] } {
+    const { depth } = this, h = rowsOf(this.hidden, depth), w = rowsOf(this.weight, depth);
+    const d = rowsOf(dLogits, w.length), over = Array.from({ length: depth }, (_, k) => k);
+    return {
+      dHidden: d.flatMap((row) => over.map((k) => row.reduce((sum, g, c) => sum + g * w[c][k], 0))),
+      dWeight: w.flatMap((_, c) => over.map((k) => d.reduce((sum, row, r) => sum + row[c] * h[r][k], 0))),
+      dBias: w.map((_, c) => d.reduce((sum, row) => sum + row[c], 0)),
+    };
+  }
+}
+
+// ---- comparing
+
+/** ∂f/∂x by central differences; x is restored. The step's square and 1e-16 over the step are both below 1e-9. */
+export function differences(f: () => number, x: Float64Array | number[], step = 1e-5): number[] {
+  return Array.from(x, (v, i) => {
+    x[i] = v + step;
+    const up = f();
+    x[i] = v - step;
+    const down = f();
+    x[i] = v;
+    return (up - down) / (2 * step);
+  });
+}
+
+/** The largest deviation of any row, as a share of that row's largest number (at least `floor`). Infinities and NaN must be equal. */
+export function rowError(got: Numbers, want: Numbers, columns: number, floor = 0): number {
+  if (got.length !== want.length) return Infinity;
+  let worst = 0;
+  for (let from = 0; from < want.length; from += columns) {
+    let scale = floor;
+    for (let i = from; i < from + columns; i++) {
+      if (Number.isFinite(want[i])) scale = Math.max(scale, Math.abs(want[i]));
+    }
+    for (let i = from; i < from + columns; i++) {
+      if (Object.is(got[i], want[i]) || got[i] === want[i]) continue;
+      const error = Math.abs(got[i] - want[i]) / scale;
+      worst = Number.isFinite(want[i]) && !Number.isNaN(error) ? Math.max(worst, error) : Infinity;
+    }
+  }
+  return worst;
+}
+
+/** Normal random numbers that a seed fixes, rounded to f32 so that the kernels see what the references see. */
+export function normals(count: number, deviation: number, seed: number): number[] {
+  const draw = random(seed);
+  return Array.from(
+    { length: count },
+    () => Math.fround(deviation * Math.sqrt(-2 * Math.log(1 - draw())) * Math.cos(2 * Math.PI * draw())),
+  );
+}
+
+/** Whole random numbers in [0, below) that a seed fixes. */
+export function integers(count: number, below: number, seed: number): number[] {
+  const draw = random(seed);
+  return Array.from({ length: count }, () => Math.floor(below * draw()));
+}
+
+/** Class indices as a tensor. */
+export const labelsOf = (labels: readonly number[], shape?: number[]): Tensor => tensor(Int32Array.from(labels), shape);
+
+/** Runs `check` with rows kept in registers, and with rows that are read again. */
+export async function underBothPlans(check: (registers: boolean) => Promise<void>): Promise<void> {
+  try {
+    for (const registers of [true, false]) {
+      rowTuning.registers = registers;
+      await check(registers);
+    }
+  } finally {
+    rowTuning.registers = null;
+  }
+}
+
+/** Every combination of one choice each. */
+export function combinations<T extends Record<string, readonly unknown[]>>(
+  choices: T,
+): { [K in keyof T]: T[K][number] }[] {
+  return Object.entries(choices).reduce(
+    (all, [name, values]) => all.flatMap((o) => values.map((v) => ({ ...o, [name]: v }))),
+    [{}] as Record<string, unknown>[],
+  ) as { [K in keyof T]: T[K][number] }[];
+}
+
+/**
+ * Where an f16 gradient is not the float64 one rounded once: off by more than 2⁻¹¹ of itself, half the smallest step, and `arithmetic`
+ * of the row's largest. Empty if it is.
+ */
+export function f16Errors(got: Numbers, want: Numbers, columns: number, arithmetic: number): string[] {
+  return rowsOf(want, columns).flatMap((row, r) => {
+    const most = Math.max(...row.map(Math.abs));
+    return row.flatMap((w, c) => {
+      const g = got[r * columns + c], bound = 2 ** -11 * Math.abs(w) + 2 ** -25 + arithmetic * most;
+      return Math.abs(g - w) <= bound ? [] : [`[${r}, ${c}] is ${g}, not ${w}`];
+    });
+  });
+}
+
+/** Throws with a list of what is off: `[name, error, limit]` each. */
+export function assertSmall(errors: Iterable<readonly [name: string, error: number, limit: number]>): void {
+  const wrong = Array.from(errors).filter(([, error, limit]) => !(error <= limit));
+  assertEquals(
+    wrong.map(([name, error, limit]) => `${name} is off by ${error.toExponential(1)}, at most ${limit}`),
+    [],
+  );
+}
+
+/** Values with their shape: an input of `measure`. */
+export interface Input {
+  values: Numbers;
+  shape: readonly number[];
+  dtype?: "f32" | "f16";
+  /** False for an input that no gradient is wanted for. */
+  requiresGrad?: boolean;
+}
+
+/** An op's value and its inputs' gradients. */
+export async function measure(
+  op: (...x: Tensor[]) => Tensor,
+  inputs: readonly Input[],
+  upstream?: readonly number[],
+): Promise<{ loss: number[]; gradients: number[][] }> {
+  using _scope = new Scope();
+  const leaves = inputs.map(({ values, shape, dtype = "f32", requiresGrad = true }) =>
+    tensor(Array.from(values), shape, { dtype, requiresGrad })
+  );
+  using _tape = new Tape();
+  const y = op(...leaves);
+  y.backward(upstream && tensor(Float32Array.from(upstream), y.shape));
+  const [loss, ...gradients] = await Promise.all(
+    [y, ...leaves.map((x) => x.grad)].map((x) => x ? x.data() : Promise.resolve(new Float32Array())),
+  );
+  return { loss: Array.from(loss), gradients: gradients.map((g) => Array.from(g)) };
+}
