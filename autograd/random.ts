@@ -49,5 +49,10 @@ export function nextRandom(): { state: Tensor; op: number } {
 
 function upload(): Tensor {
   const words = new Uint32Array([seed, counter++]);
-  return Tensor.owned(new Storage(gpu().queue.upload(new Uint8Array(words.buffer), false)), [2], "u32", "random");
+  return Tensor.owned(
+    new Storage(gpu().queue.upload(new Uint8Array(words.buffer), false, "random")),
+    [2],
+    "u32",
+    "random",
+  );
 }

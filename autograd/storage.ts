@@ -24,8 +24,9 @@ export class Storage {
   readonly gpu: Gpu;
 
   /** A borrowed memory (a gradient's home) goes back with whoever lent it. */
-  constructor(public memory: Memory, public borrowed = false) {
+  constructor(public memory: Memory, private borrowed = false) {
     this.gpu = gpu();
+    if (borrowed) memory.borrower = this;
   }
 
   retain(): this {
@@ -37,14 +38,34 @@ export class Storage {
     if (--this.owners > 0 || this.gpu.errors.lost !== null) return;
     this.gradientHome?.free();
     this.gradientHome = null;
-    if (!this.borrowed) this.memory.free();
+    this.#letGo();
   }
 
-  /** Moves the content to other memory, which this storage then owns. */
-  moveTo(memory: Memory, bytes: number): void {
+  #letGo(): void {
+    if (this.borrowed) this.memory.borrower = null;
+    else this.memory.free();
+  }
+
+  /** Memory that may be written: what the host uploads is not, so that the content moves first. Counts as a write. */
+  writable(): Memory {
+    const { memory } = this;
+    this.version++;
+    this.host = null;
+    if (memory.owner.readOnly) this.moveTo(this.gpu.pool.take(memory.bytes), memory.bytes);
+    return this.memory;
+  }
+
+  /** Moves out of borrowed memory. */
+  vacate(): void {
+    this.moveTo(this.gpu.pool.take(this.memory.bytes), this.memory.bytes);
+  }
+
+  /** Moves the content to other memory, which this storage then owns or borrows. */
+  moveTo(memory: Memory, bytes: number, borrowed = false): void {
     this.gpu.queue.copy(this.memory, memory, bytes);
-    if (!this.borrowed) this.memory.free();
-    this.borrowed = false;
+    this.#letGo();
     this.memory = memory;
+    this.borrowed = borrowed;
+    if (borrowed) memory.borrower = this;
   }
 }

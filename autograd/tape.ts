@@ -1,5 +1,6 @@
 import { accumulate } from "../kernels/elementwise.ts";
 import { gpu } from "../kernels/gpu/gpu.ts";
+import type { Memory } from "../kernels/gpu/memory.ts";
 import { describe } from "../kernels/check.ts";
 import { methods } from "./methods.ts";
 import { innermost, Scope } from "./scope.ts";
@@ -103,7 +104,8 @@ export class Tape extends Scope {
 
   constructor() {
     if (openTape) {
-      const line = openTape.#openedAt.stack?.split("\n").find((l, i) => i > 0 && !l.includes("autograd/tape"))?.trim();
+      const line = openTape.#openedAt.stack?.split("\n").find((l, i) => i > 0 && !l.includes("autograd/tape.ts"))
+        ?.trim();
       throw new Error(
         `Tape: one tape is open already, opened ${line ?? "elsewhere"}; close it first (using, or close())`,
       );
@@ -199,11 +201,16 @@ const walkedTwice = (op: string) =>
 
 /** An uninitialised gradient for a leaf, in the optimizer's slot where that is free. */
 function gradientFor(input: Tensor): Tensor {
-  const home = input.record === null && input.grad === null && input.dtype === "f32"
-    ? input.storage.gradientHome
-    : null;
+  const home = input.record === null && input.grad === null ? freeHome(input) : null;
   if (!home) return Tensor.empty(input.shape, input.dtype, "backward");
   return Tensor.owned(new Storage(home, true), input.shape, input.dtype, "backward");
+}
+
+/** Where an optimizer wants a leaf's gradient; an earlier one that somebody still holds makes room. */
+function freeHome(leaf: Tensor): Memory | null {
+  const home = leaf.storage.gradientHome;
+  home?.borrower?.vacate();
+  return home;
 }
 
 /** total + gradient as a tensor that nothing owns; in place where nobody else holds the total. */
@@ -232,12 +239,13 @@ function copyOf(x: Tensor): Tensor {
 /** Adds a gradient to a leaf's `.grad`. It is taken as it is where nobody but its `holders` owns it. */
 function addToLeaf(leaf: Tensor, gradient: Tensor, holders: number): void {
   if (leaf.grad) {
-    accumulate(leaf.grad.memory, gradient.memory, leaf.size, leaf.dtype);
-    leaf.grad.storage.version++;
+    // twice the same tensor: x + x
+    using same = leaf.grad.storage === gradient.storage ? copyOf(gradient) : null;
+    accumulate(leaf.grad.storage.writable(), (same ?? gradient).memory, leaf.size, leaf.dtype);
     return;
   }
-  const home = leaf.storage.gradientHome;
-  if (home && gradient.storage.memory !== home) {
+  if (leaf.storage.gradientHome && gradient.storage.memory !== leaf.storage.gradientHome) {
+    const home = freeHome(leaf)!;
     leaf.grad = Tensor.owned(new Storage(home, true), leaf.shape, leaf.dtype, "backward").keep();
     methods.assign(leaf.grad, gradient);
   } else {
@@ -252,7 +260,7 @@ function addToLeaf(leaf: Tensor, gradient: Tensor, holders: number): void {
 function unit(loss: Tensor): Tensor {
   const bytes = new Uint8Array(new Float32Array([1]).buffer);
   const one = loss.dtype === "f16" ? new Uint8Array(new Float16Array([1]).buffer) : bytes;
-  const tensor = Tensor.owned(new Storage(gpu().queue.upload(one, false)), loss.shape, loss.dtype, "backward");
+  const tensor = Tensor.owned(new Storage(gpu().queue.upload(one, false, "unit")), loss.shape, loss.dtype, "backward");
   tensor.isUnit = true;
   return tensor;
 }

@@ -67,8 +67,6 @@ export interface CrossEntropyVariant {
   weight: boolean;
   softcap: boolean;
   gradient: boolean;
-  /** Whether the gradient is multiplied by an upstream gradient (one a row, or one for all). */
-  upstream: boolean;
   /** Whether z-loss, predictions and hits of the rows are written too. */
   extras: boolean;
   /** Whether the gradient overwrites the logits. */
@@ -106,11 +104,10 @@ const kernel: (key: string) => Kernel = variants((key: string): KernelSpec => {
     name: "crossEntropy",
     buffers: {
       logits: rowBuffer(v.inPlace ? "write" : "read", v.logits, plan),
-      ...soft
-        ? { probability: rowBuffer("read", v.target as Element, plan) }
-        : { labels: "read i32" as BufferType, counts: "read f32" as BufferType },
+      ...soft ? { probability: rowBuffer("read", v.target as Element, plan) } : { labels: "read i32" as BufferType },
+      counts: "read f32",
+      upstream: "read f32",
       ...v.weight ? { weight: "read f32" as BufferType } : {},
-      ...v.upstream ? { upstream: "read f32" as BufferType } : {},
       loss: "write f32",
       ...v.extras
         ? { zRows: "write f32" as BufferType, predictions: "write i32" as BufferType, hits: "write f32" as BufferType }
@@ -124,6 +121,7 @@ const kernel: (key: string) => Kernel = variants((key: string): KernelSpec => {
       allRows: "u32",
       ignoreIndex: "i32",
       mean: "u32",
+      scaled: "u32",
       upstreamStride: "u32",
       smoothing: "f32",
       zLoss: "f32",
@@ -186,7 +184,7 @@ fn capped(logit: f32) -> f32 {
   let m = whole.x;
   let log_sum = log1p_(whole.y);
   let lse = m * k + log_sum;
-  ${v.upstream ? "let up = f32(upstream[at * params.upstream_stride]);" : "let up = 1.0;"}
+  let up = select(1.0, upstream[at * params.upstream_stride], params.scaled == 1u);
   ${
       soft
         ? "let mass = all_sum(lane, vec4f(mass_part)).x;"
@@ -258,8 +256,10 @@ fn capped(logit: f32) -> f32 {
 export interface CrossEntropyBuffers {
   logits: Memory;
   target: Memory;
-  counts: Memory | null;
+  /** From `countRows` where the target is class indices; else any memory that nothing else here is. */
+  counts: Memory;
   weight: Memory | null;
+  /** An upstream gradient, one a row or one for all, that the gradient is multiplied by. */
   upstream: Memory | null;
   loss: Memory;
   extras: { zRows: Memory; predictions: Memory; hits: Memory } | null;
@@ -297,16 +297,18 @@ export function crossEntropyRows(
     weight: b.weight !== null,
     softcap: n.softcap > 0,
     gradient: b.dLogits !== null,
-    upstream: b.upstream !== null,
     extras: b.extras !== null,
     inPlace: b.dLogits === b.logits,
     plan: planKey(plan),
   };
-  const buffers: Record<string, Memory> = { logits: b.logits, loss: b.loss };
-  if (target === "index") Object.assign(buffers, { labels: b.target, counts: b.counts! });
-  else buffers.probability = b.target;
+  const buffers: Record<string, Memory> = {
+    logits: b.logits,
+    counts: b.counts,
+    upstream: b.upstream ?? b.counts,
+    loss: b.loss,
+  };
+  buffers[target === "index" ? "labels" : "probability"] = b.target;
   if (b.weight) buffers.weight = b.weight;
-  if (b.upstream) buffers.upstream = b.upstream;
   if (b.extras) Object.assign(buffers, b.extras);
   if (b.dLogits && b.dLogits !== b.logits) buffers.dLogits = b.dLogits;
   kernel(JSON.stringify(variant)).run(buffers, {
@@ -316,6 +318,7 @@ export function crossEntropyRows(
     allRows: n.allRows,
     ignoreIndex: n.ignoreIndex,
     mean: n.mean ? 1 : 0,
+    scaled: b.upstream ? 1 : 0,
     upstreamStride: n.upstreamStride,
     smoothing: n.smoothing,
     zLoss: n.zLoss,

@@ -93,8 +93,6 @@ interface Variant {
   teacher: Element;
   dStudent: boolean;
   dTeacher: boolean;
-  upstream: boolean;
-  labels: boolean;
   /** Whether cross-entropy at T = 1 is added: distillation. */
   crossEntropy: boolean;
   /** Whether gradients overwrite the logits. */
@@ -146,8 +144,9 @@ const kernel: (key: string) => Kernel = variants((key: string): KernelSpec => {
     buffers: {
       student: rowBuffer(v.inPlace && v.dStudent ? "write" : "read", v.student, plan),
       teacher: rowBuffer(v.inPlace && v.dTeacher ? "write" : "read", v.teacher, plan),
-      ...v.labels ? { labels: "read i32" as BufferType, counts: "read f32" as BufferType } : {},
-      ...v.upstream ? { upstream: "read f32" as BufferType } : {},
+      labels: "read i32",
+      counts: "read f32",
+      upstream: "read f32",
       loss: "write f32",
       ...v.crossEntropy ? { ceRows: "write f32" as BufferType, divergenceRows: "write f32" as BufferType } : {},
       ...v.dStudent && !v.inPlace ? { dStudent: rowBuffer("write", v.student, plan) } : {},
@@ -161,6 +160,7 @@ const kernel: (key: string) => Kernel = variants((key: string): KernelSpec => {
       mean: "u32",
       drop: "u32",
       ignoreIndex: "i32",
+      scaled: "u32",
       upstreamStride: "u32",
       inverseTemperature: "f32",
       beta: "f32",
@@ -184,9 +184,7 @@ ${
   let beta = params.beta;
   let is_mean = params.mean == 1u;
   ${begin}
-  ${
-      v.labels
-        ? `let ignored = labels[at] == params.ignore_index;
+  let ignored = labels[at] == params.ignore_index;
   let dropping = params.drop == 1u;
   if (ignored && dropping) {
     if (lane == 0u) { loss[at] = 0.0; ${v.crossEntropy ? "ce_rows[at] = 0.0; divergence_rows[at] = 0.0;" : ""} }
@@ -194,11 +192,9 @@ ${
     return;
   }
   let kept_scale = select(0.0, 1.0 / counts[0], counts[0] != 0.0);
-  let row_scale = select(1.0, select(1.0 / f32(params.all_rows), kept_scale, dropping), is_mean);`
-        : "let row_scale = select(1.0, 1.0 / f32(params.all_rows), is_mean);"
-    }
+  let row_scale = select(1.0, select(1.0 / f32(params.all_rows), kept_scale, dropping), is_mean);
   let divergence_scale = params.divergence_factor * row_scale;
-  ${v.upstream ? "let up = upstream[at * params.upstream_stride];" : "let up = 1.0;"}
+  let up = select(1.0, upstream[at * params.upstream_stride], params.scaled == 1u);
 
   // the normalisers, and the range of student − teacher
   var s_part = vec2f(LOW, -1.0);
@@ -285,8 +281,8 @@ export interface DivergenceBuffers {
   student: Memory;
   teacher: Memory;
   labels: Memory | null;
-  /** From `countRows`, where there are labels. */
-  counts: Memory | null;
+  /** From `countRows` where there are labels; else any memory that nothing else here is. */
+  counts: Memory;
   upstream: Memory | null;
   loss: Memory;
   /** Rows of the two parts: distillation. */
@@ -304,7 +300,7 @@ export interface DivergenceNumbers {
   allRows: number;
   columns: number;
   mean: boolean;
-  /** Whether rows with an ignored label count nowhere. */
+  /** Whether rows with an ignored label count nowhere; false where there are no labels. */
   drop: boolean;
   ignoreIndex: number;
   upstreamStride: number;
@@ -331,15 +327,18 @@ export function divergenceRows(
     teacher,
     dStudent: dStudent !== null,
     dTeacher: dTeacher !== null,
-    upstream: upstream !== null,
-    labels: labels !== null,
     crossEntropy: parts !== null,
     inPlace,
     plan: planKey(planRow(n.columns, 2)),
   };
-  const buffers: Record<string, Memory> = { student: b.student, teacher: b.teacher, loss: b.loss };
-  if (labels) Object.assign(buffers, { labels, counts: counts! });
-  if (upstream) buffers.upstream = upstream;
+  const buffers: Record<string, Memory> = {
+    student: b.student,
+    teacher: b.teacher,
+    labels: labels ?? counts,
+    counts,
+    upstream: upstream ?? counts,
+    loss: b.loss,
+  };
   if (parts) Object.assign(buffers, parts);
   if (dStudent && !inPlace) buffers.dStudent = dStudent;
   if (dTeacher && !inPlace) buffers.dTeacher = dTeacher;
@@ -351,6 +350,7 @@ export function divergenceRows(
     mean: n.mean ? 1 : 0,
     drop: n.drop ? 1 : 0,
     ignoreIndex: n.ignoreIndex,
+    scaled: upstream ? 1 : 0,
     upstreamStride: n.upstreamStride,
     inverseTemperature: 1 / n.temperature,
     beta: n.beta,

@@ -79,9 +79,9 @@ fn apply(${inputs.map((x) => `${x}: f32`).join(", ")}) -> f32 { return ${express
   const axes = Array.from({ length: rank }, (_, d) => d);
   const params: Record<string, "u32" | "f32"> = { size: "u32", s0: "f32", s1: "f32" };
   for (const d of axes) params[`dim${d}`] = "u32";
-  for (const x of inputs) for (const d of ["Offset", ...axes]) params[`${x}${d}`] = "u32";
+  for (const x of inputs) for (const d of axes) params[`${x}${d}`] = "u32";
   const index = axes.toReversed().map((d) => `let i${d} = rest % params.dim${d}; rest /= params.dim${d};`).join(" ");
-  const at = (x: string) => [`params.${x}_offset`, ...axes.map((d) => `i${d} * params.${x}${d}`)].join(" + ");
+  const at = (x: string) => axes.map((d) => `i${d} * params.${x}${d}`).join(" + ");
   return {
     name,
     buffers: { ...buffers, y: `write ${output}` },
@@ -123,36 +123,10 @@ export function map(
     return kernel(`${name}@${text}@${elements}@${form}`).run(buffers, values, Math.ceil(values.quads / 256));
   }
   const { dims, strides } = broadcastStrides(shape, inputs.map((x) => x.shape));
-  runStrided(`${name}@${text}@${elements}`, buffers, values, dims, strides.map((s) => ({ strides: s, offset: 0 })));
-}
-
-function runStrided(
-  key: string,
-  buffers: Record<string, Memory>,
-  values: Record<string, number>,
-  dims: readonly number[],
-  inputs: readonly { strides: readonly number[]; offset: number }[],
-): void {
-  values.size = dims.reduce((a, b) => a * b, 1);
+  values.size = size;
   dims.forEach((dim, d) => values[`dim${d}`] = dim);
-  inputs.forEach(({ strides, offset }, k) => {
-    values[`${names[k]}Offset`] = offset;
-    strides.forEach((stride, d) => values[`${names[k]}${d}`] = stride);
-  });
-  kernel(`${key}@${dims.length}`).run(buffers, values, Math.ceil(values.size / 256));
-}
-
-/** y = the elements of x from `offset` on that lie `strides` apart along `dims`: slices, permutations, expansions. */
-export function gatherStrided(
-  x: Memory,
-  y: Memory,
-  element: Element,
-  dims: readonly number[],
-  strides: readonly number[],
-  offset = 0,
-): void {
-  if (dims.includes(0)) return;
-  runStrided(`copy@a@${element},${element}`, { a: x, y }, { s0: 0, s1: 0 }, dims, [{ strides, offset }]);
+  strides.forEach((s, k) => s.forEach((stride, d) => values[`${names[k]}${d}`] = stride));
+  kernel(`${name}@${text}@${elements}@${dims.length}`).run(buffers, values, Math.ceil(size / 256));
 }
 
 const accumulateKernel = variants((element: Element) => ({
@@ -182,36 +156,53 @@ export function scale(x: Memory, factor: Memory, size: number, element: Element,
   scaleKernel(`${element},${factorElement}`).run({ x, factor }, { size }, Math.ceil(size / 256));
 }
 
-const scatterKernel = variants((key: string): KernelSpec => {
-  const [element, rank_] = key.split(","), axes = Array.from({ length: Number(rank_) }, (_, d) => d);
+const copyKernel: (key: string) => Kernel = variants((key: string): KernelSpec => {
+  const [element, rank] = key.split(","), axes = Array.from({ length: Number(rank) }, (_, d) => d);
+  const names = ["size", "xOffset", "yOffset", ...axes.flatMap((d) => [`dim${d}`, `x${d}`, `y${d}`])];
   return {
-    name: "place",
+    name: "copy",
     buffers: { x: `read ${element as Element}`, y: `write ${element as Element}` },
-    params: Object.fromEntries(
-      ["size", "offset", ...axes.flatMap((d) => [`dim${d}`, `stride${d}`])].map((p) => [p, "u32" as const]),
-    ),
+    params: Object.fromEntries(names.map((name) => [name, "u32" as const])),
     main: `if (thread >= params.size) { return; }
   var rest = thread;
-  var at = params.offset;
-  ${axes.toReversed().map((d) => `at += rest % params.dim${d} * params.stride${d}; rest /= params.dim${d};`).join(" ")}
-  y[at] = x[thread];`,
+  var at_x = params.x_offset;
+  var at_y = params.y_offset;
+  ${
+      axes.toReversed().map((d) =>
+        `{ let i = rest % params.dim${d}; rest /= params.dim${d}; at_x += i * params.x${d}; at_y += i * params.y${d}; }`
+      ).join(" ")
+    }
+  y[at_y] = x[at_x];`,
   };
 });
 
-/** Writes x's elements, in order, to the places of y that lie `strides` apart along `dims` from `offset` on. */
-export function scatterStrided(
+/** Where the elements of a copy lie: `strides` apart along its dimensions, from `offset` on. */
+export interface Layout {
+  strides: readonly number[];
+  offset?: number;
+}
+
+/** Copies elements over `dims` as they are, from one layout to another; a layout that is left out is contiguous. */
+export function copyStrided(
   x: Memory,
   y: Memory,
   element: Element,
   dims: readonly number[],
-  strides: readonly number[],
-  offset: number,
+  from?: Layout,
+  to?: Layout,
 ): void {
   const size = dims.reduce((a, b) => a * b, 1);
-  const values: Record<string, number> = { size, offset };
+  const contiguous = dims.map((_, d) => dims.slice(d + 1).reduce((a, b) => a * b, 1));
+  const values: Record<string, number> = { size, xOffset: from?.offset ?? 0, yOffset: to?.offset ?? 0 };
   dims.forEach((dim, d) => {
     values[`dim${d}`] = dim;
-    values[`stride${d}`] = strides[d];
+    values[`x${d}`] = (from?.strides ?? contiguous)[d];
+    values[`y${d}`] = (to?.strides ?? contiguous)[d];
   });
-  scatterKernel(`${element},${dims.length}`).run({ x, y }, values, Math.ceil(size / 256));
+  copyKernel(`${element},${dims.length}`).run({ x, y }, values, Math.ceil(size / 256));
+}
+
+/** Copies the first `size` elements. */
+export function copyFlat(x: Memory, y: Memory, element: Element, size: number): void {
+  copyStrided(x, y, element, [size]);
 }

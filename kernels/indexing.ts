@@ -113,8 +113,10 @@ const gatherKernel: (element: Element) => Kernel = variants((element: Element): 
   let k = index[thread];
   let known = k >= 0 && u32(k) < params.length;
   let outer = thread / (params.taken * params.inner);
-  let value = f32(x[(outer * params.length + u32(select(0, k, known))) * params.inner + thread % params.inner]);
-  y[thread] = ${element}(${element === "f32" || element === "f16" ? "select(nan, value, known)" : "value"});`,
+  let value = x[(outer * params.length + u32(select(0, k, known))) * params.inner + thread % params.inner];
+  y[thread] = ${
+    element.startsWith("f") ? `${element}(select(nan, f32(value), known))` : `select(${element}(0), value, known)`
+  };`,
 }));
 
 /** y[o, j, i] = x[o, index[o, j, i], i]. */

@@ -124,7 +124,7 @@ fn erf_(x: f32) -> f32 {
 
 // x to the power y as in C: a negative base takes integer exponents only
 fn pow_(x: f32, y: f32) -> f32 {
-  if (y == 0.0) { return 1.0; }
+  if (y == 0.0 || x == 1.0) { return 1.0; }
   let magnitude = exp(y * log_(abs(x)));
   let odd = abs(y) < 16777216.0 && (i32(y) & 1) == 1;
   var nan = 0x7fc00000u;

@@ -6,7 +6,7 @@ import { checkBoolean, checkNumber, checkOptions, describe } from "../kernels/ch
 import { gpu } from "../kernels/gpu/gpu.ts";
 import { FlatBlock, type Memory } from "../kernels/gpu/memory.ts";
 import { optimizerStep, type RuleName, RULES, SETTINGS } from "../kernels/optimizer.ts";
-import { gatherStrided, scale } from "../kernels/elementwise.ts";
+import { copyFlat, scale } from "../kernels/elementwise.ts";
 import { fill } from "../kernels/random.ts";
 import { reduce } from "../kernels/reduce.ts";
 import { noGrad } from "../autograd/tape.ts";
@@ -148,12 +148,7 @@ export abstract class Optimizer {
   /** Makes `gradient` the place where backward leaves the parameter's gradient, with what is there already. */
   #lend(parameter: Tensor, gradient: Memory): void {
     const { storage, grad } = parameter;
-    if (grad) {
-      gpu().queue.copy(grad.memory, gradient, parameter.size * 4);
-      if (!grad.storage.borrowed) grad.storage.memory.free();
-      grad.storage.memory = gradient;
-      grad.storage.borrowed = true;
-    }
+    if (grad) grad.storage.moveTo(gradient, parameter.size * 4, true);
     storage.gradientHome?.free();
     storage.gradientHome = gradient;
   }
@@ -186,7 +181,7 @@ export abstract class Optimizer {
         parameter.storage.version++;
       });
       if (!active) continue;
-      const uploaded = gpu().queue.upload(new Uint8Array(settings.buffer), false);
+      const uploaded = gpu().queue.upload(new Uint8Array(settings.buffer), false, "settings");
       const { slotOf, gradients, parameters, states, floats } = segment;
       optimizerStep(this.rule, floats, {
         slotOf,
@@ -203,6 +198,7 @@ export abstract class Optimizer {
   #copyGradient(slot: Slot, grad: Tensor): void {
     checkTensor(this.name, "grad", grad, ["f32"]);
     checkShape(this.name, "grad", grad, slot.parameter.shape);
+    slot.gradient.borrower?.vacate();
     gpu().queue.copy(grad.memory, slot.gradient, grad.size * 4);
   }
 
@@ -210,14 +206,7 @@ export abstract class Optimizer {
   zeroGrad(): void {
     for (const { slots } of this.#segments) {
       for (const { parameter } of slots) {
-        const { grad } = parameter;
-        if (!grad) continue;
-        const { storage } = grad;
-        // somebody holds the gradient still: it moves out of the place that the next one will take
-        if (storage.borrowed && storage.owners > 1) {
-          storage.moveTo(gpu().pool.take(storage.memory.bytes), storage.memory.bytes);
-        }
-        grad.dispose();
+        parameter.grad?.dispose();
         parameter.grad = null;
       }
     }
@@ -229,7 +218,7 @@ export abstract class Optimizer {
     const tensors: Record<string, Tensor> = {};
     this.#eachState((name, memory, parameter) => {
       const copy = zeros(parameter.shape).keep();
-      gatherStrided(memory, copy.memory, "f32", [copy.size], [1]);
+      copyFlat(memory, copy.memory, "f32", copy.size);
       tensors[name] = copy;
     });
     return { name: this.name, lr: this.lr, steps: slots.map((slot) => slot.steps), tensors };
@@ -247,7 +236,7 @@ export abstract class Optimizer {
       checkTensor(this.name, `tensors[${key}]`, tensors[key], ["f32"]);
       checkShape(this.name, `tensors[${key}]`, tensors[key], parameter.shape);
     });
-    this.#eachState((key, memory, { size }) => gatherStrided(tensors[key].memory, memory, "f32", [size], [1]));
+    this.#eachState((key, memory, { size }) => copyFlat(tensors[key].memory, memory, "f32", size));
     this.lr = lr;
     slots.forEach((slot, i) => slot.steps = steps[i]);
   }
@@ -379,7 +368,7 @@ class AdamFamily extends Optimizer {
     checkNumber(name, "eps", eps, { min: 0 });
     checkBoolean(name, "amsgrad", amsgrad);
     super(name, params, lr, weightDecay, amsgrad ? "amsgrad" : "adam");
-    this.#betas = [betas[0], betas[1]];
+    this.#betas = [Math.fround(betas[0]), Math.fround(betas[1])]; // as the kernel sees them
     this.#eps = eps;
   }
 
@@ -522,8 +511,7 @@ export function clipGradNorm(params: Iterable<Tensor>, maxNorm: number): Tensor 
     const norm = stack(gradients.map((g) => sumOfSquares(g))).sum().sqrt();
     const factor = norm.add(1e-6).pow(-1).mul(maxNorm).minimum(1);
     for (const g of gradients) {
-      scale(g.memory, factor.memory, g.size, g.dtype, factor.dtype);
-      g.storage.version++;
+      scale(g.storage.writable(), factor.memory, g.size, g.dtype, factor.dtype);
     }
     return norm;
   });

@@ -187,6 +187,6 @@ export function randn(shape: readonly number[], options: TensorOptions = {}): Te
 /** Whole random numbers from `low` up to but without `high`, as i32 unless another dtype is given. */
 export function randint(low: number, high: number, shape: readonly number[], options: TensorOptions = {}): Tensor {
   checkNumber("randint", "low", low, { integer: true, min: -(2 ** 31), below: 2 ** 31 });
-  checkNumber("randint", "high", high, { integer: true, above: low, max: 2 ** 31 });
+  checkNumber("randint", "high", high, { integer: true, above: low, max: Math.min(2 ** 31, low + 2 ** 32 - 1) });
   return drawn("randint", "integer", shape, { dtype: "i32", ...options }, low, high - low);
 }

@@ -123,8 +123,8 @@ export function crossEntropy(
     checkShape(op, "weight", weight, [columns]);
   }
 
-  const counts = soft ? null : hidden([3], "f32");
-  if (counts) countRows(target.memory, weight?.memory ?? null, counts.memory, rows, columns, ignoreIndex);
+  const counts = hidden([3], "f32");
+  if (!soft) countRows(target.memory, weight?.memory ?? null, counts.memory, rows, columns, ignoreIndex);
   const asked = returnZLoss || returnAccuracy || returnPredictions;
   const extras = asked
     ? { zRows: hidden(shape, "f32"), predictions: hidden(shape, "i32"), hits: hidden(shape, "f32") }
@@ -134,7 +134,7 @@ export function crossEntropy(
     crossEntropyRows(logits.dtype as "f32" | "f16", soft ? target.dtype as "f32" | "f16" : "index", {
       logits: logits.memory,
       target: target.memory,
-      counts: counts?.memory ?? null,
+      counts: counts.memory,
       weight: weight?.memory ?? null,
       upstream: upstream?.memory ?? null,
       loss,
@@ -158,7 +158,7 @@ export function crossEntropy(
     first = false;
   };
   const saved = [logits, target, ...weight ? [weight] : []];
-  const loss = rowLoss(op, [logits], rowShape, reduction, launch, counts ? [counts] : [], saved);
+  const loss = rowLoss(op, [logits], rowShape, reduction, launch, [counts], saved);
   if (!extras) return loss;
   const { zRows, predictions, hits } = extras;
   const result: CrossEntropyResult = { loss };

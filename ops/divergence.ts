@@ -157,8 +157,8 @@ function launchDivergence(
   parts: { ceRows: Tensor; divergenceRows: Tensor } | null,
 ): Tensor {
   const { rows, columns } = shape;
-  const counts = labels ? hidden([3], "f32") : null;
-  if (counts) countRows(labels!.memory, null, counts.memory, rows, columns, numbers.ignoreIndex);
+  const counts = hidden([3], "f32");
+  if (labels) countRows(labels.memory, null, counts.memory, rows, columns, numbers.ignoreIndex);
   const launch: Launch = (loss, [dStudent, dTeacher], upstream) => {
     // a launch in the backward pass writes the parts again, which nobody reads
     const again = parts?.ceRows.closed;
@@ -168,7 +168,7 @@ function launchDivergence(
       student: student.memory,
       teacher: teacher.memory,
       labels: labels?.memory ?? null,
-      counts: counts?.memory ?? null,
+      counts: counts.memory,
       upstream: upstream?.memory ?? null,
       loss,
       parts: parts &&
@@ -186,7 +186,7 @@ function launchDivergence(
     });
   };
   const saved = [student, teacher, ...labels ? [labels] : []];
-  return rowLoss(op, [student, teacher], shape, reduction, launch, counts ? [counts] : [], saved);
+  return rowLoss(op, [student, teacher], shape, reduction, launch, [counts], saved);
 }
 
 /**

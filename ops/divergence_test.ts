@@ -113,7 +113,7 @@ Deno.test("divergences: every combination of options", async () => {
     const upstream = o.reduction === "none" ? UPSTREAM : undefined;
     const want = reference(name, STUDENT, TEACHER, CLASSES, o, upstream);
     const { loss, gradients } = await measure((s, t) => OPS[name](s, t, gpuOptions(o)), BOTH, upstream);
-    errors.push([`${name} ${text(o)}: loss`, rowError(loss, want.loss, loss.length, 1e-2), VALUE]);
+    errors.push([`${name} ${text(o)}: loss`, rowError(loss, want.loss, loss.length, 2e-2), VALUE]);
     errors.push([`${name} ${text(o)}: dStudent`, rowError(gradients[0], want.dStudent, CLASSES, 3e-2), GRADIENT]);
     errors.push([`${name} ${text(o)}: dTeacher`, rowError(gradients[1], want.dTeacher, CLASSES, 3e-2), GRADIENT]);
   }

@@ -98,7 +98,7 @@ const geluTanh = unary(
   `c * (0.5 * (1.0 + tanh_(${U})) + 0.5 * a * sech_squared_(${U}) * 0.79788456080 * (1.0 + 0.134145 * a * a))`,
 );
 const clamped = unary("clamp", "min_(max_(a, s0), s1)", "select(0.0, c, a >= s0 && a <= s1)");
-const power = unary("pow", "pow_(a, s0)", "c * s0 * pow_(a, s0 - 1.0)");
+const power = unary("pow", "pow_(a, s0)", "select(c * s0 * pow_(a, s0 - 1.0), 0.0, s0 == 0.0)");
 const plusNumber = unary("add", "a + s0", "c");
 const timesNumber = unary("mul", "a * s0", "c * s0");
 const numberMinus = unary("sub", "s0 - a", "-c");
@@ -151,8 +151,7 @@ export function clamp(x: Tensor, options: ClampOptions): Tensor {
   if (min === undefined && max === undefined) throw new TypeError("clamp: min or max must be given, got neither");
   if (min !== undefined) checkNumber("clamp", "min", min);
   if (max !== undefined) checkNumber("clamp", "max", max, { min });
-  const largest = 3.4028234663852886e38;
-  return clamped(x, [min ?? -largest, max ?? largest]);
+  return clamped(x, [min ?? -Infinity, max ?? Infinity]);
 }
 
 // ---- two inputs
@@ -187,7 +186,12 @@ const sum2 = binary("add", "a + b", "d", "d");
 const difference = binary("sub", "a - b", "d", "-d");
 const product = binary("mul", "a * b", "d * b", "d * a");
 const quotient = binary("div", "a / b", "d / b", "-d * c / b");
-const powers = binary("pow", "pow_(a, b)", "d * b * pow_(a, b - 1.0)", "select(d * c * log_(a), 0.0, a == 0.0)");
+const powers = binary(
+  "pow",
+  "pow_(a, b)",
+  "select(d * b * pow_(a, b - 1.0), 0.0, b == 0.0)",
+  "select(d * c * log_(a), 0.0, a == 0.0)",
+);
 const larger = binary(
   "maximum",
   "max_(a, b)",

@@ -340,9 +340,9 @@ export function linearDistillation(
   }
   checkShape(op, "teacherHidden", teacherHidden, [...shape.shape, teacherWeight.shape[1]]);
   if (labels !== undefined) checkLabels(op, "labels", labels, shape, ignoreIndex);
-  const counts = labels ? scratchTensor([3], "f32") : null;
-  if (counts) countRows(labels!.memory, null, counts.memory, rows, columns, ignoreIndex);
-  const loss = { reduction, scratch: counts ? [counts] : [], saved: labels ? [labels] : [] };
+  const counts = scratchTensor([3], "f32");
+  if (labels) countRows(labels.memory, null, counts.memory, rows, columns, ignoreIndex);
+  const loss = { reduction, scratch: [counts], saved: labels ? [labels] : [] };
   return chunked(
     op,
     [student, teacher],
@@ -354,7 +354,7 @@ export function linearDistillation(
         student: s,
         teacher: t,
         labels: labels?.memory ?? null,
-        counts: counts?.memory ?? null,
+        counts: counts.memory,
         upstream: upstream?.memory ?? null,
         loss: into,
         parts: null,

@@ -1,6 +1,6 @@
 /** Ops that move elements without changing them. */
 import { checkNumber, describe } from "../kernels/check.ts";
-import { gatherStrided, scatterStrided } from "../kernels/elementwise.ts";
+import { copyFlat, copyStrided } from "../kernels/elementwise.ts";
 import { fill } from "../kernels/random.ts";
 import { gpu } from "../kernels/gpu/gpu.ts";
 import type { DType } from "../autograd/storage.ts";
@@ -42,7 +42,7 @@ export function permute(x: Tensor, order: readonly number[]): Tensor {
   }
   const strides = dims.map((d) => sizeOf(x.shape.slice(d + 1)));
   const y = Tensor.empty(dims.map((d) => x.shape[d]), x.dtype, "permute");
-  gatherStrided(x.memory, y.memory, x.dtype, y.shape, strides);
+  copyStrided(x.memory, y.memory, x.dtype, y.shape, { strides });
   const inverse = dims.map((_, i) => dims.indexOf(i));
   return record({ op: "permute", inputs: [x], output: y, backward: (dY) => [permute(dY, inverse)] });
 }
@@ -75,18 +75,15 @@ export function assign(x: Tensor, other: Tensor): void {
   checkShape("assign", "other", other, x.shape);
   const { storage } = x, { pool } = gpu();
   let from = other.memory;
-  storage.version++;
-  storage.host = null;
+  const to = storage.writable();
   if (storage === other.storage) return;
-  // host-written slots are never written by the GPU: the tensor moves to memory of its own
-  if (x.memory.owner.readOnly) storage.moveTo(pool.take(x.memory.bytes), x.memory.bytes);
-  const shared = from.buffer === storage.memory.buffer;
+  const shared = from.buffer === to.buffer;
   if (shared) { // one dispatch cannot read and write one buffer: two slots of an optimizer's block
     const between = pool.take(from.bytes);
-    gatherStrided(from, between, x.dtype, [x.size], [1]);
+    copyFlat(from, between, x.dtype, x.size);
     from = between;
   }
-  gatherStrided(from, storage.memory, x.dtype, [x.size], [1]);
+  copyFlat(from, to, x.dtype, x.size);
   if (shared) from.free();
 }
 
@@ -104,7 +101,7 @@ function cut(x: Tensor, ranges: readonly (readonly [number, number])[], op: stri
   const y = Tensor.empty(ranges.map(([from, to]) => to - from), x.dtype, op);
   const strides = x.shape.map((_, d) => sizeOf(x.shape.slice(d + 1)));
   const offset = ranges.reduce((sum, [from], d) => sum + from * strides[d], 0);
-  gatherStrided(x.memory, y.memory, x.dtype, y.shape, strides, offset);
+  copyStrided(x.memory, y.memory, x.dtype, y.shape, { strides, offset });
   return y;
 }
 
@@ -125,7 +122,7 @@ function padded(
 function place(x: Tensor, y: Tensor, ranges: readonly (readonly [number, number])[]): void {
   const strides = y.shape.map((_, d) => sizeOf(y.shape.slice(d + 1)));
   const offset = ranges.reduce((sum, [from], d) => sum + from * strides[d], 0);
-  scatterStrided(x.memory, y.memory, x.dtype, x.shape, strides, offset);
+  copyStrided(x.memory, y.memory, x.dtype, x.shape, undefined, { strides, offset });
 }
 
 /**

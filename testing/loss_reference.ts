@@ -24,7 +24,7 @@ export function rowsOf(x: Numbers, columns: number): number[][] {
 
 /** log softmax of one row. */
 export function logSoftmax(x: readonly number[]): { log: number[]; lse: number } {
-  const most = Math.max(...x), first = x.indexOf(most);
+  const most = x.reduce((a, b) => Math.max(a, b), -Infinity), first = x.indexOf(most);
   const rest = x.reduce((sum, v, c) => c === first ? sum : sum + Math.exp(v - most), 0);
   const logSum = Math.log1p(rest);
   return { log: x.map((v) => v - most - logSum), lse: most + logSum };
@@ -71,11 +71,11 @@ export function crossEntropy(
   const losses: number[] = [], zs: number[] = [], dLogits: number[] = [], predictions: number[] = [];
   let hits = 0;
   all.forEach((row, r) => {
-    predictions.push(row.indexOf(Math.max(...row)));
+    predictions.push(row.indexOf(row.reduce((a, b) => Math.max(a, b), -Infinity)));
     if (!kept[r]) {
       losses.push(0);
       zs.push(0);
-      dLogits.push(...row.map(() => 0));
+      row.forEach(() => dLogits.push(0));
       return;
     }
     const u = row.map((v) => v / temperature / (softcap ?? 1));
@@ -231,8 +231,8 @@ export function divergence(
       : { value: 0, student: s.map(() => 0), teacher: s.map(() => 0) };
     rows.push(value * scale);
     const factor = scale / T * upstreamOf(upstream, r);
-    dStudent.push(...student.map((g) => g * factor));
-    dTeacher.push(...teacher.map((g) => g * factor));
+    for (const g of student) dStudent.push(g * factor);
+    for (const g of teacher) dTeacher.push(g * factor);
   });
   return { loss: reduced(rows, reduction), dStudent, dTeacher };
 }
@@ -379,7 +379,7 @@ export function combinations<T extends Record<string, readonly unknown[]>>(
  */
 export function f16Errors(got: Numbers, want: Numbers, columns: number, arithmetic: number): string[] {
   return rowsOf(want, columns).flatMap((row, r) => {
-    const most = Math.max(...row.map(Math.abs));
+    const most = row.reduce((a, b) => Math.max(a, Math.abs(b)), 0);
     return row.flatMap((w, c) => {
       const g = got[r * columns + c], bound = 2 ** -11 * Math.abs(w) + 2 ** -25 + arithmetic * most;
       return Math.abs(g - w) <= bound ? [] : [`[${r}, ${c}] is ${g}, not ${w}`];

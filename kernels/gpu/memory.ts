@@ -25,6 +25,10 @@ export class Memory {
   readonly id: number = Memory.#ids++;
   /** Number of the last batch of dispatches that names this memory: the host must not write it before that is submitted. */
   batch: number = -1;
+  /** Number of the last batch that wrote it, or of a failed batch whose results it depends on. */
+  written: number = -1;
+  /** Who uses it without owning it, a gradient in an optimizer's block: moves out when the next one needs the place. */
+  borrower: { vacate(): void } | null = null;
 
   /**
    * Pools make memories.
@@ -35,9 +39,11 @@ export class Memory {
     readonly offset: number,
     readonly bytes: number,
     /** Who takes it back. */
-    readonly owner: { give(memory: Memory): void; readonly readOnly: boolean },
-    /** Place in its size class: the free one with the lowest number is taken first. */
+    readonly owner: { give(memory: Memory): void; readonly readOnly: boolean; readonly whole?: Memory },
+    /** Place in its free list: the one with the lowest number is taken first. */
     readonly number: number,
+    /** The free list that it goes back to. */
+    readonly list: FreeList | null = null,
   ) {}
 
   /** Gives it back to its owner. */
@@ -53,15 +59,22 @@ export function sizeClass(bytes: number): number {
   return Math.ceil(Math.max(bytes, 1) / step) * step;
 }
 
-/** The free memories of one size class, lowest number first. */
-class FreeList {
-  made = 0;
-  free: Memory[] = []; // descending by number, so that pop() takes the lowest
+/** The free memories of one size class and purpose, lowest number first. */
+export class FreeList {
+  /** How many there are, free or not. */
+  made: number = 0;
+  /** Descending by number, so that the lowest is taken from the end. */
+  free: Memory[] = [];
 
-  take(): Memory | undefined {
-    return this.free.pop();
+  /** The list for a size and purpose in a table of them. */
+  static of(lists: Map<string, FreeList>, bytes: number, purpose: string): FreeList {
+    const key = `${purpose} ${bytes}`;
+    let list = lists.get(key);
+    if (!list) lists.set(key, list = new FreeList());
+    return list;
   }
 
+  /** Puts one back in its place. */
   give(memory: Memory): void {
     let low = 0, high = this.free.length;
     while (low < high) {
@@ -77,11 +90,12 @@ const STORAGE = 0x80 | 0x4 | 0x8; // GPUBufferUsage.STORAGE | COPY_SRC | COPY_DS
 
 /**
  * Buffers by size class. A repeated step takes and gives in the same order and lowest-number-first makes it meet the
- * same buffers again, so that cached bind groups hit (last-in-first-out does not settle for a hundred steps).
+ * same buffers again, so that cached bind groups hit (last-in-first-out does not settle for a hundred steps). What lives by another
+ * rhythm than a step's results (uploads) has lists of its own by `purpose`, else the last batch of an epoch would shift all others.
  */
 export class Pool {
   readonly readOnly = false;
-  #classes = new Map<number, FreeList>();
+  #lists = new Map<string, FreeList>();
 
   constructor(
     readonly device: GPUDevice,
@@ -91,13 +105,7 @@ export class Pool {
     readonly beforeDestroy: () => void,
   ) {}
 
-  #list(bytes: number): FreeList {
-    let list = this.#classes.get(bytes);
-    if (!list) this.#classes.set(bytes, list = new FreeList());
-    return list;
-  }
-
-  take(bytes: number): Memory {
+  take(bytes: number, purpose = ""): Memory {
     const binding = Math.floor(this.device.limits.maxStorageBufferBindingSize / 4) * 4;
     if (bytes > binding) {
       throw new RangeError(
@@ -105,16 +113,16 @@ export class Pool {
       );
     }
     const rounded = Math.min(sizeClass(bytes), binding);
-    const list = this.#list(rounded);
-    let memory = list.take();
+    const list = FreeList.of(this.#lists, rounded, purpose);
+    let memory = list.free.pop();
     if (memory) this.counters.pooledBytes -= rounded;
-    else memory = this.#create(rounded, list.made++);
+    else memory = this.#create(rounded, list);
     this.counters.liveBytes += rounded;
     this.counters.peakBytes = Math.max(this.counters.peakBytes, this.counters.liveBytes);
     return memory;
   }
 
-  #create(bytes: number, number: number): Memory {
+  #create(bytes: number, list: FreeList): Memory {
     const total = () => this.counters.liveBytes + this.counters.pooledBytes + bytes;
     if (total() > this.limit) this.trim();
     if (total() > this.limit) {
@@ -124,19 +132,19 @@ export class Pool {
     }
     this.counters.buffersCreated++;
     const buffer = this.device.createBuffer({ size: bytes, usage: STORAGE });
-    return new Memory(buffer, 0, bytes, this, number);
+    return new Memory(buffer, 0, bytes, this, list.made++, list);
   }
 
   give(memory: Memory): void {
     this.counters.liveBytes -= memory.bytes;
     this.counters.pooledBytes += memory.bytes;
-    this.#list(memory.bytes).give(memory);
+    memory.list!.give(memory);
   }
 
   /** Destroys all free buffers. */
   trim(): void {
     this.beforeDestroy();
-    for (const list of this.#classes.values()) {
+    for (const list of this.#lists.values()) {
       for (const memory of list.free) memory.buffer.destroy();
       list.free = [];
     }
@@ -146,16 +154,17 @@ export class Pool {
 
 /**
  * One buffer for small host-written data (inputs, learning rates, random state). Writes go to a mirror on the host and
- * reach the GPU once a submit, in front of its dispatches. A slot that was given back is used again only after the
- * next submit, since dispatches that name it may be waiting. Nothing on the GPU writes it, so its slots
+ * reach the GPU once a submit, in front of its dispatches. A slot that a waiting dispatch names is used again only after the
+ * next submit. Nothing on the GPU writes it, so its slots
  * can be read beside each other in one dispatch.
  */
 export class Arena {
   static readonly BYTES: number = 4 * 2 ** 20;
   static readonly LARGEST_SLOT: number = 2 ** 16;
   readonly readOnly = true;
-  #classes = new Map<number, FreeList>();
+  #lists = new Map<string, FreeList>();
   #given: Memory[] = [];
+  #batch = 0;
   #used = 0;
   #buffer: GPUBuffer;
   #mirror = new Uint8Array(Arena.BYTES);
@@ -167,15 +176,14 @@ export class Arena {
   }
 
   /** A slot with these bytes in it, or nothing where the arena is full or the data too large for it. */
-  take(data: Uint8Array): Memory | undefined {
+  take(data: Uint8Array, purpose: string): Memory | undefined {
     if (data.byteLength > Arena.LARGEST_SLOT) return undefined;
     const bytes = sizeClass(data.byteLength);
-    let list = this.#classes.get(bytes);
-    if (!list) this.#classes.set(bytes, list = new FreeList());
-    let memory = list.take();
+    const list = FreeList.of(this.#lists, bytes, purpose);
+    let memory = list.free.pop();
     if (!memory) {
       if (this.#used + bytes > Arena.BYTES) return undefined;
-      memory = new Memory(this.#buffer, this.#used, bytes, this, list.made++);
+      memory = new Memory(this.#buffer, this.#used, bytes, this, list.made++, list);
       this.#used += bytes;
     }
     this.#mirror.set(data, memory.offset);
@@ -187,7 +195,8 @@ export class Arena {
 
   give(memory: Memory): void {
     this.counters.liveBytes -= memory.bytes;
-    this.#given.push(memory);
+    if (memory.batch === this.#batch) this.#given.push(memory);
+    else memory.list!.give(memory);
   }
 
   /** Writes what is new. Call it in front of a submit. */
@@ -198,9 +207,10 @@ export class Arena {
     this.#dirty = [Infinity, 0];
   }
 
-  /** Call it behind a submit: what was given back is free now. */
-  submitted(): void {
-    for (const memory of this.#given) this.#classes.get(memory.bytes)!.give(memory);
+  /** Call it behind a submit: what was given back is free now, and this batch opens. */
+  submitted(batch: number): void {
+    this.#batch = batch;
+    for (const memory of this.#given) memory.list!.give(memory);
     this.#given.length = 0;
   }
 
@@ -212,6 +222,7 @@ export class Arena {
 /** One pool memory cut into slots that lie flat behind each other, so that one dispatch can walk over all of them. */
 export class FlatBlock {
   readonly readOnly = false;
+  /** The slots, in order. */
   readonly slots: Memory[];
   #held: number;
 

@@ -40,6 +40,8 @@ export class Queue {
   #pass: GPUComputePassEncoder | null = null;
   #bound: Pipeline | null = null;
   #inBatch = 0;
+  /** Batches that the device discarded: what they should have written is not there. */
+  #failed = new Set<number>();
   #names = new Set<string>();
   #first: Entry = { next: null } as Entry;
   #last: Entry = this.#first;
@@ -71,9 +73,19 @@ export class Queue {
     }
     pass.setBindGroup(0, entry.group);
     pass.dispatchWorkgroups(x, y, z);
-    for (let i = 0; i < memories.length; i++) memories[i].batch = this.batch;
+    const written = this.#failed.size === 0 ? this.batch : this.#taint(pipeline, memories);
+    for (let i = 0; i < memories.length; i++) {
+      memories[i].batch = this.batch;
+      if (pipeline.writes[i]) memories[i].written = written;
+    }
     this.counters.dispatches++;
     if (++this.#inBatch >= SUBMIT_AFTER) this.submit();
+  }
+
+  /** The batch that a dispatch's results count to: a failed one where an input came from it. */
+  #taint(pipeline: Pipeline, memories: Memory[]): number {
+    const bad = memories.find((memory, i) => !pipeline.writes[i] && this.#failed.has(memory.written));
+    return bad?.written ?? this.batch;
   }
 
   #entry(pipeline: Pipeline, memories: Memory[], params: number[]): Entry {
@@ -154,10 +166,11 @@ export class Queue {
   }
 
   /** Puts bytes into memory that is ready to be read by the next dispatch: a slot of the arena where they fit, else of the pool. */
-  upload(data: Uint8Array, writable: boolean): Memory {
-    const slot = writable ? undefined : this.arena.take(data);
-    if (slot) return slot;
-    const memory = this.pool().take(data.byteLength);
+  upload(data: Uint8Array, writable: boolean, purpose = "upload"): Memory {
+    const memory = (writable ? undefined : this.arena.take(data, purpose)) ??
+      this.pool().take(data.byteLength, purpose);
+    memory.written = -1;
+    if (memory.owner === this.arena) return memory;
     if (memory.batch === this.batch) this.submit();
     const whole = data.byteLength - data.byteLength % 4;
     const { device: { queue } } = this;
@@ -176,6 +189,7 @@ export class Queue {
     const size = Math.min(Math.ceil(bytes / 4) * 4, from.bytes, to.bytes);
     if (size > 0) this.#openEncoder().copyBufferToBuffer(from.buffer, from.offset, to.buffer, to.offset, size);
     from.batch = to.batch = this.batch;
+    to.written = this.#failed.has(from.written) ? from.written : this.batch;
   }
 
   /** Submits what was encoded so far. */
@@ -190,15 +204,18 @@ export class Queue {
       chunk.to = 0;
     }
     this.device.queue.submit([this.#encoder.finish()]);
-    const names = [...this.#names];
-    this.errors.close(() => `the batch of ${names.join(", ") || "copies"}`);
+    const names = [...this.#names], batch = this.batch;
+    this.errors.close(() => {
+      this.#failed.add(batch);
+      return `the batch of ${names.join(", ") || "copies"}`;
+    });
     this.#encoder = null;
     this.#names.clear();
     this.#inBatch = 0;
     this.batch++;
     this.counters.submits++;
     this.#last = this.#first; // a step begins behind a submit: predictions line up again
-    this.arena.submitted();
+    this.arena.submitted(this.batch);
   }
 
   /** The first bytes of a memory as they are when everything encoded so far has run. */
@@ -222,6 +239,12 @@ export class Queue {
     if (free) free.push(staging);
     else this.#staging.set(size, [staging]);
     await this.errors.settle();
+    const written = Math.max(memory.written, memory.owner.whole?.written ?? -1);
+    if (this.#failed.has(written)) {
+      throw new Error(
+        "GPU: this tensor was not computed: the device had refused the batch that it belongs to, and has said why",
+      );
+    }
     return result;
   }
 
