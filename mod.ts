@@ -6,6 +6,7 @@
  */
 export { dispose, flush, init, stats } from "./kernels/gpu/gpu.ts";
 export type { GpuInfo, InitOptions } from "./kernels/gpu/device.ts";
+export { type KernelTime, type Profile, profile } from "./kernels/gpu/profile.ts";
 export type { Counters, Memory } from "./kernels/gpu/memory.ts";
 export { type BufferType, defineKernel, type Kernel, type KernelSpec } from "./kernels/gpu/kernel.ts";
 
@@ -20,7 +21,7 @@ export type {
   VarianceOptions,
 } from "./autograd/methods.ts";
 export { Scope } from "./autograd/scope.ts";
-export { type GradientOf, noGrad, record, type RecordSpec, Tape } from "./autograd/tape.ts";
+export { checkpoint, type GradientOf, noGrad, record, type RecordSpec, Tape } from "./autograd/tape.ts";
 export { manualSeed } from "./autograd/random.ts";
 export { gradcheck, type GradcheckOptions, type GradcheckResult } from "./autograd/gradcheck.ts";
 

@@ -1,7 +1,7 @@
 import { checkNumber } from "../kernels/check.ts";
 import { gpu } from "../kernels/gpu/gpu.ts";
 import { Storage } from "./storage.ts";
-import { activeTape } from "./tape.ts";
+import { currentTape } from "./tape.ts";
 import { Tensor } from "./tensor.ts";
 
 let seed = 0, counter = 0;
@@ -41,9 +41,12 @@ export function setRandomState(state: { seed: number; counter: number }): void {
  * tape, which does not and may be a parameter. Outside a tape each op counts for itself.
  */
 export function nextRandom(): { state: Tensor; op: number } {
-  const tape = activeTape();
+  const tape = currentTape();
   if (tape === null) return { state: upload(), op: 0 };
-  tape.random ??= { state: upload(), ops: 0 };
+  if (!tape.random) {
+    tape.random = { state: upload(), ops: 0 };
+    tape.adopt(tape.random.state); // whatever scope is open inside the tape
+  }
   return { state: tape.random.state, op: tape.random.ops++ };
 }
 

@@ -66,6 +66,11 @@ class Record implements Recorded {
 let openTape: Tape | null = null;
 let recording = true;
 
+/** Internal: the open tape, whether it records now or not. */
+export function currentTape(): Tape | null {
+  return openTape;
+}
+
 /** The tape that records now, if one does. */
 export function activeTape(): Tape | null {
   return recording ? openTape : null;
@@ -151,6 +156,35 @@ export class Tape extends Scope {
       }
       this.#records = this.#records.filter((record) => record.state === "open");
       this.#records.forEach((record, i) => record.index = i);
+    }
+  }
+
+  /** How many random ops the tape has seen: their numbers make their masks. */
+  get randomOps(): number {
+    return this.random?.ops ?? 0;
+  }
+
+  set randomOps(ops: number) {
+    if (this.random) this.random.ops = ops;
+  }
+
+  /**
+   * Records `fn` behind the other records, walks what it recorded at once, and forgets it. Gradients of earlier results wait in their records.
+   * @internal
+   */
+  walkAgain(fn: () => Tensor, dOutput: Tensor): void {
+    const first = this.#records.length;
+    recording = true;
+    try {
+      const output = fn();
+      const last = output.record as Record | null;
+      if (!last || last.index < first) return; // nothing in it needs a gradient
+      last.gradient = dOutput.view(dOutput.shape, "checkpoint").keep();
+      recording = false;
+      for (let i = last.index; i >= first; i--) if (this.#records[i].gradient !== null) this.#step(this.#records[i]);
+    } finally {
+      recording = false;
+      for (const record of this.#records.splice(first)) record.finish("walked");
     }
   }
 
@@ -337,6 +371,79 @@ export function needsGradient(inputs: readonly Tensor[]): boolean {
 /** Internal: a tensor that belongs to a record alone (its `hidden`). */
 export function hidden(shape: readonly number[], dtype: "f32" | "f16" | "i32" | "u32"): Tensor {
   return new Tensor(new Storage(gpu().pool.take(shape.reduce((a, b) => a * b, 1) * BYTES[dtype])), shape, dtype);
+}
+
+/** Choices that a checkpoint's forward pass made (whether dropout is on), for its recomputation to repeat. */
+let choices: { made: unknown[]; next: number | null } | null = null;
+
+/**
+ * Internal: a choice that depends on state outside the tensors. Inside a checkpoint the recomputation gets what the forward pass chose.
+ */
+export function chosen<T>(value: T): T {
+  if (choices === null) return value;
+  if (choices.next !== null) return choices.made[choices.next++] as T;
+  choices.made.push(value);
+  return value;
+}
+
+/**
+ * `fn(...inputs)` without keeping what it computes inside: the backward pass runs it again. Costs its forward pass a second time, saves the memory of all
+ * its intermediate results.
+ *
+ * `fn` is synchronous and returns one tensor. The recomputation draws the same random numbers and sees the same train flags; gradients reach the inputs and also parameters that
+ * `fn` uses without being given them. Throws a TypeError for a returned Promise or what is no Tensor. Source: Chen et al. 2016; `torch.utils.checkpoint`.
+ *
+ * @example
+ * ```ts
+ * import { checkpoint, init, nn, randn, Tape } from "@limbeck/limbeck";
+ *
+ * await init();
+ * const block = new nn.TransformerBlock(16, 2, { dropout: 0.1 });
+ * using tape = new Tape();
+ * checkpoint((x) => block.forward(x), randn([2, 8, 16])).square().mean().backward();
+ * console.log(block.linear1.weight.grad!.shape); // [64, 16]
+ * ```
+ */
+export function checkpoint(fn: (...inputs: Tensor[]) => Tensor, ...inputs: Tensor[]): Tensor {
+  if (typeof fn !== "function") throw new TypeError(`checkpoint: fn must be a function, got ${describe(fn)}`);
+  inputs.forEach((x, i) => checkTensor("checkpoint", `inputs[${i}]`, x, ["f32", "f16", "i32", "u32"]));
+  const tape = activeTape();
+  const checked = (output: unknown): Tensor => {
+    if (!(output instanceof Tensor)) {
+      throw new TypeError(`checkpoint: fn must return a Tensor, got ${describe(output)}`);
+    }
+    return output;
+  };
+  if (tape === null || choices !== null) return checked(fn(...inputs)); // inside another checkpoint: that one runs it again anyway
+  const made: unknown[] = [], before = tape.randomOps;
+  choices = { made, next: null };
+  let output: Tensor;
+  try {
+    output = checked(noGrad(() => fn(...inputs)));
+  } finally {
+    choices = null;
+  }
+  if (inputs.includes(output)) return output;
+  // an input's own record is where its gradient goes: the recomputation leads there, so that there is none to give back
+  tape.add({
+    op: "checkpoint",
+    inputs,
+    output,
+    saved: inputs,
+    backward: (dOutput) => {
+      const after = tape.randomOps;
+      tape.randomOps = before;
+      choices = { made, next: 0 };
+      try {
+        tape.walkAgain(() => fn(...inputs), dOutput);
+      } finally {
+        choices = null;
+        tape.randomOps = after;
+      }
+      return [];
+    },
+  });
+  return output;
 }
 
 /**

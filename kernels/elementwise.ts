@@ -73,7 +73,7 @@ fn apply(${inputs.map((x) => `${x}: f32`).join(", ")}) -> f32 { return ${express
       head,
       main: `if (thread >= params.quads) { return; }
   ${load}
-  y[thread] = ${wide(output)}(${lanes});`,
+  y[thread] = ${wide(output)}(vec4f(${lanes}));`,
     };
   }
   const axes = Array.from({ length: rank }, (_, d) => d);

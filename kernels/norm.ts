@@ -4,7 +4,7 @@
  */
 import type { Element } from "./elementwise.ts";
 import { gpu } from "./gpu/gpu.ts";
-import { type BufferType, type Kernel, type KernelSpec, variants } from "./gpu/kernel.ts";
+import { type Kernel, type KernelSpec, variants } from "./gpu/kernel.ts";
 import type { Memory } from "./gpu/memory.ts";
 import { reduce } from "./reduce.ts";
 import { parsePlan, planKey, planRow, rowBuffer, rowCode } from "./row.ts";

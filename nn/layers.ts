@@ -3,6 +3,7 @@ import { checkNumber, checkOptions, describe } from "../kernels/check.ts";
 import type { Tensor } from "../autograd/tensor.ts";
 import { zeros } from "../ops/create.ts";
 import { dropout } from "../ops/dropout.ts";
+import { conv2d } from "../ops/conv.ts";
 import { linear } from "../ops/matmul.ts";
 import { uniform } from "./init.ts";
 import { Module } from "./module.ts";
@@ -40,6 +41,45 @@ export class Linear extends Module {
 
   override forward(x: Tensor): Tensor {
     return linear(x, this.weight, this.bias ?? undefined);
+  }
+}
+
+/** Options of `Conv2d`. */
+export interface Conv2dOptions {
+  /** 1 unless given. */
+  stride?: number;
+  /** 0 unless given. */
+  padding?: number;
+  /** Whether a bias is added; true unless given. */
+  bias?: boolean;
+}
+
+/** Convolution of images [N, in, H, W] → [N, out, H', W']. Weight [out, in, kernel, kernel] and bias [out] start uniform in ±1/√(in·kernel²), as in PyTorch. */
+export class Conv2d extends Module {
+  /** [out, in, kernel, kernel] */
+  weight: Tensor;
+  /** [out], or null */
+  bias: Tensor | null;
+  /** Pixels from one window to the next. */
+  readonly stride: number;
+  /** Zeros around the image. */
+  readonly padding: number;
+
+  constructor(inChannels: number, outChannels: number, kernel: number, options: Conv2dOptions = {}) {
+    super();
+    checkOptions("Conv2d", options, ["stride", "padding", "bias"]);
+    checkNumber("Conv2d", "inChannels", inChannels, { integer: true, min: 1 });
+    checkNumber("Conv2d", "outChannels", outChannels, { integer: true, min: 1 });
+    checkNumber("Conv2d", "kernel", kernel, { integer: true, min: 1 });
+    const bound = 1 / Math.sqrt(inChannels * kernel * kernel);
+    this.weight = uniform(parameter([outChannels, inChannels, kernel, kernel]), -bound, bound);
+    this.bias = options.bias ?? true ? uniform(parameter([outChannels]), -bound, bound) : null;
+    this.stride = options.stride ?? 1;
+    this.padding = options.padding ?? 0;
+  }
+
+  override forward(x: Tensor): Tensor {
+    return conv2d(x, this.weight, this.bias, { stride: this.stride, padding: this.padding });
   }
 }
 

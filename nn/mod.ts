@@ -16,5 +16,6 @@ export {
   TransformerBlock,
   type TransformerBlockOptions,
 } from "./transformer.ts";
-export { Dropout, Linear, type LinearOptions, Sequential } from "./layers.ts";
+export { generate, type GenerateOptions } from "./generate.ts";
+export { Conv2d, type Conv2dOptions, Dropout, Linear, type LinearOptions, Sequential } from "./layers.ts";
 export { Module } from "./module.ts";

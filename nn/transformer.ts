@@ -1,6 +1,6 @@
 /** The layers of a transformer, with PyTorch's state names. */
 import { checkBoolean, checkNumber, checkOptions } from "../kernels/check.ts";
-import { checkTensor, Tensor } from "../autograd/tensor.ts";
+import { checkTensor, type Tensor } from "../autograd/tensor.ts";
 import { scaledDotProductAttention } from "../ops/attention.ts";
 import { arange, ones, zeros } from "../ops/create.ts";
 import { dropout } from "../ops/dropout.ts";
@@ -275,7 +275,12 @@ export class Gpt extends Module {
     return this.head?.weight ?? this.tokens.weight;
   }
 
+  /** The head: logits of hidden states. */
+  logits(hidden: Tensor): Tensor {
+    return linear(hidden, this.headWeight);
+  }
+
   override forward(tokens: Tensor): Tensor {
-    return linear(this.hiddenStates(tokens), this.headWeight);
+    return this.logits(this.hiddenStates(tokens));
   }
 }

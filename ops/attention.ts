@@ -1,7 +1,7 @@
 import { checkBoolean, checkNumber, checkOptions } from "../kernels/check.ts";
 import { attention, attentionBackward, LONGEST_HEAD } from "../kernels/attention.ts";
 import { nextRandom } from "../autograd/random.ts";
-import { hidden, record } from "../autograd/tape.ts";
+import { chosen, hidden, record } from "../autograd/tape.ts";
 import { checkShape, checkTensor, sizeOf, Tensor } from "../autograd/tensor.ts";
 import { mapped } from "./elementwise.ts";
 import { checkRank, expand } from "./shape.ts";
@@ -50,7 +50,7 @@ export function scaledDotProductAttention(q: Tensor, k: Tensor, v: Tensor, optio
   checkShape(op, "k", k, [...lead, keys, depth]);
   checkTensor(op, "v", v, [q.dtype]);
   checkShape(op, "v", v, [...lead, keys, depth]);
-  const { causal = false, mask, scale = 1 / Math.sqrt(depth), dropout = 0 } = options;
+  const { causal = false, mask, scale = 1 / Math.sqrt(depth) } = options, dropout = chosen(options.dropout ?? 0);
   checkBoolean(op, "causal", causal);
   checkNumber(op, "scale", scale);
   checkNumber(op, "dropout", dropout, { min: 0, below: 1 });
@@ -62,10 +62,9 @@ export function scaledDotProductAttention(q: Tensor, k: Tensor, v: Tensor, optio
       ? mapped(op, "select(log_(0.0), 0.0, a != 0.0)", [mask], mask.shape, [], "f32")
       : mask.detach();
     const shared = sizeOf(mask.shape.slice(0, -2)) === 1 && mask.rank >= 2;
-    scores = expand(
-      shared ? added.reshape(mask.shape.slice(-2)) : added,
-      shared ? [queries, keys] : [...lead, queries, keys],
-    );
+    const own = shared ? added.reshape(mask.shape.slice(-2)) : added;
+    const wanted = shared ? [queries, keys] : [...lead, queries, keys];
+    scores = own.size === sizeOf(wanted) ? own : expand(own, wanted);
     maskStride = shared ? 0 : queries * keys;
   }
   const random = dropout > 0 ? nextRandom() : null;

@@ -130,13 +130,13 @@ Deno.test("divergences: identical rows give exactly 0", async () => {
     [-I, 1, -I, 2, 3, -I, 1e4, -1e4, 0.5],
     [-I, -I, -I, -I, 7, -I, -I, -I, -I],
   ];
-  const x = { values: rows.flat(), shape: [rows.length, V] }, ones = rows.map(() => 1);
+  const x = { values: rows.flat(), shape: [rows.length, V] };
   await underBothPlans(async (registers) => {
     for (const name of NAMES) {
       for (const own of OWN[name]) {
         for (const temperature of [0.05, 0.3, 1, 7, 100]) {
-          const o = gpuOptions({ ...own, temperature, reduction: "none" });
-          const { loss, gradients } = await measure((s, t) => OPS[name](s, t, o), [x, x], ones);
+          const o = gpuOptions({ ...own, temperature, reduction: "sum" });
+          const { loss, gradients } = await measure((s, t) => OPS[name](s, t, o), [x, x]);
           const what = `${name} ${text(o)} ${registers}`;
           assertEquals(loss.filter((v) => v !== 0), [], what);
           for (const g of gradients) assertEquals(g.filter((v) => v !== 0), [], what);
@@ -192,7 +192,7 @@ Deno.test("divergences: equal their twins of primitive ops", async () => {
 
 Deno.test("divergences: close rows are right to 1e-3, where the textbook is not", async () => {
   await init();
-  const V = 64, rows = 4, shape = [rows, V], teacher = normals(rows * V, 2, 5), noise = normals(rows * V, 1, 6);
+  const V = 63, rows = 4, shape = [rows, V], teacher = normals(rows * V, 2, 5), noise = normals(rows * V, 1, 6);
   const table: Record<string, Record<string, string>> = {};
   for (const name of NAMES) {
     for (const delta of [1e-3, 1e-5]) {
@@ -222,14 +222,14 @@ Deno.test("divergences: close rows are right to 1e-3, where the textbook is not"
   console.table(table);
 });
 
-// the rest of the counts are in the long tests: each takes some pipelines
+// the other counts are in the long tests: each takes some pipelines
 Deno.test("divergences: class counts under both row plans", async () => {
   await init();
   const errors: [string, number, number][] = [], rows = 3;
   await underBothPlans(async (registers) => {
-    for (const V of [1, 33, 1024]) {
+    for (const V of registers ? [1, 33, 1024] : [4, 33, 1024]) {
       const student = normals(rows * V, 2, V), teacher = normals(rows * V, 2, V + 1), shape = [rows, V];
-      for (const name of NAMES) {
+      for (const name of V === 1024 ? ["jsd" as const] : NAMES) {
         const want = reference(name, student, teacher, V);
         const { loss, gradients } = await measure((s, t) => OPS[name](s, t), [
           { values: student, shape },
@@ -435,8 +435,8 @@ Deno.test("divergences: f16 logits, one side or both", async () => {
   if (!f16) return;
   const round = (x: number[]) => Array.from(Float16Array.from(x));
   const student = round(STUDENT), teacher = round(TEACHER);
-  for (const name of NAMES) {
-    // one op stands for all where one side is f32: each pair is a pipeline more
+  for (const name of ["forwardKl", "jsd", "skewReverseKl"] as const) {
+    // the storage is the kernels' affair, not the formulas': some ops stand for all, since each pair is two pipelines
     const pairs = [["f16", "f16"], ["f16", "f32"], ["f32", "f16"]] as const;
     for (const [a, b] of name === "jsd" ? pairs : pairs.slice(0, 1)) {
       for (const reduction of a === b ? REDUCTIONS : ["mean"] as const) {
@@ -490,7 +490,7 @@ Deno.test("divergences: f16 gradients are scaled before they are rounded", async
 /** What a property test draws. */
 const drawn = {
   rows: fc.integer({ min: 1, max: 5 }),
-  columns: fc.integer({ min: 1, max: 40 }),
+  columns: fc.nat(19).map((n) => 2 * n + 1), // odd ones share their pipelines
   seed: fc.integer({ min: 0, max: 2 ** 31 - 1 }),
   deviation: fc.constantFrom(0.01, 1, 5),
   /** How far the student is from the teacher. */
@@ -599,7 +599,7 @@ const DISTILLATIONS: DistillationNumbers[] = NAMES.flatMap((divergence) =>
     temperature: [3],
     temperatureSquared: [undefined, false],
     dropIgnored: [undefined, true],
-    reduction: REDUCTIONS,
+    reduction: divergence === "forwardKl" || divergence === "jsd" ? REDUCTIONS : ["mean"] as const,
     own: divergence === "jsd"
       ? combinations({ beta: [undefined, 0, 0.2], normalize: [undefined, true] })
       : divergence.startsWith("skew")

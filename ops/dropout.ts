@@ -2,7 +2,7 @@
 import { checkBoolean, checkNumber, checkOptions } from "../kernels/check.ts";
 import { dropout as kernel } from "../kernels/random.ts";
 import { nextRandom } from "../autograd/random.ts";
-import { record } from "../autograd/tape.ts";
+import { chosen, record } from "../autograd/tape.ts";
 import { checkTensor, Tensor } from "../autograd/tensor.ts";
 
 /** Options of `dropout`. */
@@ -34,7 +34,7 @@ export function dropout(x: Tensor, options: DropoutOptions = {}): Tensor {
   checkNumber("dropout", "p", p, { min: 0, below: 1 });
   checkBoolean("dropout", "training", training);
   checkTensor("dropout", "x", x);
-  if (!training || p === 0) return x;
+  if (!chosen(training) || p === 0) return x;
   const { state, op } = nextRandom();
   const y = Tensor.empty(x.shape, x.dtype, "dropout");
   kernel(x.memory, state.memory, y.memory, op, x.size, p, x.dtype);

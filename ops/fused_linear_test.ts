@@ -108,8 +108,12 @@ const DIVERGENCES: (DivergenceNumbers & { divergence?: DivergenceName })[] = [
   { divergence: "skewReverseKl" as const, alpha: 0.4 },
   { divergence: "totalVariation" as const },
 ].flatMap((own) =>
-  combinations({ temperature: [undefined, 3], reduction: REDUCTIONS, labels: [undefined, TARGET] })
-    .map((o) => ({ ...own, ...o }))
+  combinations({
+    temperature: [undefined, 3],
+    reduction: REDUCTIONS,
+    // labels are nothing to the formulas, and three pipelines each
+    labels: "beta" in own ? [undefined, TARGET] : [undefined],
+  }).map((o) => ({ ...own, ...o }))
 );
 
 function klOptions({ labels, ...o }: DivergenceNumbers): LinearDistillationOptions {

@@ -36,6 +36,8 @@ export class Queue {
   readonly arena: Arena;
   /** Number of the batch that is open: all dispatches since the last submit. */
   batch = 0;
+  /** While a profile is taken: where the times of a dispatch go. */
+  timestamps: ((name: string) => GPUComputePassTimestampWrites) | null = null;
   #encoder: GPUCommandEncoder | null = null;
   #pass: GPUComputePassEncoder | null = null;
   #bound: Pipeline | null = null;
@@ -65,7 +67,7 @@ export class Queue {
     if (entry === null || !matches(entry, pipeline, memories, params)) entry = this.#entry(pipeline, memories, params);
     this.#last.next = entry;
     this.#last = entry;
-    const pass = this.#openPass();
+    const pass = this.#openPass(pipeline.name);
     if (this.#bound !== pipeline) {
       pass.setPipeline(pipeline.gpu);
       this.#bound = pipeline;
@@ -155,7 +157,11 @@ export class Queue {
     return this.#encoder;
   }
 
-  #openPass(): GPUComputePassEncoder {
+  #openPass(name: string): GPUComputePassEncoder {
+    if (this.timestamps) { // each dispatch is a pass of its own while a profile is taken
+      this.#endPass();
+      return this.#pass = this.#openEncoder().beginComputePass({ timestampWrites: this.timestamps(name) });
+    }
     return this.#pass ??= this.#openEncoder().beginComputePass();
   }
 
@@ -216,6 +222,12 @@ export class Queue {
     this.counters.submits++;
     this.#last = this.#first; // a step begins behind a submit: predictions line up again
     this.arena.submitted(this.batch);
+  }
+
+  /** Encodes something else behind the dispatches so far. */
+  encode(command: (encoder: GPUCommandEncoder) => void): void {
+    this.#endPass();
+    command(this.#openEncoder());
   }
 
   /** The first bytes of a memory as they are when everything encoded so far has run. */

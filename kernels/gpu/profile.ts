@@ -1,0 +1,104 @@
+import { describe } from "../check.ts";
+import { gpu } from "./gpu.ts";
+
+/** What one kernel took, all its launches together. */
+export interface KernelTime {
+  /** The kernel's name. */
+  name: string;
+  /** How often it ran. */
+  launches: number;
+  /** Time on the GPU, in milliseconds. */
+  milliseconds: number;
+}
+
+/** What `profile` gives. */
+export interface Profile<T> {
+  /** What the function returned. */
+  result: T;
+  /** The kernels, the slowest first. */
+  kernels: KernelTime[];
+  /** The same as a table of text. */
+  table: string;
+  /** Every launch for Chrome's trace viewer: write it to a file as JSON, open it in chrome://tracing or ui.perfetto.dev. */
+  trace: { traceEvents: { name: string; ph: "X"; ts: number; dur: number; pid: number; tid: number }[] };
+}
+
+const LAUNCHES = 2048; // a query set holds at most 4,096 timestamps
+
+/**
+ * Runs `fn` and measures the time of each of its kernel launches on the GPU, from timestamps at the start and the end of each. Every
+ * launch is a pass of its own meanwhile, so that the whole takes longer than without; the kernels' own times hold. `fn` may be async.
+ *
+ * Throws an Error where the adapter has no timestamps (`(await init()).timestamps` tells).
+ *
+ * @example
+ * ```ts
+ * import { init, matmul, profile, randn } from "@limbeck/limbeck";
+ *
+ * const { timestamps } = await init();
+ * if (timestamps) {
+ *   const { table } = await profile(() => matmul(randn([64, 64]), randn([64, 64])).softmax());
+ *   console.log(table);
+ * }
+ * ```
+ */
+export async function profile<T>(fn: () => T | Promise<T>): Promise<Profile<T>> {
+  if (typeof fn !== "function") throw new TypeError(`profile: fn must be a function, got ${describe(fn)}`);
+  const { device, info, queue, pool, errors } = gpu();
+  if (!info.timestamps) throw new Error("profile: this adapter has no timestamp-query");
+  if (queue.timestamps) throw new Error("profile: a profile is being taken already");
+  const names: string[] = [], sets: GPUQuerySet[] = [];
+  let result: T;
+  queue.submit();
+  queue.timestamps = (name) => {
+    const at = names.push(name) - 1, slot = 2 * (at % LAUNCHES);
+    if (slot === 0) sets.push(device.createQuerySet({ type: "timestamp", count: 2 * LAUNCHES }));
+    return { querySet: sets.at(-1)!, beginningOfPassWriteIndex: slot, endOfPassWriteIndex: slot + 1 };
+  };
+  try {
+    result = await fn();
+    queue.submit();
+  } finally {
+    queue.timestamps = null;
+  }
+  const times: bigint[] = [];
+  for (const [i, set] of sets.entries()) {
+    const count = 2 * Math.min(LAUNCHES, names.length - i * LAUNCHES);
+    const resolved = device.createBuffer({ size: 8 * count, usage: 0x200 | 0x4 }); // QUERY_RESOLVE | COPY_SRC
+    const memory = pool.take(8 * count);
+    queue.encode((encoder) => {
+      encoder.resolveQuerySet(set, 0, count, resolved, 0);
+      encoder.copyBufferToBuffer(resolved, 0, memory.buffer, memory.offset, 8 * count);
+    });
+    times.push(...new BigUint64Array(await queue.read(memory, 8 * count)));
+    memory.free();
+    resolved.destroy();
+    set.destroy();
+  }
+  await errors.settle();
+
+  const totals = new Map<string, KernelTime>();
+  const traceEvents = names.map((name, i) => {
+    const [start, end] = [times[2 * i], times[2 * i + 1]].map((t) => Number(t - times[0]) / 1000);
+    const total = totals.get(name) ?? { name, launches: 0, milliseconds: 0 };
+    totals.set(name, { name, launches: total.launches + 1, milliseconds: total.milliseconds + (end - start) / 1000 });
+    return { name, ph: "X" as const, ts: start, dur: end - start, pid: 0, tid: 0 };
+  });
+  const kernels = [...totals.values()].sort((a, b) => b.milliseconds - a.milliseconds);
+  return { result, kernels, table: tabulate(kernels), trace: { traceEvents } };
+}
+
+function tabulate(kernels: KernelTime[]): string {
+  const whole = kernels.reduce((sum, { milliseconds }) => sum + milliseconds, 0);
+  const rows = kernels.map(({ name, launches, milliseconds }) => [
+    name,
+    String(launches),
+    milliseconds.toFixed(3),
+    `${(100 * milliseconds / (whole || 1)).toFixed(1)} %`,
+  ]);
+  const table = [["kernel", "launches", "ms", "share"], ...rows, ["all", "", whole.toFixed(3), ""]];
+  const widths = table[0].map((_, c) => Math.max(...table.map((row) => row[c].length)));
+  return table.map((row) =>
+    row.map((cell, c) => c === 0 ? cell.padEnd(widths[0]) : cell.padStart(widths[c])).join("  ").trimEnd()
+  ).join("\n");
+}

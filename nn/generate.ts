@@ -1,0 +1,145 @@
+/** Sampling from a decoder, a token at a time. */
+import { checkNumber, checkOptions, describe } from "../kernels/check.ts";
+import { cacheWrite } from "../kernels/cache.ts";
+import { Scope } from "../autograd/scope.ts";
+import { noGrad } from "../autograd/tape.ts";
+import type { Tensor } from "../autograd/tensor.ts";
+import { tensor, zeros } from "../ops/create.ts";
+import { slice } from "../ops/shape.ts";
+import { Gpt, type KeyValueCache } from "./transformer.ts";
+
+/** Options of `generate`. */
+export interface GenerateOptions {
+  /** Tokens to add. */
+  length: number;
+  /** Logits are divided by it; 1 unless given, 0 takes the likeliest token. */
+  temperature?: number;
+  /** Only the k likeliest tokens are drawn from. */
+  topK?: number;
+  /** Only the likeliest tokens that together have this probability are drawn from. */
+  topP?: number;
+  /** Seed of the draws; 0 unless given. */
+  seed?: number;
+  /** A token that ends its sequence, with itself as the last; the run ends when all have ended. */
+  stop?: number;
+}
+
+/** Numbers in [0, 1) from a seed (splitmix32). */
+function generator(seed: number): () => number {
+  let state = seed >>> 0;
+  return () => {
+    state = (state + 0x9e3779b9) >>> 0;
+    let z = state;
+    z = Math.imul(z ^ (z >>> 16), 0x21f0aaad);
+    z = Math.imul(z ^ (z >>> 15), 0x735a2d97);
+    return ((z ^ (z >>> 15)) >>> 0) / 2 ** 32;
+  };
+}
+
+/** One token from a row of logits. */
+export function sample(
+  logits: ArrayLike<number>,
+  options: { temperature: number; topK?: number; topP?: number },
+  random: () => number,
+): number {
+  const order = Array.from(logits, (_, i) => i).sort((a, b) => logits[b] - logits[a] || a - b);
+  if (options.temperature === 0) return order[0];
+  const largest = logits[order[0]];
+  const weights = order.slice(0, options.topK).map((i) => Math.exp((logits[i] - largest) / options.temperature));
+  const all = weights.reduce((a, b) => a + b, 0);
+  let kept = 0, mass = 0;
+  while (kept < weights.length && (kept === 0 || mass < (options.topP ?? 1) * all)) mass += weights[kept++];
+  let at = random() * mass;
+  for (let i = 0; i < kept; i++) if ((at -= weights[i]) < 0) return order[i];
+  return order[kept - 1];
+}
+
+/**
+ * The prompts, each with `length` further tokens drawn from the decoder. Keys and values of earlier tokens are kept in a cache that is allocated once,
+ * so that a token costs one position and one read.
+ *
+ * Prompts have equal lengths; prompt and new tokens together fit the decoder's context. The same seed draws the same tokens. Throws a TypeError for prompts that are no
+ * Int32Arrays of one length, a RangeError for wrong numbers and where the context is too short. Source of top-p: Holtzman et al. 2020.
+ *
+ * @example
+ * ```ts
+ * import { init, nn } from "@limbeck/limbeck";
+ *
+ * await init();
+ * const gpt = new nn.Gpt({ vocabulary: 10, context: 16, layers: 1, width: 8, heads: 2 });
+ * const [text] = await nn.generate(gpt, [new Int32Array([1, 2, 3])], { length: 5, topK: 3, seed: 1 });
+ * console.log(text.length); // 8
+ * ```
+ */
+export async function generate(
+  gpt: Gpt,
+  prompts: readonly Int32Array[],
+  options: GenerateOptions,
+): Promise<Int32Array[]> {
+  const op = "generate";
+  if (!(gpt instanceof Gpt)) throw new TypeError(`${op}: gpt must be a Gpt, got ${describe(gpt)}`);
+  checkOptions(op, options, ["length", "temperature", "topK", "topP", "seed", "stop"]);
+  const { length, temperature = 1, topK, topP, seed = 0, stop } = options,
+    { context, vocabulary, layers, heads, width } = gpt.options;
+  checkNumber(op, "length", length, { integer: true, min: 0 });
+  checkNumber(op, "temperature", temperature, { min: 0 });
+  checkNumber(op, "seed", seed, { integer: true });
+  if (topK !== undefined) checkNumber(op, "topK", topK, { integer: true, min: 1 });
+  if (topP !== undefined) checkNumber(op, "topP", topP, { above: 0, max: 1 });
+  if (stop !== undefined) checkNumber(op, "stop", stop, { integer: true, min: 0, below: vocabulary });
+  const start = prompts?.[0]?.length;
+  if (!Array.isArray(prompts) || !prompts.every((p) => p instanceof Int32Array && p.length === start) || !start) {
+    throw new TypeError(`${op}: prompts must be Int32Arrays of one length of at least 1, got ${describe(prompts)}`);
+  }
+  if (start + length > context) {
+    throw new RangeError(`${op}: prompt and length must fit the context ${context}, got ${start} + ${length}`);
+  }
+
+  const training = gpt.training, random = generator(seed), batch = prompts.length;
+  using _scope = new Scope();
+  const shape = [batch, heads, context, width / heads];
+  const caches: KeyValueCache[] = Array.from({ length: layers }, () => ({ keys: zeros(shape), values: zeros(shape) }));
+  const texts = prompts.map((prompt) => [...prompt]), ended = prompts.map(() => false);
+  gpt.eval();
+  try {
+    let fresh = prompts.map((prompt) => [...prompt]);
+    while (texts[0].length < start + length && !ended.every(Boolean)) {
+      using _step = new Scope();
+      const at = texts[0].length - fresh[0].length;
+      const logits = await noGrad(() => cachedLogits(gpt, caches, fresh, at)).data();
+      fresh = texts.map((text, b) => {
+        const next = sample(logits.subarray(b * vocabulary, (b + 1) * vocabulary), { temperature, topK, topP }, random);
+        text.push(next);
+        return [next];
+      });
+      texts.forEach((text, b) => ended[b] ||= text.at(-1) === stop);
+    }
+  } finally {
+    gpt.train(training);
+  }
+  return texts.map((text) => {
+    const end = stop === undefined ? -1 : text.indexOf(stop, start);
+    return Int32Array.from(end < 0 ? text : text.slice(0, end + 1));
+  });
+}
+
+/** Logits [batch, vocabulary] behind the last of the fresh tokens, which stand at `position` and take their places in the caches. */
+function cachedLogits(gpt: Gpt, caches: KeyValueCache[], fresh: number[][], position: number): Tensor {
+  const { context, heads, width, vocabulary } = gpt.options, batch = fresh.length, count = fresh[0].length;
+  const place = tensor(new Uint32Array([position]));
+  const write = (cache: Tensor, x: Tensor) => {
+    const sizes = { heads: batch * heads, fresh: count, length: context, depth: width / heads };
+    cacheWrite(x.memory, place.memory, cache.memory, cache.dtype, sizes);
+  };
+  const seen = Int32Array.from(
+    { length: count * context },
+    (_, i) => i % context <= position + Math.floor(i / context) ? 1 : 0,
+  );
+  const mask = tensor(seen, [count, context]);
+  const places = tensor(Int32Array.from({ length: count }, (_, i) => position + i));
+  const tokens = tensor(Int32Array.from(fresh.flat()), [batch, count]);
+  let x = gpt.tokens.forward(tokens).add(gpt.positions.forward(places));
+  gpt.blocks.forEach((block, i) => x = block.forwardCached(x, caches[i], write, mask));
+  const last = slice(gpt.norm.forward(x), [[0, batch], [count - 1, count]]);
+  return gpt.logits(last).reshape([batch, vocabulary]);
+}
