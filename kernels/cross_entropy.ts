@@ -78,7 +78,7 @@ const kernel: (key: string) => Kernel = variants((key: string): KernelSpec => {
   const plan = parsePlan(planText);
   const soft = v.target !== "index", dLogits = v.inPlace ? "logits" : "d_logits";
   const streams: Record<string, Element> = { logits: v.logits, ...soft ? { probability: v.target as Element } : {} };
-  const { head, begin, each } = rowCode(plan, streams, v.gradient ? { [dLogits]: v.logits } : {});
+  const { head, begin, each, sum, normalise } = rowCode(plan, streams, v.gradient ? { [dLogits]: v.logits } : {});
   const x = v.softcap
     ? "let u4 = logits4 * params.inverse_temperature / params.softcap; let x4 = params.softcap * tanh4_(u4);"
     : "let x4 = logits4;";
@@ -129,6 +129,7 @@ const kernel: (key: string) => Kernel = variants((key: string): KernelSpec => {
       softcap: "f32",
     },
     workgroup: plan.threads,
+    subgroups: plan.subgroups,
     head: `${MATH}${MATH4}${head}
 ${
       v.weight
@@ -144,6 +145,11 @@ fn element(row: u32, c: u32) -> f32 {
   let at = row * params.columns + c;
   return f32(logits[at${plan.wide ? " / 4u][at % 4u]" : "]"});
 }
+${
+      v.softcap
+        ? "fn capped4(logits: vec4f) -> vec4f { return params.softcap * tanh4_(logits * params.inverse_temperature / params.softcap); }"
+        : ""
+    }
 fn capped(logit: f32) -> f32 {
   ${v.softcap ? "return params.softcap * tanh_(logit * params.inverse_temperature / params.softcap);" : "return logit;"}
 }`,
@@ -171,23 +177,20 @@ fn capped(logit: f32) -> f32 {
       }
   }`
     }
-  var normaliser = vec2f(LOW, -1.0);
   var mass_part = 0.0;
   ${
-      each(
-        `${x} normaliser = add_normaliser(normaliser, select(vec4f(LOW), x4, live4), live4, k); ${
-          soft ? `${weight} ${t} mass_part += sum_of(w4 * t4);` : ""
-        }`,
+      normalise(
+        [{ name: "x", value: v.softcap ? "capped4(logits4)" : "logits4", k: "k" }],
+        soft ? `{ ${weight} ${t} mass_part += sum_of(w4 * t4); }` : "",
       )
     }
-  let whole = all_normalisers(lane, vec4f(normaliser, LOW, -1.0), k);
-  let m = whole.x;
-  let log_sum = log1p_(whole.y);
+  let m = x_max;
+  let log_sum = log1p_(x_rest);
   let lse = m * k + log_sum;
   let up = select(1.0, upstream[at * params.upstream_stride], params.scaled == 1u);
   ${
       soft
-        ? "let mass = all_sum(lane, vec4f(mass_part)).x;"
+        ? `let mass = ${sum("vec4f(mass_part)")}.x;`
         : `// a label that is no class poisons its row: it came from the GPU and nobody could check it
   var nan_bits = 0x7fc00000u;
   let known = label < params.columns;
@@ -211,7 +214,7 @@ fn capped(logit: f32) -> f32 {
         : `if (params.smoothing > 0.0) { ${each(spreadLoop)} }`
     }
   let spread_sum = ${
-      soft ? "all_sum(lane, vec4f(spread)).x" : "select(0.0, all_sum(lane, vec4f(spread)).x, params.smoothing > 0.0)"
+      soft ? `${sum("vec4f(spread)")}.x` : `select(0.0, ${sum("vec4f(spread)")}.x, params.smoothing > 0.0)`
     };
   let z = select(0.0, params.z_loss * lse * lse * z_scale, params.z_loss > 0.0); // lse² may overflow
   if (lane == 0u ${v.extras ? "&& !ignored" : ""}) {

@@ -107,7 +107,7 @@ const kernel: (key: string) => Kernel = variants((key: string): KernelSpec => {
   const [dStudentName, dTeacherName] = v.inPlace ? ["student", "teacher"] : ["d_student", "d_teacher"];
   if (v.dStudent) outputs[dStudentName] = v.student;
   if (v.dTeacher) outputs[dTeacherName] = v.teacher;
-  const { head, begin, each } = rowCode(plan, { student: v.student, teacher: v.teacher }, outputs);
+  const { head, begin, each, sum, max, normalise } = rowCode(plan, { student: v.student, teacher: v.teacher }, outputs);
   const mixture = formula.mixture ? MIXTURE : "";
   const terms = `
     let p4 = select(vec4f(0.0), exp((teacher4 - t_max) * k - log_t), live4);
@@ -168,6 +168,7 @@ const kernel: (key: string) => Kernel = variants((key: string): KernelSpec => {
       divergenceFactor: "f32",
     },
     workgroup: plan.threads,
+    subgroups: plan.subgroups,
     head: `${MATH}${MATH4}${head}
 ${
       v.crossEntropy
@@ -197,43 +198,35 @@ ${
   let up = select(1.0, upstream[at * params.upstream_stride], params.scaled == 1u);
 
   // the normalisers, and the range of student − teacher
-  var s_part = vec2f(LOW, -1.0);
-  var t_part = vec2f(LOW, -1.0);
-  ${v.crossEntropy ? "var s1_part = vec2f(LOW, -1.0);" : ""}
   var range_part = vec2f(LOW, LOW);
-  ${late ? "var best = vec4f(LOW, 0.0, LOW, 0.0);" : ""}
   ${
-      each(`s_part = add_normaliser(s_part, student4, live4, k);
-    t_part = add_normaliser(t_part, teacher4, live4, k);
-    ${v.crossEntropy ? "s1_part = add_normaliser(s1_part, student4, live4, 1.0);" : ""}
-    let used4 = live4 & (max(student4, teacher4) >= vec4f(-1e38));
+      normalise(
+        [
+          { name: "s", value: "student4", k: "k", at: late ? "teacher" : undefined },
+          { name: "t", value: "teacher4", k: "k", at: late ? "student" : undefined },
+          ...v.crossEntropy ? [{ name: "s1", value: "student4", k: "1.0" }] : [],
+        ],
+        `let used4 = live4 & (max(student4, teacher4) >= vec4f(-1e38));
     let gap4 = student4 - teacher4;
-    range_part = max(range_part, vec2f(max_of(select(vec4f(LOW), gap4, used4)), max_of(select(vec4f(LOW), -gap4, used4))));
-    ${
-        late
-          ? `let s_best = max_of(student4); let t_best = max_of(teacher4);
-    if (s_best > best.x) { best = vec4f(s_best, where_equal(student4, s_best, teacher4), best.zw); }
-    if (t_best > best.z) { best = vec4f(best.xy, t_best, where_equal(teacher4, t_best, student4)); }`
-          : ""
-      }`)
+    range_part = max(range_part, vec2f(max_of(select(vec4f(LOW), gap4, used4)), max_of(select(vec4f(LOW), -gap4, used4))));`,
+      )
     }
-  let both = all_normalisers(lane, vec4f(s_part, t_part), k);
-  let s_max = both.x; let log_s = log1p_(both.y);
-  let t_max = both.z; let log_t = log1p_(both.w);
+  let log_s = log1p_(s_rest);
+  let log_t = log1p_(t_rest);
   let shift = s_max - t_max;
-  let range = all_max(lane, vec4f(range_part, LOW, LOW));
-  var c = log_s - log_t;
-  if ((range.x + range.y) * k <= 1.0) { // close rows
-    var close_part = 0.0;
+  let range = ${max("vec4f(range_part, LOW, LOW)")};
+  let close = (range.x + range.y) * k <= 1.0;
+  var close_part = 0.0;
+  if (close) {
     ${
       each(`let close4 = exp((teacher4 - t_max) * k - log_t) * expm1_series4_(((student4 - teacher4) - shift) * k);
     close_part += sum_of(select(vec4f(0.0), close4, live4 & (max(student4, teacher4) >= vec4f(-1e38))));`)
     }
-    c = log1p_(all_sum(lane, vec4f(close_part)).x);
   }
+  let c = select(log_s - log_t, log1p_(${sum("vec4f(close_part)")}.x), close);
   ${
       v.crossEntropy
-        ? `let log_s1 = log1p_(all_normalisers(lane, vec4f(s1_part, LOW, -1.0), 1.0).y);
+        ? `let log_s1 = log1p_(s1_rest);
   let label = select(u32(labels[at]), 0xffffffffu, ignored);
   let known = label < params.columns;
   var nan_bits = 0x7fc00000u;
@@ -248,11 +241,10 @@ ${
   ${
       late
         ? `// h of the likeliest class of each side: h is centred on it, since h − E h would lose its digits where one class has all the weight
-  let modes = all_best(lane, best);
   var student_h = 0.0;
   var teacher_h = 0.0;
   {
-    let d4 = vec4f(modes.x - modes.y, modes.w - modes.z, 0.0, 0.0) * k - vec4f(shift * k + c);
+    let d4 = vec4f(s_max - s_at, t_at - t_max, 0.0, 0.0) * k - vec4f(shift * k + c);
     ${mixture}
     ${studentMean ? `student_h = (${studentMean.h}).x;` : ""}
     ${teacherMean ? `teacher_h = (${teacherMean.h}).y;` : ""}
@@ -261,7 +253,7 @@ ${
     }
   var part = vec4f(0.0);
   ${each(`${terms}\n    ${add}\n    ${early}`)}
-  let sums = all_sum(lane, part);
+  let sums = ${sum("part")};
   let value = sums.x;
   if (lane == 0u) {
     ${

@@ -22,7 +22,7 @@ const vector = (name: string, wide: boolean) =>
 const forwardKernel: (key: string) => Kernel = variants((key: string): KernelSpec => {
   const [kind, element, plan_] = key.split("/") as ["layerNorm" | "rmsNorm", Element, string];
   const plan = parsePlan(plan_), layer = kind === "layerNorm";
-  const { head, begin, each } = rowCode(plan, { x: element }, { y: element });
+  const { head, begin, each, sum } = rowCode(plan, { x: element }, { y: element });
   return {
     name: kind,
     buffers: {
@@ -34,6 +34,7 @@ const forwardKernel: (key: string) => Kernel = variants((key: string): KernelSpe
     },
     params: { rows: "u32", columns: "u32", eps: "f32" },
     workgroup: plan.threads,
+    subgroups: plan.subgroups,
     head: head + vector("weight", plan.wide) + (layer ? vector("bias", plan.wide) : ""),
     main: `let row = group;
   if (row >= params.rows) { return; }
@@ -41,14 +42,14 @@ const forwardKernel: (key: string) => Kernel = variants((key: string): KernelSpe
   let width = f32(params.columns);
   ${
       layer
-        ? `var sum = 0.0;
-  ${each("sum += sum_of(select(vec4f(0.0), x4, live4));")}
-  let mean = all_sum(lane, vec4f(sum)).x / width;`
+        ? `var part = 0.0;
+  ${each("part += sum_of(select(vec4f(0.0), x4, live4));")}
+  let mean = ${sum("vec4f(part)")}.x / width;`
         : "let mean = 0.0;"
     }
   var squares = 0.0;
   ${each("let c4 = select(vec4f(0.0), x4 - mean, live4); squares += sum_of(c4 * c4);")}
-  let rstd = 1.0 / sqrt(all_sum(lane, vec4f(squares)).x / width + params.eps);
+  let rstd = 1.0 / sqrt(${sum("vec4f(squares)")}.x / width + params.eps);
   if (lane == 0u) { stats[2u * row] = mean; stats[2u * row + 1u] = rstd; }
   ${
       each(
@@ -79,7 +80,7 @@ export function normRows(
 const backwardKernel: (key: string) => Kernel = variants((key: string): KernelSpec => {
   const [kind, element, plan_] = key.split("/") as ["layerNorm" | "rmsNorm", Element, string];
   const plan = parsePlan(plan_), layer = kind === "layerNorm";
-  const { head, begin, each } = rowCode(plan, { x: element, d_y: element }, { d_x: element });
+  const { head, begin, each, sum } = rowCode(plan, { x: element, d_y: element }, { d_x: element });
   return {
     name: `${kind} backward`,
     buffers: {
@@ -91,6 +92,7 @@ const backwardKernel: (key: string) => Kernel = variants((key: string): KernelSp
     },
     params: { rows: "u32", columns: "u32" },
     workgroup: plan.threads,
+    subgroups: plan.subgroups,
     head: head + vector("weight", plan.wide),
     main: `let row = group;
   if (row >= params.rows) { return; }
@@ -102,7 +104,7 @@ const backwardKernel: (key: string) => Kernel = variants((key: string): KernelSp
       each(`let g4 = select(vec4f(0.0), d_y4 * weight_at(columns4), live4);
     part += vec2f(sum_of(g4), sum_of(g4 * (x4 - mean) * rstd));`)
     }
-  let means = all_sum(lane, vec4f(part, 0.0, 0.0)) / f32(params.columns);
+  let means = ${sum("vec4f(part, 0.0, 0.0)")} / f32(params.columns);
   ${
       each(
         `store_d_x(row_base, columns4, rstd * (d_y4 * weight_at(columns4) - ${

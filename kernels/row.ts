@@ -13,16 +13,19 @@ export interface RowPlan {
   quads: number;
   /** Whether memory is read by whole vec4s: the row's length is a multiple of 4. */
   wide: boolean;
+  /** Whether threads meet through subgroups rather than a tree in workgroup memory. */
+  subgroups: boolean;
 }
 
-/** Overrides for tests and tuning: `registers` forces rows into registers or never does. */
-export const rowTuning: { registers: boolean | null } = { registers: null };
+/** Overrides for tests and tuning: `registers` forces rows into registers or never does, `subgroups` likewise (where there are any). */
+export const rowTuning: { registers: boolean | null; subgroups: boolean | null } = { registers: null, subgroups: null };
 
 const MOST_QUADS = 16; // vec4s a thread over all streams: 64 registers, beyond which they spill
 
 /** The plan for rows of `columns`, of which `streams` inputs are kept. */
 export function planRow(columns: number, streams: number): RowPlan {
-  const { isSoftware, limits } = gpu().info;
+  const { isSoftware, limits, subgroups: able } = gpu().info;
+  const subgroups = able && (rowTuning.subgroups ?? true);
   const wide = columns % 4 === 0;
   const inRow = Math.ceil(columns / 4);
   if (rowTuning.registers ?? !isSoftware) {
@@ -31,21 +34,28 @@ export function planRow(columns: number, streams: number): RowPlan {
       const enough = threads === 1024 || threads * 2 > limits.maxComputeInvocationsPerWorkgroup
         ? MOST_QUADS / streams
         : 8 / streams;
-      if (threads <= limits.maxComputeInvocationsPerWorkgroup && quads <= enough) return { threads, quads, wide };
+      if (threads <= limits.maxComputeInvocationsPerWorkgroup && quads <= enough) {
+        return { threads, quads, wide, subgroups };
+      }
     }
   }
-  return { threads: inRow <= 64 ? 32 : 256, quads: 0, wide };
+  return { threads: inRow <= 64 ? 32 : 256, quads: 0, wide, subgroups };
 }
 
 /** A short text that names a plan, for keys of kernel variants. */
-export function planKey({ threads, quads, wide }: RowPlan): string {
-  return `${threads},${quads},${wide ? "wide" : "narrow"}`;
+export function planKey({ threads, quads, wide, subgroups }: RowPlan): string {
+  return `${threads},${quads},${wide ? "wide" : "narrow"},${subgroups ? "subgroups" : "tree"}`;
 }
 
 /** The plan that `planKey` named. */
 export function parsePlan(key: string): RowPlan {
-  const [threads, quads, wide] = key.split(",");
-  return { threads: Number(threads), quads: Number(quads), wide: wide === "wide" };
+  const [threads, quads, wide, subgroups] = key.split(",");
+  return {
+    threads: Number(threads),
+    quads: Number(quads),
+    wide: wide === "wide",
+    subgroups: subgroups === "subgroups",
+  };
 }
 
 /** How a buffer of rows is declared under a plan. */
@@ -54,15 +64,32 @@ export function rowBuffer(access: "read" | "write", element: Element, plan: RowP
   return `${access} ${plan.wide ? vector[element] : element}`;
 }
 
-/** The code for rows of `params.columns` columns: `streams` are read, `outputs` written (by WGSL name: `store_NAME`). An output may be a stream. */
-export function rowCode(plan: RowPlan, streams: Record<string, Element>, outputs: Record<string, Element>): {
+/** One softmax normaliser of a row: of `value` (a vec4f in the body of `each`) times `k`. Defines NAME_max and NAME_rest: log Σ eᵏˣ = k·max + log1p(rest). */
+export interface Normaliser {
+  name: string;
+  value: string;
+  k: string;
+  /** A stream whose value at the row's largest `value` is wanted too, as NAME_at. */
+  at?: string;
+}
+
+/** The pieces of a kernel over rows. */
+export interface RowCode {
   head: string;
   /** Defines `row_base` and reads the row where registers keep it. Needs `row`. */
   begin: string;
   /** A loop over the row. The body sees `columns4` (vec4u), `live4` (whether those exist) and one `NAME4` (vec4f) a stream; a column past the end reads LOW. */
   each: (body: string) => string;
-} {
-  const { threads, quads, wide } = plan;
+  /** The sum or maximum of a vec4f over the workgroup, which every thread gets. Not inside a branch. */
+  sum: (x: string) => string;
+  max: (x: string) => string;
+  /** The normalisers of the row; `also` is done in the first loop over it. */
+  normalise: (of: Normaliser[], also?: string) => string;
+}
+
+/** The code for rows of `params.columns` columns: `streams` are read, `outputs` written (by WGSL name: `store_NAME`). An output may be a stream. */
+export function rowCode(plan: RowPlan, streams: Record<string, Element>, outputs: Record<string, Element>): RowCode {
+  const { threads, quads, wide, subgroups } = plan;
   const width = wide ? 4 : 1;
   const lanes = [..."xyzw"];
   const load = Object.keys(streams).map((name) =>
@@ -92,38 +119,158 @@ export function rowCode(plan: RowPlan, streams: Record<string, Element>, outputs
       : `${step} * ${4 * threads}u + lane + vec4u(0u, ${threads}u, ${2 * threads}u, ${3 * threads}u)`;
   const names = Object.keys(streams);
   const kept = Array.from({ length: quads }, (_, q) => q);
+  const each = (body: string) =>
+    quads > 0
+      ? kept.map((q) =>
+        `{
+    let columns4 = ${columns(`${q}u`)};
+    let live4 = columns4 < vec4u(params.columns);
+    ${names.map((name) => `let ${name}4 = ${name}_${q};`).join(" ")}
+    ${body}
+  }`
+      ).join("\n  ")
+      : `for (var step = 0u; step * ${4 * threads}u < params.columns; step++) {
+    let columns4 = ${columns("step")};
+    let live4 = columns4 < vec4u(params.columns);
+    ${names.map((name) => `let ${name}4 = load_${name}(row_base, columns4);`).join(" ")}
+    ${body}
+  }`;
+  let meetings = 0;
+  // two regions by turns, so that one barrier a meeting is enough
+  const meet = (kind: "sum" | "max") => (x: string) =>
+    subgroups ? `all_${kind}(lane, ${x}, ${meetings++ % 2}u)` : `all_${kind}(lane, ${x})`;
+  const sum = meet("sum"), max = meet("max");
   return {
-    head:
-      `const LOW = -3.40282346638528859812e38; // the least finite number\nconst THREADS = ${threads}u;\n${load}\n${store}\n${
-        workgroupReductions(threads)
-      }`,
+    head: `const LOW = -3.40282346638528859812e38; // the least finite number
+const THREADS = ${threads}u;
+${load}
+${store}
+${subgroups ? subgroupMeetings(threads) : ""}
+${treeMeetings(threads, subgroups)}`,
     begin: `let row_base = row * (params.columns / ${width}u);
   ${
       kept.map((q) =>
         names.map((name) => `let ${name}_${q} = load_${name}(row_base, ${columns(`${q}u`)});`).join("\n  ")
       ).join("\n  ")
     }`,
-    each: (body) =>
-      quads > 0
-        ? kept.map((q) =>
-          `{
-    let columns4 = ${columns(`${q}u`)};
-    let live4 = columns4 < vec4u(params.columns);
-    ${names.map((name) => `let ${name}4 = ${name}_${q};`).join(" ")}
-    ${body}
-  }`
-        ).join("\n  ")
-        : `for (var step = 0u; step * ${4 * threads}u < params.columns; step++) {
-    let columns4 = ${columns("step")};
-    let live4 = columns4 < vec4u(params.columns);
-    ${names.map((name) => `let ${name}4 = load_${name}(row_base, columns4);`).join(" ")}
-    ${body}
-  }`,
+    each,
+    sum,
+    max,
+    normalise: (of, also = "") => quads > 0 ? normaliseKept(of, also, each, sum, max) : normaliseOnline(of, also, each),
   };
 }
 
-/** Sums and maxima over the workgroup that every thread gets, and the online softmax normaliser. */
-function workgroupReductions(threads: number): string {
+const pairs = <T>(all: T[]): T[][] => all.flatMap((x, i) => i % 2 === 0 ? [all.slice(i, i + 2)] : []);
+
+/** Rows in registers: the maxima first, then the terms, without a branch. */
+function normaliseKept(
+  of: Normaliser[],
+  also: string,
+  each: RowCode["each"],
+  sum: RowCode["sum"],
+  max: RowCode["max"],
+): string {
+  return pairs(of).map((pair, p) => {
+    const field = (i: number) => "xyzw"[i];
+    const companions = pair.map(({ at }) => at);
+    return `var top${p} = vec4f(LOW);
+  ${
+      each(`${
+        pair.map(({ value }, i) =>
+          `top${p}.${field(i)} = max(top${p}.${field(i)}, max_of(select(vec4f(LOW), ${value}, live4)));`
+        ).join(" ")
+      } ${p === 0 ? also : ""}`)
+    }
+  let tops${p} = ${max(`top${p}`)};
+  ${pair.map(({ name }, i) => `let ${name}_max = tops${p}.${field(i)};`).join(" ")}
+  var terms${p} = vec4f(0.0);
+  ${companions.some(Boolean) ? `var beside${p} = vec4f(LOW);` : ""}
+  ${
+      // the largest terms are counted, so that the sum of the others keeps its digits
+      each(
+        pair.map(({ name, value, k, at }, i) =>
+          `{ let is_max4 = ${value} == vec4f(${name}_max);
+      terms${p}.${
+            field(2 * i)
+          } += sum_of(select(vec4f(0.0), select(exp((${value} - ${name}_max) * ${k}), vec4f(0.0), is_max4), live4));
+      terms${p}.${field(2 * i + 1)} += sum_of(select(vec4f(0.0), vec4f(1.0), live4 & is_max4));
+      ${
+            at
+              ? `beside${p}.${field(i)} = max(beside${p}.${
+                field(i)
+              }, max_of(select(vec4f(LOW), ${at}4, live4 & is_max4)));`
+              : ""
+          } }`
+        ).join("\n    "),
+      )}
+  let sums${p} = ${sum(`terms${p}`)};
+  ${
+      pair.map(({ name }, i) => `let ${name}_rest = sums${p}.${field(2 * i)} + (sums${p}.${field(2 * i + 1)} - 1.0);`)
+        .join(" ")
+    }
+  ${companions.some(Boolean) ? `let besides${p} = ${max(`beside${p}`)};` : ""}
+  ${pair.map(({ name, at }, i) => at ? `let ${name}_at = besides${p}.${field(i)};` : "").join(" ")}`;
+  }).join("\n  ");
+}
+
+/** Rows that are read again by every loop: maxima and terms in one loop. */
+function normaliseOnline(of: Normaliser[], also: string, each: RowCode["each"]): string {
+  const companions = of.filter(({ at }) => at);
+  return `${of.map(({ name }) => `var ${name}_part = vec2f(LOW, -1.0);`).join(" ")}
+  ${companions.map(({ name }) => `var ${name}_best = vec2f(LOW, 0.0);`).join(" ")}
+  ${
+    each(`${
+      of.map(({ name, value, k }) =>
+        `${name}_part = add_normaliser(${name}_part, select(vec4f(LOW), ${value}, live4), live4, ${k});`
+      ).join(" ")
+    }
+    ${
+      companions.map(({ name, value, at }) =>
+        `{ let best = max_of(${value}); if (best > ${name}_best.x) { ${name}_best = vec2f(best, where_equal(${value}, best, ${at}4)); } }`
+      ).join(" ")
+    } ${also}`)
+  }
+  ${
+    pairs(of).map((pair, p) => {
+      const [a, b] = [pair[0], pair[1] ?? pair[0]];
+      return `let whole${p} = all_normalisers(lane, vec4f(${a.name}_part, ${b.name}_part), vec2f(${a.k}, ${b.k}));
+  ${
+        pair.map(({ name }, i) => `let ${name}_max = whole${p}.${"xz"[i]}; let ${name}_rest = whole${p}.${"yw"[i]};`)
+          .join(" ")
+      }`;
+    }).join("\n  ")
+  }
+  ${
+    pairs(companions).map((pair, p) => {
+      const [a, b] = [pair[0], pair[1] ?? pair[0]];
+      return `let best${p} = all_best(lane, vec4f(${a.name}_best, ${b.name}_best));
+  ${pair.map(({ name }, i) => `let ${name}_at = best${p}.${"yw"[i]};`).join(" ")}`;
+    }).join("\n  ")
+  }`;
+}
+
+/** Sums and maxima by subgroups: within each, then over what each has put into workgroup memory. */
+function subgroupMeetings(threads: number): string {
+  const meeting = (name: string, operation: string, start: string, join: (a: string, b: string) => string) => `
+fn all_${name}(lane: u32, x: vec4f, turn: u32) -> vec4f {
+  let own = ${operation}(x);
+  let region = turn * ${threads / 4}u;
+  if (subgroup_lane == 0u) { subgroup_results[region + lane / subgroup_size] = own; }
+  workgroupBarrier();
+  var part = vec4f(${start});
+  for (var i = subgroup_lane; i < ${threads}u / subgroup_size; i += subgroup_size) { part = ${
+    join("part", "subgroup_results[region + i]")
+  }; }
+  return ${operation}(part);
+}`;
+  return `var<workgroup> subgroup_results: array<vec4f, ${threads / 2}>; // two regions, subgroups of at least 4
+${meeting("sum", "subgroupAdd", "0.0", (a, b) => `${a} + ${b}`)}
+${meeting("max", "subgroupMax", "LOW", (a, b) => `max(${a}, ${b})`)}
+`;
+}
+
+/** Meetings by a tree in workgroup memory: sums and maxima where there are no subgroups, and the online softmax normaliser. */
+function treeMeetings(threads: number, subgroups: boolean): string {
   const tree = (join: string) => `
   meeting[lane] = x;
   for (var half = ${threads / 2}u; half > 0u; half /= 2u) {
@@ -135,11 +282,13 @@ function workgroupReductions(threads: number): string {
   return `
 var<workgroup> meeting: array<vec4f, ${threads}>;
 
-fn all_sum(lane: u32, x: vec4f) -> vec4f {${tree("meeting[lane] += meeting[lane + half];")}
+${
+    subgroups ? "" : `fn all_sum(lane: u32, x: vec4f) -> vec4f {${tree("meeting[lane] += meeting[lane + half];")}
 }
 
 fn all_max(lane: u32, x: vec4f) -> vec4f {${tree("meeting[lane] = max(meeting[lane], meeting[lane + half]);")}
-}
+}`
+  }
 
 // of two (value, companion) pairs at once, those with the largest values; of equal ones the lowest lane's
 fn all_best(lane: u32, x: vec4f) -> vec4f {${
@@ -185,9 +334,9 @@ fn rest_of(e: vec4f) -> f32 {
 }
 
 // two normalisers at once: (xy) and (zw)
-fn all_normalisers(lane: u32, x: vec4f, k: f32) -> vec4f {${
+fn all_normalisers(lane: u32, x: vec4f, k: vec2f) -> vec4f {${
     tree(`let a = meeting[lane]; let b = meeting[lane + half];
-      meeting[lane] = vec4f(join_normaliser(a.xy, b.xy, k), join_normaliser(a.zw, b.zw, k));`)
+      meeting[lane] = vec4f(join_normaliser(a.xy, b.xy, k.x), join_normaliser(a.zw, b.zw, k.y));`)
   }
 }
 `;

@@ -9,25 +9,22 @@ import { parsePlan, planKey, planRow, rowBuffer, rowCode } from "./row.ts";
 const forwardKernel: (key: string) => Kernel = variants((key: string): KernelSpec => {
   const [kind, element, plan_] = key.split("/") as ["softmax" | "logSoftmax", Element, string];
   const plan = parsePlan(plan_);
-  const { head, begin, each } = rowCode(plan, { x: element }, { y: element });
+  const { head, begin, each, normalise } = rowCode(plan, { x: element }, { y: element });
   return {
     name: kind,
     buffers: { x: rowBuffer("read", element, plan), y: rowBuffer("write", element, plan) },
     params: { rows: "u32", columns: "u32" },
     workgroup: plan.threads,
+    subgroups: plan.subgroups,
     head: MATH + head,
     main: `let row = group;
   if (row >= params.rows) { return; }
   ${begin}
-  var normaliser = vec2f(LOW, -1.0);
-  ${each("normaliser = add_normaliser(normaliser, x4, live4, 1.0);")}
-  let whole = all_normalisers(lane, vec4f(normaliser, LOW, -1.0), 1.0);
-  let log_sum = log1p_(whole.y);
+  ${normalise([{ name: "x", value: "x4", k: "1.0" }])}
+  let log_sum = log1p_(x_rest);
   ${
       each(
-        `store_y(row_base, columns4, ${
-          kind === "softmax" ? "exp(x4 - whole.x - log_sum)" : "x4 - whole.x - log_sum"
-        });`,
+        `store_y(row_base, columns4, ${kind === "softmax" ? "exp(x4 - x_max - log_sum)" : "x4 - x_max - log_sum"});`,
       )
     }`,
   };
@@ -37,7 +34,7 @@ const forwardKernel: (key: string) => Kernel = variants((key: string): KernelSpe
 const backwardKernel: (key: string) => Kernel = variants((key: string): KernelSpec => {
   const [kind, element, plan_] = key.split("/") as ["softmax" | "logSoftmax", Element, string];
   const plan = parsePlan(plan_);
-  const { head, begin, each } = rowCode(plan, { y: element, d_y: element }, { d_x: element });
+  const { head, begin, each, sum } = rowCode(plan, { y: element, d_y: element }, { d_x: element });
   const soft = kind === "softmax";
   return {
     name: `${kind} backward`,
@@ -48,13 +45,14 @@ const backwardKernel: (key: string) => Kernel = variants((key: string): KernelSp
     },
     params: { rows: "u32", columns: "u32" },
     workgroup: plan.threads,
+    subgroups: plan.subgroups,
     head,
     main: `let row = group;
   if (row >= params.rows) { return; }
   ${begin}
   var part = 0.0;
   ${each(`part += sum_of(select(vec4f(0.0), ${soft ? "d_y4 * y4" : "d_y4"}, live4));`)}
-  let total = all_sum(lane, vec4f(part)).x;
+  let total = ${sum("vec4f(part)")}.x;
   ${each(`store_d_x(row_base, columns4, ${soft ? "y4 * (d_y4 - total)" : "d_y4 - exp(y4) * total"});`)}`,
   };
 });

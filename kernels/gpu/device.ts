@@ -28,6 +28,8 @@ export interface GpuInfo {
   isSoftware: boolean;
   /** Whether tensors may be stored as f16. */
   f16: boolean;
+  /** Whether kernels may use subgroup operations. */
+  subgroups: boolean;
   /** Whether GPU timestamps can be taken. */
   timestamps: boolean;
   /** The device's features. */
@@ -43,23 +45,30 @@ export interface GpuInfo {
   };
 }
 
-const LIMITS = [
-  "maxBufferSize",
-  "maxStorageBufferBindingSize",
-  "maxComputeWorkgroupStorageSize",
-  "maxComputeInvocationsPerWorkgroup",
-  "maxComputeWorkgroupSizeX",
-  "maxComputeWorkgroupSizeY",
-  "maxComputeWorkgroupSizeZ",
-  "maxComputeWorkgroupsPerDimension",
-  "maxStorageBuffersPerShaderStage",
-] as const;
-
 const WHAT_TO_INSTALL =
   "init: WebGPU found no adapter. Install a Vulkan driver: your GPU vendor's, or Mesa's software driver " +
   "(Debian, Ubuntu: apt-get install mesa-vulkan-drivers; Fedora: dnf install mesa-vulkan-drivers vulkan-loader; " +
   "Arch: pacman -S vulkan-swrast vulkan-icd-loader). macOS (Metal) and Windows (Direct3D 12) need no installation, " +
   "but a virtual machine may hide the GPU.";
+
+/** What a shader that uses subgroups must begin with: naga refuses the directive that Dawn demands. Null where neither compiles. */
+export async function subgroupDirective(device: GPUDevice): Promise<string | null> {
+  for (const directive of ["", "enable subgroups;\n"]) {
+    device.pushErrorScope("validation");
+    const code = `${directive}@group(0) @binding(0) var<storage, read_write> y: array<f32>;
+@compute @workgroup_size(64) fn main(@builtin(subgroup_invocation_id) id: u32) { y[id] = subgroupAdd(1.0) + subgroupMax(1.0); }`;
+    try {
+      device.createComputePipeline({
+        layout: "auto",
+        compute: { module: device.createShaderModule({ code }), entryPoint: "main" },
+      });
+    } catch {
+      // the scope says what it was
+    }
+    if (await device.popErrorScope() === null) return directive;
+  }
+  return null;
+}
 
 /** Asks for a device with the adapter's full limits and the optional features that the engine can use. */
 export async function openDevice(options: InitOptions): Promise<{ device: GPUDevice; info: GpuInfo }> {
@@ -79,7 +88,10 @@ export async function openDevice(options: InitOptions): Promise<{ device: GPUDev
   const adapter = options.adapter ?? await webgpu.requestAdapter({ powerPreference: options.powerPreference });
   if (!adapter) throw new Error(WHAT_TO_INSTALL);
   const requiredLimits: Record<string, number> = {};
-  for (const name of LIMITS) requiredLimits[name] = adapter.limits[name];
+  for (const name in adapter.limits) {
+    const limit = adapter.limits[name as keyof GPUSupportedLimits];
+    if (typeof limit === "number") requiredLimits[name] = limit;
+  }
   const optional = ["timestamp-query", "shader-f16"].filter((f) => adapter.features.has(f));
   for (const f of options.features ?? []) {
     if (!adapter.features.has(f)) {
@@ -89,7 +101,10 @@ export async function openDevice(options: InitOptions): Promise<{ device: GPUDev
     }
   }
   const requiredFeatures = [...new Set([...optional, ...options.features ?? []])] as GPUFeatureName[];
-  const device = await adapter.requestDevice({ requiredLimits, requiredFeatures });
+  // Deno grants subgroups without listing them
+  const withSubgroups = [...requiredFeatures, "subgroups"] as GPUFeatureName[];
+  const device = await adapter.requestDevice({ requiredLimits, requiredFeatures: withSubgroups })
+    .catch(() => adapter.requestDevice({ requiredLimits, requiredFeatures }));
   return { device, info: describeDevice(device, adapter.info) };
 }
 
@@ -103,6 +118,7 @@ function describeDevice(device: GPUDevice, adapter: GPUAdapterInfo | undefined):
     description,
     isSoftware: /llvmpipe|lavapipe|swiftshader|software|basic render/i.test(name),
     f16: device.features.has("shader-f16"),
+    subgroups: false,
     timestamps: device.features.has("timestamp-query"),
     features: [...device.features].sort(),
     limits: {

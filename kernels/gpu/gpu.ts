@@ -1,4 +1,4 @@
-import { DeviceErrors, type GpuInfo, type InitOptions, openDevice } from "./device.ts";
+import { DeviceErrors, type GpuInfo, type InitOptions, openDevice, subgroupDirective } from "./device.ts";
 import { type Counters, Pool } from "./memory.ts";
 import { Queue } from "./queue.ts";
 import { checkNumber } from "../check.ts";
@@ -11,6 +11,8 @@ export interface Gpu {
   queue: Queue;
   errors: DeviceErrors;
   counters: Counters;
+  /** What shaders that use subgroups begin with. */
+  subgroupDirective: string;
   ownsDevice: boolean;
 }
 
@@ -47,6 +49,8 @@ async function start(options: InitOptions): Promise<GpuInfo> {
   const limit = options?.memoryLimit ?? Infinity;
   if (limit !== Infinity) checkNumber("init", "memoryLimit", limit, { above: 0 });
   const { device, info } = await openDevice(options);
+  const directive = await subgroupDirective(device);
+  info.subgroups = directive !== null;
   const counters: Counters = {
     liveTensors: 0,
     liveBytes: 0,
@@ -60,7 +64,16 @@ async function start(options: InitOptions): Promise<GpuInfo> {
   const errors = new DeviceErrors(device);
   const queue: Queue = new Queue(device, () => pool, counters, errors);
   const pool = new Pool(device, counters, limit, () => queue.forget());
-  current = { device, info, pool, queue, errors, counters, ownsDevice: !options.device };
+  current = {
+    device,
+    info,
+    pool,
+    queue,
+    errors,
+    counters,
+    subgroupDirective: directive ?? "",
+    ownsDevice: !options.device,
+  };
   return info;
 }
 

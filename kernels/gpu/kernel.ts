@@ -16,6 +16,8 @@ export interface KernelSpec {
   params?: Record<string, "u32" | "i32" | "f32">;
   /** Threads of a workgroup; 256 unless given. */
   workgroup?: number;
+  /** Whether the kernel uses subgroups (`info.subgroups` tells whether it may): `subgroup_size` and `subgroup_lane` are defined for its functions. */
+  subgroups?: boolean;
   /** Functions and workgroup variables. */
   head?: string;
   /**
@@ -37,7 +39,10 @@ export interface Kernel {
 const snake = (name: string) => name.replace(/[A-Z]/g, (c) => `_${c.toLowerCase()}`);
 
 /** The whole WGSL text of a kernel. */
-export function wgsl({ name: _, buffers, params = {}, workgroup = 256, head = "", main }: KernelSpec): string {
+export function wgsl(
+  { name: _, buffers, params = {}, workgroup = 256, subgroups = false, head = "", main }: KernelSpec,
+  subgroupDirective = "",
+): string {
   const f16 = Object.values(buffers).some((type) => type.endsWith("f16") || type.endsWith("vec4h"));
   const bindings = Object.entries(buffers).map(([name, type], i) => {
     const [access, element] = type.split(" ");
@@ -48,13 +53,19 @@ export function wgsl({ name: _, buffers, params = {}, workgroup = 256, head = ""
   const fields = Object.entries(params).map(([name, type]) => `${snake(name)}: ${type}`);
   const uniform = fields.length === 0 ? "" : `struct Params { ${fields.join(", ")} }
 @group(0) @binding(${bindings.length}) var<uniform> params: Params;`;
-  return `${f16 ? "enable f16;\n" : ""}${bindings.join("\n")}
+  const builtins = subgroups
+    ? ", @builtin(subgroup_size) size_of_subgroup: u32, @builtin(subgroup_invocation_id) lane_of_subgroup: u32"
+    : "";
+  return `${f16 ? "enable f16;\n" : ""}${
+    subgroups ? `${subgroupDirective}var<private> subgroup_size: u32;\nvar<private> subgroup_lane: u32;\n` : ""
+  }${bindings.join("\n")}
 ${uniform}
 ${head}
 @compute @workgroup_size(${workgroup})
-fn main(@builtin(workgroup_id) group_id: vec3u, @builtin(num_workgroups) group_count: vec3u, @builtin(local_invocation_index) lane: u32) {
+fn main(@builtin(workgroup_id) group_id: vec3u, @builtin(num_workgroups) group_count: vec3u, @builtin(local_invocation_index) lane: u32${builtins}) {
   let group = group_id.x + group_id.y * group_count.x;
   let thread = group * ${workgroup}u + lane;
+  ${subgroups ? "subgroup_size = size_of_subgroup; subgroup_lane = lane_of_subgroup;" : ""}
   ${main}
 }
 `;
@@ -62,7 +73,7 @@ fn main(@builtin(workgroup_id) group_id: vec3u, @builtin(num_workgroups) group_c
 
 let pipelines = 0;
 
-function compile(spec: KernelSpec, device: GPUDevice): Pipeline {
+function compile(spec: KernelSpec, { device, subgroupDirective }: Gpu): Pipeline {
   const writes = Object.values(spec.buffers).map((type) => type.startsWith("write"));
   const params = Object.values(spec.params ?? {});
   const entries = writes.map((write, binding): GPUBindGroupLayoutEntry => ({
@@ -72,7 +83,7 @@ function compile(spec: KernelSpec, device: GPUDevice): Pipeline {
   }));
   if (params.length > 0) entries.push({ binding: writes.length, visibility: 0x4, buffer: { type: "uniform" } });
   const layout = device.createBindGroupLayout({ entries });
-  const module = device.createShaderModule({ label: spec.name, code: wgsl(spec) });
+  const module = device.createShaderModule({ label: spec.name, code: wgsl(spec, subgroupDirective) });
   const pipeline = device.createComputePipeline({
     label: spec.name,
     layout: device.createPipelineLayout({ bindGroupLayouts: [layout] }),
@@ -120,7 +131,7 @@ export function defineKernel(spec: KernelSpec): Kernel {
       const open = gpu(), { device, errors, queue } = open;
       if (owner !== open) {
         errors.open();
-        pipeline = compile(spec, device);
+        pipeline = compile(spec, open);
         errors.close(() => `the WGSL of ${spec.name}`);
         owner = open;
       }
