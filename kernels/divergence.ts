@@ -38,14 +38,20 @@ const excess = (a: string, b: string, d: string) =>
 const KL_PM = `select((1.0 - beta) * diff4 - ${times("p4", "u4")}, p4 * excess_series4_(u4), near4)`;
 const KL_QM = `select(-beta * diff4 - ${times("q4", "v4")}, q4 * excess_series4_(v4), near4)`;
 
-// m anchored on the larger of p and q: log1p of something in (−1, 0]
+// `share` ≤ ½ is the smaller weight in the mixture, y the log of its side over the other: log(m/other) = log1p(share·(eʸ − 1)), which does
+// not cancel while share·(eʸ − 1) ≤ 1; beyond, log(m/side) = log(share + (1 − share)·e⁻ʸ), a sum of positives
 const MIXTURE = `
-  let e4 = expm14_(-abs(d4));
-  let q_larger4 = d4 > vec4f(0.0);
-  let w4 = log1p4_(select(vec4f(1.0 - beta), vec4f(beta), q_larger4) * e4);
-  let u4 = select(w4, w4 + d4, q_larger4);
-  let v4 = select(w4 - d4, w4, q_larger4);
-  let r4 = select(e4 / (1.0 + (1.0 - beta) * e4), -e4 / (1.0 + beta * e4), q_larger4);`;
+  let flip = beta > 0.5;
+  let share = select(beta, 1.0 - beta, flip);
+  let y4 = select(-d4, d4, flip);
+  let g4 = share * expm14_(min(y4, vec4f(60.0)));
+  let gentle4 = g4 <= vec4f(1.0);
+  let log_side4 = log4_(share + (1.0 - share) * exp(-y4));
+  let log_other4 = select(log_side4 + y4, log1p4_(g4), gentle4);
+  let by_side4 = select(log_side4, log_other4 - y4, gentle4);
+  let u4 = select(by_side4, log_other4, flip);
+  let v4 = select(log_other4, by_side4, flip);
+  let r4 = select(-1.0, 1.0, flip) * (expm14_(min(y4, vec4f(60.0))) / (1.0 + g4));`;
 
 const FORMULAS: Record<DivergenceName, Formula> = {
   forwardKl: {
@@ -125,8 +131,12 @@ const kernel: (key: string) => Kernel = variants((key: string): KernelSpec => {
   const ceGradient = v.crossEntropy
     ? ` + ce_scale * select(exp(student4 - s_max - log_s1), vec4f(label_excess), columns4 == vec4u(label))`
     : "";
-  const dStudent = studentMean ? `${studentMean.weight} * ${times("q4", `${centred("student")} - sums.y`)}` : "diff4";
-  const dTeacher = teacherMean ? `${teacherMean.weight} * ${times("p4", `${centred("teacher")} - sums.z`)}` : "-diff4";
+  const dStudent = studentMean
+    ? `${studentMean.weight} * ${times("q4", `settled4_(${centred("student")}) - sums.y`)}`
+    : "diff4";
+  const dTeacher = teacherMean
+    ? `${teacherMean.weight} * ${times("p4", `settled4_(${centred("teacher")}) - sums.z`)}`
+    : "-diff4";
   const writeStudent = v.dStudent
     ? `store_${dStudentName}(row_base, columns4, up * (divergence_scale * k * (${dStudent})${ceGradient}));`
     : "";
@@ -170,6 +180,8 @@ const kernel: (key: string) => Kernel = variants((key: string): KernelSpec => {
     workgroup: plan.threads,
     subgroups: plan.subgroups,
     head: `${MATH}${MATH4}${head}
+// x, in a form that compilers do not reassociate: (h − centre) − mean must not become h − (centre + mean)
+fn settled4_(x: vec4f) -> vec4f { return select(x, vec4f(0.0), x == vec4f(0.0)); }
 ${
       v.crossEntropy
         ? `fn element(row: u32, c: u32) -> f32 {
@@ -244,7 +256,7 @@ ${
   var student_h = 0.0;
   var teacher_h = 0.0;
   {
-    let d4 = vec4f(s_max - s_at, t_at - t_max, 0.0, 0.0) * k - vec4f(shift * k + c);
+    let d4 = (vec4f(s_max - s_at, t_at - t_max, 0.0, 0.0) - shift) * k - c; // as in the loops, to the last bit
     ${mixture}
     ${studentMean ? `student_h = (${studentMean.h}).x;` : ""}
     ${teacherMean ? `teacher_h = (${teacherMean.h}).y;` : ""}
@@ -260,7 +272,7 @@ ${
       v.crossEntropy
         ? `ce_rows[at] = ce * ce_row_scale;
     divergence_rows[at] = value * row_scale;
-    loss[at] = select(ce_scale * ce, poison, ce_scale == 0.0) + divergence_scale * value;`
+    loss[at] = select(ce_scale * ce, poison, ce_scale == 0.0) + select(divergence_scale * value, 0.0, divergence_scale == 0.0);`
         : "loss[at] = divergence_scale * value;"
     }
   }

@@ -95,8 +95,8 @@ export function rowCode(plan: RowPlan, streams: Record<string, Element>, outputs
   const load = Object.keys(streams).map((name) =>
     wide
       ? `fn load_${name}(base: u32, c: vec4u) -> vec4f {
-  if (c.x >= params.columns) { return vec4f(LOW); }
-  return vec4f(${name}[base + c.x / 4u]);
+  // no branch, so that many loads are in flight
+  return select(vec4f(LOW), vec4f(${name}[base + min(c.x, params.columns - 4u) / 4u]), c.x < params.columns);
 }`
       : `fn load_${name}(base: u32, c: vec4u) -> vec4f {
   let last = params.columns - 1u;

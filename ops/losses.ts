@@ -1,5 +1,5 @@
 /** Losses that a reader of the field expects beside the fused ones: each is one elementwise expression and a reduction, or made of primitive ops. */
-import { checkNumber, checkOneOf, checkOptions } from "../kernels/check.ts";
+import { checkBoolean, checkNumber, checkOneOf, checkOptions } from "../kernels/check.ts";
 import { countRows } from "../kernels/cross_entropy.ts";
 import { nllRows } from "../kernels/nll.ts";
 import { hidden } from "../autograd/tape.ts";
@@ -39,7 +39,12 @@ function pointwise(
 
 const squaredError = pointwise("mseLoss", "(a - b) * (a - b)", "2.0 * d * (a - b)", "2.0 * d * (b - a)");
 const absoluteError = pointwise("l1Loss", "abs(a - b)", "d * sign(a - b)", "d * sign(b - a)");
-const logistic = pointwise("binaryCrossEntropyWithLogits", "softplus_(a) - a * b", "d * (sigmoid_(a) - b)", "-d * a");
+const logistic = pointwise(
+  "binaryCrossEntropyWithLogits",
+  "(max(a, 0.0) - a * b) + log1p_(exp(-abs(a)))",
+  "d * select(sigmoid_(a) - b, (1.0 - b) - sigmoid_(-a), a > 0.0)",
+  "-d * a",
+);
 
 /** Mean (or sum, or none) of (prediction − target)². Source: `torch.nn.functional.mse_loss`. */
 export function mseLoss(prediction: Tensor, target: Tensor, options: ReductionOptions = {}): Tensor {
@@ -124,6 +129,7 @@ const klOfLog = binary(
 export function klDiv(logProbabilities: Tensor, target: Tensor, options: KlDivOptions = {}): Tensor {
   checkOptions("klDiv", options, ["reduction", "logTarget"]);
   const { reduction = "mean", logTarget = false } = options;
+  checkBoolean("klDiv", "logTarget", logTarget);
   checkOneOf("klDiv", "reduction", reduction, ["mean", "sum", "none", "batchmean"]);
   checkTensor("klDiv", "logProbabilities", logProbabilities);
   checkTensor("klDiv", "target", target, [logProbabilities.dtype]);

@@ -1,5 +1,20 @@
 import { assertEquals, assertThrows } from "@std/assert";
-import { expand, init, permute, reshape, Tape, tensor, transpose, zeros } from "@limbeck/limbeck";
+import {
+  concat,
+  expand,
+  init,
+  permute,
+  reshape,
+  Scope,
+  slice,
+  stack,
+  Tape,
+  tensor,
+  transpose,
+  tril,
+  triu,
+  zeros,
+} from "@limbeck/limbeck";
 import { checkOps, type OpCase } from "../testing/op.ts";
 import { at, indexed, permuted } from "../testing/reference.ts";
 
@@ -59,12 +74,127 @@ Deno.test("shape: expand", async () => {
   })));
 });
 
+Deno.test("shape: slice", async () => {
+  const cases: [number[], [number, number][], [number, number][]][] = [ // shape, pairs, the same from the front and complete
+    [[5], [[1, 3]], [[1, 3]]],
+    [[5], [[-3, -1]], [[2, 4]]],
+    [[5], [[0, 5]], [[0, 5]]],
+    [[5], [[2, 2]], [[2, 2]]], // empty
+    [[5], [[5, 5]], [[5, 5]]],
+    [[5], [[-5, 5]], [[0, 5]]],
+    [[3, 4], [], [[0, 3], [0, 4]]],
+    [[3, 4], [[1, -1]], [[1, 2], [0, 4]]],
+    [[3, 4], [[0, 3], [-1, 4]], [[0, 3], [3, 4]]],
+    [[3, 4], [[1, 1], [0, 2]], [[1, 1], [0, 2]]],
+    [[2, 3, 2, 5], [[1, 2], [0, -1], [0, 2], [2, -1]], [[1, 2], [0, 2], [0, 2], [2, 4]]],
+    [[300, 3], [[17, 290], [1, 2]], [[17, 290], [1, 2]]],
+    [[], [], []],
+  ];
+  await checkOps(cases.map(([shape, pairs, ranges]) => ({
+    name: `slice ${JSON.stringify(pairs)}`,
+    op: (x) => slice(x, pairs),
+    reference: (x) => indexed(ranges.map(([from, to]) => to - from), (i) => at(x, i.map((n, d) => n + ranges[d][0]))),
+    shapes: [shape],
+  })));
+});
+
+Deno.test("shape: concat", async () => {
+  const cases: [number, number[][]][] = [ // dim, shapes
+    [0, [[3]]],
+    [0, [[2], [3]]],
+    [0, [[2], [0], [3]]],
+    [0, [[2, 3], [1, 3], [4, 3]]],
+    [1, [[2, 3], [2, 1]]],
+    [-1, [[2, 2, 1], [2, 2, 5]]],
+    [-2, [[2, 1, 3], [2, 4, 3], [2, 2, 3]]],
+    [1, [[0, 2], [0, 3]]],
+  ];
+  await checkOps(cases.map(([dim, shapes]) => {
+    const along = dim < 0 ? dim + shapes[0].length : dim;
+    return {
+      name: `concat along ${dim}`,
+      op: (...xs) => concat(xs, dim),
+      reference: (...xs) =>
+        indexed(shapes[0].map((n, d) => d === along ? shapes.reduce((sum, s) => sum + s[d], 0) : n), (i) => {
+          const index = [...i];
+          for (const x of xs) {
+            if (index[along] < x.shape[along]) return at(x, index);
+            index[along] -= x.shape[along];
+          }
+          return NaN;
+        }),
+      shapes,
+    };
+  }));
+});
+
+Deno.test("shape: stack", async () => {
+  const cases: [number, number, number[]][] = [[0, 1, []], [0, 3, []], [0, 2, [3]], [1, 2, [3]], [-1, 3, [2, 3]], [
+    -2,
+    2,
+    [2, 3],
+  ]]; // dim, how many, of which shape
+  await checkOps(cases.map(([dim, count, shape]) => {
+    const place = dim < 0 ? dim + shape.length + 1 : dim;
+    return {
+      name: `stack along ${dim}`,
+      op: (...xs) => stack(xs, dim),
+      reference: (...xs) =>
+        indexed(
+          [...shape.slice(0, place), count, ...shape.slice(place)],
+          (i) => at(xs[i[place]], i.filter((_, d) => d !== place)),
+        ),
+      shapes: Array.from({ length: count }, () => shape),
+    };
+  }));
+});
+
+Deno.test("shape: triu and tril", async () => {
+  const shapes = [[1, 1], [3, 3], [2, 5], [5, 2], [2, 3, 4], [0, 3]];
+  await checkOps(shapes.flatMap((shape) =>
+    [-2, -1, 0, 1, 5].flatMap((diagonal) =>
+      [
+        {
+          name: `triu ${diagonal}`,
+          op: (x) => triu(x, diagonal),
+          reference: (x) => indexed(shape, (i) => i.at(-1)! - i.at(-2)! >= diagonal ? at(x, i) : 0),
+          shapes: [shape],
+        },
+        {
+          name: `tril ${diagonal}`,
+          op: (x) => tril(x, diagonal),
+          reference: (x) => indexed(shape, (i) => i.at(-1)! - i.at(-2)! <= diagonal ? at(x, i) : 0),
+          shapes: [shape],
+        },
+      ] satisfies OpCase[]
+    )
+  ));
+  using _scope = new Scope();
+  // what is cut off is gone, also where a product with 0 would leave NaN
+  assertEquals(await triu(tensor([[1, Infinity], [NaN, 2]])).array(), [[1, Infinity], [0, 2]]);
+});
+
+Deno.test("shape: the same tensor twice, and gradients only where they are wanted", async () => {
+  await init();
+  using _tape = new Tape();
+  const x = tensor([1, 2], { requiresGrad: true }), fixed = tensor([5]);
+  const y = concat([x, fixed, x]);
+  assertEquals(await y.array(), [1, 2, 5, 1, 2]);
+  y.backward(tensor([1, 10, 100, 1000, 10000]));
+  assertEquals(await x.grad!.array(), [1001, 10010]);
+  assertEquals(fixed.grad, null);
+});
+
 Deno.test("shape: integers are moved too", async () => {
   await init();
   const x = tensor(new Int32Array([1, 2, -3, 2 ** 24 + 1, 2 ** 30 + 1, -(2 ** 31)]), [2, 3]);
   // exact: an element must not pass through f32, which has 24 bits
   assertEquals(await x.transpose(0, 1).array(), [[1, 2 ** 24 + 1], [2, 2 ** 30 + 1], [-3, -(2 ** 31)]]);
   assertEquals((await x.reshape([6]).array() as number[])[3], 2 ** 24 + 1);
+  assertEquals(await slice(x, [[0, 2], [-2, 2]]).array(), [[2], [2 ** 30 + 1]]);
+  const u = tensor(new Uint32Array([2 ** 32 - 1, 2 ** 24 + 1]));
+  assertEquals(await concat([u, slice(u, [[1, 2]])]).array(), [2 ** 32 - 1, 2 ** 24 + 1, 2 ** 24 + 1]);
+  assertEquals(await stack([u, u], 1).array(), [[2 ** 32 - 1, 2 ** 32 - 1], [2 ** 24 + 1, 2 ** 24 + 1]]);
 });
 
 Deno.test("shape: what they throw", async () => {
@@ -79,6 +209,24 @@ Deno.test("shape: what they throw", async () => {
   assertThrows(() => transpose(x, 0, 2), RangeError, "transpose: b must be");
   assertThrows(() => expand(x, [3]), TypeError, "expand: x of shape [2,3] does not broadcast to [3]");
   assertThrows(() => expand(x, [4, 3]), TypeError, "expand: shapes [2,3] and [4,3] do not broadcast");
+  assertThrows(() => slice(x, [[0, 3]]), RangeError, "slice: pairs[0][1] must be an integer, at least -2, at most 2");
+  assertThrows(() => slice(x, [[0, 2], [-4, 3]]), RangeError, "slice: pairs[1][0] must be");
+  assertThrows(() => slice(x, [[0, 1.5]]), RangeError, "slice: pairs[0][1] must be an integer");
+  assertThrows(() => slice(x, [[1, 0]]), RangeError, "slice: pairs[0] must not end before it starts, got [1,0]");
+  assertThrows(() => slice(x, [[0, 1], [0, 1], [0, 1]]), TypeError, "slice: pairs must be at most 2 pairs");
+  // deno-lint-ignore no-explicit-any
+  assertThrows(() => slice(x, [0, 1] as any), TypeError, "slice: pairs must be at most 2 pairs");
+  const integers = zeros([2, 3], { dtype: "i32" });
+  assertThrows(() => concat([]), TypeError, "concat: xs must be an array of at least one tensor");
+  assertThrows(() => concat([x, integers]), TypeError, "concat: xs[1] must have dtype f32, got i32");
+  assertThrows(() => concat([x, zeros([2, 2])]), TypeError, "concat: xs[1] must have shape [2,3], got [2,2]");
+  assertThrows(() => concat([x, zeros([6])], 1), TypeError, "concat: xs[1] must have shape [2,");
+  assertThrows(() => concat([x], 2), RangeError, "concat: dim must be");
+  assertThrows(() => stack([]), TypeError, "stack: xs must be an array of at least one tensor");
+  assertThrows(() => stack([x, zeros([3, 2])]), TypeError, "stack: xs[1] must have shape [2,3], got [3,2]");
+  assertThrows(() => stack([x], 3), RangeError, "stack: dim must be");
+  assertThrows(() => triu(zeros([3])), TypeError, "triu: x must have at least 2 dimensions");
+  assertThrows(() => tril(x, 0.5), RangeError, "tril: diagonal must be an integer");
 });
 
 Deno.test("shape: a view's gradient reaches the tensor behind it", async () => {
