@@ -193,7 +193,9 @@ export class Tape extends Scope {
     if (record.state !== "open") throw new Error(walkedTwice(spec.op));
     record.saved.forEach((x, i) => {
       if (x.storage.version !== record.versions[i]) {
-        throw new Error(`backward: an input of ${spec.op} (shape [${x.shape}]) was changed in place after it was used`);
+        throw new Error(
+          `backward: an input of ${spec.op} (shape [${x.shape.join(", ")}]) was changed in place after it was used`,
+        );
       }
     });
     using _private = new Scope();
@@ -203,14 +205,16 @@ export class Tape extends Scope {
       if (!wants[i] || !gradient) return;
       if (gradient.size !== input.size) {
         throw new Error(
-          `internal: ${spec.op} gave a gradient of shape [${gradient.shape}] for an input of shape [${input.shape}]`,
+          `internal: ${spec.op} gave a gradient of shape [${gradient.shape.join(", ")}] for an input of shape [${
+            input.shape.join(", ")
+          }]`,
         );
       }
       const target = record.sources[i];
       if (target) {
         if (target.state !== "open") throw new Error(walkedTwice(target.op));
         target.gradient = added(target.gradient, gradient, input);
-      } else if (!input.closed) addToLeaf(input, gradient, spec.hidden?.includes(gradient) ? 2 : 1);
+      } else if (!input.closed) addToLeaf(input, gradient);
     });
     record.finish("walked");
   }
@@ -270,8 +274,8 @@ function copyOf(x: Tensor): Tensor {
   return copy;
 }
 
-/** Adds a gradient to a leaf's `.grad`. It is taken as it is where nobody but its `holders` owns it. */
-function addToLeaf(leaf: Tensor, gradient: Tensor, holders: number): void {
+/** Adds a gradient to a leaf's `.grad`. It is taken as it is where nobody else owns it. */
+function addToLeaf(leaf: Tensor, gradient: Tensor): void {
   if (leaf.grad) {
     // twice the same tensor: x + x
     using same = leaf.grad.storage === gradient.storage ? copyOf(gradient) : null;
@@ -284,7 +288,7 @@ function addToLeaf(leaf: Tensor, gradient: Tensor, holders: number): void {
     methods.assign(leaf.grad, gradient);
   } else {
     // shared with another tensor's gradient, with dOutput or with a view: a copy, so that in-place changes stay this leaf's
-    leaf.grad = gradient.storage.owners === holders && !gradient.isUnit
+    leaf.grad = gradient.storage.owners === 1 && !gradient.isUnit
       ? gradient.view(leaf.shape, "backward").keep()
       : copyOf(gradient);
   }
@@ -316,7 +320,7 @@ methods.backward = (loss: Tensor, dOutput?: Tensor): void => {
     }
   } else if (loss.size !== 1) {
     throw new TypeError(
-      `backward: a tensor of shape [${loss.shape}] needs dOutput of that shape; only a scalar needs none`,
+      `backward: a tensor of shape [${loss.shape.join(", ")}] needs dOutput of that shape; only a scalar needs none`,
     );
   }
   const before = recording;

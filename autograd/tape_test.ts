@@ -106,7 +106,7 @@ Deno.test("tape: dOutput must fit", async () => {
   const x = leaf([1, 2]), y = x.square();
   assertThrows(() => y.backward(), TypeError, "a tensor of shape [2] needs dOutput of that shape");
   assertThrows(() => y.backward(tensor([1])), TypeError, "backward: dOutput must have shape [2], got [1]");
-  assertThrows(() => y.backward(tensor([[1, 1]])), TypeError, "backward: dOutput must have shape [2], got [1,2]");
+  assertThrows(() => y.backward(tensor([[1, 1]])), TypeError, "backward: dOutput must have shape [2], got [1, 2]");
   assertThrows(() => y.backward(tensor(new Int32Array(2))), TypeError, "backward: dOutput must have dtype");
   y.backward(tensor([1, 10])); // none of these walked anything
   assertEquals(await x.grad!.array(), [2, 40]);

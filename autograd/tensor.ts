@@ -138,7 +138,9 @@ export class Tensor implements Disposable {
 
   #closedError(): Error {
     return new Error(
-      `tensor: this tensor of shape [${this.shape}] was closed ${this.#closedBy}; keep() it if it must live longer`,
+      `tensor: this tensor of shape [${
+        this.shape.join(", ")
+      }] was closed ${this.#closedBy}; keep() it if it must live longer`,
     );
   }
 
@@ -147,7 +149,9 @@ export class Tensor implements Disposable {
     const storage = this.storage;
     const open: Gpu = gpu();
     if (storage.gpu !== open) {
-      throw new Error(`tensor: this tensor of shape [${this.shape}] is on a device that was disposed or lost`);
+      throw new Error(
+        `tensor: this tensor of shape [${this.shape.join(", ")}] is on a device that was disposed or lost`,
+      );
     }
     return storage.memory;
   }
@@ -244,7 +248,9 @@ export class Tensor implements Disposable {
 
   /** The only element. Throws a TypeError where there are more. */
   async item(): Promise<number> {
-    if (this.size !== 1) throw new TypeError(`item: the tensor must have one element, got shape [${this.shape}]`);
+    if (this.size !== 1) {
+      throw new TypeError(`item: the tensor must have one element, got shape [${this.shape.join(", ")}]`);
+    }
     return (await this.data())[0];
   }
 
@@ -275,7 +281,7 @@ export class Tensor implements Disposable {
 
   /** What the console shows: shape and dtype, no values. */
   toString(): string {
-    return `Tensor([${this.shape}], ${this.dtype}${this.requiresGrad ? ", requiresGrad" : ""}${
+    return `Tensor([${this.shape.join(", ")}], ${this.dtype}${this.requiresGrad ? ", requiresGrad" : ""}${
       this.closed ? ", closed" : ""
     })`;
   }
@@ -480,12 +486,14 @@ export function checkTensor(
   if (!dtypes.includes(x.dtype)) {
     throw new TypeError(`${op}: ${name} must have dtype ${dtypes.join(" or ")}, got ${x.dtype}`);
   }
-  if (x.closed) throw new Error(`${op}: ${name} (shape [${x.shape}]) was closed; keep() it if it must live longer`);
+  if (x.closed) {
+    throw new Error(`${op}: ${name} (shape [${x.shape.join(", ")}]) was closed; keep() it if it must live longer`);
+  }
 }
 
 /** Throws a TypeError unless `x` has this shape. */
 export function checkShape(op: string, name: string, x: Tensor, shape: readonly number[]): void {
   if (x.shape.length !== shape.length || x.shape.some((n, i) => n !== shape[i])) {
-    throw new TypeError(`${op}: ${name} must have shape [${shape}], got [${x.shape}]`);
+    throw new TypeError(`${op}: ${name} must have shape [${shape.join(", ")}], got [${x.shape.join(", ")}]`);
   }
 }

@@ -13,8 +13,8 @@ Deno.test("tensor: shape, dtype and reads", async () => {
   assertEquals(await tensor(7).array(), 7);
   assertEquals(await zeros([2, 0]).array(), [[], []]);
   assertEquals(await tensor(new Uint32Array([2 ** 32 - 1])).data(), new Uint32Array([2 ** 32 - 1]));
-  await assertRejects(() => x.item(), TypeError, "item: the tensor must have one element, got shape [2,3]");
-  assertEquals(String(x), "Tensor([2,3], f32)");
+  await assertRejects(() => x.item(), TypeError, "item: the tensor must have one element, got shape [2, 3]");
+  assertEquals(String(x), "Tensor([2, 3], f32)");
 });
 
 Deno.test("tensor: later writes to the source do not reach it", async () => {

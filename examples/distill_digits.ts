@@ -179,7 +179,7 @@ function evaluate(model: nn.Sequential, { images, labels }: Batch, meter: Meter)
   model.eval(); // no dropout
   const { loss, accuracy } = noGrad(() => crossEntropy(model.forward(images), labels, { returnAccuracy: true }));
   meter.add("negativeLogLikelihood", loss);
-  meter.add("accuracy", accuracy!);
+  meter.add("accuracy", accuracy);
   model.train();
 }
 

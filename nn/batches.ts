@@ -72,7 +72,7 @@ export function* batches<K extends string>(
       throw new TypeError(
         `batches: ${name} must hold ${rows} rows of values that fill its shape, got ${
           describe(data)
-        } of ${data?.length} for [${shape}]`,
+        } of ${data?.length} for [${shape.join(", ")}]`,
       );
     }
   }

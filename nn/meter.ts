@@ -34,7 +34,9 @@ export class Meter implements Disposable {
   add(name: string, scalar: Tensor): void {
     if (typeof name !== "string") throw new TypeError(`Meter.add: name must be a string, got ${describe(name)}`);
     checkTensor("Meter.add", "scalar", scalar, ["f32"]);
-    if (scalar.size !== 1) throw new TypeError(`Meter.add: scalar must have one element, got shape [${scalar.shape}]`);
+    if (scalar.size !== 1) {
+      throw new TypeError(`Meter.add: scalar must have one element, got shape [${scalar.shape.join(", ")}]`);
+    }
     let list = this.#lists.get(name);
     if (!list) this.#lists.set(name, list = this.#made(255));
     if (list.count === list.capacity) {

@@ -92,7 +92,7 @@ export abstract class Optimizer {
         }
         const other = found.get(x);
         if (other && other !== group) {
-          throw new RangeError(`${this.name}: a parameter of shape [${x.shape}] is in two groups`);
+          throw new RangeError(`${this.name}: a parameter of shape [${x.shape.join(", ")}] is in two groups`);
         }
         found.set(x, group);
       }
@@ -166,7 +166,7 @@ export abstract class Optimizer {
         const { parameter, group } = slot;
         if (!parameter.grad) return;
         if (parameter.storage.memory !== slot.home) {
-          const which = `a parameter of shape [${parameter.shape}]`;
+          const which = `a parameter of shape [${parameter.shape.join(", ")}]`;
           throw new Error(
             `${this.name}: ${which} was handed to another optimizer since; give one optimizer two groups instead`,
           );

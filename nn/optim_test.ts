@@ -71,7 +71,7 @@ Deno.test("optim: gradients set by hand", async () => {
   optimizer.zeroGrad();
   assertEquals([a.grad, b.grad], [null, null]);
   a.grad = tensor([[1, 2]]).keep();
-  assertThrows(() => optimizer.step(), TypeError, "SGD: grad must have shape [2], got [1,2]");
+  assertThrows(() => optimizer.step(), TypeError, "SGD: grad must have shape [2], got [1, 2]");
   optimizer.zeroGrad();
 });
 

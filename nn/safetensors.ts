@@ -36,14 +36,18 @@ function parseHeader(
   }
   if (typeof header !== "object" || header === null || Array.isArray(header)) fail("its header is no object");
   const { __metadata__: metadata = {}, ...rest } = header as { __metadata__?: Record<string, string> };
-  if (typeof metadata !== "object" || metadata === null || Object.values(metadata).some((v) => typeof v !== "string")) {
+  if (
+    typeof metadata !== "object" || metadata === null || Array.isArray(metadata) ||
+    Object.values(metadata).some((v) => typeof v !== "string")
+  ) {
     fail("its metadata is no object of strings");
   }
   const available = bytes.byteLength - 8 - length;
   const entries = Object.entries(rest as Record<string, Entry>);
   for (const [name, entry] of entries) {
     const { dtype, shape, data_offsets: offsets } = entry ?? {};
-    if (!(dtype in FILE_BYTES)) {
+    if (name === "__proto__") fail(`it names a tensor ${describe(name)}`);
+    if (typeof dtype !== "string" || !Object.hasOwn(FILE_BYTES, dtype)) {
       fail(`${describe(name)} has the dtype ${describe(dtype)}; readable are ${Object.keys(FILE_BYTES).join(", ")}`);
     }
     if (!Array.isArray(shape) || !shape.every((n) => Number.isSafeInteger(n) && n >= 0)) {
@@ -58,7 +62,7 @@ function parseHeader(
     }
     if (to - from !== sizeOf(shape) * FILE_BYTES[dtype]) {
       fail(
-        `${describe(name)} has ${to - from} bytes, shape [${shape}] of ${dtype} needs ${
+        `${describe(name)} has ${to - from} bytes, shape [${shape.join(", ")}] of ${dtype} needs ${
           sizeOf(shape) * FILE_BYTES[dtype]
         }`,
       );
@@ -121,10 +125,11 @@ function values(raw: ArrayBuffer, dtype: string): TypedArray {
 export async function loadSafetensors(pathOrBytes: string | URL | Uint8Array): Promise<Record<string, Tensor>> {
   const { bytes, source } = await bytesOf("loadSafetensors", pathOrBytes);
   const { entries, start } = parseHeader(bytes, source);
-  return Object.fromEntries(entries.map(([name, { dtype, shape, data_offsets: [from, to] }]) => {
-    const raw = bytes.slice(start + from, start + to).buffer; // a copy: aligned
-    return [name, tensor(values(raw, dtype), shape)];
-  }));
+  // all values first, so that one that does not fit leaves no tensor behind
+  const arrays = entries.map(([, { dtype, data_offsets: [from, to] }]) => {
+    return values(bytes.slice(start + from, start + to).buffer, dtype); // a copy: aligned
+  });
+  return Object.fromEntries(entries.map(([name, { shape }], i) => [name, tensor(arrays[i], shape)]));
 }
 
 /** The metadata of a safetensors file, from a path or from bytes. Errors as `loadSafetensors`. */
@@ -147,6 +152,9 @@ async function encode(tensors: Record<string, Tensor>, metadata: Record<string, 
   const header: Record<string, unknown> = { __metadata__: metadata };
   // larger elements first keep every tensor aligned
   const entries = Object.entries(tensors).map(([name, x]): [string, Tensor] => {
+    if (name === "__metadata__" || name === "__proto__") {
+      throw new RangeError(`saveSafetensors: no tensor can be named ${name}`);
+    }
     checkTensor("saveSafetensors", name, x, ["f32", "f16", "i32", "u32"]);
     return [name, x];
   }).sort(([, a], [, b]) => BYTES[b.dtype] - BYTES[a.dtype]);

@@ -2,13 +2,13 @@
 import { checkBoolean, checkNumber, checkOptions } from "../kernels/check.ts";
 import { checkTensor, type Tensor } from "../autograd/tensor.ts";
 import { scaledDotProductAttention } from "../ops/attention.ts";
-import { arange, ones, zeros } from "../ops/create.ts";
+import { arange, ones } from "../ops/create.ts";
 import { dropout } from "../ops/dropout.ts";
 import { embedding } from "../ops/indexing.ts";
 import { linear } from "../ops/matmul.ts";
 import { layerNorm, rmsNorm } from "../ops/norm.ts";
 import { slice } from "../ops/shape.ts";
-import { normal, xavierUniform } from "./init.ts";
+import { constant, normal, xavierUniform } from "./init.ts";
 import { Linear, parameter } from "./layers.ts";
 import { Module } from "./module.ts";
 
@@ -96,7 +96,7 @@ export class MultiHeadAttention extends Module {
     this.inProjWeight = xavierUniform(parameter([3 * width, width]));
     this.inProjBias = parameter([3 * width]);
     this.outProj = new Linear(width, width);
-    this.outProj.bias!.assign(zeros([width]));
+    constant(this.outProj.bias!, 0);
   }
 
   /** Queries, keys and values of x, each [batch, heads, T, depth]. */
@@ -244,7 +244,7 @@ export class Gpt extends Module {
     this.norm = new LayerNorm(width);
     this.head = tied ? null : new Linear(width, vocabulary, { bias: false });
     for (const [name, x] of this.namedParameters()) {
-      if (name.endsWith("bias")) x.assign(zeros(x.shape));
+      if (name.endsWith("bias")) constant(x, 0);
       else if (x.rank > 1) normal(x, 0, 0.02);
     }
   }
@@ -261,10 +261,12 @@ export class Gpt extends Module {
 
   #checked(tokens: Tensor): readonly number[] {
     checkTensor("Gpt", "tokens", tokens, ["i32", "u32"]);
-    if (tokens.rank !== 2) throw new TypeError(`Gpt: tokens must have shape [batch, T], got [${tokens.shape}]`);
+    if (tokens.rank !== 2) {
+      throw new TypeError(`Gpt: tokens must have shape [batch, T], got [${tokens.shape.join(", ")}]`);
+    }
     if (tokens.shape[1] > this.options.context) {
       throw new RangeError(
-        `Gpt: tokens must have at most ${this.options.context} positions, got shape [${tokens.shape}]`,
+        `Gpt: tokens must have at most ${this.options.context} positions, got shape [${tokens.shape.join(", ")}]`,
       );
     }
     return tokens.shape;

@@ -3,7 +3,7 @@ import { attention, attentionBackward, LONGEST_HEAD } from "../kernels/attention
 import { nextRandom } from "../autograd/random.ts";
 import { chosen, hidden, record } from "../autograd/tape.ts";
 import { checkShape, checkTensor, sizeOf, Tensor } from "../autograd/tensor.ts";
-import { mapped } from "./elementwise.ts";
+import { broadcastShape, mapped } from "./elementwise.ts";
 import { checkRank, expand } from "./shape.ts";
 
 /** Options of `scaledDotProductAttention`. */
@@ -42,7 +42,9 @@ export function scaledDotProductAttention(q: Tensor, k: Tensor, v: Tensor, optio
   checkRank(op, "q", q, 2);
   const [queries, depth] = q.shape.slice(-2), lead = q.shape.slice(0, -2);
   if (depth > LONGEST_HEAD) {
-    throw new RangeError(`${op}: q must have at most ${LONGEST_HEAD} features a head, got shape [${q.shape}]`);
+    throw new RangeError(
+      `${op}: q must have at most ${LONGEST_HEAD} features a head, got shape [${q.shape.join(", ")}]`,
+    );
   }
   checkTensor(op, "k", k, [q.dtype]);
   checkRank(op, "k", k, 2);
@@ -64,7 +66,10 @@ export function scaledDotProductAttention(q: Tensor, k: Tensor, v: Tensor, optio
     const shared = sizeOf(mask.shape.slice(0, -2)) === 1 && mask.rank >= 2;
     const own = shared ? added.reshape(mask.shape.slice(-2)) : added;
     const wanted = shared ? [queries, keys] : [...lead, queries, keys];
-    scores = own.size === sizeOf(wanted) ? own : expand(own, wanted);
+    if (broadcastShape(`${op}: mask`, [own.shape, wanted]).join() !== wanted.join()) {
+      throw new TypeError(`${op}: mask must broadcast to [${wanted.join(", ")}], got shape [${mask.shape.join(", ")}]`);
+    }
+    scores = own.shape.join() === wanted.join() ? own : expand(own, wanted);
     maskStride = shared ? 0 : queries * keys;
   }
   const random = dropout > 0 ? nextRandom() : null;

@@ -321,22 +321,23 @@ Deno.test("attention: what it throws", async () => {
     `${op}: q must have at most 128 features`,
   );
   for (const shape of [[2, 5, 3], [3, 5, 4], [5, 4], [1, 5, 4], [2, 1, 5, 4]]) {
-    assertThrows(
-      () => scaledDotProductAttention(q, zeros(shape), k),
-      TypeError,
-      `${op}: k must have shape [2,5,4]`
-        .replace("5", String(shape.at(-2))),
-    );
-    assertThrows(() => scaledDotProductAttention(q, k, zeros(shape)), TypeError, `${op}: v must have shape [2,5,4]`);
+    assertThrows(() => scaledDotProductAttention(q, zeros(shape), k), TypeError, `${op}: k must have shape [2, `);
+    assertThrows(() => scaledDotProductAttention(q, k, zeros(shape)), TypeError, `${op}: v must have shape [2, 5, 4]`);
   }
-  assertThrows(() => scaledDotProductAttention(q, k, zeros([2, 6, 4])), TypeError, `${op}: v must have shape [2,5,4]`);
+  assertThrows(
+    () => scaledDotProductAttention(q, k, zeros([2, 6, 4])),
+    TypeError,
+    `${op}: v must have shape [2, 5, 4]`,
+  );
   assertThrows(
     () => scaledDotProductAttention(zeros([4]), k, k),
     TypeError,
     `${op}: q must have at least 2 dimensions`,
   );
   const mask = (shape: number[]) => () => scaledDotProductAttention(q, k, k, { mask: zeros(shape) });
-  for (const shape of [[5, 3], [3, 4], [3, 3, 5], [2, 1, 3, 5]]) assertThrows(mask(shape), TypeError, op);
+  for (const shape of [[5, 3], [3, 4], [3, 3, 5], [2, 1, 3, 5], [5, 2, 3], [30]]) {
+    assertThrows(mask(shape), TypeError, op);
+  }
   const u32 = zeros([3, 5], { dtype: "u32" });
   assertThrows(
     () => scaledDotProductAttention(q, k, k, { mask: u32 }),

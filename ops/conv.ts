@@ -21,7 +21,9 @@ export interface ConvOptions {
 
 function imageSizes(op: string, x: Tensor): [number, number, number, number] {
   checkTensor(op, "x", x);
-  if (x.rank !== 4) throw new TypeError(`${op}: x must have shape [images, channels, height, width], got [${x.shape}]`);
+  if (x.rank !== 4) {
+    throw new TypeError(`${op}: x must have shape [images, channels, height, width], got [${x.shape.join(", ")}]`);
+  }
   return x.shape as unknown as [number, number, number, number];
 }
 
@@ -47,7 +49,9 @@ export function conv2d(x: Tensor, weight: Tensor, bias?: Tensor | null, options:
   const [images, channels, height, width] = imageSizes("conv2d", x);
   checkTensor("conv2d", "weight", weight, [x.dtype]);
   if (weight.rank !== 4) {
-    throw new TypeError(`conv2d: weight must have shape [outs, ${channels}, height, width], got [${weight.shape}]`);
+    throw new TypeError(
+      `conv2d: weight must have shape [outs, ${channels}, height, width], got [${weight.shape.join(", ")}]`,
+    );
   }
   const [outs, , kernelHeight, kernelWidth] = weight.shape;
   checkShape("conv2d", "weight", weight, [outs, channels, kernelHeight, kernelWidth]);
@@ -59,7 +63,9 @@ export function conv2d(x: Tensor, weight: Tensor, bias?: Tensor | null, options:
   const outHeight = out(height, kernelHeight), outWidth = out(width, kernelWidth);
   if (outHeight < 1 || outWidth < 1 || kernelHeight < 1 || kernelWidth < 1) {
     throw new RangeError(
-      `conv2d: weight must fit the padded image, got shape [${weight.shape}] for x of shape [${x.shape}] and padding ${padding}`,
+      `conv2d: weight must fit the padded image, got shape [${weight.shape.join(", ")}] for x of shape [${
+        x.shape.join(", ")
+      }] and padding ${padding}`,
     );
   }
   const sizes = {
@@ -103,7 +109,7 @@ export function maxPool2d(x: Tensor, options: { kernel: number; stride?: number 
   checkNumber("maxPool2d", "stride", stride, { integer: true, min: 1 });
   const [images, channels, height, width] = imageSizes("maxPool2d", x);
   if (kernel > height || kernel > width) {
-    throw new RangeError(`maxPool2d: kernel must fit the image, got ${kernel} for shape [${x.shape}]`);
+    throw new RangeError(`maxPool2d: kernel must fit the image, got ${kernel} for shape [${x.shape.join(", ")}]`);
   }
   const outHeight = Math.floor((height - kernel) / stride) + 1, outWidth = Math.floor((width - kernel) / stride) + 1;
   const sizes = {

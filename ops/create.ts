@@ -21,7 +21,7 @@ const ARRAYS = { f32: Float32Array, f16: Float16Array, i32: Int32Array, u32: Uin
 export function checkShapeArgument(op: string, shape: unknown): asserts shape is readonly number[] {
   if (!Array.isArray(shape)) throw new TypeError(`${op}: shape must be an array of sizes, got ${describe(shape)}`);
   shape.forEach((n, i) => checkNumber(op, `shape[${i}]`, n, { integer: true, min: 0 }));
-  if (sizeOf(shape) >= 2 ** 31) throw new RangeError(`${op}: shape [${shape}] has 2³¹ elements or more`);
+  if (sizeOf(shape) >= 2 ** 31) throw new RangeError(`${op}: shape [${shape.join(", ")}] has 2³¹ elements or more`);
 }
 
 function checkTensorOptions(op: string, options: TensorOptions): void {
@@ -96,7 +96,7 @@ export function tensor(
   if (shape !== undefined) checkShapeArgument("tensor", shape);
   const wanted = [...shape ?? natural];
   if (sizeOf(wanted) !== data.length) {
-    throw new TypeError(`tensor: shape [${wanted}] needs ${sizeOf(wanted)} values, got ${data.length}`);
+    throw new TypeError(`tensor: shape [${wanted.join(", ")}] needs ${sizeOf(wanted)} values, got ${data.length}`);
   }
   if (options.requiresGrad && (dtype === "i32" || dtype === "u32")) {
     throw new TypeError(`tensor: only f32 and f16 tensors can require a gradient, got dtype ${dtype}`);

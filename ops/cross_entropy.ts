@@ -88,8 +88,24 @@ export function crossEntropy(
   target: Tensor,
   options?: CrossEntropyOptions & { returnZLoss?: false; returnAccuracy?: false; returnPredictions?: false },
 ): Tensor;
-/** With a `return…` option: the loss and what was asked for. */
-export function crossEntropy(logits: Tensor, target: Tensor, options: CrossEntropyOptions): CrossEntropyResult;
+/** With `returnAccuracy`: the loss and the accuracy, and what else was asked for. */
+export function crossEntropy(
+  logits: Tensor,
+  target: Tensor,
+  options: CrossEntropyOptions & { returnAccuracy: true },
+): CrossEntropyResult & { accuracy: Tensor };
+/** With another `return…` option: the loss and what was asked for. */
+export function crossEntropy(
+  logits: Tensor,
+  target: Tensor,
+  options: CrossEntropyOptions & ({ returnZLoss: true } | { returnPredictions: true }),
+): CrossEntropyResult;
+/** Options that are not known when this is compiled: a Tensor, or a result where a `return…` option is set. */
+export function crossEntropy(
+  logits: Tensor,
+  target: Tensor,
+  options?: CrossEntropyOptions,
+): Tensor | CrossEntropyResult;
 export function crossEntropy(
   logits: Tensor,
   target: Tensor,

@@ -514,7 +514,7 @@ Deno.test("crossEntropy: what it throws", async () => {
     [call({}, [1, 2]), TypeError, "crossEntropy: logits must be a Tensor, got [1, 2]"],
     [call({}, tensor(1)), TypeError, "crossEntropy: logits must have"],
     [call({}, target), TypeError, "crossEntropy: logits must have dtype"],
-    [call({}, zeros([2, 0])), RangeError, "crossEntropy: logits must have at least one class, got shape [2,0]"],
+    [call({}, zeros([2, 0])), RangeError, "crossEntropy: logits must have at least one class, got shape [2, 0]"],
     [call({}, logits, labelsOf([0, 1])), TypeError, "crossEntropy: target must have shape [5], got [2]"],
     [
       call({}, logits, labelsOf(targetFor(0), [5, 1])),
@@ -542,4 +542,14 @@ Deno.test("crossEntropy: what it throws", async () => {
   // none of them left anything behind, and the library goes on
   assertStrictEquals(stats().liveBytes, before);
   assert(Number.isFinite(await crossEntropy(logits, target).item()));
+});
+
+Deno.test("crossEntropy: value and gradient take three launches, and none to hand the gradient over", async () => {
+  await init();
+  using _scope = new Scope();
+  const logits = tensor([[1, 2, 3]], { requiresGrad: true }), labels = tensor(new Int32Array(1));
+  using _tape = new Tape();
+  const before = stats().dispatches;
+  crossEntropy(logits, labels).backward();
+  assertEquals(stats().dispatches - before, 3); // kept rows, the rows, their sum
 });

@@ -19,7 +19,7 @@ export function broadcastShape(op: string, shapes: readonly (readonly number[])[
       const at = rank - shape.length + i;
       if (n === 1 || n === out[at]) return;
       if (out[at] !== 1) {
-        throw new TypeError(`${op}: shapes ${shapes.map((s) => `[${s}]`).join(" and ")} do not broadcast`);
+        throw new TypeError(`${op}: shapes ${shapes.map((s) => `[${s.join(", ")}]`).join(" and ")} do not broadcast`);
       }
       out[at] = n;
     });

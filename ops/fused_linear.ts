@@ -56,7 +56,7 @@ function headRows(op: string, names: [string, string, string], { hidden, weight,
   const { rows, columns: depth, shape } = rowsOf(op, names[0], hidden);
   checkTensor(op, names[1], weight, [hidden.dtype]);
   if (weight.rank !== 2 || weight.shape[1] !== depth || weight.shape[0] === 0) {
-    throw new TypeError(`${op}: ${names[1]} must have shape [classes, ${depth}], got [${weight.shape}]`);
+    throw new TypeError(`${op}: ${names[1]} must have shape [classes, ${depth}], got [${weight.shape.join(", ")}]`);
   }
   const columns = weight.shape[0];
   if (bias !== undefined) {
@@ -336,7 +336,9 @@ export function linearDistillation(
   const shape = headRows(op, ["hidden", "weight", "bias"], student), { rows, columns } = shape;
   const other = headRows(op, ["teacherHidden", "teacherWeight", "teacherBias"], teacher);
   if (other.columns !== columns) {
-    throw new TypeError(`${op}: teacherWeight must have shape [${columns}, depth], got [${teacherWeight.shape}]`);
+    throw new TypeError(
+      `${op}: teacherWeight must have shape [${columns}, depth], got [${teacherWeight.shape.join(", ")}]`,
+    );
   }
   checkShape(op, "teacherHidden", teacherHidden, [...shape.shape, teacherWeight.shape[1]]);
   if (labels !== undefined) checkLabels(op, "labels", labels, shape, ignoreIndex);

@@ -30,7 +30,9 @@ function checkIndex(op: string, index: Tensor, size: number): void {
  */
 export function embedding(weight: Tensor, index: Tensor): Tensor {
   checkTensor("embedding", "weight", weight);
-  if (weight.rank !== 2) throw new TypeError(`embedding: weight must have shape [rows, width], got [${weight.shape}]`);
+  if (weight.rank !== 2) {
+    throw new TypeError(`embedding: weight must have shape [rows, width], got [${weight.shape.join(", ")}]`);
+  }
   const [rows, width] = weight.shape;
   checkIndex("embedding", index, rows);
   const y = Tensor.empty([...index.shape, width], weight.dtype, "embedding");
@@ -57,7 +59,11 @@ export function gather(x: Tensor, dim: number, index: Tensor): Tensor {
   const along = checkDim("gather", dim, x.rank);
   checkTensor("gather", "index", index, ["i32", "u32"]);
   if (index.rank !== x.rank || index.shape.some((n, d) => d !== along && n !== x.shape[d])) {
-    throw new TypeError(`gather: index must have shape [${x.shape}] but for dimension ${along}, got [${index.shape}]`);
+    throw new TypeError(
+      `gather: index must have shape [${x.shape.join(", ")}] but for dimension ${along}, got [${
+        index.shape.join(", ")
+      }]`,
+    );
   }
   checkIndex("gather", index, x.shape[along]);
   const sizes = {

@@ -75,7 +75,7 @@ export function matmul(a: Tensor, b: Tensor, options: MatmulOptions = {}): Tenso
   if (b.rank === 1) return squeezed(matmul(a, b.reshape([b.size, 1]), { transposeA }), -1);
   const inner = [a.shape.at(transposeA ? -2 : -1)!, b.shape.at(transposeB ? -1 : -2)!];
   if (inner[0] !== inner[1]) {
-    const name = (x: Tensor, t: boolean) => `[${x.shape}]${t ? " transposed" : ""}`;
+    const name = (x: Tensor, t: boolean) => `[${x.shape.join(", ")}]${t ? " transposed" : ""}`;
     throw new TypeError(
       `matmul: inner sizes must agree, got a of shape ${name(a, transposeA)} and b of shape ${name(b, transposeB)}`,
     );
@@ -138,12 +138,12 @@ export function linear(x: Tensor, weight: Tensor, bias?: Tensor): Tensor {
   checkTensor("linear", "weight", weight, [x.dtype]);
   const width = x.shape.at(-1)!, [outs, ins] = weight.shape;
   if (weight.rank !== 2 || ins !== width) {
-    throw new TypeError(`linear: weight must have shape [out, ${width}], got [${weight.shape}]`);
+    throw new TypeError(`linear: weight must have shape [out, ${width}], got [${weight.shape.join(", ")}]`);
   }
   if (bias !== undefined) {
     checkTensor("linear", "bias", bias, [x.dtype]);
     if (bias.rank !== 1 || bias.size !== outs) {
-      throw new TypeError(`linear: bias must have shape [${outs}], got [${bias.shape}]`);
+      throw new TypeError(`linear: bias must have shape [${outs}], got [${bias.shape.join(", ")}]`);
     }
   }
   const rows = sizeOf(x.shape.slice(0, -1));

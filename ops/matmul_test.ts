@@ -138,8 +138,8 @@ Deno.test("linear: with and without a bias", async () => {
 Deno.test("matmul, linear: what they throw", async () => {
   await init();
   const a = zeros([2, 3]);
-  assertThrows(() => matmul(a, zeros([2, 3])), TypeError, "matmul: inner sizes must agree, got a of shape [2,3]");
-  assertThrows(() => matmul(a, a, { transposeA: true, transposeB: true }), TypeError, "[2,3] transposed");
+  assertThrows(() => matmul(a, zeros([2, 3])), TypeError, "matmul: inner sizes must agree, got a of shape [2, 3]");
+  assertThrows(() => matmul(a, a, { transposeA: true, transposeB: true }), TypeError, "[2, 3] transposed");
   assertThrows(
     () => matmul(zeros([2, 2, 3]), zeros([3, 3, 2])),
     TypeError,
@@ -148,6 +148,6 @@ Deno.test("matmul, linear: what they throw", async () => {
   assertThrows(() => matmul(zeros([]), a), TypeError, "matmul: a must have at least 1 dimension");
   // deno-lint-ignore no-explicit-any
   assertThrows(() => matmul(a, a, { transposedB: true } as any), TypeError, "did you mean transposeB?");
-  assertThrows(() => linear(a, zeros([4, 2])), TypeError, "linear: weight must have shape [out, 3], got [4,2]");
+  assertThrows(() => linear(a, zeros([4, 2])), TypeError, "linear: weight must have shape [out, 3], got [4, 2]");
   assertThrows(() => linear(a, zeros([4, 3]), zeros([3])), TypeError, "linear: bias must have shape [4], got [3]");
 });

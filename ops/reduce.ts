@@ -77,7 +77,7 @@ function options(
 
 function notEmpty(op: string, x: Tensor, dims: readonly number[]): void {
   if (dims.some((d) => x.shape[d] === 0)) {
-    throw new RangeError(`${op}: x must have an element to reduce, got shape [${x.shape}]`);
+    throw new RangeError(`${op}: x must have an element to reduce, got shape [${x.shape.join(", ")}]`);
   }
 }
 

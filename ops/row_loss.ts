@@ -22,7 +22,9 @@ export function rowsOf(op: string, name: string, x: Tensor): Rows {
   checkTensor(op, name, x);
   checkRank(op, name, x, 1);
   const columns = x.shape.at(-1)!, shape = x.shape.slice(0, -1);
-  if (columns === 0) throw new RangeError(`${op}: ${name} must have at least one class, got shape [${x.shape}]`);
+  if (columns === 0) {
+    throw new RangeError(`${op}: ${name} must have at least one class, got shape [${x.shape.join(", ")}]`);
+  }
   return { rows: sizeOf(shape), columns, shape: [...shape] };
 }
 

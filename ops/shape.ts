@@ -24,7 +24,9 @@ export function reshape(x: Tensor, shape: readonly number[]): Tensor {
     wanted[unknown] = known === 0 ? 0 : x.size / known;
   }
   if (!wanted.every((n) => Number.isInteger(n) && n >= 0) || sizeOf(wanted) !== x.size) {
-    throw new TypeError(`reshape: shape [${shape}] does not hold the ${x.size} elements of [${x.shape}]`);
+    throw new TypeError(
+      `reshape: shape [${shape.join(", ")}] does not hold the ${x.size} elements of [${x.shape.join(", ")}]`,
+    );
   }
   const y = x.view(wanted, "reshape");
   return record({ op: "reshape", inputs: [x], output: y, backward: (dY) => [dY.view(x.shape, "reshape")] });
@@ -38,7 +40,7 @@ export function permute(x: Tensor, order: readonly number[]): Tensor {
   }
   const dims = order.map((d, i) => checkDim("permute", d, x.rank, `order[${i}]`));
   if (dims.length !== x.rank || new Set(dims).size !== x.rank) {
-    throw new RangeError(`permute: order must name each of the ${x.rank} dimensions once, got [${order}]`);
+    throw new RangeError(`permute: order must name each of the ${x.rank} dimensions once, got [${order.join(", ")}]`);
   }
   const strides = dims.map((d) => sizeOf(x.shape.slice(d + 1)));
   const y = Tensor.empty(dims.map((d) => x.shape[d]), x.dtype, "permute");
@@ -62,7 +64,7 @@ export function expand(x: Tensor, shape: readonly number[]): Tensor {
   checkShapeArgument("expand", shape);
   const full = broadcastShape("expand", [x.shape, shape]);
   if (full.length !== shape.length || full.some((n, i) => n !== shape[i])) {
-    throw new TypeError(`expand: x of shape [${x.shape}] does not broadcast to [${shape}]`);
+    throw new TypeError(`expand: x of shape [${x.shape.join(", ")}] does not broadcast to [${shape.join(", ")}]`);
   }
   const y = mapped("expand", "a", [x], full);
   return record({ op: "expand", inputs: [x], output: y, backward: (dY) => [sumTo(dY, x.shape)] });
@@ -91,7 +93,7 @@ export function assign(x: Tensor, other: Tensor): void {
 export function checkRank(op: string, name: string, x: Tensor, rank: number): void {
   if (x.rank < rank) {
     throw new TypeError(
-      `${op}: ${name} must have at least ${rank} dimension${rank > 1 ? "s" : ""}, got shape [${x.shape}]`,
+      `${op}: ${name} must have at least ${rank} dimension${rank > 1 ? "s" : ""}, got shape [${x.shape.join(", ")}]`,
     );
   }
 }
@@ -147,7 +149,7 @@ export function slice(x: Tensor, pairs: readonly (readonly [number, number])[]):
       checkNumber("slice", `pairs[${d}][${i}]`, at, { integer: true, min: -n, max: n });
       return at < 0 ? at + n : at;
     });
-    if (to < from) throw new RangeError(`slice: pairs[${d}] must not end before it starts, got [${pairs[d]}]`);
+    if (to < from) throw new RangeError(`slice: pairs[${d}] must not end before it starts, got [${pairs[d].join(", ")}]`);
     return [from, to];
   });
   const y = cut(x, ranges, "slice");

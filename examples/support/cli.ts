@@ -16,8 +16,12 @@ export interface Options {
   given(name: string): boolean;
   /** A whole number of at least `least`. */
   count(name: string, otherwise: number, least: number): number;
+  /** A number between two bounds. */
+  number(name: string, otherwise: number, least: number, most: number): number;
   /** A text, such as a folder. */
   text(name: string, otherwise: string): string;
+  /** One of a few words. */
+  choice<T extends string>(name: string, otherwise: T, words: readonly T[]): T;
 }
 
 /**
@@ -25,7 +29,7 @@ export interface Options {
  * unknown or bad option ends with exit code 2, naming the option, what was wanted and what came.
  */
 export function readOptions(help: string, args: string[] = Deno.args): Options {
-  const names = new Set(Array.from(help.matchAll(/--([a-z]+)/g), ([, name]) => name));
+  const names = new Set(Array.from(help.matchAll(/--([a-z]+(?:-[a-z]+)*)/g), ([, name]) => name));
   const unknown: string[] = [];
   // in `--seed -5` the -5 is a value, not an option
   const joined = args.length === 0 ? [] : args.join("\0").replace(/\0(?=-\d)/g, "=").split("\0");
@@ -54,6 +58,21 @@ export function readOptions(help: string, args: string[] = Deno.args): Options {
       }
       return Number(value);
     },
+    number(name, otherwise, least, most) {
+      const value = values[name];
+      if (value === undefined) return otherwise;
+      if (value.trim() === "" || !(Number(value) >= least && Number(value) <= most)) {
+        const wanted = most === Infinity ? `a number of at least ${least}` : `a number from ${least} to ${most}`;
+        failOption(`--${name}`, wanted, value ? `"${value}"` : "nothing");
+      }
+      return Number(value);
+    },
+    choice(name, otherwise, words) {
+      const value = values[name];
+      if (value === undefined) return otherwise;
+      const word = words.find((word) => word === value);
+      return word ?? failOption(`--${name}`, `one of ${words.join(", ")}`, value ? `"${value}"` : "nothing");
+    },
     text(name, otherwise) {
       if (values[name] === "") failOption(`--${name}`, "a value", "nothing");
       return values[name] ?? otherwise;
@@ -65,6 +84,41 @@ export function readOptions(help: string, args: string[] = Deno.args): Options {
 export function failOption(option: string, wanted: string, got: string): never {
   console.error(`${option}: wanted ${wanted}, got ${got} (--help lists the options)`);
   Deno.exit(2);
+}
+
+/** Whether a long run is to stop; it asks behind every step. */
+export interface Stop {
+  asked(): Promise<boolean>;
+  /** Whether Ctrl-C asked for it. */
+  readonly interrupted: boolean;
+  /** Lets Ctrl-C end the program at once again. */
+  dispose(): void;
+}
+
+/** Stops behind the step in hand at Ctrl-C, or after `steps` steps as if by Ctrl-C. A second Ctrl-C ends the program at once. */
+export function watchStop(steps: number = Infinity): Stop {
+  const BREATH = 100; // milliseconds between looks at the signals; they arrive only while nothing else runs
+  let interrupted = false;
+  let left = steps;
+  let lastLook = performance.now();
+  const listener = () => {
+    interrupted = true;
+    Deno.removeSignalListener("SIGINT", listener);
+  };
+  Deno.addSignalListener("SIGINT", listener);
+  return {
+    async asked() {
+      if (performance.now() - lastLook > BREATH) {
+        await new Promise((resolve) => setTimeout(resolve));
+        lastLook = performance.now();
+      }
+      return interrupted || left-- <= 0;
+    },
+    get interrupted() {
+      return interrupted;
+    },
+    dispose: () => interrupted || Deno.removeSignalListener("SIGINT", listener),
+  };
 }
 
 /** Where a long run stands, on standard error: a bar on a terminal, elsewhere a plain line every few seconds. */

@@ -1,18 +1,22 @@
 import { assert, assertEquals } from "@std/assert";
 import { readOptions } from "./cli.ts";
 
-const HELP = "--seed N  --quick  --out DIR";
+const HELP = "--seed N  --quick  --out DIR  --size SIZE  --top-p P";
 
 Deno.test("readOptions: nothing given", () => {
   const options = readOptions(HELP, []);
   assert(!options.given("quick"));
   assertEquals(options.count("seed", 7, 0), 7);
   assertEquals(options.text("out", "out"), "out");
+  assertEquals(options.choice("size", "small", ["small", "large"]), "small");
+  assertEquals(options.number("top-p", 1, 0, 1), 1);
 });
 
 Deno.test("readOptions: everything given", () => {
-  const options = readOptions(HELP, ["--seed", "3", "--quick", "--out=here"]);
+  const options = readOptions(HELP, ["--seed", "3", "--quick", "--out=here", "--size", "large", "--top-p", "0.5"]);
   assert(options.given("quick"));
   assertEquals(options.count("seed", 7, 0), 3);
   assertEquals(options.text("out", "out"), "here");
+  assertEquals(options.choice("size", "small", ["small", "large"]), "large");
+  assertEquals(options.number("top-p", 1, 0, 1), 0.5);
 });

@@ -73,6 +73,11 @@ export function formatTable(rows: Row[]): string {
       row.parameters.toLocaleString("en"),
     ]),
   ];
+  return alignTable(cells);
+}
+
+/** Cells, the first row of them the head, as an aligned table that is Markdown too. */
+export function alignTable(cells: string[][]): string {
   const widths = cells[0].map((_, column) => Math.max(...cells.map((row) => row[column].length)));
   const align = (text: string, column: number) =>
     column === 0 ? text.padEnd(widths[column]) : text.padStart(widths[column]);
@@ -81,10 +86,44 @@ export function formatTable(rows: Row[]): string {
   return [lines[0], rule, ...lines.slice(1)].join("\n");
 }
 
-/** One colour a method, the same in both panels. */
-const COLORS = ["#1f2937", "#9ca3af", "#e15759", "#4e79a7", "#f28e2b", "#59a14f", "#b07aa1", "#76b7b2"];
-const INK = "#111827";
-const FAINT = "#4b5563";
+/** One colour a method, the same in every panel. */
+export const COLORS: string[] = [
+  "#1f2937",
+  "#9ca3af",
+  "#e15759",
+  "#4e79a7",
+  "#f28e2b",
+  "#59a14f",
+  "#b07aa1",
+  "#76b7b2",
+];
+export const INK = "#111827";
+export const FAINT = "#4b5563";
+
+/** How every picture looks. */
+export const CONFIG: TopLevelSpec["config"] = {
+  font: "Inter, Helvetica Neue, Helvetica, Arial, sans-serif",
+  view: { stroke: null },
+  title: { color: INK, subtitleColor: FAINT, subtitlePadding: 6 },
+  axis: {
+    domain: false,
+    ticks: false,
+    labelFlush: false,
+    gridColor: "#e5e7eb",
+    labelColor: FAINT,
+    labelFontSize: 11,
+    labelPadding: 8,
+    titleColor: INK,
+    titleFontSize: 12,
+    titleFontWeight: "normal",
+    titlePadding: 12,
+  },
+};
+
+/** A picture as an SVG. */
+export function drawSpec(spec: TopLevelSpec): Promise<string> {
+  return new View(parse(compile(spec).spec), { renderer: "none" }).toSVG();
+}
 
 /** Learning curves (means over the seeds) beside the test error in the end, as an SVG; the bars are the curves' legend. */
 export function drawReport(title: string, subtitle: string, runs: Run[], rows: Row[]): Promise<string> {
@@ -105,24 +144,7 @@ export function drawReport(title: string, subtitle: string, runs: Run[], rows: R
     background: "white",
     padding: 20,
     spacing: 44,
-    config: {
-      font: "Inter, Helvetica Neue, Helvetica, Arial, sans-serif",
-      view: { stroke: null },
-      title: { color: INK, subtitleColor: FAINT, subtitlePadding: 6 },
-      axis: {
-        domain: false,
-        ticks: false,
-        labelFlush: false,
-        gridColor: "#e5e7eb",
-        labelColor: FAINT,
-        labelFontSize: 11,
-        labelPadding: 8,
-        titleColor: INK,
-        titleFontSize: 12,
-        titleFontWeight: "normal",
-        titlePadding: 12,
-      },
-    },
+    config: CONFIG,
     hconcat: [{
       width: 430,
       height: 300,
@@ -157,5 +179,5 @@ export function drawReport(title: string, subtitle: string, runs: Run[], rows: R
       }],
     }],
   };
-  return new View(parse(compile(spec).spec), { renderer: "none" }).toSVG();
+  return drawSpec(spec);
 }

@@ -1,0 +1,182 @@
+import { assert, assertEquals, assertRejects } from "@std/assert";
+import { init, manualSeed, nn, noGrad, Scope, stats, Tape, tensor } from "@limbeck/limbeck";
+import { random } from "../testing/op.ts";
+import { sample } from "./generate.ts";
+
+/** A decoder whose weights are large enough for every token to depend on those before it. */
+function makeGpt(context: number, dropout = 0): nn.Gpt {
+  manualSeed(7);
+  const gpt = new nn.Gpt({ vocabulary: 23, context, layers: 2, width: 16, heads: 2, dropout });
+  for (const x of gpt.parameters()) if (x.rank > 1) nn.init.normal(x, 0, 0.4);
+  return gpt;
+}
+
+const PROMPTS = [new Int32Array([1, 2, 3]), new Int32Array([20, 4, 9])];
+
+const arrays = (texts: readonly Int32Array[]) => texts.map((text) => [...text]);
+
+/** The likeliest tokens, computed from the whole text for each. */
+async function greedy(gpt: nn.Gpt, prompts: readonly Int32Array[], length: number): Promise<number[][]> {
+  const texts = arrays(prompts);
+  for (let i = 0; i < length; i++) {
+    using _scope = new Scope();
+    const tokens = tensor(Int32Array.from(texts.flat()), [texts.length, texts[0].length]);
+    const best = await noGrad(() => gpt.forward(tokens).argmax({ dim: 2 })).array() as number[][];
+    texts.forEach((text, b) => text.push(best[b].at(-1)!));
+  }
+  return texts;
+}
+
+Deno.test("generate: the cache changes nothing", async () => {
+  await init();
+  const gpt = makeGpt(40);
+  const cases: [readonly Int32Array[], number][] = [ // prompts, tokens to add
+    [PROMPTS, 37], // up to the last place
+    [[new Int32Array([5])], 12],
+    [PROMPTS.map((_, b) => Int32Array.from({ length: 35 }, (_, i) => (i * i + b) % 23)), 3], // longer than a tile of queries
+  ];
+  for (const [prompts, length] of cases) {
+    const want = await greedy(gpt, prompts, length);
+    assert(new Set(want[0].slice(-length)).size > 1, `${want[0]}`); // else any mistake would pass
+    const got = await nn.generate(gpt, prompts, { length, temperature: 0 });
+    assertEquals(arrays(got), want);
+  }
+  gpt.dispose();
+});
+
+Deno.test("generate: one candidate is the likeliest", async () => {
+  await init();
+  const gpt = makeGpt(20), length = 10;
+  const likeliest = await nn.generate(gpt, PROMPTS, { length, temperature: 0 });
+  assertEquals(await nn.generate(gpt, PROMPTS, { length, topK: 1, seed: 3 }), likeliest);
+  assertEquals(await nn.generate(gpt, PROMPTS, { length, topP: 1e-6, seed: 4 }), likeliest);
+  assertEquals(await nn.generate(gpt, PROMPTS, { length, temperature: 1e-3, seed: 5 }), likeliest);
+  assert(arrays(await nn.generate(gpt, PROMPTS, { length })).join() !== arrays(likeliest).join());
+  gpt.dispose();
+});
+
+Deno.test("generate: seeds", async () => {
+  await init();
+  const gpt = makeGpt(20), run = (seed?: number) => nn.generate(gpt, PROMPTS, { length: 15, temperature: 2, seed });
+  const first = await run(1);
+  assertEquals(await run(1), first);
+  assert(arrays(await run(2)).join() !== arrays(first).join());
+  assertEquals(await run(undefined), await run(0));
+  const [a, b] = await nn.generate(gpt, [PROMPTS[0], PROMPTS[0]], { length: 15, temperature: 2 });
+  assert(a.join() !== b.join(), "each prompt draws for itself");
+  gpt.dispose();
+});
+
+Deno.test("generate: a stop token ends its sequence", async () => {
+  await init();
+  const gpt = makeGpt(30), length = 20;
+  const whole = arrays(await nn.generate(gpt, PROMPTS, { length, temperature: 0 }));
+  const cut = (text: number[], stop: number) => {
+    const end = text.indexOf(stop, 3);
+    return end < 0 ? text : text.slice(0, end + 1);
+  };
+  // every token that occurs, and one of the prompt, which ends nothing
+  for (const stop of new Set([...whole[0].slice(0, 6), ...whole[1].slice(3, 6)])) {
+    const got = await nn.generate(gpt, PROMPTS, { length, temperature: 0, stop });
+    assertEquals(arrays(got), whole.map((text) => cut(text, stop)), `stop ${stop}`);
+  }
+  const before = stats().dispatches;
+  await nn.generate(gpt, [PROMPTS[0]], { length, temperature: 0 });
+  const full = stats().dispatches - before;
+  await nn.generate(gpt, [PROMPTS[0]], { length, temperature: 0, stop: whole[0][3] });
+  assert(stats().dispatches - before < 1.5 * full, "the run ends when all have ended");
+  gpt.dispose();
+});
+
+Deno.test("generate: leaves the train flag, gradients and memory alone", async () => {
+  await init();
+  const gpt = makeGpt(20, 0.5).train(), live = stats();
+  const got = await nn.generate(gpt, PROMPTS, { length: 4, temperature: 0 });
+  assert(gpt.training && gpt.blocks[0].training);
+  assertEquals(arrays(got), await greedy(gpt.eval(), PROMPTS, 4)); // nothing was dropped
+  await nn.generate(gpt, PROMPTS, { length: 1 });
+  assert(!gpt.training);
+  assertEquals([stats().liveTensors, stats().liveBytes], [live.liveTensors, live.liveBytes]);
+  {
+    using _tape = new Tape(); // between a forward pass and its backward pass
+    const loss = gpt.forward(tensor(PROMPTS[0], [1, 3])).square().mean();
+    assertEquals(await nn.generate(gpt, PROMPTS, { length: 4, temperature: 0 }), got);
+    loss.backward();
+  }
+  assert(gpt.parameters().every((p) => p.grad));
+  gpt.dispose();
+});
+
+Deno.test("generate: draws follow the distribution", () => {
+  const logits = [2, 1, 0.5, 0, -1, -3, 1.5], DRAWS = 20_000;
+  const powers = (temperature: number) => logits.map((x) => Math.exp(x / temperature));
+  const only = (weights: number[], kept: number[]) => weights.map((w, i) => kept.includes(i) ? w : 0);
+  // sorted: 0 (2), 6 (1.5), 1 (1), 2, 3, 4, 5; shares at temperature 1: 0.41, 0.25, 0.15, 0.09, …
+  const cases: [string, Parameters<typeof sample>[1], number[]][] = [
+    ["temperature 1", { temperature: 1 }, powers(1)],
+    ["temperature 0.5", { temperature: 0.5 }, powers(0.5)],
+    ["temperature 3", { temperature: 3 }, powers(3)],
+    ["top 3", { temperature: 1, topK: 3 }, only(powers(1), [0, 6, 1])],
+    ["top 100", { temperature: 1, topK: 100 }, powers(1)],
+    ["top p 0.4", { temperature: 1, topP: 0.4 }, only(powers(1), [0])],
+    ["top p 0.5", { temperature: 1, topP: 0.5 }, only(powers(1), [0, 6])],
+    ["top p 1", { temperature: 1, topP: 1 }, powers(1)],
+    // of the two that top-k leaves the first has 0.62
+    ["top 2, top p 0.6", { temperature: 1, topK: 2, topP: 0.6 }, only(powers(1), [0])],
+    ["top 2, top p 0.65", { temperature: 1, topK: 2, topP: 0.65 }, only(powers(1), [0, 6])],
+  ];
+  for (const [i, [name, options, weights]] of cases.entries()) {
+    const draw = random(i), counts = weights.map(() => 0), total = weights.reduce((a, b) => a + b);
+    for (let n = 0; n < DRAWS; n++) counts[sample(logits, options, draw)]++;
+    let chiSquare = 0, freedom = -1;
+    weights.forEach((w, i) => {
+      const expected = DRAWS * w / total;
+      if (expected === 0) return assertEquals(counts[i], 0, `${name}: token ${i} was left out`);
+      chiSquare += (counts[i] - expected) ** 2 / expected;
+      freedom++;
+    });
+    // χ² with f degrees has mean f and deviation √2f; 5 of them
+    assert(chiSquare <= freedom + 5 * Math.sqrt(2 * freedom), `${name}: χ² ${chiSquare} of ${freedom}`);
+  }
+  assertEquals(sample([1, 3, 3, 2], { temperature: 0 }, random(0)), 1); // the first of equal ones
+  assertEquals(sample([-Infinity, 5, -Infinity], { temperature: 1 }, () => 0.999999), 1);
+  assertEquals(sample([0, 0], { temperature: 1 }, () => 1 - 2 ** -32), 1); // the last number a generator gives
+});
+
+Deno.test("generate: what it throws", async () => {
+  await init();
+  const gpt = makeGpt(8).train(), live = stats().liveBytes;
+  const cases: [unknown, unknown, unknown, typeof TypeError | typeof RangeError, string][] = [
+    [gpt, PROMPTS, { length: 6 }, RangeError, "prompt and length must fit the context 8, got 3 + 6"],
+    [gpt, [new Int32Array(9)], { length: 0 }, RangeError, "must fit the context 8, got 9 + 0"],
+    [gpt, [], { length: 1 }, TypeError, "prompts must be Int32Arrays of one length"],
+    [gpt, [new Int32Array(0)], { length: 1 }, TypeError, "prompts must be Int32Arrays of one length of at least 1"],
+    [
+      gpt,
+      [new Int32Array(1), new Int32Array(2)],
+      { length: 1 },
+      TypeError,
+      "prompts must be Int32Arrays of one length",
+    ],
+    [gpt, [[1, 2]], { length: 1 }, TypeError, "prompts must be Int32Arrays"],
+    [gpt, undefined, { length: 1 }, TypeError, "prompts must be Int32Arrays"],
+    [gpt, [new Int32Array([23])], { length: 1 }, RangeError, "index must be in [0, 23), got 23"],
+    [gpt, PROMPTS, { length: -1 }, RangeError, "length must be"],
+    [gpt, PROMPTS, {}, TypeError, "length must be a number, got undefined"],
+    [gpt, PROMPTS, { length: 1, temperature: -1 }, RangeError, "temperature must be"],
+    [gpt, PROMPTS, { length: 1, topK: 0 }, RangeError, "topK must be"],
+    [gpt, PROMPTS, { length: 1, topP: 0 }, RangeError, "topP must be"],
+    [gpt, PROMPTS, { length: 1, topP: 1.1 }, RangeError, "topP must be"],
+    [gpt, PROMPTS, { length: 1, stop: 23 }, RangeError, "stop must be"],
+    [gpt, PROMPTS, { length: 1, top_k: 2 }, TypeError, "did you mean topK?"],
+    [new nn.Dropout(), PROMPTS, { length: 1 }, TypeError, "gpt must be a Gpt, got a Dropout"],
+  ];
+  for (const [model, prompts, options, type, message] of cases) {
+    // deno-lint-ignore no-explicit-any
+    await assertRejects(() => nn.generate(model as any, prompts as any, options as any), type, message);
+  }
+  assert(gpt.training, "the train flag is back");
+  assertEquals(stats().liveBytes, live);
+  assertEquals(arrays(await nn.generate(gpt, PROMPTS, { length: 0 })), arrays(PROMPTS));
+  gpt.dispose();
+});

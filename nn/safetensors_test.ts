@@ -1,0 +1,280 @@
+import { assert, assertEquals, assertRejects } from "@std/assert";
+import {
+  init,
+  loadSafetensors,
+  loadSafetensorsMetadata,
+  saveSafetensors,
+  Scope,
+  stats,
+  type Tensor,
+  tensor,
+  zeros,
+} from "@limbeck/limbeck";
+
+/** The bytes of a file with this header (JSON, or a text as it is) and data. */
+function file(header: unknown, data: ArrayLike<number> = [], length?: bigint): Uint8Array {
+  const head = new TextEncoder().encode(typeof header === "string" ? header : JSON.stringify(header));
+  const bytes = new Uint8Array(8 + head.length + data.length);
+  new DataView(bytes.buffer).setBigUint64(0, length ?? BigInt(head.length), true);
+  bytes.set(head, 8);
+  bytes.set(data, 8 + head.length);
+  return bytes;
+}
+
+const bytesOf = (array: ArrayBufferView) => new Uint8Array(array.buffer, array.byteOffset, array.byteLength);
+
+/** A directory that is gone afterwards. */
+async function inDirectory(fn: (directory: string) => Promise<void>): Promise<void> {
+  const directory = await Deno.makeTempDir();
+  try {
+    await fn(directory);
+  } finally {
+    await Deno.remove(directory, { recursive: true });
+  }
+}
+
+const names = (directory: string) => [...Deno.readDirSync(directory)].map((entry) => entry.name).sort();
+
+/** Everything about tensors that a file must keep. */
+const contents = async (tensors: Record<string, Tensor>) =>
+  Object.fromEntries(
+    await Promise.all(
+      Object.entries(tensors).map(async ([name, x]) => [name, { shape: [...x.shape], data: await x.data() }]),
+    ),
+  );
+
+Deno.test("safetensors: there and back", async () => {
+  const { f16 } = await init();
+  using _scope = new Scope();
+  const tensors: Record<string, Tensor> = {
+    "a.weight": tensor([[1.5, -0, NaN], [Infinity, 2 ** -149, 3.4028234663852886e38]]),
+    signed: tensor(new Int32Array([2 ** 31 - 1, -(2 ** 31), 2 ** 24 + 1])),
+    unsigned: tensor(new Uint32Array([2 ** 32 - 1, 0]), [2, 1, 1]),
+    scalar: tensor(4),
+    empty: zeros([0, 3]),
+    "": tensor([1]), // odd names
+    'ünïcode " \n': tensor([2]),
+    "7": tensor([3]),
+    result: tensor([1, 2]).add(1), // what only the GPU has seen
+  };
+  // an odd number of 2-byte elements in front of the others would leave those unaligned
+  if (f16) tensors.half = tensor(new Float16Array([65504, -(2 ** -24), 1.5]));
+  await inDirectory(async (directory) => {
+    const path = `${directory}/all.safetensors`, metadata = { note: 'a "note"', ünï: "code" };
+    await saveSafetensors(path, tensors, metadata);
+    const want = await contents(tensors);
+    assertEquals(await contents(await loadSafetensors(path)), want);
+    assertEquals(await contents(await loadSafetensors(new URL(`file://${path}`))), want);
+    assertEquals(await contents(await loadSafetensors(Deno.readFileSync(path))), want);
+    const shifted = new Uint8Array(Deno.statSync(path).size + 3).subarray(3); // unaligned bytes
+    shifted.set(Deno.readFileSync(path));
+    assertEquals(await contents(await loadSafetensors(shifted)), want);
+    assertEquals(await loadSafetensorsMetadata(path), metadata);
+    assertEquals(names(directory), ["all.safetensors"]);
+
+    // what the format asks of a writer: an 8-aligned header, and data without holes, each tensor aligned
+    const bytes = Deno.readFileSync(path), length = Number(new DataView(bytes.buffer).getBigUint64(0, true));
+    assertEquals(length % 8, 0);
+    const { __metadata__: _, ...header } = JSON.parse(new TextDecoder().decode(bytes.subarray(8, 8 + length)));
+    const ranges = Object.values(header as Record<string, { dtype: string; data_offsets: [number, number] }>)
+      .map(({ dtype, data_offsets: [from, to] }) => ({ from, to, size: dtype === "F16" ? 2 : 4 }))
+      .sort((a, b) => a.from - b.from || a.to - b.to);
+    let end = 0;
+    for (const { from, to, size } of ranges) {
+      assertEquals([from, from % size], [end, 0]);
+      end = to;
+    }
+    assertEquals(8 + length + end, bytes.length);
+
+    await saveSafetensors(path, {});
+    assertEquals([await loadSafetensors(path), await loadSafetensorsMetadata(path)], [{}, {}]);
+  });
+});
+
+Deno.test("safetensors: files of other writers", async () => {
+  await init();
+  using _scope = new Scope();
+  const bf16 = [0x3fc0, 0xc000, 0x7f80, 0xff80, 0x0000, 0x8000, 0x0001, 0x7fc0]; // 1.5 −2 ∞ −∞ 0 −0 2⁻¹³³ NaN
+  const data = [
+    bytesOf(new Uint16Array(bf16)),
+    bytesOf(new Float64Array([1 / 3, -1e300, 2 ** -200])),
+    bytesOf(new BigInt64Array([-1n, 2n ** 31n - 1n, -(2n ** 31n)])),
+    bytesOf(new Float32Array([7])),
+  ];
+  let end = 0;
+  const offsets = data.map((part) => [end, end += part.length]);
+  const load = (header: unknown) => loadSafetensors(file(header, data.flatMap((part) => [...part])));
+  const entries = { // in an order of their own, no metadata, a null-free minimum
+    late: { dtype: "F32", shape: [], data_offsets: offsets[3] },
+    half: { dtype: "BF16", shape: [2, 4], data_offsets: offsets[0] },
+    double: { dtype: "F64", shape: [3], data_offsets: offsets[1] },
+    long: { dtype: "I64", shape: [3, 1], data_offsets: offsets[2] },
+  };
+  const wanted = {
+    late: { shape: [], data: new Float32Array([7]) },
+    half: { shape: [2, 4], data: new Float32Array([1.5, -2, Infinity, -Infinity, 0, -0, 2 ** -133, NaN]) },
+    double: { shape: [3], data: new Float32Array([1 / 3, -Infinity, 0]) },
+    long: { shape: [3, 1], data: new Int32Array([-1, 2 ** 31 - 1, -(2 ** 31)]) },
+  };
+  assertEquals(await contents(await load(entries)), wanted);
+  assertEquals(await contents(await load(JSON.stringify(entries, null, 3) + "   ")), wanted); // padded
+  assertEquals(await loadSafetensorsMetadata(file({ __metadata__: { format: "pt" } })), { format: "pt" });
+});
+
+Deno.test("safetensors: malformed files take no memory", async () => {
+  await init();
+  const entry = (more: Record<string, unknown> = {}) => ({ dtype: "F32", shape: [2], data_offsets: [0, 8], ...more });
+  const good = entry(), data = new Uint8Array(16);
+  const long = file({ a: good, b: entry({ dtype: "I64", shape: [1], data_offsets: [8, 16] }) }, [
+    ...data.subarray(0, 8),
+    ...bytesOf(new BigInt64Array([2n ** 31n])),
+  ]);
+  const cases: [string, Uint8Array, string][] = [
+    ["nothing", new Uint8Array(0), "it has 0 bytes"],
+    ["a cut length", new Uint8Array(7), "it has 7 bytes"],
+    ["a cut header", file({ a: good }, data).subarray(0, 20), "its header says it has"],
+    ["cut data", file({ a: good }, data.subarray(0, 7)), '"a" lies at 0 to 8 of 7 bytes'],
+    ["a huge header", file({ a: good }, data, 2n ** 63n), "its header says it has 9223372036854776000 bytes"],
+    ["a header beyond the file", file({ a: good }, data, 1000n), "its header says it has 1000 bytes"],
+    ["no JSON", file("{a: 1}"), "its header is no JSON"],
+    ["an empty header", file(""), "its header is no JSON"],
+    ["no UTF-8", Uint8Array.from([2, 0, 0, 0, 0, 0, 0, 0, 0xff, 0xfe]), "its header is no JSON"],
+    ["an array", file([]), "its header is no object"],
+    ["null", file("null"), "its header is no object"],
+    ["a number", file("5"), "its header is no object"],
+    ["overlaps", file({ a: good, b: entry({ data_offsets: [4, 12] }) }, data), '"b" overlaps another tensor'],
+    ["one range twice", file({ a: good, b: good }, data), "overlaps another tensor"],
+    ["offsets beyond", file({ a: good, b: entry({ data_offsets: [12, 20] }) }, data), '"b" lies at 12 to 20 of 16'],
+    ["offsets backwards", file({ a: entry({ data_offsets: [8, 0] }) }, data), '"a" lies at 8 to 0'],
+    ["a negative offset", file({ a: entry({ data_offsets: [-8, 0] }) }, data), '"a" lies at -8 to 0'],
+    ["offsets that are no integers", file({ a: entry({ data_offsets: [0.5, 8.5] }) }, data), '"a" has the offsets'],
+    ["offsets as texts", file({ a: entry({ data_offsets: ["0", "8"] }) }, data), '"a" has the offsets'],
+    ["one offset", file({ a: entry({ data_offsets: [8] }) }, data), '"a" has the offsets [8]'],
+    ["no offsets", file({ a: { dtype: "F32", shape: [2] } }, data), '"a" has the offsets undefined'],
+    ["too many bytes", file({ a: entry({ data_offsets: [0, 12] }) }, data), '"a" has 12 bytes'],
+    ["too few bytes", file({ a: entry({ shape: [3] }) }, data), '"a" has 8 bytes'],
+    ["a shape of 2⁸⁰", file({ a: entry({ shape: [2 ** 40, 2 ** 40] }) }, data), '"a" has 8 bytes'],
+    ["a negative shape", file({ a: entry({ shape: [-1, -2] }) }, data), '"a" has the shape [-1, -2]'],
+    ["a fractional shape", file({ a: entry({ shape: [0.5, 4] }) }, data), '"a" has the shape [0.5, 4]'],
+    ["a shape of texts", file({ a: entry({ shape: ["2"] }) }, data), '"a" has the shape ["2"]'],
+    ["no shape", file({ a: { dtype: "F32", data_offsets: [0, 8] } }, data), '"a" has the shape undefined'],
+    ["an unknown dtype", file({ a: entry({ dtype: "F8_E4M3" }) }, data), '"a" has the dtype "F8_E4M3"; readable are'],
+    ["a dtype of Object's", file({ a: entry({ dtype: "toString" }) }, data), '"a" has the dtype "toString"'],
+    ["a dtype in an array", file({ a: entry({ dtype: ["F32"] }) }, data), '"a" has the dtype ["F32"]'],
+    ["no dtype", file({ a: { shape: [2], data_offsets: [0, 8] } }, data), '"a" has the dtype undefined'],
+    ["a tensor that is null", file({ a: null }), '"a" has the dtype undefined'],
+    ["a tensor that is a number", file({ a: 5 }), '"a" has the dtype undefined'],
+    ["metadata of numbers", file({ __metadata__: { a: 1 } }), "its metadata is no object of strings"],
+    ["metadata that is a text", file({ __metadata__: "a" }), "its metadata is no object of strings"],
+    ["metadata that is an array", file({ __metadata__: ["a"] }), "its metadata is no object of strings"],
+    ["metadata that is null", file({ __metadata__: null }), "its metadata is no object of strings"],
+    ["__proto__", file(`{"__proto__": ${JSON.stringify(good)}}`, data), "__proto__"],
+    ["a number that does not fit i32", long, "the I64 value 2147483648 does not fit i32"],
+  ];
+  const before = stats(), wrong: string[] = [];
+  for (const [name, bytes, message] of cases) {
+    try {
+      await loadSafetensors(bytes);
+      wrong.push(`${name}: nothing is thrown`);
+    } catch (error) {
+      const { message: text } = error as Error;
+      if (!(error instanceof RangeError)) wrong.push(`${name}: no RangeError but ${error}`);
+      else if (!text.includes(message)) wrong.push(`${name}: says ${text}`);
+      else if (!text.startsWith("loadSafetensors: ")) wrong.push(`${name}: does not name the op: ${text}`);
+    }
+    if (stats().liveBytes !== before.liveBytes) {
+      wrong.push(`${name}: ${stats().liveBytes - before.liveBytes} bytes stay`);
+      before.liveBytes = stats().liveBytes;
+    }
+  }
+  assertEquals(wrong, []);
+});
+
+Deno.test("safetensors: errors name the file, and what is no file is refused", async () => {
+  await init();
+  await inDirectory(async (directory) => {
+    const path = `${directory}/bad.safetensors`;
+    await Deno.writeFile(path, new Uint8Array(3));
+    await assertRejects(() => loadSafetensors(path), RangeError, path);
+    await assertRejects(() => loadSafetensors(`${directory}/none`), Deno.errors.NotFound);
+  });
+  // deno-lint-ignore no-explicit-any
+  await assertRejects(() => loadSafetensors(5 as any), TypeError, "pathOrBytes must be a path, a URL or a Uint8Array");
+});
+
+Deno.test("safetensors: a save that fails leaves the old file and nothing else", async () => {
+  await init();
+  using _scope = new Scope();
+  await inDirectory(async (directory) => {
+    const path = `${directory}/a.safetensors`, x = tensor([1, 2]), closed = tensor([3]);
+    closed.dispose();
+    await saveSafetensors(path, { x });
+    const old = Deno.readFileSync(path);
+    // deno-lint-ignore no-explicit-any
+    const save = (to: any, tensors: any, metadata?: any) => () => saveSafetensors(to, tensors, metadata);
+    await assertRejects(save(path, { x, y: 5 }), TypeError, "saveSafetensors: y must be a Tensor, got 5");
+    await assertRejects(save(path, { x, y: closed }), Error, "saveSafetensors: y (shape [1]) was closed");
+    await assertRejects(save(path, null), TypeError, "saveSafetensors: tensors must be an object of tensors, got null");
+    await assertRejects(save(path, { x }, { step: 5 }), TypeError, "saveSafetensors: metadata.step must be a string");
+    await assertRejects(save(5, { x }), TypeError, "saveSafetensors: path must be a string, got 5");
+    // names that the file could not give back
+    await assertRejects(save(path, { x, __metadata__: x }), Error, "__metadata__");
+    await assertRejects(save(path, Object.fromEntries([["x", x], ["__proto__", x]])), Error, "__proto__");
+    assertEquals(Deno.readFileSync(path), old);
+    // the data is written, but cannot get its name
+    await Deno.mkdir(`${directory}/taken/inner`, { recursive: true });
+    await assertRejects(() => saveSafetensors(`${directory}/taken`, { x }), Error);
+    await assertRejects(() => saveSafetensors(`${directory}/none/a`, { x }), Deno.errors.NotFound);
+    assertEquals(names(directory), ["a.safetensors", "taken"]);
+    await saveSafetensors(path, { x: x.add(1) });
+    assertEquals(await (await loadSafetensors(path)).x.array(), [2, 3]);
+  });
+});
+
+Deno.test("safetensors: a disk that fails in the middle leaves the old file", async () => {
+  await init();
+  using _scope = new Scope();
+  const write = Deno.FsFile.prototype.write;
+  await inDirectory(async (directory) => {
+    const path = `${directory}/a.safetensors`, x = tensor(new Float32Array(1000).fill(1));
+    await saveSafetensors(path, { x });
+    let writes = 0;
+    Deno.FsFile.prototype.write = async function (this: Deno.FsFile, bytes: Uint8Array) {
+      if (writes++ === 2) throw new Error("no space left");
+      return await write.call(this, bytes.subarray(0, 100)); // a file may take less than it is given
+    };
+    try {
+      await assertRejects(() => saveSafetensors(path, { x: x.mul(2) }), Error, "no space left");
+    } finally {
+      Deno.FsFile.prototype.write = write;
+    }
+    assertEquals(writes, 3);
+    assertEquals(names(directory), ["a.safetensors"]);
+    const { x: loaded } = await loadSafetensors(path);
+    assert((await loaded.data()).every((v) => v === 1));
+  });
+});
+
+Deno.test("safetensors: what is saved is what was there when the call was made", async () => {
+  await init();
+  using _scope = new Scope();
+  await inDirectory(async (directory) => {
+    const path = `${directory}/a.safetensors`, x = tensor([1, 2]);
+    const saving = saveSafetensors(path, { x });
+    x.assign(tensor([5, 6])); // a training loop goes on
+    await saving;
+    assertEquals(await (await loadSafetensors(path)).x.array(), [1, 2]);
+  });
+});
+
+Deno.test("safetensors: tensors belong to the innermost scope", async () => {
+  await init();
+  const before = stats().liveTensors,
+    bytes = file({ a: { dtype: "F32", shape: [1], data_offsets: [0, 4] } }, [0, 0, 0, 0]);
+  {
+    using _scope = new Scope();
+    await loadSafetensors(bytes);
+    assertEquals(stats().liveTensors, before + 1);
+  }
+  assertEquals(stats().liveTensors, before);
+});

@@ -1,0 +1,298 @@
+import { assert, assertEquals, assertThrows } from "@std/assert";
+import {
+  crossEntropy,
+  init,
+  loadSafetensors,
+  manualSeed,
+  nn,
+  noGrad,
+  Scope,
+  stats,
+  Tape,
+  type Tensor,
+  tensor,
+  tril,
+  zeros,
+} from "@limbeck/limbeck";
+import { largestError } from "../testing/compare.ts";
+import { random } from "../testing/op.ts";
+
+const SIZES = { vocabulary: 37, context: 16, layers: 2, width: 24, heads: 2 };
+
+const testdata = (name: string) => new URL(`../testing/testdata/${name}.safetensors`, import.meta.url);
+
+const numbers = (count: number, seed: number) => {
+  const draw = random(seed);
+  return Float32Array.from({ length: count }, () => 2 * draw() - 1);
+};
+
+const ids = (count: number, below: number) => Int32Array.from({ length: count }, (_, i) => (i * i + 3) % below);
+
+/** Gives every parameter random values, so that none is at a special one. */
+function scramble(module: nn.Module): void {
+  module.namedParameters().forEach(([, x], i) => x.assign(tensor(numbers(x.size, i + 1), x.shape).mul(0.5)));
+}
+
+Deno.test("transformer: a state dict that PyTorch wrote gives PyTorch's logits", async () => {
+  await init();
+  using _scope = new Scope();
+  const state = await loadSafetensors(testdata("state_dict"));
+  const bytes = Deno.readFileSync(testdata("state_dict_io"));
+  // float64, which loadSafetensors would round: read by hand
+  const start = 8 + Number(new DataView(bytes.buffer).getBigUint64(0, true));
+  const header = JSON.parse(new TextDecoder().decode(bytes.subarray(8, start)));
+  const part = (name: string) => bytes.slice(...header[name].data_offsets.map((n: number) => start + n)).buffer;
+  const gpt = new nn.Gpt(SIZES).eval();
+  const shapes = (tensors: Record<string, Tensor>) =>
+    Object.fromEntries(Object.entries(tensors).map(([name, x]) => [name, x.shape]));
+  assertEquals(shapes(gpt.stateDict()), shapes(state));
+  gpt.loadStateDict(state);
+  const logits = noGrad(() => gpt.forward(tensor(new Int32Array(part("ids")), header.ids.shape)));
+  assertEquals(logits.shape, header.logits.shape);
+  const error = largestError(await logits.data(), new Float64Array(part("logits")));
+  assert(error < 1e-5, `${error}`); // some hundred roundings of f32 through two blocks
+  gpt.dispose();
+});
+
+Deno.test("transformer: state names are PyTorch's", async () => {
+  await init();
+  const names = (module: nn.Module) => {
+    const list = Object.keys(module.stateDict()).sort();
+    module.dispose();
+    return list;
+  };
+  // as [*torch.nn.MultiheadAttention(8, 2).state_dict()] and those of TransformerEncoderLayer
+  const attention = ["in_proj_bias", "in_proj_weight", "out_proj.bias", "out_proj.weight"];
+  assertEquals(names(new nn.MultiHeadAttention(8, 2)), attention);
+  const pairs = ["linear1", "linear2", "norm1", "norm2"].flatMap((name) => [`${name}.bias`, `${name}.weight`]);
+  const block = [...pairs, ...attention.map((name) => `self_attn.${name}`)];
+  assertEquals(names(new nn.TransformerBlock(8, 2)), block);
+  const gpt = { ...SIZES, layers: 1, tied: true };
+  const decoder = [
+    ...block.map((name) => `blocks.0.${name}`),
+    "norm.bias",
+    "norm.weight",
+    "positions.weight",
+    "tokens.weight",
+  ];
+  assertEquals(names(new nn.Gpt(gpt)), decoder);
+  assertEquals(names(new nn.Gpt({ ...gpt, tied: false })), [...decoder, "head.weight"].sort());
+});
+
+Deno.test("transformer: a state dict that does not fit", async () => {
+  await init();
+  using _scope = new Scope();
+  const state = await loadSafetensors(testdata("state_dict"));
+  const tied = new nn.Gpt({ ...SIZES, tied: true }), before = await tied.tokens.weight.data();
+  assertThrows(() => tied.loadStateDict(state), Error, "missing nothing; unexpected head.weight");
+  const { "norm.bias": _, ...less } = state;
+  const gpt = new nn.Gpt(SIZES);
+  assertThrows(() => gpt.loadStateDict(less), Error, "missing norm.bias; unexpected nothing");
+  const shallow = new nn.Gpt({ ...SIZES, layers: 1 });
+  assertThrows(() => shallow.loadStateDict(state), Error, "unexpected blocks.1.linear1.bias");
+  const wide = new nn.Gpt({ ...SIZES, hidden: 48 });
+  assertThrows(
+    () => wide.loadStateDict(state),
+    TypeError,
+    "blocks.0.linear1.weight must have shape [48, 24], got [96, 24]",
+  );
+  assertEquals(await tied.tokens.weight.data(), before);
+  tied.loadStateDict(state, { strict: false });
+  assertEquals(await tied.tokens.weight.data(), await state["tokens.weight"].data());
+  for (const module of [tied, gpt, shallow, wide]) module.dispose();
+});
+
+Deno.test("transformer: where weights start", async () => {
+  await init();
+  manualSeed(1);
+  using _scope = new Scope();
+  const gpt = new nn.Gpt({ ...SIZES, width: 64, heads: 4 });
+  for (const [name, x] of gpt.namedParameters()) {
+    const data = Array.from(await x.data()), mean = data.reduce((a, b) => a + b) / data.length;
+    const deviation = Math.sqrt(data.reduce((sum, v) => sum + (v - mean) ** 2, 0) / data.length);
+    if (name.endsWith("bias")) assertEquals(new Set(data), new Set([0]), name);
+    else if (x.rank === 1) assertEquals(new Set(data), new Set([1]), name);
+    // n draws give their deviation to 1/√2n: five times that
+    else assert(Math.abs(deviation / 0.02 - 1) < 5 / Math.sqrt(2 * data.length), `${name}: ${deviation}`);
+  }
+  gpt.dispose();
+  const table = new nn.Embedding(100, 20);
+  const data = Array.from(await table.weight.data());
+  const square = data.reduce((sum, v) => sum + v * v, 0) / data.length;
+  assert(Math.abs(square - 1) < 5 * Math.sqrt(2 / data.length), `${square}`); // N(0, 1)
+  table.dispose();
+});
+
+Deno.test("transformer: the small layers are their ops", async () => {
+  await init();
+  using _scope = new Scope();
+  const table = new nn.Embedding(3, 2), layer = new nn.LayerNorm(2, 0), rms = new nn.RMSNorm(2, 0);
+  table.weight.assign(tensor([[1, 2], [3, 4], [5, 6]]));
+  assertEquals(await table.forward(tensor(new Int32Array([2, 0]))).array(), [[5, 6], [1, 2]]);
+  layer.bias.assign(tensor([10, 20]));
+  assertEquals(await layer.forward(tensor([[1, 3]])).array(), [[9, 21]]);
+  rms.weight.assign(tensor([1, 2]));
+  assertEquals(await rms.forward(tensor([[4, -4]])).array(), [[1, -2]]);
+  assertEquals([layer.eps, new nn.LayerNorm(1).eps, new nn.RMSNorm(1).eps], [0, 1e-5, 1e-5]);
+  for (const module of [table, layer, rms]) module.dispose();
+});
+
+/** A block from primitive ops alone. */
+function composed(p: Record<string, Tensor>, x: Tensor, heads: number, causal: boolean): Tensor {
+  const [batch, length, width] = x.shape, depth = width / heads;
+  const normed = (x: Tensor, name: string) => {
+    const centred = x.sub(x.mean({ dim: -1, keepDim: true }));
+    const deviation = centred.square().mean({ dim: -1, keepDim: true }).add(1e-5).sqrt();
+    return centred.div(deviation).mul(p[`${name}.weight`]).add(p[`${name}.bias`]);
+  };
+  const times = (x: Tensor, weight: string, bias: string) => x.matmul(p[weight].transpose(0, 1)).add(p[bias]);
+  const projected = times(normed(x, "norm1"), "self_attn.in_proj_weight", "self_attn.in_proj_bias");
+  const [q, k, v] = [0, 1, 2].map((i) => {
+    const pick = zeros([3 * width, width]); // takes its third of the columns by a product
+    pick.assign(tensor(
+      Float32Array.from(
+        { length: 3 * width * width },
+        (_, at) => Math.floor(at / width) === i * width + at % width ? 1 : 0,
+      ),
+      [3 * width, width],
+    ));
+    return projected.matmul(pick).reshape([batch, length, heads, depth]).transpose(1, 2);
+  });
+  let scores = q.matmul(k.transpose(2, 3)).mul(1 / Math.sqrt(depth));
+  if (causal) {
+    const seen = tril(zeros([length, length]).add(1));
+    scores = scores.add(seen.sub(1).mul(1e30));
+  }
+  const joined = scores.softmax(-1).matmul(v).transpose(1, 2).reshape([batch, length, width]);
+  const y = x.add(times(joined, "self_attn.out_proj.weight", "self_attn.out_proj.bias"));
+  const inner = times(normed(y, "norm2"), "linear1.weight", "linear1.bias").gelu();
+  return y.add(times(inner, "linear2.weight", "linear2.bias"));
+}
+
+Deno.test("transformer: a block against primitive ops, values and all gradients", async () => {
+  await init();
+  const block = new nn.TransformerBlock(6, 3, { hidden: 10 }), shape = [2, 5, 6];
+  scramble(block);
+  for (const causal of [false, true]) {
+    const run = async (forward: (x: Tensor) => Tensor) => {
+      using _tape = new Tape();
+      for (const p of block.parameters()) {
+        p.grad?.dispose();
+        p.grad = null;
+      }
+      const x = tensor(numbers(60, 50), shape, { requiresGrad: true }), y = forward(x);
+      y.backward(tensor(numbers(60, 60), shape));
+      const gradients: [string, Tensor][] = [["x", x], ...block.namedParameters()];
+      const all: [string, ArrayLike<number>][] = [["y", await y.data()]];
+      for (const [name, t] of gradients) all.push([name, await t.grad!.data()]);
+      return all;
+    };
+    const got = await run((x) => block.forward(x, { causal }));
+    const want = await run((x) => composed(block.stateDict(), x, 3, causal));
+    const wrong = got.flatMap(([name, values], i) => {
+      const error = largestError(values, want[i][1], 1e-2); // gradients of key biases are 0
+      return error < 1e-5 ? [] : [`${name} ${error}`]; // both f32, some 80 roundings
+    });
+    assertEquals(wrong, [], `causal ${causal}`);
+  }
+  block.dispose();
+});
+
+Deno.test("transformer: a decoder sees no later token", async () => {
+  await init();
+  using _scope = new Scope();
+  const gpt = new nn.Gpt(SIZES);
+  scramble(gpt);
+  const tokens = ids(10, 37), changed = tokens.slice();
+  changed[7] = (changed[7] + 1) % 37;
+  const [a, b] = await Promise.all([tokens, changed].map((t) => gpt.forward(tensor(t, [1, 10])).data()));
+  assertEquals(a.slice(0, 7 * 37), b.slice(0, 7 * 37));
+  assert(a.slice(9 * 37).some((v, i) => v !== b[9 * 37 + i]), "the last one sees the change");
+  gpt.dispose();
+});
+
+Deno.test("transformer: dropout in training, none in evaluation", async () => {
+  await init();
+  using _scope = new Scope();
+  const plain = new nn.Gpt(SIZES), gpt = new nn.Gpt({ ...SIZES, dropout: 0.3 }), tokens = tensor(ids(10, 37), [1, 10]);
+  scramble(plain);
+  gpt.loadStateDict(plain.stateDict());
+  const run = async (module: nn.Module, x: Tensor, seed: number) => {
+    manualSeed(seed);
+    return await module.forward(x).data();
+  };
+  assertEquals(await run(gpt.eval(), tokens, 1), await run(plain, tokens, 2));
+  assert(!gpt.blocks[1].selfAttn.training, "eval reaches the blocks");
+  const trained = await run(gpt.train(), tokens, 1);
+  assertEquals(await run(gpt, tokens, 1), trained);
+  assert((await run(gpt, tokens, 2)).some((v, i) => v !== trained[i]));
+  assert((await run(plain, tokens, 1)).some((v, i) => v !== trained[i]));
+  // the attention drops weights of its own
+  const attention = new nn.MultiHeadAttention(4, 2, 0.5), x = tensor(numbers(20, 3), [1, 5, 4]);
+  const dropped = await run(attention, x, 1);
+  assert((await run(attention.eval(), x, 1)).some((v, i) => v !== dropped[i]));
+  for (const module of [plain, gpt, attention]) module.dispose();
+});
+
+Deno.test("transformer: a tied head is one parameter, and its gradient the sum of both uses", async () => {
+  await init();
+  const tied = new nn.Gpt({ ...SIZES, tied: true }), untied = new nn.Gpt(SIZES);
+  scramble(tied);
+  untied.loadStateDict({ ...tied.stateDict(), "head.weight": tied.tokens.weight });
+  assertEquals(tied.parameters().length, untied.parameters().length - 1);
+  assert(tied.headWeight === tied.tokens.weight && untied.headWeight === untied.head!.weight);
+  const tokens = ids(12, 37), target = ids(12, 36);
+  const losses = [];
+  for (const gpt of [tied, untied]) {
+    using _tape = new Tape();
+    const logits = gpt.forward(tensor(tokens, [2, 6])).reshape([12, 37]);
+    const loss = crossEntropy(logits, tensor(target));
+    loss.backward();
+    losses.push(await loss.item());
+  }
+  assertEquals(losses[0], losses[1]);
+  const [rows, columns] = await Promise.all([untied.tokens.weight, untied.head!.weight].map((w) => w.grad!.data()));
+  const sum = Float64Array.from(rows, (g, i) => g + columns[i]);
+  assert(largestError(await tied.tokens.weight.grad!.data(), sum) < 1e-6); // one addition in f32
+  assert(columns.some((g) => g !== 0) && rows.some((g) => g !== 0));
+  tied.dispose();
+  untied.dispose();
+});
+
+Deno.test("transformer: dispose frees all", async () => {
+  await init();
+  const before = stats();
+  const gpt = new nn.Gpt(SIZES);
+  {
+    using _tape = new Tape();
+    gpt.forward(tensor(ids(4, 37), [1, 4])).square().mean().backward();
+  }
+  gpt.dispose();
+  assertEquals([stats().liveTensors, stats().liveBytes], [before.liveTensors, before.liveBytes]);
+});
+
+Deno.test("transformer: what they throw", async () => {
+  await init();
+  using _scope = new Scope();
+  assertThrows(() => new nn.MultiHeadAttention(6, 4), RangeError, "heads must divide the width 6, got 4");
+  assertThrows(() => new nn.MultiHeadAttention(6, 2, 1), RangeError, "MultiHeadAttention: p must be");
+  assertThrows(() => new nn.Embedding(0, 2), RangeError, "Embedding: count must be");
+  assertThrows(() => new nn.LayerNorm(0), RangeError, "LayerNorm: width must be");
+  assertThrows(() => new nn.RMSNorm(1.5), RangeError, "RMSNorm: width must be");
+  // deno-lint-ignore no-explicit-any
+  assertThrows(() => new nn.TransformerBlock(4, 2, { ffn: 8 } as any), TypeError, 'unknown option "ffn"');
+  assertThrows(() => new nn.Gpt({ ...SIZES, layers: -1 }), RangeError, "Gpt: layers must be");
+  // deno-lint-ignore no-explicit-any
+  assertThrows(() => new nn.Gpt({ ...SIZES, tied: 1 } as any), TypeError, "Gpt: tied must be true or false");
+  const gpt = new nn.Gpt({ ...SIZES, layers: 0 });
+  assertEquals(gpt.forward(tensor(ids(16, 37), [1, 16])).shape, [1, 16, 37]);
+  assertThrows(
+    () => gpt.forward(tensor(ids(17, 37), [1, 17])),
+    RangeError,
+    "Gpt: tokens must have at most 16 positions",
+  );
+  assertThrows(() => gpt.forward(tensor(ids(4, 37))), TypeError, "Gpt: tokens must have shape [batch, T], got [4]");
+  assertThrows(() => gpt.forward(zeros([1, 4])), TypeError, "Gpt: tokens must have dtype i32 or u32, got f32");
+  assertThrows(() => gpt.forward(tensor(new Int32Array([37]), [1, 1])), RangeError, "must be in [0, 37), got 37");
+  gpt.dispose();
+});
