@@ -22,6 +22,7 @@ import {
   init,
   jsd,
   manualSeed,
+  maxPool2d,
   Meter,
   nn,
   noGrad,
@@ -56,6 +57,7 @@ const LEARNING_RATE = 5e-3; // its peak, for teacher and students
 const TEACHER_HIDDEN = 256;
 const TEACHER_DROPOUT = 0.3;
 const STUDENT_HIDDEN = 32;
+const STUDENT_CHANNELS = 8; // of the convolutional student
 const READS = 10; // times a run that the losses are read and the test digits tried
 
 const TEMPERATURE = 2;
@@ -87,8 +89,21 @@ function makeTeacher(): nn.Sequential {
   );
 }
 
-function makeStudent(): nn.Sequential {
-  return new nn.Sequential(new nn.Linear(PIXELS, STUDENT_HIDDEN), relu, new nn.Linear(STUDENT_HIDDEN, CLASSES));
+type StudentKind = "mlp" | "conv";
+
+function makeStudent(kind: StudentKind): nn.Sequential {
+  if (kind === "mlp") {
+    return new nn.Sequential(new nn.Linear(PIXELS, STUDENT_HIDDEN), relu, new nn.Linear(STUDENT_HIDDEN, CLASSES));
+  }
+  const side = Math.sqrt(PIXELS);
+  return new nn.Sequential(
+    (images) => images.reshape([-1, 1, side, side]),
+    new nn.Conv2d(1, STUDENT_CHANNELS, 5, { stride: 2, padding: 2 }), // [rows, channels, 14, 14]
+    relu,
+    (x) => maxPool2d(x, { kernel: 2 }), // [rows, channels, 7, 7]
+    (x) => x.reshape([-1, STUDENT_CHANNELS * 49]),
+    new nn.Linear(STUDENT_CHANNELS * 49, CLASSES),
+  );
 }
 
 /** Columns with one row a digit. `nn.batches` cuts them into tensors and uploads those ahead of their use. */
@@ -192,13 +207,14 @@ async function readLogits(teacher: nn.Sequential, { images, labels }: Digits): P
 }
 
 interface Setting {
+  student: StudentKind;
   seed: number;
   seeds: number;
   epochs: number;
 }
 
 /** The teacher's run, then the students': every loss with the first seed, every loss with the next, and so on. */
-async function trainAll({ seed, seeds, epochs }: Setting): Promise<Run[]> {
+async function trainAll({ student: kind, seed, seeds, epochs }: Setting): Promise<Run[]> {
   const digits = splitDigits(loadDigits(), TRAIN_DIGITS, SPLIT_SEED);
   const test = {
     images: tensor(digits.test.images, [digits.test.labels.length, PIXELS]),
@@ -226,7 +242,7 @@ async function trainAll({ seed, seeds, epochs }: Setting): Promise<Run[]> {
     const columns = studentColumns(digits.train, teacherLogits, studentSeed);
     for (const [method, loss] of Object.entries(LOSSES)) {
       manualSeed(studentSeed); // the same first weights for every loss
-      const student = makeStudent();
+      const student = makeStudent(kind);
       runs.push(
         await train(student, {
           ...common,
@@ -245,6 +261,7 @@ async function trainAll({ seed, seeds, epochs }: Setting): Promise<Run[]> {
 
 const HELP = `Distils a teacher of handwritten digits into small students, with one loss after the other.
 
+  --student S  mlp or conv (mlp)
   --seed N     first seed of weights, batches and labels (${SEED})
   --seeds N    students of each kind, one a seed (${SEEDS}; quick ${QUICK.seeds})
   --epochs N   passes over the digits (${EPOCHS}; quick ${QUICK.epochs})
@@ -256,6 +273,7 @@ async function main(): Promise<void> {
   const options = readOptions(HELP);
   const quick = options.given("quick");
   const setting: Setting = {
+    student: options.choice("student", "mlp", ["mlp", "conv"]),
     seed: options.count("seed", SEED, 0),
     seeds: options.count("seeds", quick ? QUICK.seeds : SEEDS, 1),
     epochs: options.count("epochs", quick ? QUICK.epochs : EPOCHS, 1),
