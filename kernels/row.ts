@@ -161,7 +161,7 @@ ${treeMeetings(threads, subgroups)}`,
   };
 }
 
-const pairs = <T>(all: T[]): T[][] => all.flatMap((x, i) => i % 2 === 0 ? [all.slice(i, i + 2)] : []);
+const pairs = <T>(all: T[]): T[][] => all.flatMap((_, i) => i % 2 === 0 ? [all.slice(i, i + 2)] : []);
 
 /** Rows in registers: the maxima first, then the terms, without a branch. */
 function normaliseKept(

@@ -9,7 +9,9 @@ import { loadSafetensors, loadSafetensorsMetadata, saveSafetensors } from "./saf
 
 /** What a checkpoint holds. */
 export interface Checkpoint {
+  /** Its parameters by name. */
   model: Module;
+  /** Its moments and step counts. */
   optimizer?: Optimizer;
   /** Steps done; schedules and batches are functions of it. */
   step?: number;

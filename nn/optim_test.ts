@@ -1,6 +1,8 @@
 // Values over many steps are among the reference cases (testing/golden_test.ts); here are the rules around them.
-import { assertAlmostEquals, assertEquals, assertThrows } from "@std/assert";
+import { assert, assertAlmostEquals, assertEquals, assertThrows } from "@std/assert";
 import { init, matmul, nn, optim, Scope, stats, Tape, type Tensor, tensor } from "@limbeck/limbeck";
+import { largestError } from "../testing/compare.ts";
+import { random } from "../testing/op.ts";
 
 const leaf = (values: number[]) => tensor(values, undefined, { requiresGrad: true }).keep();
 const read = async (x: Tensor) => Array.from(await x.data());
@@ -239,4 +241,246 @@ Deno.test("optim: what constructors throw", async () => {
   assertThrows(() => new optim.SGD(a as any), TypeError, "SGD: params must be an array of Tensors or of groups");
   using _tape = new Tape();
   assertThrows(() => new optim.SGD([a.mul(2)]), TypeError, "SGD: params must be leaves");
+});
+
+// ---- values of the optimizers that the reference cases leave out
+
+type Update = (p: number, g: number, step: number) => number; // from step 1
+
+/** RMSprop as torch.optim.RMSprop writes it, for one number. */
+function rmsprop({ lr = 0.01, alpha = 0.99, eps = 1e-8, weightDecay = 0, momentum = 0, centered = false }): Update {
+  let square = 0, mean = 0, buffer = 0;
+  return (p, g) => {
+    g += weightDecay * p;
+    square = alpha * square + (1 - alpha) * g * g;
+    mean = alpha * mean + (1 - alpha) * g;
+    const root = Math.sqrt(centered ? square - mean * mean : square) + eps;
+    if (momentum === 0) return p - lr * g / root;
+    buffer = momentum * buffer + g / root;
+    return p - lr * buffer;
+  };
+}
+
+/** Adagrad likewise. */
+function adagrad({ lr = 0.01, lrDecay = 0, weightDecay = 0, initialAccumulatorValue = 0, eps = 1e-10 }): Update {
+  let sum = initialAccumulatorValue;
+  return (p, g, step) => {
+    g += weightDecay * p;
+    sum += g * g;
+    return p - lr / (1 + (step - 1) * lrDecay) * g / (Math.sqrt(sum) + eps);
+  };
+}
+
+Deno.test("optim: RMSprop and Adagrad against float64", async () => {
+  await init();
+  const rms = [
+    {},
+    { lr: 0.1, alpha: 0.9 },
+    { eps: 0.1 },
+    { weightDecay: 0.3 },
+    { momentum: 0.9 },
+    { centered: true, eps: 1e-3 },
+    { lr: 0.02, alpha: 0.8, momentum: 0.5, centered: true, weightDecay: 0.1, eps: 1e-3 },
+  ];
+  const ada = [
+    {},
+    { lr: 0.1 },
+    { lr: 0.1, lrDecay: 0.2 },
+    { weightDecay: 0.3 },
+    { initialAccumulatorValue: 0.5 },
+    { lr: 0.1, lrDecay: 0.1, weightDecay: 0.1, initialAccumulatorValue: 1, eps: 0.01 },
+  ];
+  const cases: [string, () => Update, (p: Tensor[]) => optim.Optimizer][] = [
+    ...rms.map((o): typeof cases[0] => [
+      `RMSprop ${JSON.stringify(o)}`,
+      () => rmsprop(o),
+      (p) => new optim.RMSprop(p, o),
+    ]),
+    ...ada.map((o): typeof cases[0] => [
+      `Adagrad ${JSON.stringify(o)}`,
+      () => adagrad(o),
+      (p) => new optim.Adagrad(p, o),
+    ]),
+  ];
+  const SIZE = 5, STEPS = 12, wrong: string[] = [];
+  for (const [name, makeUpdate, makeOptimizer] of cases) {
+    const draw = random(1), start = Array.from({ length: SIZE }, () => Math.fround(2 * draw() - 1));
+    const a = leaf(start), optimizer = makeOptimizer([a]);
+    const want = [...start], updates = start.map(makeUpdate);
+    for (let t = 1; t <= STEPS; t++) {
+      const g = start.map((_, i) => Math.fround((i - 2) * (2 * draw() - 1) + 0.1));
+      step(optimizer, [a], [g]);
+      want.forEach((p, i) => want[i] = updates[i](p, g[i], t));
+      const error = largestError(await read(a), want);
+      // a few roundings a step; the difference under a centred root loses a digit
+      if (!(error < (name.includes("centered") ? 1e-5 : 2e-6))) wrong.push(`${name}, step ${t}: off by ${error}`);
+    }
+    optimizer.dispose();
+    a.dispose();
+  }
+  assertEquals(wrong, []);
+});
+
+// ---- clipping
+
+/** Parameters with these gradients; null for none. */
+function withGradients(gradients: (number[] | null)[]): Tensor[] {
+  return gradients.map((g) => {
+    const parameter = leaf((g ?? [0, 0]).map(() => 1));
+    if (g) parameter.grad = tensor(g).keep();
+    return parameter;
+  });
+}
+
+Deno.test("optim: clipGradNorm scales all gradients by one factor", async () => {
+  await init();
+  using _scope = new Scope();
+  const gradients = [[3, -1, 2], [4], [0.5, 0.25]], norm = Math.hypot(...gradients.flat());
+  for (const maxNorm of [1, 0.01, 5, 0]) {
+    const parameters = withGradients([gradients[0], null, gradients[1], gradients[2]]);
+    const got = optim.clipGradNorm(parameters, maxNorm);
+    assertEquals(got.shape, []);
+    assert(Math.abs(await got.item() / norm - 1) < 1e-6);
+    const want = gradients.map((g) => g.map((x) => x * Math.min(1, maxNorm / (norm + 1e-6)))); // as torch's
+    const clipped = await Promise.all([0, 2, 3].map((i) => read(parameters[i].grad!)));
+    assert(largestError(clipped.flat(), want.flat(), 1e-30) < 1e-6, `${maxNorm}: ${clipped}`);
+    assertEquals(parameters[1].grad, null);
+    for (const p of parameters) p.dispose();
+  }
+});
+
+Deno.test("optim: clipGradNorm leaves short gradients as they are, to the bit", async () => {
+  await init();
+  using _scope = new Scope();
+  const draw = random(3), gradient = Array.from({ length: 1000 }, () => Math.fround(draw() - 0.5));
+  const norm = Math.hypot(...gradient);
+  for (const maxNorm of [norm * 1.001, 1e6, 3e38]) {
+    const [p] = withGradients([gradient]);
+    assert(Math.abs(await optim.clipGradNorm([p], maxNorm).item() / norm - 1) < 1e-6);
+    assertEquals(await read(p.grad!), gradient);
+    p.dispose();
+  }
+  const [zero] = withGradients([[0, -0]]);
+  assertEquals(await optim.clipGradNorm([zero], 1).item(), 0);
+  assertEquals(await read(zero.grad!), [0, -0]);
+  assertEquals(await optim.clipGradNorm([], 1).item(), 0);
+  assertEquals(await optim.clipGradNorm(withGradients([null]), 1).item(), 0);
+  zero.dispose();
+});
+
+Deno.test("optim: clipGradNorm of f16 gradients", async () => {
+  const { f16 } = await init();
+  if (!f16) return;
+  using _scope = new Scope();
+  // the squares, 1e8, do not fit f16: the norm must not pass through it
+  const half = tensor([1, 1], { dtype: "f16", requiresGrad: true }), [single] = withGradients([[10_000]]);
+  half.grad = tensor([10_000, -20_000], { dtype: "f16" }).keep();
+  const norm = await optim.clipGradNorm([half, single], 6).item();
+  assertAlmostEquals(norm / Math.sqrt(6e8), 1, 1e-6);
+  const scale = 6 / Math.sqrt(6e8);
+  assert(largestError(await read(half.grad), [10_000 * scale, -20_000 * scale]) < 2 ** -11); // one rounding to f16
+  assert(largestError(await read(single.grad!), [10_000 * scale]) < 1e-6);
+  assertEquals(half.grad.dtype, "f16");
+});
+
+Deno.test("optim: clipGradNorm reaches gradients in an optimizer's block, and the step takes them", async () => {
+  await init();
+  const [a, b, c] = [leaf([0, 0]), leaf([0]), leaf([5])];
+  const optimizer = new optim.SGD([a, b, c], { lr: 1 });
+  for (let i = 0; i < 2; i++) {
+    using _tape = new Tape();
+    optimizer.zeroGrad();
+    a.mul(tensor([2, 0])).sum().add(b.mul(tensor([2])).sum()).add(a.mul(tensor([0, 1])).sum()).backward();
+    assertEquals(await optim.clipGradNorm([a, b, c], 1.5).item(), 3);
+    optimizer.step();
+  }
+  // two steps of half the gradient; 1e-6 is what the norm in the denominator is raised by
+  assertAlmostEquals((await read(a))[0], -2, 2e-6);
+  assertAlmostEquals((await read(a))[1], -1, 2e-6);
+  assertAlmostEquals(await b.item(), -2, 2e-6);
+  assertEquals(await read(c), [5]);
+});
+
+Deno.test("optim: what clipGradNorm throws", async () => {
+  await init();
+  const [p] = withGradients([[1]]);
+  assertThrows(() => optim.clipGradNorm([p], -1), RangeError, "clipGradNorm: maxNorm must be");
+  assertThrows(() => optim.clipGradNorm([p], NaN), RangeError, "clipGradNorm: maxNorm must be");
+  // deno-lint-ignore no-explicit-any
+  assertThrows(() => optim.clipGradNorm([5] as any, 1), TypeError, "clipGradNorm: params must be a Tensor, got 5");
+  assertEquals(await read(p.grad!), [1]);
+});
+
+// ---- state
+
+Deno.test("optim: a state dict, there and back", async () => {
+  await init();
+  const [a, b] = [leaf([1, 2]), leaf([3])];
+  const first = new optim.AdamW([a, b], { lr: 0.1 });
+  step(first, [a, b], [[1, -2], [3]]);
+  step(first, [a, b], [[2, 1], null]);
+  const state = first.stateDict();
+  assertEquals([state.name, state.lr, state.steps], ["AdamW", 0.1, [2, 1]]);
+  assertEquals(Object.entries(state.tensors).map(([name, x]) => `${name} [${x.shape}]`).sort(), [
+    "0.a [2]",
+    "0.b [2]",
+    "1.a [1]",
+    "1.b [1]",
+  ]);
+  // m = β₁m + (1 − β₁)g over both steps
+  assertAlmostEquals((await read(state.tensors["0.a"]))[0], 0.9 * 0.1 + 0.1 * 2, 1e-6);
+  const [c, d] = [leaf(await read(a)), leaf(await read(b))];
+  step(first, [a, b], [[1, 1], [1]]); // the state holds copies
+  const second = new optim.AdamW([c, d]);
+  second.loadStateDict(state);
+  for (const x of Object.values(state.tensors)) x.dispose();
+  step(second, [c, d], [[1, 1], [1]]);
+  assertEquals([await read(c), await read(d)], [await read(a), await read(b)]);
+  assertEquals(second.lr, 0.1);
+});
+
+Deno.test("optim: a state dict that does not fit changes nothing", async () => {
+  await init();
+  const [a, b] = [leaf([1, 2]), leaf([3])];
+  const optimizer = new optim.RMSprop([a, b], { lr: 0.5 });
+  step(optimizer, [a, b], [[1, -2], [3]]);
+  const before = optimizer.stateDict();
+  const zero = (...shape: number[]) => tensor(new Float32Array(shape.reduce((x, y) => x * y, 1)), shape);
+  const good = { name: "RMSprop", lr: 9, steps: [7, 8], tensors: { "0.a": zero(2), "1.a": zero(1) } };
+  const cases: [unknown, string][] = [
+    [{ ...good, name: "Adam" }, "RMSprop: state must be of RMSprop with 2 parameters, got Adam with 2"],
+    [{ ...good, steps: [1] }, "RMSprop: state must be of RMSprop with 2 parameters, got RMSprop with 1"],
+    [{ ...good, steps: undefined }, "RMSprop: state must be of RMSprop"],
+    [{ ...good, tensors: { "0.a": zero(2) } }, "RMSprop: tensors[1.a] must be a Tensor, got undefined"],
+    [{ ...good, tensors: { "0.a": zero(2), "1.a": zero(2) } }, "RMSprop: tensors[1.a] must have shape [1], got [2]"],
+    [
+      { ...good, tensors: { "0.a": zero(2), "1.a": tensor(new Int32Array(1)) } },
+      "RMSprop: tensors[1.a] must have dtype f32, got i32",
+    ],
+  ];
+  for (const [state, message] of cases) {
+    // deno-lint-ignore no-explicit-any
+    assertThrows(() => optimizer.loadStateDict(state as any), Error, message);
+  }
+  const after = optimizer.stateDict();
+  assertEquals([after.lr, after.steps], [before.lr, before.steps]);
+  for (const name in before.tensors) {
+    assertEquals(await read(after.tensors[name]), await read(before.tensors[name]), name);
+  }
+});
+
+Deno.test("optim: what RMSprop and Adagrad throw", async () => {
+  await init();
+  const a = leaf([1]);
+  assertThrows(() => new optim.RMSprop([a], { alpha: 1.5 }), RangeError, "RMSprop: alpha must be");
+  assertThrows(() => new optim.RMSprop([a], { momentum: -1 }), RangeError, "RMSprop: momentum must be");
+  assertThrows(() => new optim.RMSprop([a], { eps: -1 }), RangeError, "RMSprop: eps must be");
+  assertThrows(() => new optim.Adagrad([a], { lrDecay: -1 }), RangeError, "Adagrad: lrDecay must be");
+  assertThrows(
+    () => new optim.Adagrad([a], { initialAccumulatorValue: -1 }),
+    RangeError,
+    "Adagrad: initialAccumulatorValue must be",
+  );
+  // deno-lint-ignore no-explicit-any
+  assertThrows(() => new optim.Adagrad([a], { alpha: 1 } as any), TypeError, 'Adagrad: unknown option "alpha"');
 });

@@ -149,7 +149,9 @@ export function slice(x: Tensor, pairs: readonly (readonly [number, number])[]):
       checkNumber("slice", `pairs[${d}][${i}]`, at, { integer: true, min: -n, max: n });
       return at < 0 ? at + n : at;
     });
-    if (to < from) throw new RangeError(`slice: pairs[${d}] must not end before it starts, got [${pairs[d].join(", ")}]`);
+    if (to < from) {
+      throw new RangeError(`slice: pairs[${d}] must not end before it starts, got [${pairs[d].join(", ")}]`);
+    }
     return [from, to];
   });
   const y = cut(x, ranges, "slice");

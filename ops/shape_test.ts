@@ -212,7 +212,7 @@ Deno.test("shape: what they throw", async () => {
   assertThrows(() => slice(x, [[0, 3]]), RangeError, "slice: pairs[0][1] must be an integer, at least -2, at most 2");
   assertThrows(() => slice(x, [[0, 2], [-4, 3]]), RangeError, "slice: pairs[1][0] must be");
   assertThrows(() => slice(x, [[0, 1.5]]), RangeError, "slice: pairs[0][1] must be an integer");
-  assertThrows(() => slice(x, [[1, 0]]), RangeError, "slice: pairs[0] must not end before it starts, got [1, 0]");
+  assertThrows(() => slice(x, [[1, 0]]), RangeError, "slice: pairs[0] must not end before it starts");
   assertThrows(() => slice(x, [[0, 1], [0, 1], [0, 1]]), TypeError, "slice: pairs must be at most 2 pairs");
   // deno-lint-ignore no-explicit-any
   assertThrows(() => slice(x, [0, 1] as any), TypeError, "slice: pairs must be at most 2 pairs");

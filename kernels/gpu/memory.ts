@@ -43,7 +43,7 @@ export class Memory {
     /** Place in its free list: the one with the lowest number is taken first. */
     readonly number: number,
     /** The free list that it goes back to. */
-    readonly list: FreeList | null = null,
+    readonly list: { give(memory: Memory): void } | null = null,
   ) {}
 
   /** Gives it back to its owner. */

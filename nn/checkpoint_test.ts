@@ -1,0 +1,230 @@
+import { assert, assertEquals, assertRejects } from "@std/assert";
+import {
+  crossEntropy,
+  init,
+  loadCheckpoint,
+  manualSeed,
+  nn,
+  optim,
+  rand,
+  relu,
+  saveCheckpoint,
+  saveSafetensors,
+  Scope,
+  stats,
+  Tape,
+  tensor,
+} from "@limbeck/limbeck";
+import { randomState } from "../autograd/random.ts";
+import { random } from "../testing/op.ts";
+
+const makeModel = (hidden = 16) =>
+  new nn.Sequential(new nn.Linear(6, hidden), relu, new nn.Dropout(0.3), new nn.Linear(hidden, 4));
+
+/** Steps `from` to `to`, on data that the step's number fixes. */
+function train(model: nn.Module, optimizer: optim.Optimizer, from: number, to: number): void {
+  for (let step = from; step < to; step++) {
+    using _tape = new Tape();
+    const draw = random(step);
+    const x = tensor(Float32Array.from({ length: 48 }, draw), [8, 6]);
+    const y = tensor(Int32Array.from({ length: 8 }, () => Math.floor(4 * draw())));
+    optimizer.zeroGrad();
+    crossEntropy(model.forward(x), y).backward();
+    optimizer.step();
+    optimizer.lr *= 0.97;
+  }
+}
+
+const values = async (model: nn.Module) => await Promise.all(model.parameters().map((p) => p.data()));
+
+const OPTIMIZERS: Record<string, (model: nn.Module) => optim.Optimizer> = {
+  AdamW: (model) => new optim.AdamW(model.parameters(), { lr: 0.02 }),
+  "Adam with amsgrad": (model) => new optim.Adam(model.parameters(), { lr: 0.02, amsgrad: true }),
+  "SGD with momentum": (model) => new optim.SGD(model.parameters(), { lr: 0.1, momentum: 0.9, dampening: 0.1 }),
+  RMSprop: (model) => new optim.RMSprop(model.parameters(), { lr: 0.01, momentum: 0.5, centered: true }),
+  Adagrad: (model) => new optim.Adagrad(model.parameters(), { lr: 0.1, lrDecay: 0.1, initialAccumulatorValue: 0.1 }),
+};
+
+async function inDirectory(fn: (directory: string) => Promise<void>): Promise<void> {
+  const directory = await Deno.makeTempDir();
+  try {
+    await fn(directory);
+  } finally {
+    await Deno.remove(directory, { recursive: true });
+  }
+}
+
+for (const [name, makeOptimizer] of Object.entries(OPTIMIZERS)) {
+  Deno.test(`checkpoint: a run that was broken off repeats the unbroken one bit for bit, ${name}`, async () => {
+    await init();
+    await inDirectory(async (directory) => {
+      const path = `${directory}/run.safetensors`, live = stats();
+      const begin = (seed: number) => {
+        manualSeed(seed);
+        const model = makeModel();
+        return { model, optimizer: makeOptimizer(model) };
+      };
+      const unbroken = begin(5);
+      train(unbroken.model, unbroken.optimizer, 0, 20);
+      const state = async ({ model, optimizer }: ReturnType<typeof begin>) => {
+        using _scope = new Scope();
+        return { values: await values(model), lr: optimizer.lr, draw: await rand([4]).array() };
+      };
+      const want = await state(unbroken);
+
+      const first = begin(5);
+      train(first.model, first.optimizer, 0, 8);
+      await saveCheckpoint(path, { ...first, step: 8, extra: { losses: [1, 0.5], name: "ü" } });
+      train(first.model, first.optimizer, 8, 20); // saving changed nothing
+      assertEquals(await values(first.model), want.values);
+
+      const second = begin(99); // all different
+      train(second.model, second.optimizer, 0, 3);
+      const { step, extra } = await loadCheckpoint(path, second);
+      assertEquals([step, extra], [8, { losses: [1, 0.5], name: "ü" }]);
+      train(second.model, second.optimizer, step, 20);
+      assertEquals(await state(second), want);
+      for (const { model, optimizer } of [unbroken, first, second]) {
+        optimizer.dispose();
+        model.dispose();
+      }
+      assertEquals([stats().liveTensors, stats().liveBytes], [live.liveTensors, live.liveBytes]);
+    });
+  });
+}
+
+Deno.test("checkpoint: a run over two processes", async () => {
+  await init();
+  await inDirectory(async (directory) => {
+    const script = `${directory}/run.ts`, path = `${directory}/run.safetensors`;
+    Deno.writeTextFileSync(
+      script,
+      `import { init, loadCheckpoint, manualSeed, nn, optim, randn, saveCheckpoint, Tape } from ${
+        JSON.stringify(new URL("../mod.ts", import.meta.url).href)
+      };
+const [from, to, path] = Deno.args;
+await init();
+manualSeed(from === "0" ? 5 : 6);
+const model = new nn.Sequential(new nn.Linear(6, 8), new nn.Dropout(0.3), new nn.Linear(8, 2));
+const optimizer = new optim.AdamW(model.parameters(), { lr: 0.02 });
+if (from !== "0") await loadCheckpoint(path, { model, optimizer });
+for (let step = Number(from); step < Number(to); step++) {
+  using _tape = new Tape();
+  optimizer.zeroGrad();
+  model.forward(randn([8, 6])).square().mean().backward();
+  optimizer.step();
+}
+if (to !== "20") await saveCheckpoint(path, { model, optimizer, step: Number(to) });
+console.log(JSON.stringify(await Promise.all(model.parameters().map((p) => p.array()))));
+`,
+    );
+    const run = async (...args: string[]) => {
+      const command = new Deno.Command("deno", {
+        args: ["run", "--no-prompt", "--no-lock", "--allow-read", `--allow-write=${directory}`, script, ...args, path],
+      });
+      const { success, stdout, stderr } = await command.output();
+      assert(success, new TextDecoder().decode(stderr));
+      return new TextDecoder().decode(stdout).trim();
+    };
+    const whole = await run("0", "20");
+    assert((await run("0", "8")) !== whole);
+    assertEquals(await run("8", "20"), whole); // JSON gives back every digit of an f32
+  });
+});
+
+Deno.test("checkpoint: a model alone", async () => {
+  await init();
+  await inDirectory(async (directory) => {
+    const path = `${directory}/model.safetensors`, [model, other] = [makeModel(), makeModel()];
+    await saveCheckpoint(path, { model });
+    assertEquals(await loadCheckpoint(path, { model: other }), { step: 0, extra: null });
+    assertEquals(await values(other), await values(model));
+    const optimizer = new optim.SGD(other.parameters());
+    await saveCheckpoint(path, { model: other, optimizer, step: 3 });
+    assertEquals((await loadCheckpoint(path, { model })).step, 3); // evaluation needs no optimizer
+    optimizer.dispose();
+    for (const m of [model, other]) m.dispose();
+  });
+});
+
+Deno.test("checkpoint: what it refuses changes nothing", async () => {
+  await init();
+  await inDirectory(async (directory) => {
+    const good = `${directory}/good`,
+      bare = `${directory}/bare`,
+      plain = `${directory}/plain`,
+      cut = `${directory}/cut`;
+    manualSeed(1);
+    const saved = makeModel(), adam = new optim.AdamW(saved.parameters());
+    train(saved, adam, 0, 2);
+    await saveCheckpoint(good, { model: saved, optimizer: adam, step: 2 });
+    await saveCheckpoint(bare, { model: saved });
+    await saveSafetensors(plain, saved.stateDict());
+    await Deno.writeFile(cut, Deno.readFileSync(good).subarray(0, -4));
+
+    manualSeed(2);
+    const model = makeModel(), optimizer = new optim.AdamW(model.parameters());
+    train(model, optimizer, 0, 1);
+    const otherModel = makeModel(8), otherOptimizer = new optim.AdamW(otherModel.parameters());
+    const sgdModel = makeModel(), sgd = new optim.SGD(sgdModel.parameters(), { momentum: 0.9 });
+    const halfModel = makeModel(), half = new optim.AdamW(halfModel.parameters().slice(0, 2));
+    const all = async () => {
+      const moments = optimizer.stateDict();
+      const tensors = await Promise.all(Object.values(moments.tensors).map((x) => x.data()));
+      for (const x of Object.values(moments.tensors)) x.dispose();
+      return {
+        models: await Promise.all([model, otherModel, sgdModel, halfModel].map(values)),
+        optimizer: { ...moments, tensors },
+        random: randomState(),
+        live: [stats().liveTensors, stats().liveBytes],
+      };
+    };
+    const before = await all();
+    const cases: [string, string, Parameters<typeof loadCheckpoint>[1], string][] = [
+      ["no checkpoint", plain, { model, optimizer }, "is a safetensors file, but no checkpoint; use loadSafetensors"],
+      ["no optimizer", bare, { model, optimizer }, "holds no optimizer"],
+      ["a cut file", cut, { model, optimizer }, "is no valid safetensors file"],
+      ["no file", `${directory}/none`, { model, optimizer }, "No such file"],
+      ["another shape", good, { model: otherModel, optimizer: otherOptimizer }, "must have shape"],
+      ["another model", good, { model: new nn.Dropout(), optimizer }, "unexpected 0.weight"],
+      ["another optimizer", good, { model: sgdModel, optimizer: sgd }, "SGD: state must be of SGD"],
+      [
+        "fewer parameters",
+        good,
+        { model: halfModel, optimizer: half },
+        "AdamW: state must be of AdamW with 2 parameters",
+      ],
+    ];
+    const wrong: string[] = [];
+    for (const [name, path, into, message] of cases) {
+      const { message: got } = await assertRejects(() => loadCheckpoint(path, into), Error);
+      if (!got.includes(message)) wrong.push(`${name}: says ${got}`);
+      const after = await all();
+      for (const part of ["models", "optimizer", "random", "live"] as const) {
+        if (JSON.stringify(after[part]) !== JSON.stringify(before[part])) wrong.push(`${name}: changed ${part}`);
+      }
+      Object.assign(before, after); // each case answers for itself
+    }
+    assertEquals(wrong, []);
+    for (const x of [adam, optimizer, otherOptimizer, sgd, half]) x.dispose();
+    for (const x of [saved, model, otherModel, sgdModel, halfModel]) x.dispose();
+  });
+});
+
+Deno.test("checkpoint: wrong arguments", async () => {
+  await init();
+  const model = makeModel(), path = "never written";
+  // deno-lint-ignore no-explicit-any
+  const save = (checkpoint: any) => () => saveCheckpoint(path, checkpoint);
+  await assertRejects(save({}), TypeError, "saveCheckpoint: model must be a Module, got undefined");
+  await assertRejects(
+    save({ model, optimizer: 5 }),
+    TypeError,
+    "saveCheckpoint: optimizer must be an Optimizer, got 5",
+  );
+  await assertRejects(save({ model, step: -1 }), RangeError, "saveCheckpoint: step must be");
+  await assertRejects(save({ model, epoch: 1 }), TypeError, 'saveCheckpoint: unknown option "epoch"');
+  // deno-lint-ignore no-explicit-any
+  await assertRejects(() => loadCheckpoint(path, {} as any), TypeError, "loadCheckpoint: model must be a Module");
+  model.dispose();
+});
