@@ -58,19 +58,26 @@ export abstract class Optimizer {
   lr: number;
   #segments: Segment[];
   #disposed = false;
+  #rule: RuleName;
+  #initialState: number;
 
-  /** Internal. */
+  /**
+   * Each optimizer has its own.
+   * @internal
+   */
   protected constructor(
     readonly name: string,
     params: Iterable<Tensor> | readonly ParameterGroup[],
     lr: number,
     readonly weightDecay: number,
-    readonly rule: RuleName,
-    readonly initialState = 0,
+    rule: RuleName,
+    initialState = 0,
   ) {
     checkNumber(name, "lr", lr, { min: 0 });
     checkNumber(name, "weightDecay", weightDecay, { min: 0 });
     this.lr = lr;
+    this.#rule = rule;
+    this.#initialState = initialState;
     this.#segments = this.#layOut(this.#groups(params));
   }
 
@@ -120,9 +127,9 @@ export abstract class Optimizer {
       const sizes = entries.map(({ parameter }) => parameter.size * 4);
       const bytes = sizes.reduce((sum, n) => sum + FlatBlock.slotBytes(n), 0);
       const parameters = new FlatBlock(pool.take(bytes), sizes), gradients = new FlatBlock(pool.take(bytes), sizes);
-      const states = Array.from({ length: RULES[this.rule].states }, () => {
+      const states = Array.from({ length: RULES[this.#rule].states }, () => {
         const block = new FlatBlock(pool.take(bytes), sizes);
-        fill(block.whole, this.initialState, bytes / 4, "f32");
+        fill(block.whole, this.#initialState, bytes / 4, "f32");
         return block;
       });
       const slotOf = new Uint32Array(bytes / 256);
@@ -183,7 +190,7 @@ export abstract class Optimizer {
       if (!active) continue;
       const uploaded = gpu().queue.upload(new Uint8Array(settings.buffer), false, "settings");
       const { slotOf, gradients, parameters, states, floats } = segment;
-      optimizerStep(this.rule, floats, {
+      optimizerStep(this.#rule, floats, {
         slotOf,
         settings: uploaded,
         gradients: gradients.whole,
