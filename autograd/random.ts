@@ -38,16 +38,19 @@ export function setRandomState(state: { seed: number; counter: number }): void {
 
 /**
  * Internal: what a random kernel needs: the seed and a counter as data, since they change every step, and the number of the op in its
- * tape, which does not and may be a parameter. Outside a tape each op counts for itself.
+ * tape, which does not and may be a parameter. Outside a tape each op counts for itself. Call `done` when the kernel is launched.
  */
-export function nextRandom(): { state: Tensor; op: number } {
+export function nextRandom(): { state: Tensor; op: number; done: () => void } {
   const tape = currentTape();
-  if (tape === null) return { state: upload(), op: 0 };
+  if (tape === null) {
+    const state = upload();
+    return { state, op: 0, done: () => state.dispose() };
+  }
   if (!tape.random) {
     tape.random = { state: upload(), ops: 0 };
     tape.adopt(tape.random.state); // whatever scope is open inside the tape
   }
-  return { state: tape.random.state, op: tape.random.ops++ };
+  return { state: tape.random.state, op: tape.random.ops++, done: () => {} };
 }
 
 function upload(): Tensor {

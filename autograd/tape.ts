@@ -413,6 +413,7 @@ export function checkpoint(fn: (...inputs: Tensor[]) => Tensor, ...inputs: Tenso
   inputs.forEach((x, i) => checkTensor("checkpoint", `inputs[${i}]`, x, ["f32", "f16", "i32", "u32"]));
   const tape = activeTape();
   const checked = (output: unknown): Tensor => {
+    if (output instanceof Promise) output.catch(() => {});
     if (!(output instanceof Tensor)) {
       throw new TypeError(`checkpoint: fn must return a Tensor, got ${describe(output)}`);
     }
@@ -427,7 +428,8 @@ export function checkpoint(fn: (...inputs: Tensor[]) => Tensor, ...inputs: Tenso
   } finally {
     choices = null;
   }
-  if (inputs.includes(output)) return output;
+  if (inputs.includes(output) || output.requiresGrad) return output; // not made by fn
+  const records = inputs.map((x) => x.record);
   // an input's own record is where its gradient goes: the recomputation leads there, so that there is none to give back
   tape.add({
     op: "checkpoint",
@@ -439,7 +441,15 @@ export function checkpoint(fn: (...inputs: Tensor[]) => Tensor, ...inputs: Tenso
       tape.randomOps = before;
       choices = { made, next: 0 };
       try {
-        tape.walkAgain(() => fn(...inputs), dOutput);
+        // an input that was closed since is still saved, and stands for itself as a view
+        const again = inputs.map((x, i) => {
+          if (!x.closed) return x;
+          const view = x.view(x.shape, "checkpoint");
+          view.record = records[i];
+          view.requiresGrad = records[i] !== null;
+          return view;
+        });
+        tape.walkAgain(() => fn(...again), dOutput);
       } finally {
         choices = null;
         tape.randomOps = after;

@@ -1,10 +1,9 @@
 /** Checkpoints: everything that a training run needs to go on as if it had not stopped. */
 import { checkNumber, checkOptions, describe } from "../kernels/check.ts";
 import { randomState, setRandomState } from "../autograd/random.ts";
-import { noGrad } from "../autograd/tape.ts";
 import type { Tensor } from "../autograd/tensor.ts";
 import { Module } from "./module.ts";
-import { Optimizer } from "./optim.ts";
+import { Optimizer, type OptimizerState } from "./optim.ts";
 import { loadSafetensors, loadSafetensorsMetadata, saveSafetensors } from "./safetensors.ts";
 
 /** What a checkpoint holds. */
@@ -82,20 +81,43 @@ export async function loadCheckpoint(
   if (metadata === undefined) {
     throw new Error(`${op}: ${describe(path)} is a safetensors file, but no checkpoint; use loadSafetensors`);
   }
-  const { step, extra, random, optimizer } = JSON.parse(metadata);
+  const { step, extra, random, optimizer } = parseState(op, path, metadata);
   if (into.optimizer && !optimizer) throw new Error(`${op}: ${describe(path)} holds no optimizer`);
   const tensors = await loadSafetensors(bytes);
-  noGrad(() => {
+  try {
     const of = (prefix: string) =>
       Object.fromEntries(
-        Object.entries(tensors).filter(([name]) => name.startsWith(prefix)).map((
-          [name, x],
-        ) => [name.slice(prefix.length), x]),
+        Object.entries(tensors).filter(([name]) => name.startsWith(prefix)).map(([name, x]) => [
+          name.slice(prefix.length),
+          x,
+        ]),
       );
+    const state = { ...optimizer, tensors: of("optimizer.") } as OptimizerState;
+    into.optimizer?.checkState(state); // both fit, or neither is written
     into.model.loadStateDict(of("model."));
-    into.optimizer?.loadStateDict({ ...optimizer, tensors: of("optimizer.") });
-  });
-  for (const x of Object.values(tensors)) x.dispose();
+    into.optimizer?.loadStateDict(state);
+  } finally {
+    for (const x of Object.values(tensors)) x.dispose();
+  }
   setRandomState(random);
   return { step, extra };
+}
+
+interface State {
+  step: number;
+  extra: unknown;
+  random: { seed: number; counter: number };
+  optimizer?: Omit<OptimizerState, "tensors">;
+}
+
+function parseState(op: string, path: string, text: string): State {
+  try {
+    const state = JSON.parse(text);
+    if (
+      Number.isInteger(state?.step) && Number.isInteger(state.random?.seed) && Number.isInteger(state.random?.counter)
+    ) return state;
+  } catch {
+    // said below
+  }
+  throw new Error(`${op}: the state in ${describe(path)} is damaged`);
 }

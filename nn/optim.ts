@@ -231,9 +231,21 @@ export abstract class Optimizer {
     return { name: this.name, lr: this.lr, steps: slots.map((slot) => slot.steps), tensors };
   }
 
-  /** Takes up what `stateDict` gave, for parameters of the same shapes in the same order. Throws an Error where it does not fit. */
+  /** Takes up what `stateDict` gave, for parameters of the same shapes in the same order. Throws an Error where it does not fit; then nothing has changed. */
   loadStateDict(state: OptimizerState): void {
-    const slots = this.#segments.flatMap((segment) => segment.slots), { name, lr, steps, tensors } = state;
+    this.checkState(state);
+    const slots = this.#segments.flatMap((segment) => segment.slots), { lr, steps, tensors } = state;
+    this.#eachState((key, memory, { size }) => copyFlat(tensors[key].memory, memory, "f32", size));
+    this.lr = lr;
+    slots.forEach((slot, i) => slot.steps = steps[i]);
+  }
+
+  /**
+   * Throws an Error unless `loadStateDict` would take the state.
+   * @internal
+   */
+  checkState(state: OptimizerState): void {
+    const slots = this.#segments.flatMap((segment) => segment.slots), { name, steps, tensors } = state;
     if (name !== this.name || steps?.length !== slots.length) {
       throw new Error(
         `${this.name}: state must be of ${this.name} with ${slots.length} parameters, got ${name} with ${steps?.length}`,
@@ -243,9 +255,6 @@ export abstract class Optimizer {
       checkTensor(this.name, `tensors[${key}]`, tensors[key], ["f32"]);
       checkShape(this.name, `tensors[${key}]`, tensors[key], parameter.shape);
     });
-    this.#eachState((key, memory, { size }) => copyFlat(tensors[key].memory, memory, "f32", size));
-    this.lr = lr;
-    slots.forEach((slot, i) => slot.steps = steps[i]);
   }
 
   #eachState(visit: (name: string, memory: Memory, parameter: Tensor) => void): void {

@@ -102,6 +102,11 @@ export class MultiHeadAttention extends Module {
   /** Queries, keys and values of x, each [batch, heads, T, depth]. */
   project(x: Tensor): [Tensor, Tensor, Tensor] {
     checkTensor("MultiHeadAttention", "x", x);
+    if (x.rank !== 3 || x.shape[2] !== this.width) {
+      throw new TypeError(
+        `MultiHeadAttention: x must have shape [batch, T, ${this.width}], got [${x.shape.join(", ")}]`,
+      );
+    }
     const [batch, length] = x.shape, depth = this.width / this.heads;
     const all = linear(x, this.inProjWeight, this.inProjBias).reshape([batch, length, 3, this.heads, depth]).permute([
       2,

@@ -69,7 +69,9 @@ export function scaledDotProductAttention(q: Tensor, k: Tensor, v: Tensor, optio
     if (broadcastShape(`${op}: mask`, [own.shape, wanted]).join() !== wanted.join()) {
       throw new TypeError(`${op}: mask must broadcast to [${wanted.join(", ")}], got shape [${mask.shape.join(", ")}]`);
     }
-    scores = own.shape.join() === wanted.join() ? own : expand(own, wanted);
+    scores = own.shape.join() === wanted.join() ? own.view(wanted, op) : expand(own, wanted);
+    own.dispose();
+    added.dispose();
     maskStride = shared ? 0 : queries * keys;
   }
   const random = dropout > 0 ? nextRandom() : null;
@@ -86,7 +88,7 @@ export function scaledDotProductAttention(q: Tensor, k: Tensor, v: Tensor, optio
     lse: lse.memory,
   });
   attention(element, buffers(), sizes);
-  return record({
+  const recorded = record({
     op,
     inputs: [q, k, v],
     output: o,
@@ -107,4 +109,7 @@ export function scaledDotProductAttention(q: Tensor, k: Tensor, v: Tensor, optio
       return [dQ, dK, dV];
     },
   });
+  random?.done();
+  scores?.dispose(); // the record keeps what it saved
+  return recorded;
 }

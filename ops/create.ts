@@ -169,8 +169,9 @@ function drawn(
   count = 0,
 ): Tensor {
   return made(op, shape, options, (x) => {
-    const { state, op: number } = nextRandom();
+    const { state, op: number, done } = nextRandom();
     random(kind, x.memory, state.memory, number, x.size, x.dtype, low, count);
+    done();
   });
 }
 

@@ -35,10 +35,10 @@ export function dropout(x: Tensor, options: DropoutOptions = {}): Tensor {
   checkBoolean("dropout", "training", training);
   checkTensor("dropout", "x", x);
   if (!chosen(training) || p === 0) return x;
-  const { state, op } = nextRandom();
+  const { state, op, done } = nextRandom();
   const y = Tensor.empty(x.shape, x.dtype, "dropout");
   kernel(x.memory, state.memory, y.memory, op, x.size, p, x.dtype);
-  return record({
+  const recorded = record({
     op: "dropout",
     inputs: [x],
     output: y,
@@ -49,4 +49,6 @@ export function dropout(x: Tensor, options: DropoutOptions = {}): Tensor {
       return [dX];
     },
   });
+  done();
+  return recorded;
 }

@@ -93,5 +93,8 @@ export function oneHot(index: Tensor, classes: number): Tensor {
   checkNumber("oneHot", "classes", classes, { integer: true, min: 1, max: 2 ** 24 });
   const numbers = arange(classes);
   const column = index.view([...index.shape, 1], "oneHot");
-  return mapped("oneHot", "select(0.0, 1.0, a == b)", [column, numbers], [...index.shape, classes], [], "f32");
+  const y = mapped("oneHot", "select(0.0, 1.0, a == b)", [column, numbers], [...index.shape, classes], [], "f32");
+  numbers.dispose();
+  column.dispose();
+  return y;
 }

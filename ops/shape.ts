@@ -6,7 +6,7 @@ import { gpu } from "../kernels/gpu/gpu.ts";
 import type { DType } from "../autograd/storage.ts";
 import { record } from "../autograd/tape.ts";
 import { checkShape, checkTensor, sizeOf, Tensor } from "../autograd/tensor.ts";
-import { arange, checkShapeArgument } from "./create.ts";
+import { arange, checkShapeArgument, tensor } from "./create.ts";
 import { broadcastShape, mapped } from "./elementwise.ts";
 import { checkDim, sumTo } from "./reduce.ts";
 
@@ -209,16 +209,19 @@ function triangle(op: "triu" | "tril", x: Tensor, diagonal: number): Tensor {
   checkRank(op, "x", x, 2);
   checkNumber(op, "diagonal", diagonal, { integer: true });
   const [rows, columns] = x.shape.slice(-2);
-  const [row, column] = [arange(rows).view([rows, 1], op), arange(columns)];
+  const [row, column] = [tensor(Float32Array.from({ length: rows }, (_, i) => i), [rows, 1]), arange(columns)];
   const keep = op === "triu" ? "select(0.0, a, c - b >= s0)" : "select(0.0, a, c - b <= s0)";
   const y = mapped(op, keep, [x, row, column], x.shape, [diagonal]);
-  return record({
+  const recorded = record({
     op,
     inputs: [x],
     output: y,
     saved: [row, column],
     backward: (dY) => [mapped(op, keep, [dY, row, column], x.shape, [diagonal])],
   });
+  row.dispose(); // the record keeps what it saved
+  column.dispose();
+  return recorded;
 }
 
 /** x on and above the given diagonal of the last two dimensions (0: the main one, 1: the one above), 0 below. */

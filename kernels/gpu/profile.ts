@@ -48,7 +48,7 @@ export async function profile<T>(fn: () => T | Promise<T>): Promise<Profile<T>> 
   if (!info.timestamps) throw new Error("profile: this adapter has no timestamp-query");
   if (queue.timestamps) throw new Error("profile: a profile is being taken already");
   const names: string[] = [], sets: GPUQuerySet[] = [];
-  let result: T;
+  let result: T, finished = false;
   queue.submit();
   queue.timestamps = (name) => {
     const at = names.push(name) - 1, slot = 2 * (at % LAUNCHES);
@@ -58,8 +58,13 @@ export async function profile<T>(fn: () => T | Promise<T>): Promise<Profile<T>> 
   try {
     result = await fn();
     queue.submit();
+    finished = true;
   } finally {
     queue.timestamps = null;
+    if (!finished) {
+      queue.submit();
+      for (const set of sets) set.destroy();
+    }
   }
   const times: bigint[] = [];
   for (const [i, set] of sets.entries()) {
