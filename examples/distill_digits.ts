@@ -21,6 +21,7 @@ import {
   forwardKl,
   init,
   jsd,
+  loadCheckpoint,
   manualSeed,
   maxPool2d,
   Meter,
@@ -29,6 +30,7 @@ import {
   optim,
   relu,
   reverseKl,
+  saveCheckpoint,
   Scope,
   Tape,
   type Tensor,
@@ -36,7 +38,7 @@ import {
 } from "@limbeck/limbeck";
 // @ts-types="@types/d3-array"
 import { mean, range } from "d3-array";
-import { failOption, type Progress, readOptions, showProgress } from "./support/cli.ts";
+import { failOption, type Progress, readOptions, showProgress, type Stop, watchStop } from "./support/cli.ts";
 import { CLASSES, type Digits, drawPerClass, loadDigits, PIXELS, splitDigits, takeRows } from "./support/digits.ts";
 import { drawReport, formatTable, type Run, summarize } from "./support/report.ts";
 
@@ -140,11 +142,15 @@ interface Training {
   lossOf: (logits: Tensor, batch: Batch) => Tensor;
   test: Batch;
   progress: Progress;
+  stop: Stop;
 }
 
-/** Trains with AdamW and a cosine schedule; every so many steps it reads the losses and tries the test digits. */
-async function train(model: nn.Sequential, training: Training): Promise<Run> {
-  const { method, seed, epochs, columns, lossOf, test, progress } = training;
+/**
+ * Trains with AdamW and a cosine schedule; every so many steps it reads the losses and tries the test digits. Null where Ctrl-C
+ * came in between.
+ */
+async function train(model: nn.Sequential, training: Training): Promise<Run | null> {
+  const { method, seed, epochs, columns, lossOf, test, progress, stop } = training;
   const steps = stepsOf(columns.labels.shape[0], epochs);
   const optimizer = new optim.AdamW(model.parameters(), { lr: LEARNING_RATE });
   const schedule = optim.cosine({ steps, warmup: Math.round(steps / 20) });
@@ -163,6 +169,7 @@ async function train(model: nn.Sequential, training: Training): Promise<Run> {
         optimizer.zeroGrad();
         meter.add("loss", loss); // copied on the GPU: nothing waits
       }
+      if (await stop.asked()) return null;
       step++;
       if (step % Math.ceil(steps / READS) !== 0 && step !== steps) continue;
       evaluate(model, test, meter);
@@ -213,8 +220,15 @@ interface Setting {
   epochs: number;
 }
 
+/** What Ctrl-C leaves in the checkpoint beside the teacher: the runs that were finished. Each run has its own seed, so that the others come out the same. */
+interface Saved {
+  setting: Setting;
+  runs: Run[];
+}
+
 /** The teacher's run, then the students': every loss with the first seed, every loss with the next, and so on. */
-async function trainAll({ student: kind, seed, seeds, epochs }: Setting): Promise<Run[]> {
+async function trainAll(setting: Setting, checkpoint: string, resume: boolean): Promise<Run[]> {
+  const { student: kind, seed, seeds, epochs } = setting;
   const digits = splitDigits(loadDigits(), TRAIN_DIGITS, SPLIT_SEED);
   const test = {
     images: tensor(digits.test.images, [digits.test.labels.length, PIXELS]),
@@ -222,40 +236,65 @@ async function trainAll({ student: kind, seed, seeds, epochs }: Setting): Promis
   };
   const students = seeds * Object.keys(LOSSES).length;
   const progress = showProgress(stepsOf(TRAIN_DIGITS, epochs) + students * stepsOf(STUDENT_ROWS, epochs));
-  const common = { epochs, test, progress };
+  const stop = watchStop();
+  const common = { epochs, test, progress, stop };
 
-  manualSeed(seed);
   const teacher = makeTeacher();
-  const runs = [
-    await train(teacher, {
+  const runs: Run[] = resume ? await loadRuns(checkpoint, teacher, setting) : [];
+  const finish = async (model: nn.Sequential, training: Training) => {
+    const run = await train(model, training);
+    if (run) return runs.push(run);
+    const saved: Saved = { setting, runs };
+    await saveCheckpoint(checkpoint, { model: teacher, extra: saved });
+    const given = Deno.args.filter((argument) => argument !== "--resume").map((argument) => `${argument} `).join("");
+    console.log(`Stopped. Go on with: deno task distill ${given}--resume`);
+    Deno.exit(130); // as a shell calls a program that Ctrl-C ended
+  };
+  if (runs.length === 0) {
+    manualSeed(seed);
+    const fresh = makeTeacher();
+    teacher.loadStateDict(fresh.stateDict());
+    fresh.dispose();
+    await finish(teacher, {
       ...common,
       method: "teacher",
       seed,
       columns: teacherColumns(digits.train),
       lossOf: (logits, batch) => crossEntropy(logits, batch.labels),
-    }),
-  ];
+    });
+  }
   const teacherLogits = await readLogits(teacher, digits.train);
   teacher.dispose();
 
   for (const studentSeed of range(seed, seed + seeds)) {
     const columns = studentColumns(digits.train, teacherLogits, studentSeed);
     for (const [method, loss] of Object.entries(LOSSES)) {
+      if (runs.some((run) => run.method === method && run.seed === studentSeed)) continue;
       manualSeed(studentSeed); // the same first weights for every loss
       const student = makeStudent(kind);
-      runs.push(
-        await train(student, {
-          ...common,
-          method,
-          seed: studentSeed,
-          columns,
-          lossOf: (logits, batch) => loss(logits, batch.teacher, batch.labels),
-        }),
-      );
+      await finish(student, {
+        ...common,
+        method,
+        seed: studentSeed,
+        columns,
+        lossOf: (logits, batch) => loss(logits, batch.teacher, batch.labels),
+      });
       student.dispose();
     }
   }
   progress.stop();
+  stop.dispose();
+  return runs;
+}
+
+/** The finished runs of a checkpoint, whose teacher is loaded. */
+async function loadRuns(checkpoint: string, teacher: nn.Sequential, setting: Setting): Promise<Run[]> {
+  const wanted = "the checkpoint of a run with the same options";
+  const saved = await loadCheckpoint(checkpoint, { model: teacher }).catch(({ message }) =>
+    failOption("--resume", wanted, message)
+  );
+  const { setting: before, runs } = saved.extra as Saved;
+  if (JSON.stringify(before) !== JSON.stringify(setting)) failOption("--resume", wanted, JSON.stringify(before));
   return runs;
 }
 
@@ -267,6 +306,7 @@ const HELP = `Distils a teacher of handwritten digits into small students, with 
   --epochs N   passes over the digits (${EPOCHS}; quick ${QUICK.epochs})
   --quick      fewer seeds and epochs: within a minute on two CPU cores
   --out DIR    folder for distill_digits.svg and distill_digits.json (out)
+  --resume     goes on where Ctrl-C has stopped a run with these options
   --help       this text`;
 
 async function main(): Promise<void> {
@@ -282,7 +322,7 @@ async function main(): Promise<void> {
   await Deno.mkdir(out, { recursive: true }).catch(({ message }) => failOption("--out", "a folder", message));
 
   const { adapter } = await init();
-  const [teacher, ...students] = await trainAll(setting);
+  const [teacher, ...students] = await trainAll(setting, `${out}/distill_digits.safetensors`, options.given("resume"));
   await dispose();
 
   const rows = [...summarize([teacher]), ...summarize(students, BASELINE)];

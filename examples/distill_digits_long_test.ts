@@ -1,4 +1,4 @@
-import { assert, assertEquals } from "@std/assert";
+import { assert, assertEquals, assertStringIncludes } from "@std/assert";
 
 const EXAMPLE = new URL("./distill_digits.ts", import.meta.url);
 
@@ -14,5 +14,46 @@ Deno.test("distill_digits: at the default size every gain exceeds two standard e
   for (const { method, gain, gainError } of distilled) {
     assert(gain > 2 * gainError, `${method}: ${gain} ± ${gainError}`);
   }
+  await Deno.remove(out, { recursive: true });
+});
+
+Deno.test("distill_digits: what Ctrl-C stopped goes on to the same numbers", async () => {
+  const out = await Deno.makeTempDir();
+  const leave = [`--allow-read=${out}`, `--allow-write=${out}`];
+  const start = (...more: string[]) =>
+    new Deno.Command("deno", {
+      args: [
+        "run",
+        "--frozen",
+        "--no-prompt",
+        ...leave,
+        EXAMPLE.pathname,
+        "--out",
+        out,
+        "--seeds",
+        "1",
+        "--epochs",
+        "1",
+        ...more,
+      ],
+      stdout: "piped",
+      stderr: "null",
+    }).spawn();
+  const whole = await start().output();
+  assertEquals(whole.code, 0);
+  // deno-lint-ignore no-explicit-any
+  const curves = async () =>
+    JSON.parse(await Deno.readTextFile(`${out}/distill_digits.json`)).runs.map((
+      { method, curve }: any,
+    ) => [method, curve]);
+  const unbroken = await curves();
+  const stopped = start();
+  const timer = setTimeout(() => stopped.kill("SIGINT"), 4000); // in the teacher or a student, as the machine is fast
+  const { code, stdout } = await stopped.output();
+  clearTimeout(timer);
+  assertEquals(code, 130);
+  assertStringIncludes(new TextDecoder().decode(stdout), "Go on with: deno task distill --out");
+  assertEquals((await start("--resume").output()).code, 0);
+  assertEquals(await curves(), unbroken);
   await Deno.remove(out, { recursive: true });
 });
