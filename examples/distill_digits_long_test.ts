@@ -41,11 +41,10 @@ Deno.test("distill_digits: what Ctrl-C stopped goes on to the same numbers", asy
     }).spawn();
   const whole = await start().output();
   assertEquals(whole.code, 0);
-  // deno-lint-ignore no-explicit-any
-  const curves = async () =>
-    JSON.parse(await Deno.readTextFile(`${out}/distill_digits.json`)).runs.map((
-      { method, curve }: any,
-    ) => [method, curve]);
+  const curves = async () => {
+    const { runs } = JSON.parse(await Deno.readTextFile(`${out}/distill_digits.json`));
+    return runs.map(({ method, curve }: Record<string, unknown>) => [method, curve]);
+  };
   const unbroken = await curves();
   const stopped = start();
   const timer = setTimeout(() => stopped.kill("SIGINT"), 4000); // in the teacher or a student, as the machine is fast

@@ -60,7 +60,10 @@ Deno.test("distill_digits: a bad option is named, with exit code 2", async () =>
   const out = await Deno.makeTempDir();
   for (
     const [args, said] of [
-      [["--sedes", "3"], 'one of --seed, --seeds, --epochs, --quick, --out, --help, got "--sedes"'],
+      [
+        ["--sedes", "3"],
+        'one of --student, --seed, --seeds, --epochs, --quick, --out, --resume, --help, got "--sedes"',
+      ],
       [["--seeds", "few"], '--seeds: wanted a whole number of at least 1, got "few"'],
       [["--epochs", "0"], '--epochs: wanted a whole number of at least 1, got "0"'],
       [["--quick=maybe"], '--quick: wanted no value, got "maybe"'],
