@@ -96,6 +96,8 @@ export const COLORS: string[] = [
   "#59a14f",
   "#b07aa1",
   "#76b7b2",
+  "#edc948",
+  "#9c755f",
 ];
 export const INK = "#111827";
 export const FAINT = "#4b5563";

@@ -1,0 +1,59 @@
+import { assertEquals, assertStringIncludes } from "@std/assert";
+
+const EXAMPLE = new URL("./distill_text.ts", import.meta.url);
+
+function command(out: string, ...args: string[]): Deno.Command {
+  const leave = [`--allow-read=${out}`, `--allow-write=${out}`];
+  return new Deno.Command("deno", {
+    args: ["run", "--frozen", "--no-prompt", ...leave, EXAMPLE.pathname, "--out", out, "--quick", ...args],
+    stdout: "piped",
+    stderr: "piped",
+  });
+}
+
+async function distill(out: string, ...args: string[]): Promise<string> {
+  const { code, stdout, stderr } = await command(out, ...args).output();
+  assertEquals(code, 0, new TextDecoder().decode(stderr));
+  return new TextDecoder().decode(stdout);
+}
+
+/** Every number but those of the clock: parameters (as a hash), curves, held-out figures, samples. */
+async function readNumbers(out: string): Promise<unknown> {
+  const { runs } = JSON.parse(await Deno.readTextFile(`${out}/distill_text.json`));
+  // deno-lint-ignore no-explicit-any
+  return runs.map(({ tokensPerSecond: _, bytes: __, ...run }: any) => run);
+}
+
+Deno.test("distill_text: a run that is stopped, twice, and resumed repeats the unbroken run bit for bit", async () => {
+  const unbroken = await Deno.makeTempDir();
+  const broken = await Deno.makeTempDir();
+  const options = ["--steps", "60", "--on-policy", "0.2"]; // batches that the student writes must repeat too
+  await distill(unbroken, ...options);
+
+  assertStringIncludes(
+    await distill(broken, ...options, "--stop-after", "20"),
+    "stopped behind step 20 of 60 of teacher",
+  );
+  const said = await distill(broken, ...options, "--stop-after", "130", "--resume"); // 40 of the teacher, 60, 30
+  assertStringIncludes(said, "stopped behind step 30 of 60 of forward KL");
+  assertStringIncludes(
+    said,
+    `Go on with: deno task distill-text --out ${broken} --quick --steps 60 --on-policy 0.2 --resume`,
+  );
+  await distill(broken, ...options, "--resume");
+  assertEquals(await readNumbers(broken), await readNumbers(unbroken));
+
+  for (const out of [unbroken, broken]) await Deno.remove(out, { recursive: true });
+});
+
+Deno.test("distill_text: Ctrl-C saves a checkpoint and says how to go on", async () => {
+  const out = await Deno.makeTempDir();
+  const child = command(out).spawn();
+  const timer = setTimeout(() => child.kill("SIGINT"), 8000); // it is training by then
+  const { code, stdout } = await child.output();
+  clearTimeout(timer);
+  assertEquals(code, 130);
+  assertStringIncludes(new TextDecoder().decode(stdout), "--quick --resume");
+  await distill(out, "--resume");
+  await Deno.remove(out, { recursive: true });
+});

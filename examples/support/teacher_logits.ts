@@ -1,0 +1,100 @@
+/**
+ * A teacher that is only a file: the logits that PyTorch, or anything else that writes safetensors, gave for a text.
+ *
+ *     tokens    [N]     integers   the text, as classes; row i of the logits predicts tokens[i + 1]
+ *     logits    [N, V]  floats     every class, or
+ *     values    [N, K]  floats     the K largest of each row, with
+ *     indices   [N, K]  integers   their classes, and where it is known
+ *     logSumExp [N]     floats     ln Σ exp over the whole row
+ *
+ * In PyTorch, for one long text:
+ *
+ *     values, indices = logits.topk(16)
+ *     rows = {"tokens": tokens.int(), "values": values.half(), "indices": indices.int(), "logSumExp": logits.logsumexp(-1)}
+ *     safetensors.torch.save_file(rows, "teacher.safetensors", {"vocabulary": "".join(characters)})
+ *
+ * Each tensor must fit one binding of the GPU, 128 MiB under Mesa's software Vulkan: floats may be halves.
+ *
+ * The metadata's `vocabulary`, a string, has class i as its character i. Without it the classes are those of the text that
+ * the example reads anyway, as its JSON lists them.
+ *
+ * Of a sparse row the rest of the mass, 1 − Σ exp(value − logSumExp), is spread evenly over the other classes. Without
+ * `logSumExp` the K are taken as all the mass. At least 10⁻⁶ of the mass is spread in either case: a class that has none
+ * would make every student's reverse KL infinite.
+ *
+ * @module
+ */
+
+import { loadSafetensors, loadSafetensorsMetadata, Scope } from "@limbeck/limbeck";
+
+const LEAST_REST = 1e-6;
+
+/** What the file says. */
+export interface TeacherLogits {
+  tokens: Int32Array;
+  vocabulary: string[];
+  /** Copies the logits of so many tokens from `from` on, [rows, classes], to the start of `into`. */
+  copyRows(from: number, rows: number, into: Float32Array): void;
+}
+
+/** Reads and checks the file; throws an Error that says what is wrong with it. Call `init()` before. */
+export async function loadTeacherLogits(path: string, ownVocabulary: string[]): Promise<TeacherLogits> {
+  const bytes = await Deno.readFile(path);
+  const metadata = await loadSafetensorsMetadata(bytes);
+  const vocabulary = metadata.vocabulary === undefined ? ownVocabulary : [...metadata.vocabulary];
+  const classes = vocabulary.length;
+  using _scope = new Scope(); // frees the tensors: the rows stay on the host until a batch wants them
+  const tensors = await loadSafetensors(bytes);
+
+  const check = (name: string, kind: "floats" | "integers", shape: (number | null)[]): readonly number[] => {
+    const x = tensors[name];
+    if (x === undefined) throw new Error(`wanted a tensor "${name}", got ${Object.keys(tensors).join(", ")}`);
+    if (x.shape.length !== shape.length || shape.some((size, i) => size !== null && size !== x.shape[i])) {
+      throw new Error(`${name} must have shape [${shape.map((size) => size ?? "any")}], got [${x.shape}]`);
+    }
+    if (x.dtype.startsWith("f") !== (kind === "floats")) throw new Error(`${name} must hold ${kind}, got ${x.dtype}`);
+    return x.shape;
+  };
+  const floats = async (name: string) => Float32Array.from(await tensors[name].data());
+  const integers = async (name: string) => {
+    const data = await tensors[name].data() as Int32Array;
+    const wrong = data.find((value) => value < 0 || value >= classes);
+    if (wrong !== undefined) throw new Error(`${name} must be classes in [0, ${classes}), got ${wrong}`);
+    return data;
+  };
+
+  const [rows] = check("tokens", "integers", [null]);
+  const tokens = await integers("tokens");
+  if ("logits" in tensors) {
+    check("logits", "floats", [rows, classes]);
+    const logits = await floats("logits");
+    return {
+      tokens,
+      vocabulary,
+      copyRows: (from, rows, into) => into.set(logits.subarray(from * classes, (from + rows) * classes)),
+    };
+  }
+
+  const [, k] = check("values", "floats", [rows, null]);
+  check("indices", "integers", [rows, k]);
+  const values = await floats("values");
+  const indices = await integers("indices");
+  if ("logSumExp" in tensors) check("logSumExp", "floats", [rows]);
+  const logSumExp = "logSumExp" in tensors ? await floats("logSumExp") : null;
+  return {
+    tokens,
+    vocabulary,
+    copyRows(from, rows, into) {
+      for (let row = from; row < from + rows; row++) {
+        const known = values.subarray(row * k, (row + 1) * k);
+        const largest = Math.max(...known);
+        const seen = known.reduce((sum, value) => sum + Math.exp(value - largest), 0); // in units of exp(largest)
+        const all = logSumExp ? Math.exp(logSumExp[row] - largest) : seen;
+        const rest = Math.max(all - seen, LEAST_REST * all);
+        const start = (row - from) * classes;
+        into.fill(largest + Math.log(rest / (classes - k)), start, start + classes);
+        known.forEach((value, i) => into[start + indices[row * k + i]] = value);
+      }
+    },
+  };
+}

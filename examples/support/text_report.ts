@@ -1,0 +1,156 @@
+/**
+ * What a comparison of language models says in the end: a table, a picture of the curves and of the sweep over β, samples.
+ *
+ * @module
+ */
+
+import type { TopLevelSpec } from "vega-lite";
+import { alignTable, COLORS, CONFIG, drawSpec, FAINT } from "./report.ts";
+
+/** One model, trained once; a teacher that is only a file has no parameters, no curve and no samples. */
+export interface TextRun {
+  method: string;
+  /** Where the loss stands between forward KL (0) and reverse KL (1), if it does. */
+  beta?: number;
+  /** The mean training loss (nats) since the point before, and bits a held-out character. */
+  curve: { step: number; loss: number; bitsPerCharacter: number }[];
+  bitsPerCharacter: number;
+  /** The share of held-out characters where the likeliest is the teacher's likeliest too. */
+  agreement: number;
+  /** The entropy of the model's own predictions of held-out characters, in bits. */
+  entropy: number;
+  /** The share of different ones among all runs of four characters in the samples. */
+  distinct?: number;
+  /** In training, without evaluations. */
+  tokensPerSecond?: number;
+  /** The most GPU memory that was in use between the forward and the backward pass of a step. */
+  bytes?: number;
+  parameters?: number;
+  /** SHA-256 of the trained parameters. */
+  hash?: string;
+  samples: string[];
+}
+
+/** What stands beside the models: bits a character of the n-grams, and the held-out text's own diversity. */
+export interface Yardsticks {
+  ngrams: { method: string; bitsPerCharacter: number }[];
+  distinct: number;
+}
+
+/** The n-grams, the text itself and the models, as an aligned table that is Markdown too. */
+export function formatTextTable(runs: TextRun[], { ngrams, distinct }: Yardsticks): string {
+  const percent = (share?: number) => share === undefined ? "–" : (100 * share).toFixed(1);
+  const whole = (count?: number) => count === undefined ? "–" : Math.round(count).toLocaleString("en");
+  return alignTable([
+    ["model", "bits/char", "agreement, %", "entropy, bits", "distinct, %", "tokens/s", "MiB", "parameters"],
+    ...ngrams.map(({ method, bitsPerCharacter }) => [method, bitsPerCharacter.toFixed(3), ...Array(6).fill("–")]),
+    ["the text itself", "–", "–", "–", percent(distinct), "–", "–", "–"],
+    ...runs.map((run) => [
+      run.method,
+      run.bitsPerCharacter.toFixed(3),
+      percent(run.agreement),
+      run.entropy.toFixed(3),
+      percent(run.distinct),
+      whole(run.tokensPerSecond),
+      run.bytes === undefined ? "–" : (run.bytes / 2 ** 20).toFixed(1),
+      whole(run.parameters),
+    ]),
+  ]);
+}
+
+const BITS = "held-out bits a character";
+
+/** Learning curves above the n-grams' levels, beside what the students became over β, as an SVG. */
+export function drawTextReport(
+  title: string,
+  subtitle: string,
+  runs: TextRun[],
+  { ngrams, distinct }: Yardsticks,
+): Promise<string> {
+  const methods = runs.map(({ method }) => method);
+  const color = {
+    field: "method",
+    scale: { domain: methods, range: methods.map((_, i) => COLORS[i % COLORS.length]) },
+    legend: {
+      title: null,
+      orient: "bottom" as const,
+      columns: 3,
+      labelColor: FAINT,
+      labelFontSize: 11,
+      labelLimit: 240,
+    },
+  };
+  const swept = runs.filter(({ beta }) => beta !== undefined).sort((a, b) => a.beta! - b.beta!);
+  const levels = (values: { name: string; y: number }[], y: string): object[] => [{
+    data: { values },
+    mark: { type: "rule", strokeDash: [4, 4], color: FAINT, opacity: 0.6 },
+    encoding: { y: { field: "y", type: "quantitative", title: y } },
+  }, {
+    data: { values },
+    mark: { type: "text", align: "right", baseline: "bottom", dy: -3, fontSize: 10, color: FAINT },
+    encoding: { x: { value: "width" }, y: { field: "y", type: "quantitative", title: y }, text: { field: "name" } },
+  }];
+  const sweep = (y: string, valueOf: (run: TextRun) => number, reference: { name: string; y: number }[]) => ({
+    width: 300,
+    height: 118,
+    layer: [
+      ...levels(reference, y),
+      {
+        data: { values: swept.map((run) => ({ beta: run.beta, y: valueOf(run) })) },
+        mark: { type: "line", strokeWidth: 2, color: COLORS[3], point: { size: 40, color: COLORS[3] } },
+        encoding: {
+          x: {
+            field: "beta",
+            type: "quantitative",
+            title: "β: forward KL at 0, reverse KL at 1",
+            scale: { domain: [0, 1] },
+          },
+          y: { field: "y", type: "quantitative", title: y, scale: { zero: false } },
+        },
+      },
+    ],
+  });
+  const of = (method: string) => runs.filter((run) => run.method === method);
+  const spec = {
+    title: { text: title, subtitle, anchor: "start", fontSize: 17, subtitleFontSize: 12, offset: 18 },
+    background: "white",
+    padding: 20,
+    spacing: 44,
+    config: CONFIG,
+    hconcat: [{
+      width: 460,
+      height: 320,
+      layer: [
+        ...levels(ngrams.map(({ method, bitsPerCharacter }) => ({ name: method, y: bitsPerCharacter })), BITS),
+        {
+          data: {
+            values: runs.flatMap(({ method, curve }) =>
+              curve.map(({ step, bitsPerCharacter }) => ({ method, step, bitsPerCharacter }))
+            ),
+          },
+          mark: { type: "line", strokeWidth: 2.2, point: { size: 22 } },
+          encoding: {
+            x: { field: "step", type: "quantitative", title: "training step", axis: { grid: false, tickCount: 6 } },
+            y: {
+              field: "bitsPerCharacter",
+              type: "quantitative",
+              title: BITS,
+              scale: { zero: false },
+            },
+            color,
+          },
+        },
+      ],
+    }, {
+      spacing: 24,
+      vconcat: [
+        sweep("bits a character", (run) => run.bitsPerCharacter, [
+          ...of("teacher").map((run) => ({ name: "teacher", y: run.bitsPerCharacter })),
+          ...of("labels alone").map((run) => ({ name: "labels alone", y: run.bitsPerCharacter })),
+        ]),
+        sweep("distinct in samples, %", (run) => 100 * run.distinct!, [{ name: "the text itself", y: 100 * distinct }]),
+      ],
+    }],
+  };
+  return drawSpec(spec as TopLevelSpec);
+}
