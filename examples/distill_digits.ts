@@ -264,7 +264,6 @@ async function trainAll(setting: Setting, checkpoint: string, resume: boolean): 
     });
   }
   const teacherLogits = await readLogits(teacher, digits.train);
-  teacher.dispose();
 
   for (const studentSeed of range(seed, seed + seeds)) {
     const columns = studentColumns(digits.train, teacherLogits, studentSeed);
@@ -282,6 +281,7 @@ async function trainAll(setting: Setting, checkpoint: string, resume: boolean): 
       student.dispose();
     }
   }
+  teacher.dispose();
   progress.stop();
   stop.dispose();
   return runs;
