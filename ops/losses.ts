@@ -46,17 +46,51 @@ const logistic = pointwise(
   "-d * a",
 );
 
-/** Mean (or sum, or none) of (prediction − target)². Source: `torch.nn.functional.mse_loss`. */
+/**
+ * (prediction − target)², averaged over all elements (or `"sum"`, `"none"`). Both of one shape; gradients 2(prediction − target) and its negative, over the
+ * number of elements. Throws a TypeError for different shapes. Source: `torch.nn.functional.mse_loss`.
+ *
+ * @example
+ * ```ts
+ * import { init, mseLoss, tensor } from "@limbeck/limbeck";
+ *
+ * await init();
+ * console.log(await mseLoss(tensor([1, 2]), tensor([0, 4])).item()); // 2.5
+ * ```
+ */
 export function mseLoss(prediction: Tensor, target: Tensor, options: ReductionOptions = {}): Tensor {
   return squaredError(prediction, target, options);
 }
 
-/** Mean (or sum, or none) of |prediction − target|; the gradient at 0 is 0. Source: `torch.nn.functional.l1_loss`. */
+/**
+ * |prediction − target|, averaged over all elements (or `"sum"`, `"none"`). Both of one shape; gradients ±sign(prediction − target) over the number of elements,
+ * 0 where they are equal. Throws a TypeError for different shapes. Source: `torch.nn.functional.l1_loss`.
+ *
+ * @example
+ * ```ts
+ * import { init, l1Loss, tensor } from "@limbeck/limbeck";
+ *
+ * await init();
+ * console.log(await l1Loss(tensor([1, 2]), tensor([0, 4])).item()); // 1.5
+ * ```
+ */
 export function l1Loss(prediction: Tensor, target: Tensor, options: ReductionOptions = {}): Tensor {
   return absoluteError(prediction, target, options);
 }
 
-/** Cross-entropy of sigmoid(logits) with target probabilities, elementwise: softplus(x) − x·t. Source: `torch.nn.functional.binary_cross_entropy_with_logits`. */
+/**
+ * −t·ln σ(x) − (1 − t)·ln(1 − σ(x)) with σ = sigmoid, x the logits and t the target probabilities of the same shape, in nats, averaged over all
+ * elements (or `"sum"`, `"none"`). Gradients σ(x) − t for the logits and −x for the target. Small losses keep their digits. Throws a TypeError for different shapes.
+ * Source: `torch.nn.functional.binary_cross_entropy_with_logits`.
+ *
+ * @example
+ * ```ts
+ * import { binaryCrossEntropyWithLogits, init, tensor } from "@limbeck/limbeck";
+ *
+ * await init();
+ * console.log(await binaryCrossEntropyWithLogits(tensor([0]), tensor([1])).item()); // ln 2
+ * ```
+ */
 export function binaryCrossEntropyWithLogits(logits: Tensor, target: Tensor, options: ReductionOptions = {}): Tensor {
   return logistic(logits, target, options);
 }
@@ -67,7 +101,18 @@ export interface SmoothL1Options extends ReductionOptions {
   beta?: number;
 }
 
-/** d²/(2β) for |d| < β, else |d| − β/2, with d = prediction − target. Source: `torch.nn.functional.smooth_l1_loss`; Girshick 2015. */
+/**
+ * With d = prediction − target: d²/(2β) for |d| < β, else |d| − β/2, averaged over all elements (or `"sum"`, `"none"`). β is 1 unless given; 0 is `l1Loss`. Gradient: d/β held
+ * within ±1. Throws a TypeError for different shapes, a RangeError for a negative β. Source: `torch.nn.functional.smooth_l1_loss`; Girshick 2015.
+ *
+ * @example
+ * ```ts
+ * import { init, smoothL1Loss, tensor } from "@limbeck/limbeck";
+ *
+ * await init();
+ * console.log(await smoothL1Loss(tensor([0.5, 3]), tensor([0, 0]), { reduction: "none" }).array()); // [0.125, 2.5]
+ * ```
+ */
 export function smoothL1Loss(prediction: Tensor, target: Tensor, options: SmoothL1Options = {}): Tensor {
   checkOptions("smoothL1Loss", options, ["reduction", "beta"]);
   checkLossOptions("smoothL1Loss", options);
@@ -149,7 +194,20 @@ export interface NllOptions {
   weight?: Tensor;
 }
 
-/** −w_y·x_y by row, from log-probabilities x [..., V] and class indices y [...]. Source: `torch.nn.functional.nll_loss`. `crossEntropy` takes logits and is exact. */
+/**
+ * −w_y·x_y by row, from log-probabilities x [..., V], class indices y [...] (i32) and class weights w [V] (1 unless given). The mean divides by the kept rows' weights;
+ * rows of `ignoreIndex` (−100) count nowhere. Gradient: −w_y at the label's column, 0 elsewhere. Errors as `crossEntropy`, which takes logits and is exact.
+ * Source: `torch.nn.functional.nll_loss`.
+ *
+ * @example
+ * ```ts
+ * import { init, logSoftmax, nllLoss, tensor } from "@limbeck/limbeck";
+ *
+ * await init();
+ * const x = logSoftmax(tensor([[0, 0], [1, 3]]));
+ * console.log(await nllLoss(x, tensor(new Int32Array([0, 1]))).item());
+ * ```
+ */
 export function nllLoss(logProbabilities: Tensor, target: Tensor, options: NllOptions = {}): Tensor {
   const op = "nllLoss";
   checkOptions(op, options, ["reduction", "ignoreIndex", "weight"]);
@@ -185,7 +243,18 @@ export function nllLoss(logProbabilities: Tensor, target: Tensor, options: NllOp
   );
 }
 
-/** a·b / (max(‖a‖, eps)·max(‖b‖, eps)) over `dim` (1 unless given, as in PyTorch), with broadcasting. Source: `torch.nn.functional.cosine_similarity`. */
+/**
+ * a·b / (max(‖a‖, eps)·max(‖b‖, eps)) over `dim` (1 unless given, as in PyTorch), with broadcasting; eps is 1e-8 unless given. Both get gradients. Throws a TypeError for shapes
+ * that do not broadcast, a RangeError for a dimension that is not there. Source: `torch.nn.functional.cosine_similarity`.
+ *
+ * @example
+ * ```ts
+ * import { cosineSimilarity, init, tensor } from "@limbeck/limbeck";
+ *
+ * await init();
+ * console.log(await cosineSimilarity(tensor([[1, 0]]), tensor([[1, 1]])).array()); // [0.7071]
+ * ```
+ */
 export function cosineSimilarity(a: Tensor, b: Tensor, options: { dim?: number; eps?: number } = {}): Tensor {
   checkOptions("cosineSimilarity", options, ["dim", "eps"]);
   checkTensor("cosineSimilarity", "a", a);
@@ -198,7 +267,19 @@ export function cosineSimilarity(a: Tensor, b: Tensor, options: { dim?: number; 
   return sum(a.mul(b), { dim }).div(norm(a).mul(norm(b)));
 }
 
-/** 1 − cos(a, b) where y is 1, max(0, cos(a, b) − margin) where y is −1; a, b [N, D], y [N]. Source: `torch.nn.functional.cosine_embedding_loss`. */
+/**
+ * 1 − cos(a, b) where y is 1, max(0, cos(a, b) − margin) where y is −1; a and b [N, D], y [N], margin 0 unless given. Averaged over rows (or `"sum"`, `"none"`).
+ * a and b get gradients. Throws a TypeError for wrong shapes, a RangeError for a margin outside [−1, 1]. Source: `torch.nn.functional.cosine_embedding_loss`.
+ *
+ * @example
+ * ```ts
+ * import { cosineEmbeddingLoss, init, tensor } from "@limbeck/limbeck";
+ *
+ * await init();
+ * const a = tensor([[1, 0], [1, 0]]), b = tensor([[1, 0], [1, 1]]);
+ * console.log(await cosineEmbeddingLoss(a, b, tensor([1, -1])).item()); // 0.3536
+ * ```
+ */
 export function cosineEmbeddingLoss(
   a: Tensor,
   b: Tensor,
@@ -238,7 +319,18 @@ function tempered(op: string, x: Tensor, o: RowOptions): Tensor {
   return o.temperature === undefined || o.temperature === 1 ? x : x.div(o.temperature);
 }
 
-/** H(p) = −Σ p·ln p by row, with p = softmax(logits/T): between 0 and ln V. */
+/**
+ * H(p) = −Σ p·ln p by row, with p = softmax(logits/T) over the last dimension: between 0 and ln V, in nats. Averaged over rows (or `"sum"`, `"none"`); T is 1 unless given.
+ * Gradient: −p·(ln p + H)/T. Throws a TypeError for what is no tensor of logits, a RangeError for T ≤ 0. Source: Shannon 1948.
+ *
+ * @example
+ * ```ts
+ * import { entropy, init, tensor } from "@limbeck/limbeck";
+ *
+ * await init();
+ * console.log(await entropy(tensor([[0, 0, 0, 0]])).item()); // ln 4
+ * ```
+ */
 export function entropy(logits: Tensor, options: RowOptions = {}): Tensor {
   return reduced(
     sum(plogp(logSoftmax(tempered("entropy", logits, options))), { dim: -1 }),
@@ -246,7 +338,19 @@ export function entropy(logits: Tensor, options: RowOptions = {}): Tensor {
   );
 }
 
-/** H(p, q) = −Σ p·ln q by row, with p = softmax(teacher/T), q = softmax(student/T): forward KL plus the teacher's entropy. Both get gradients. */
+/**
+ * H(p, q) = −Σ p·ln q by row, with p = softmax(teacher/T), q = softmax(student/T), in nats: forward KL plus the teacher's entropy. Averaged over rows (or `"sum"`, `"none"`).
+ * Gradients: (q − p)/T for the student, −p·(ln q + H(p, q))/T for the teacher. Throws a TypeError for different shapes, a RangeError for T ≤ 0. Source: Cover & Thomas 2006.
+ *
+ * @example
+ * ```ts
+ * import { crossEntropyOfDistributions, init, tensor } from "@limbeck/limbeck";
+ *
+ * await init();
+ * const teacher = tensor([[0, 1]]), student = tensor([[1, 0]]);
+ * console.log(await crossEntropyOfDistributions(student, teacher).item());
+ * ```
+ */
 export function crossEntropyOfDistributions(student: Tensor, teacher: Tensor, options: RowOptions = {}): Tensor {
   const op = "crossEntropyOfDistributions";
   const s = tempered(op, student, options);
