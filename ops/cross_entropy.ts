@@ -1,8 +1,17 @@
-import { checkBoolean, checkNumber, checkOptions } from "../kernels/check.ts";
+import { checkBoolean, checkOptions } from "../kernels/check.ts";
 import { countRows, crossEntropyRows } from "../kernels/cross_entropy.ts";
 import { hidden } from "../autograd/tape.ts";
 import { checkShape, checkTensor, type Tensor } from "../autograd/tensor.ts";
-import { checkLabels, checkLossOptions, type Launch, type LossReduction, rowLoss, rowsOf, total } from "./row_loss.ts";
+import {
+  checkClassWeight,
+  checkLabels,
+  checkLossOptions,
+  type Launch,
+  type LossReduction,
+  rowLoss,
+  rowsOf,
+  total,
+} from "./row_loss.ts";
 
 /** Options of `crossEntropy`. */
 export interface CrossEntropyOptions {
@@ -117,9 +126,6 @@ export function crossEntropy(
   const { reduction = "mean", ignoreIndex = -100, labelSmoothing = 0, zLoss = 0, softcap, weight, temperature = 1 } =
     options;
   const { returnZLoss = false, returnAccuracy = false, returnPredictions = false } = options;
-  checkNumber(op, "labelSmoothing", labelSmoothing, { min: 0, max: 1 });
-  checkNumber(op, "zLoss", zLoss, { min: 0 });
-  if (softcap !== undefined) checkNumber(op, "softcap", softcap, { above: 0 });
   checkBoolean(op, "returnZLoss", returnZLoss);
   checkBoolean(op, "returnAccuracy", returnAccuracy);
   checkBoolean(op, "returnPredictions", returnPredictions);
@@ -134,10 +140,7 @@ export function crossEntropy(
     }
     if (returnAccuracy) throw new TypeError(`${op}: returnAccuracy needs class indices, got soft targets`);
   } else checkLabels(op, "target", target, rowShape, ignoreIndex);
-  if (weight !== undefined) {
-    checkTensor(op, "weight", weight, ["f32"]);
-    checkShape(op, "weight", weight, [columns]);
-  }
+  if (weight !== undefined) checkClassWeight(op, "weight", weight, columns);
 
   const counts = hidden([3], "f32");
   if (!soft) countRows(target.memory, weight?.memory ?? null, counts.memory, rows, columns, ignoreIndex);

@@ -15,7 +15,15 @@ import { hidden as scratchTensor } from "../autograd/tape.ts";
 import { checkShape, checkTensor, type Tensor } from "../autograd/tensor.ts";
 import type { CrossEntropyOptions } from "./cross_entropy.ts";
 import { type DivergenceOptions, DIVERGENCES, resolveDivergence } from "./divergence.ts";
-import { checkLabels, checkLossOptions, type Launch, rowLoss, type Rows, rowsOf } from "./row_loss.ts";
+import {
+  checkClassWeight,
+  checkLabels,
+  checkLossOptions,
+  type Launch,
+  rowLoss,
+  type Rows,
+  rowsOf,
+} from "./row_loss.ts";
 
 /** Options of `linearCrossEntropy`: those of `crossEntropy` without the further returns, and the head's. */
 export interface LinearCrossEntropyOptions
@@ -239,16 +247,10 @@ export function linearCrossEntropy(
   checkLossOptions(op, options);
   const { bias, chunkSize, reduction = "mean", ignoreIndex = -100, labelSmoothing = 0, zLoss = 0, softcap } = options;
   const { weight: classWeight, temperature = 1 } = options;
-  checkNumber(op, "labelSmoothing", labelSmoothing, { min: 0, max: 1 });
-  checkNumber(op, "zLoss", zLoss, { min: 0 });
-  if (softcap !== undefined) checkNumber(op, "softcap", softcap, { above: 0 });
   const head = { hidden, weight, bias };
   const shape = headRows(op, ["hidden", "weight", "bias"], head), { rows, columns } = shape;
   checkLabels(op, "target", target, shape, ignoreIndex);
-  if (classWeight !== undefined) {
-    checkTensor(op, "options.weight", classWeight, ["f32"]);
-    checkShape(op, "options.weight", classWeight, [columns]);
-  }
+  if (classWeight !== undefined) checkClassWeight(op, "options.weight", classWeight, columns);
   const counts = scratchTensor([3], "f32");
   countRows(target.memory, classWeight?.memory ?? null, counts.memory, rows, columns, ignoreIndex);
   const saved = [target, ...classWeight ? [classWeight] : []];

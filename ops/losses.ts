@@ -6,7 +6,7 @@ import { hidden } from "../autograd/tape.ts";
 import { checkShape, checkTensor, type Tensor } from "../autograd/tensor.ts";
 import { binary, broadcastShape, mapped, unary, where } from "./elementwise.ts";
 import { checkDim, mean, sum } from "./reduce.ts";
-import { checkLabels, checkLossOptions, type LossReduction, rowLoss, rowsOf } from "./row_loss.ts";
+import { checkClassWeight, checkLabels, checkLossOptions, type LossReduction, rowLoss, rowsOf } from "./row_loss.ts";
 import { logSoftmax, softmax } from "./softmax.ts";
 
 /** Options of the elementwise losses. */
@@ -215,10 +215,7 @@ export function nllLoss(logProbabilities: Tensor, target: Tensor, options: NllOp
   const { reduction = "mean", ignoreIndex = -100, weight } = options;
   const shape = rowsOf(op, "logProbabilities", logProbabilities), { rows, columns } = shape;
   checkLabels(op, "target", target, shape, ignoreIndex);
-  if (weight !== undefined) {
-    checkTensor(op, "weight", weight, ["f32"]);
-    checkShape(op, "weight", weight, [columns]);
-  }
+  if (weight !== undefined) checkClassWeight(op, "weight", weight, columns);
   const counts = hidden([3], "f32");
   countRows(target.memory, weight?.memory ?? null, counts.memory, rows, columns, ignoreIndex);
   const saved = [logProbabilities, target, ...weight ? [weight] : []];

@@ -49,16 +49,32 @@ export function checkLabels(
   });
 }
 
-/** Checks the options that every such loss has. */
-export function checkLossOptions(
-  op: string,
-  o: { reduction?: unknown; temperature?: unknown; ignoreIndex?: unknown },
-): void {
+/** The options of row losses whose values need a look; which of them an op has, `checkOptions` knows. */
+interface CheckedOptions {
+  reduction?: unknown;
+  temperature?: unknown;
+  ignoreIndex?: unknown;
+  labelSmoothing?: unknown;
+  zLoss?: unknown;
+  softcap?: unknown;
+}
+
+/** Checks the values of the options that row losses share. */
+export function checkLossOptions(op: string, o: CheckedOptions): void {
   if (o.reduction !== undefined) checkOneOf(op, "reduction", o.reduction, ["mean", "sum", "none"]);
   if (o.temperature !== undefined) checkNumber(op, "temperature", o.temperature, { above: 0 });
   if (o.ignoreIndex !== undefined) {
     checkNumber(op, "ignoreIndex", o.ignoreIndex, { integer: true, min: -(2 ** 31), below: 2 ** 31 });
   }
+  if (o.labelSmoothing !== undefined) checkNumber(op, "labelSmoothing", o.labelSmoothing, { min: 0, max: 1 });
+  if (o.zLoss !== undefined) checkNumber(op, "zLoss", o.zLoss, { min: 0 });
+  if (o.softcap !== undefined) checkNumber(op, "softcap", o.softcap, { above: 0 });
+}
+
+/** Checks class weights: f32, one a class. */
+export function checkClassWeight(op: string, name: string, weight: Tensor, columns: number): void {
+  checkTensor(op, name, weight, ["f32"]);
+  checkShape(op, name, weight, [columns]);
 }
 
 /** One kernel launch: the rows' losses, and gradients of the inputs where memory is given for them. */
