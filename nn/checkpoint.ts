@@ -79,10 +79,10 @@ export async function loadCheckpoint(
   const bytes = await Deno.readFile(path);
   const metadata = (await loadSafetensorsMetadata(bytes)).limbeck;
   if (metadata === undefined) {
-    throw new Error(`${op}: ${describe(path)} is a safetensors file, but no checkpoint; use loadSafetensors`);
+    throw new Error(`${op}: ${JSON.stringify(path)} is a safetensors file, but no checkpoint; use loadSafetensors`);
   }
   const { step, extra, random, optimizer } = parseState(op, path, metadata);
-  if (into.optimizer && !optimizer) throw new Error(`${op}: ${describe(path)} holds no optimizer`);
+  if (into.optimizer && !optimizer) throw new Error(`${op}: ${JSON.stringify(path)} holds no optimizer`);
   const tensors = await loadSafetensors(bytes);
   try {
     const of = (prefix: string) =>
@@ -119,5 +119,5 @@ function parseState(op: string, path: string, text: string): State {
   } catch {
     // said below
   }
-  throw new Error(`${op}: the state in ${describe(path)} is damaged`);
+  throw new Error(`${op}: the state in ${JSON.stringify(path)} is damaged`);
 }

@@ -84,7 +84,7 @@ async function bytesOf(
 ): Promise<{ bytes: Uint8Array; source: string }> {
   if (pathOrBytes instanceof Uint8Array) return { bytes: pathOrBytes, source: "the data" };
   if (typeof pathOrBytes === "string" || pathOrBytes instanceof URL) {
-    return { bytes: await Deno.readFile(pathOrBytes), source: describe(String(pathOrBytes)) };
+    return { bytes: await Deno.readFile(pathOrBytes), source: JSON.stringify(String(pathOrBytes)) };
   }
   throw new TypeError(`${op}: pathOrBytes must be a path, a URL or a Uint8Array, got ${describe(pathOrBytes)}`);
 }
