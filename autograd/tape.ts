@@ -24,9 +24,15 @@ export interface RecordSpec {
   hidden?: readonly Tensor[];
   /**
    * The gradients of the inputs, in their order; null where there is none or `wants[i]` is false. Runs unrecorded.
-   * A result made by `gradientOf(i)` saves a copy where that input is a parameter of an optimizer.
+   * A result made by `gradientOf(i)` saves a copy where that input is a parameter of an optimizer. `earlier(i)` is the gradient that later
+   * ops have given input i, or null: who asks for it adds it to its result, which saves adding the two up.
    */
-  backward: (dOutput: Tensor, wants: readonly boolean[], gradientOf: GradientOf) => readonly (Tensor | null)[];
+  backward: (
+    dOutput: Tensor,
+    wants: readonly boolean[],
+    gradientOf: GradientOf,
+    earlier: (i: number) => Tensor | null,
+  ) => readonly (Tensor | null)[];
 }
 
 class Record implements Recorded {
@@ -199,7 +205,12 @@ export class Tape extends Scope {
       }
     });
     using _private = new Scope();
-    const gradients = spec.backward(record.gradient!, wants, (i) => gradientFor(spec.inputs[i]));
+    const whole = new Set<number>(); // inputs of which the op gives the sum with the earlier gradient
+    const gradients = spec.backward(record.gradient!, wants, (i) => gradientFor(spec.inputs[i]), (i) => {
+      const earlier = record.sources[i]?.gradient ?? null;
+      if (earlier) whole.add(i);
+      return earlier;
+    });
     spec.inputs.forEach((input, i) => {
       const gradient = gradients[i];
       if (!wants[i] || !gradient) return;
@@ -213,6 +224,10 @@ export class Tape extends Scope {
       const target = record.sources[i];
       if (target) {
         if (target.state !== "open") throw new Error(walkedTwice(target.op));
+        if (whole.has(i)) {
+          target.gradient!.dispose();
+          target.gradient = null;
+        }
         target.gradient = added(target.gradient, gradient, input);
       } else if (!input.closed) addToLeaf(input, gradient);
     });

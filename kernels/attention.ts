@@ -3,9 +3,11 @@
  * maximum and sum (Milakov & Gimelshein 2018; Dao et al. 2022). The forward pass keeps one number a query, lse; the backward pass computes
  * the weights again from it: one kernel walks the keys for dQ, one walks the queries for dK and dV, so that every sum has a fixed order and one writer.
  *
- * Four threads share a row of a tile: each computes every fourth score and holds every fourth vec4 of the row's result.
+ * A thread computes 4×4 scores of a tile, and four rows of its results, every few vec4s of them. Tiles lie in workgroup memory row by row, the
+ * rows r, r + 4, … next to each other and an odd number of vec4s long, so that neighbouring threads read from different banks.
  */
 import type { Element } from "./elementwise.ts";
+import { gpu } from "./gpu/gpu.ts";
 import { type BufferType, type Kernel, type KernelSpec, variants } from "./gpu/kernel.ts";
 import type { Memory } from "./gpu/memory.ts";
 import { PCG4D } from "./random.ts";
@@ -13,13 +15,27 @@ import { PCG4D } from "./random.ts";
 /** The longest head that the kernels take: tiles of it fit the workgroup's memory. */
 export const LONGEST_HEAD = 128;
 
+/** Where the rows of a head lie: elements from the start of the memory to the first, and from one batch, head of a batch, or row to the next. */
+export interface Rows {
+  offset: number;
+  batch: number;
+  head: number;
+  row: number;
+}
+
 /** Sizes and options of one launch. */
 export interface AttentionSizes {
-  /** Batch times heads. */
+  batches: number;
+  /** Heads of a batch. */
   heads: number;
   queries: number;
   keys: number;
   depth: number;
+  /** Where q (and dQ), k (and dK), v (and dV), o (and dO) lie. k and v differ in their offsets alone. */
+  q: Rows;
+  k: Rows;
+  v: Rows;
+  o: Rows;
   scale: number;
   causal: boolean;
   /** Elements between the masks of two heads: 0 where all share one. */
@@ -29,7 +45,7 @@ export interface AttentionSizes {
   op: number;
 }
 
-/** What one launch binds. `state` is the random state where weights are dropped. */
+/** What one launch binds. `state` is the random state where weights are dropped. q, k and v may be one memory. */
 export interface AttentionBuffers {
   q: Memory;
   k: Memory;
@@ -42,25 +58,80 @@ export interface AttentionBuffers {
 
 interface Shape {
   element: Element;
-  /** vec4s of a padded row. */
+  /** vec4s of a row. */
   quads: number;
+  /** Whether memory is read and written by whole vec4s. */
+  wide: boolean;
   mask: boolean;
   dropout: boolean;
+  /** Rows of the tile that stays, and of those that pass. */
+  rows: number;
+  others: number;
 }
 
-const shapeKey = (element: Element, s: AttentionSizes, b: AttentionBuffers) =>
-  [element, Math.ceil(s.depth / 16) * 4, b.mask ? "mask" : "", b.state ? "dropout" : ""].join();
+const stride = (quads: number) => quads | 1;
+
+/** The largest tiles that fit; `sides` tiles of each kind are held, and `tables` of scores. */
+function tilesFor(quads: number, sides: number, tables: number): [number, number] {
+  const { maxComputeWorkgroupStorageSize: most } = gpu().info.limits;
+  for (const [rows, others] of [[32, 32], [32, 16], [16, 16], [16, 8], [8, 8]]) {
+    const vec4s = sides * (rows + others) * stride(quads) + tables * rows * (others / 4 + 1) + rows * others / 16 +
+      rows;
+    if (16 * vec4s <= most) return [rows, others];
+  }
+  throw new RangeError(
+    `scaledDotProductAttention: heads of ${
+      4 * quads
+    } features need more than the ${most} bytes of workgroup memory of this device`,
+  );
+}
+
+function shapeKey(element: Element, s: AttentionSizes, b: AttentionBuffers, sides: number, tables: number): string {
+  const quads = Math.ceil(s.depth / 4);
+  const wide = [s.q, s.k, s.v, s.o].every((r) => (r.offset | r.batch | r.head | r.row) % 4 === 0) && s.depth % 4 === 0;
+  return [
+    element,
+    quads,
+    wide ? "wide" : "",
+    b.mask ? "mask" : "",
+    b.state ? "dropout" : "",
+    ...tilesFor(quads, sides, tables),
+  ]
+    .join();
+}
 
 function parseShape(key: string): Shape {
-  const [element, quads, mask, dropout] = key.split(",");
-  return { element: element as Element, quads: Number(quads), mask: mask !== "", dropout: dropout !== "" };
+  const [element, quads, wide, mask, dropout, rows, others] = key.split(",");
+  return {
+    element: element as Element,
+    quads: Number(quads),
+    wide: wide !== "",
+    mask: mask !== "",
+    dropout: dropout !== "",
+    rows: Number(rows),
+    others: Number(others),
+  };
 }
 
 const PARAMS = {
+  batches: "u32",
   heads: "u32",
   queries: "u32",
   keys: "u32",
   depth: "u32",
+  qOffset: "u32",
+  qBatch: "u32",
+  qHead: "u32",
+  qRow: "u32",
+  kOffset: "u32",
+  kBatch: "u32",
+  kHead: "u32",
+  kRow: "u32",
+  vOffset: "u32",
+  oOffset: "u32",
+  oBatch: "u32",
+  oHead: "u32",
+  oRow: "u32",
   scale: "f32",
   causal: "u32",
   maskStride: "u32",
@@ -68,19 +139,57 @@ const PARAMS = {
   op: "u32",
 } as const;
 
-/** Functions that all three kernels use; `arrays` are loaded from. */
-function common({ quads, mask, dropout }: Shape, arrays: string[]): string {
+const vectorOf = { f32: "vec4f", f16: "vec4h", i32: "vec4i", u32: "vec4u" } as const;
+const lanes = [..."xyzw"];
+const numbers = (n: number) => Array.from({ length: n }, (_, i) => i);
+const each = (n: number, text: (i: number) => string) => numbers(n).map(text).join(" ");
+// whose rows an array has, by name: queries or keys, and which strides
+const LAYOUT: Record<string, ["queries" | "keys", "q" | "k" | "o", "q" | "k" | "v" | "o"]> = {
+  q: ["queries", "q", "q"],
+  d_q: ["queries", "q", "q"],
+  k: ["keys", "k", "k"],
+  d_k: ["keys", "k", "k"],
+  v: ["keys", "k", "v"],
+  d_v: ["keys", "k", "v"],
+  o: ["queries", "o", "o"],
+  d_o: ["queries", "o", "o"],
+};
+
+/** Functions that the kernels share: `load_NAME` of a quad of a row (0 outside), `store_NAME`, the mask, dropout. */
+function common(
+  { element, quads, wide, mask, dropout }: Shape,
+  loads: string[],
+  stores: Record<string, string>,
+): string {
+  const base = (name: string) => {
+    const [, s, offset] = LAYOUT[name];
+    return `params.${offset}_offset + head / params.heads * params.${s}_batch + head % params.heads * params.${s}_head + row * params.${s}_row`;
+  };
   return `const QUADS = ${quads}u;
 const LOW = -3.4e38;
 ${
-    arrays.map((name) => `
-fn load_${name}(head: u32, rows: u32, row: u32, quad: u32) -> vec4f {
-  let d = quad * 4u;
-  if (row >= rows || d >= params.depth) { return vec4f(0.0); }
-  let at = (head * rows + row) * params.depth + d;
-  let last = (head * rows + row + 1u) * params.depth - 1u;
-  let x = vec4f(${[0, 1, 2, 3].map((j) => `f32(${name}[min(at + ${j}u, last)])`).join(", ")});
-  return select(vec4f(0.0), x, d + vec4u(0u, 1u, 2u, 3u) < vec4u(params.depth));
+    loads.map((name) => `
+fn load_${name}(head: u32, row: u32, quad: u32) -> vec4f {
+  if (row >= params.${LAYOUT[name][0]}) { return vec4f(0.0); }
+  let at = ${base(name)} + quad * 4u;
+  ${
+      wide ? `return vec4f(${name}[at / 4u]);` : `let left = params.depth - quad * 4u;
+  let x = vec4f(${[0, 1, 2, 3].map((j) => `f32(${name}[at + min(${j}u, left - 1u)])`).join(", ")});
+  return select(vec4f(0.0), x, vec4u(0u, 1u, 2u, 3u) < vec4u(left));`
+    }
+}`).join("")
+  }
+${
+    Object.entries(stores).map(([name, buffer]) => `
+fn store_${name}(head: u32, row: u32, quad: u32, x: vec4f) {
+  if (row >= params.${LAYOUT[name][0]} || quad >= QUADS) { return; }
+  let at = ${base(name)} + quad * 4u;
+  ${
+      wide
+        ? `${buffer}[at / 4u] = ${vectorOf[element]}(x);`
+        : lanes.map((l, j) => `if (quad * 4u + ${j}u < params.depth) { ${buffer}[at + ${j}u] = ${element}(x.${l}); }`)
+          .join(" ")
+    }
 }`).join("")
   }
 // the scaled score of a query and a key, LOW where it is masked
@@ -112,229 +221,310 @@ const present = (b: AttentionBuffers): Record<string, Memory> => ({
   ...b.state ? { state: b.state } : {},
 });
 
-const each = (n: number, text: (i: number) => string) => Array.from({ length: n }, (_, i) => text(i)).join(" ");
+const buffer = (access: "read" | "write", { element, wide }: Shape): BufferType =>
+  `${access} ${wide ? vectorOf[element] : element}`;
+
+/** Pieces of text for tiles of `rows` that stay and `others` that pass; a thread has rows 4r … 4r + 3 and others 4c … 4c + 3. */
+function tiles({ quads, rows, others }: Shape) {
+  const across = others / 4, threads = rows / 4 * across, long = stride(quads), mine = Math.ceil(quads / across);
+  const places = (count: number) => (i: number | string, at: string) => `(${i}u * ${count / 4}u + ${at})`;
+  const own = places(rows), other = places(others);
+  return {
+    threads,
+    across,
+    mine,
+    declare: (name: string, count: number) => `var<workgroup> ${name}: array<vec4f, ${count * long}>;`,
+    table: (name: string) => `var<workgroup> ${name}: array<vec4f, ${rows * (across + 1)}>;`,
+    /** Copies rows from `first` on into tiles. */
+    fill: (names: string[], to: string[], count: number, first: string) =>
+      `for (var unit = lane; unit < ${count}u * QUADS; unit += ${threads}u) {
+      let i = unit / QUADS; let at = (i % 4u * ${count / 4}u + i / 4u) * ${long}u + unit % QUADS;
+      ${names.map((name, n) => `${to[n]}[at] = load_${name}(head, ${first} + i, unit % QUADS);`).join(" ")}
+    }`,
+    /** Defines NAME0 … NAME3: the thread's four products of each of its rows, between two tiles. */
+    products: (of: [string, string, string][]) =>
+      `${of.map(([name]) => each(4, (i) => `var ${name}${i} = vec4f(0.0);`)).join(" ")}
+    for (var d = 0u; d < QUADS; d++) {
+      ${
+        of.map(([name, a, b]) =>
+          `{ ${each(4, (j) => `let y${j} = ${b}[${other(j, "c")} * ${long}u + d];`)}
+        ${
+            each(4, (i) =>
+              `{ let x = ${a}[${
+                own(i, "r")
+              } * ${long}u + d]; ${name}${i} += vec4f(dot(x, y0), dot(x, y1), dot(x, y2), dot(x, y3)); }`)
+          } }`
+        ).join("\n      ")
+      }
+    }`,
+    put: (table: string, i: number, x: string) => `${table}[${own(i, "r")} * ${across + 1}u + c] = ${x};`,
+    /** Adds Σ over the others of table·tile to the thread's rows NAMEi_m. */
+    gather: (of: [string, string, string][]) =>
+      `for (var k = 0u; k < ${across}u; k++) {
+      ${
+        of.map(([name, table, tile]) =>
+          `{ ${each(4, (i) => `let w${i} = ${table}[${own(i, "r")} * ${across + 1}u + k];`)}
+        ${
+            numbers(4).map((j) =>
+              each(mine, (m) =>
+                `{ let y = ${tile}[${other(j, "k")} * ${long}u + min(c + ${across * m}u, QUADS - 1u)]; ${
+                  each(4, (i) => `${name}${i}_${m} += w${i}.${lanes[j]} * y;`)
+                } }`)
+            ).join("\n        ")
+          } }`
+        ).join("\n      ")
+      }
+    }`,
+    zero: (name: string) => each(4, (i) => each(mine, (m) => `var ${name}${i}_${m} = vec4f(0.0);`)),
+    store: (name: string, sums: string, first: string, x: (i: number) => string) =>
+      each(
+        4,
+        (i) =>
+          each(mine, (m) =>
+            `store_${name}(head, ${first} + r * 4u + ${i}u, c + ${across * m}u, ${sums}${i}_${m}${x(i)});`),
+      ),
+    start: (total: string) =>
+      `let tiles = (params.${total} + ${rows - 1}u) / ${rows}u;
+  let head = group / tiles; // of all batches
+  if (head >= params.batches * params.heads) { return; }
+  let first = (group % tiles) * ${rows}u;
+  let r = lane / ${across}u;
+  let c = lane % ${across}u;`,
+  };
+}
 
 const forwardKernel: (key: string) => Kernel = variants((key: string): KernelSpec => {
-  const shape = parseShape(key), { element, quads } = shape;
-  const rows = 32, keys = quads <= 16 ? 32 : 16, threads = rows * 4, mine = quads / 4;
+  const shape = parseShape(key), { rows, others } = shape, t = tiles(shape);
+  const meet = (x: string, join: (a: string, b: string) => string) =>
+    `workgroupBarrier();
+    meeting[c * ${rows / 4}u + r] = ${x};
+    workgroupBarrier();
+    ${x} = ${numbers(t.across).map((i) => `meeting[${i * rows / 4}u + r]`).reduce(join)};`;
   return {
     name: "attention",
     buffers: {
-      q: `read ${element}`,
-      k: `read ${element}`,
-      v: `read ${element}`,
+      q: buffer("read", shape),
+      k: buffer("read", shape),
+      v: buffer("read", shape),
       ...optional(shape),
-      o: `write ${element}`,
+      o: buffer("write", shape),
       lse: "write f32",
     },
     params: PARAMS,
-    workgroup: threads,
-    head: `${common(shape, ["q", "k", "v"])}
-var<workgroup> query_tile: array<vec4f, ${rows * quads}>;
-var<workgroup> key_tile: array<vec4f, ${keys * quads}>; // then the values
-var<workgroup> weights: array<f32, ${rows * keys}>;
-var<workgroup> meeting: array<f32, ${threads}>;`,
-    main: `let tiles = (params.queries + ${rows - 1}u) / ${rows}u;
-  let head = group / tiles;
-  if (head >= params.heads) { return; }
-  let first = (group % tiles) * ${rows}u;
-  let r = lane / 4u;
-  let part = lane % 4u;
-  let query = first + r;
-  for (var unit = lane; unit < ${rows}u * QUADS; unit += ${threads}u) {
-    query_tile[unit] = load_q(head, params.queries, first + unit / QUADS, unit % QUADS);
-  }
-  ${each(mine, (c) => `var sum${c} = vec4f(0.0);`)}
-  var largest = LOW;
-  var total = 0.0;
+    workgroup: t.threads,
+    head: `${common(shape, ["q", "k", "v"], { o: "o" })}
+${t.declare("query_tile", rows)} ${t.declare("key_tile", others)} // then the values
+${t.table("weights")}
+var<workgroup> meeting: array<vec4f, ${rows / 4 * t.across}>;`,
+    main: `${t.start("queries")}
+  ${t.fill(["q"], ["query_tile"], rows, "first")}
+  ${t.zero("sum")}
+  var largest = vec4f(LOW); // of the thread's four queries
+  var total = vec4f(0.0);
   let end = select(params.keys, min(params.keys, first + ${rows}u), params.causal == 1u);
-  for (var key0 = 0u; key0 < end; key0 += ${keys}u) {
+  for (var start = 0u; start < end; start += ${others}u) {
     workgroupBarrier();
-    for (var unit = lane; unit < ${keys}u * QUADS; unit += ${threads}u) {
-      key_tile[unit] = load_k(head, params.keys, key0 + unit / QUADS, unit % QUADS);
+    ${t.fill(["k"], ["key_tile"], others, "start")}
+    workgroupBarrier();
+    ${t.products([["score", "query_tile", "key_tile"]])}
+    ${
+      each(4, (i) =>
+        `score${i} = vec4f(${
+          [0, 1, 2, 3].map((j) =>
+            `masked_(score${i}.${lanes[j]}, head, first + r * 4u + ${i}u, start + c * 4u + ${j}u)`
+          ).join(", ")
+        });`)
     }
-    workgroupBarrier();
-    ${each(keys / 4, (j) => `var score${j} = 0.0;`)}
-    for (var d = 0u; d < QUADS; d++) {
-      let x = query_tile[r * QUADS + d];
-      ${each(keys / 4, (j) => `score${j} += dot(x, key_tile[(part + ${4 * j}u) * QUADS + d]);`)}
-    }
-    ${each(keys / 4, (j) => `score${j} = masked_(score${j}, head, query, key0 + part + ${4 * j}u);`)}
-    meeting[lane] = ${Array.from({ length: keys / 4 }, (_, j) => `score${j}`).reduce((a, b) => `max(${a}, ${b})`)};
-    workgroupBarrier();
+    var highest = vec4f(${
+      [0, 1, 2, 3].map((i) => `max(max(score${i}.x, score${i}.y), max(score${i}.z, score${i}.w))`).join(", ")
+    });
+    ${meet("highest", (a, b) => `max(${a}, ${b})`)}
     let old = largest;
-    largest = max(max(max(largest, meeting[r * 4u]), meeting[r * 4u + 1u]), max(meeting[r * 4u + 2u], meeting[r * 4u + 3u]));
+    largest = max(largest, highest);
     let factor = exp(old - largest);
     total *= factor;
     ${
-      each(keys / 4, (j) =>
-        `{ let w = select(exp(score${j} - largest), 0.0, score${j} <= LOW); total += w;
-      weights[r * ${keys}u + part + ${4 * j}u] = w * kept_(head, query, key0 + part + ${4 * j}u); }`)
+      each(4, (i) =>
+        `{ let w = select(exp(score${i} - largest.${lanes[i]}), vec4f(0.0), score${i} <= vec4f(LOW));
+      total.${lanes[i]} += (w.x + w.y) + (w.z + w.w);
+      ${
+          t.put(
+            "weights",
+            i,
+            `w * vec4f(${
+              [0, 1, 2, 3].map((j) => `kept_(head, first + r * 4u + ${i}u, start + c * 4u + ${j}u)`).join(", ")
+            })`,
+          )
+        }
+      ${each(t.mine, (m) => `sum${i}_${m} *= factor.${lanes[i]};`)} }`)
     }
-    ${each(mine, (c) => `sum${c} *= factor;`)}
-    for (var unit = lane; unit < ${keys}u * QUADS; unit += ${threads}u) {
-      key_tile[unit] = load_v(head, params.keys, key0 + unit / QUADS, unit % QUADS);
-    }
+    ${t.fill(["v"], ["key_tile"], others, "start")}
     workgroupBarrier();
-    for (var j = 0u; j < ${keys}u; j++) {
-      let w = weights[r * ${keys}u + j];
-      ${each(mine, (c) => `sum${c} += w * key_tile[j * QUADS + part + ${4 * c}u];`)}
+    ${t.gather([["sum", "weights", "key_tile"]])}
+  }
+  ${meet("total", (a, b) => `${a} + ${b}`)}
+  let some = total > vec4f(0.0); // a query without keys gives 0
+  let scale = select(vec4f(0.0), 1.0 / total, some);
+  let logs = select(vec4f(0.0), largest + log(total), some);
+  if (c == 0u) {
+    ${
+      each(4, (i) => {
+        const query = `first + r * 4u + ${i}u`;
+        return `if (${query} < params.queries) { lse[head * params.queries + ${query}] = logs.${lanes[i]}; }`;
+      })
     }
   }
-  workgroupBarrier();
-  meeting[lane] = total;
-  workgroupBarrier();
-  total = meeting[r * 4u] + meeting[r * 4u + 1u] + meeting[r * 4u + 2u] + meeting[r * 4u + 3u];
-  if (query >= params.queries) { return; }
-  let scale = select(0.0, 1.0 / total, total > 0.0); // a query without keys gives 0
-  if (part == 0u) { lse[head * params.queries + query] = select(0.0, largest + log(total), total > 0.0); }
-  let base = (head * params.queries + query) * params.depth;
-  ${
-      each(mine, (c) =>
-        `for (var i = 0u; i < 4u; i++) {
-    let d = (part + ${4 * c}u) * 4u + i;
-    if (d < params.depth) { o[base + d] = ${element}(sum${c}[i] * scale); }
-  }`)
-    }`,
+  ${t.store("o", "sum", "first", (i) => ` * scale.${lanes[i]}`)}`,
   };
 });
 
-/** o and lse [heads, queries]. */
+/** o and lse [batches, heads, queries]. */
 export function attention(element: Element, b: AttentionBuffers, s: AttentionSizes): void {
-  const { q, k, v, o, lse } = b;
-  forwardKernel(shapeKey(element, s, b)).run(
+  const { q, k, v, o, lse } = b, key = shapeKey(element, s, b, 1, 1), { rows } = parseShape(key);
+  forwardKernel(key).run(
     { q, k, v, o, lse, ...present(b) },
-    numbers(s),
-    s.heads * Math.ceil(s.queries / 32),
+    parameters(s),
+    s.batches * s.heads * Math.ceil(s.queries / rows),
   );
 }
 
-function numbers({ causal, ...s }: AttentionSizes): Record<string, number> {
-  return { ...s, causal: causal ? 1 : 0 };
+function parameters({ q, k, v, o, causal, ...s }: AttentionSizes): Record<string, number> {
+  return {
+    ...s,
+    causal: causal ? 1 : 0,
+    qOffset: q.offset,
+    qBatch: q.batch,
+    qHead: q.head,
+    qRow: q.row,
+    kOffset: k.offset,
+    kBatch: k.batch,
+    kHead: k.head,
+    kRow: k.row,
+    vOffset: v.offset,
+    oOffset: o.offset,
+    oBatch: o.batch,
+    oHead: o.head,
+    oRow: o.row,
+  };
 }
-
-const deltaKernel: (element: Element) => Kernel = variants((element: Element): KernelSpec => ({
-  name: "attention delta",
-  buffers: { o: `read ${element}`, dO: `read ${element}`, delta: "write f32" },
-  params: { rows: "u32", depth: "u32" },
-  main: `if (thread >= params.rows) { return; }
-  var sum = 0.0;
-  for (var d = thread * params.depth; d < (thread + 1u) * params.depth; d++) { sum += f32(o[d]) * f32(d_o[d]); }
-  delta[thread] = sum;`,
-}));
 
 /**
  * One backward kernel: a tile of own rows (queries for dQ, keys for dK and dV) stays, tiles of the other side pass. With
- * w = exp(score − lse), the gradient of a score is w·(kept·dO·v − delta)·scale, delta = Σ dO·O.
+ * w = exp(score − lse), the gradient of a score is w·(kept·dO·v − delta)·scale, delta = Σ dO·O, which the queries' kernel leaves for the keys'.
  */
 const backwardKernel: (key: string) => Kernel = variants((key: string): KernelSpec => {
-  const [side, ...rest] = key.split(":"), shape = parseShape(rest[0]), { element, quads } = shape;
-  const forQueries = side === "queries";
-  const rows = 16, others = quads <= 16 ? 16 : 8, threads = rows * 4, mine = quads / 4;
-  const tile = (name: string, count: number) => `var<workgroup> ${name}: array<vec4f, ${count * quads}>;`;
+  const [side, rest] = key.split(":"), shape = parseShape(rest), { rows, others, quads } = shape, t = tiles(shape);
+  const forQueries = side === "queries", packed = side === "keys, packed";
   const [own, other] = forQueries ? [["q", "d_o"], ["k", "v"]] : [["k", "v"], ["q", "d_o"]];
-  const [ownRows, otherRows] = forQueries ? ["params.queries", "params.keys"] : ["params.keys", "params.queries"];
-  const fill = (names: string[], tiles: string[], count: number, first: string, total: string) => `
-    for (var unit = lane; unit < ${count}u * QUADS; unit += ${threads}u) {
-      ${
-    names.map((name, i) => `${tiles[i]}[unit] = load_${name}(head, ${total}, ${first} + unit / QUADS, unit % QUADS);`)
-      .join(" ")
-  }
-    }`;
-  const [query, keyOf] = forQueries ? ["(first + r)", "(start + j)"] : ["(start + j)", "(first + r)"];
+  const at = (i: number, j: number) => {
+    const row = `first + r * 4u + ${i}u`, column = `start + c * 4u + ${j}u`;
+    return forQueries ? `${row}, ${column}` : `${column}, ${row}`; // query, key
+  };
+  // of four queries: the thread's rows, or the others in hand
+  const perQuery = (name: string, query: string) =>
+    `vec4f(${
+      [0, 1, 2, 3].map((i) => `${name}[head * params.queries + min(${query} + ${i}u, params.queries - 1u)]`).join(", ")
+    })`;
+  const slope = (i: number) => {
+    const q = forQueries ? `.${lanes[i]}` : "";
+    return `{ let s = vec4f(${[0, 1, 2, 3].map((j) => `masked_(score${i}.${lanes[j]}, head, ${at(i, j)})`).join(", ")});
+      let w = select(exp(s - lse4${q}), vec4f(0.0), s <= vec4f(LOW));
+      let kept = vec4f(${[0, 1, 2, 3].map((j) => `kept_(head, ${at(i, j)})`).join(", ")});
+      ${t.put("slopes", i, `w * (kept * reach${i} - delta4${q}) * params.scale`)}
+      ${forQueries ? "" : t.put("weights", i, "w * kept")} }`;
+  };
   return {
-    name: `attention backward (${side})`,
+    name: `attention backward (${forQueries ? "queries" : "keys"})`,
     buffers: {
-      q: `read ${element}`,
-      k: `read ${element}`,
-      v: `read ${element}`,
+      q: buffer("read", shape),
+      k: buffer("read", shape),
+      v: buffer("read", shape),
       ...optional(shape),
-      dO: `read ${element}`,
+      dO: buffer("read", shape),
       lse: "read f32",
-      delta: "read f32",
       ...forQueries
-        ? { dQ: `write ${element}` as BufferType }
-        : { dK: `write ${element}` as BufferType, dV: `write ${element}` as BufferType },
+        ? { o: buffer("read", shape), delta: "write f32" as const, dQ: buffer("write", shape) }
+        : { delta: "read f32" as const, dK: buffer("write", shape), ...packed ? {} : { dV: buffer("write", shape) } },
     },
     params: PARAMS,
-    workgroup: threads,
-    head: `${common(shape, ["q", "k", "v", "d_o"])}
-${tile("own_a", rows)} ${tile("own_b", rows)} ${tile("other_a", others)} ${tile("other_b", others)}
-var<workgroup> slopes: array<f32, ${rows * others}>;
-${forQueries ? "" : `var<workgroup> weights: array<f32, ${rows * others}>;`}`,
-    main: `let tiles = (${ownRows} + ${rows - 1}u) / ${rows}u;
-  let head = group / tiles;
-  if (head >= params.heads) { return; }
-  let first = (group % tiles) * ${rows}u;
-  let r = lane / 4u;
-  let part = lane % 4u;
-  ${fill(own, ["own_a", "own_b"], rows, "first", ownRows)}
-  ${each(mine, (c) => `var a${c} = vec4f(0.0); ${forQueries ? "" : `var b${c} = vec4f(0.0);`}`)}
+    workgroup: t.threads,
+    head: `${
+      common(
+        shape,
+        ["q", "k", "v", "d_o", ...forQueries ? ["o"] : []],
+        forQueries ? { d_q: "d_q" } : { d_k: "d_k", d_v: packed ? "d_k" : "d_v" },
+      )
+    }
+${t.declare("own_a", rows)} ${t.declare("own_b", rows)} ${t.declare("other_a", others)} ${t.declare("other_b", others)}
+${t.table("slopes")} ${forQueries ? `var<workgroup> deltas: array<f32, ${rows}>;` : t.table("weights")}`,
+    main: `${t.start(forQueries ? "queries" : "keys")}
+  ${t.fill(own, ["own_a", "own_b"], rows, "first")}
+  ${t.zero("a")} ${forQueries ? "" : t.zero("b")}
   ${
       forQueries
-        ? `let begin = 0u; let end = select(params.keys, min(params.keys, first + ${rows}u), params.causal == 1u);`
-        : `let begin = select(0u, first / ${others}u * ${others}u, params.causal == 1u); let end = params.queries;`
+        ? `workgroupBarrier();
+  for (var i = lane; i < ${rows}u; i += ${t.threads}u) {
+    var sum = 0.0;
+    for (var d = 0u; d < QUADS; d++) {
+      sum += dot(own_b[(i % 4u * ${rows / 4}u + i / 4u) * ${stride(quads)}u + d], load_o(head, first + i, d));
+    }
+    deltas[i] = sum;
+    if (first + i < params.queries) { delta[head * params.queries + first + i] = sum; }
+  }
+  workgroupBarrier();
+  let lse4 = ${perQuery("lse", "first + r * 4u")};
+  let delta4 = vec4f(${[0, 1, 2, 3].map((i) => `deltas[r * 4u + ${i}u]`).join(", ")});
+  let begin = 0u;
+  let end = select(params.keys, min(params.keys, first + ${rows}u), params.causal == 1u);`
+        : `let begin = select(0u, first / ${others}u * ${others}u, params.causal == 1u);
+  let end = params.queries;`
     }
   for (var start = begin; start < end; start += ${others}u) {
     workgroupBarrier();
-    ${fill(other, ["other_a", "other_b"], others, "start", otherRows)}
+    ${t.fill(other, ["other_a", "other_b"], others, "start")}
     workgroupBarrier();
-    for (var j = part; j < ${others}u; j += 4u) {
-      var score = 0.0;
-      var slope = 0.0;
-      for (var d = 0u; d < QUADS; d++) {
-        score += dot(own_a[r * QUADS + d], other_a[j * QUADS + d]);
-        slope += dot(own_b[r * QUADS + d], other_b[j * QUADS + d]);
-      }
-      let query = ${query};
-      let key = ${keyOf};
-      let s = masked_(score, head, query, key);
-      let at = head * params.queries + min(query, params.queries - 1u);
-      let w = select(exp(s - lse[at]), 0.0, s <= LOW);
-      let kept = kept_(head, query, key);
-      slopes[r * ${others}u + j] = w * (kept * slope - delta[at]) * params.scale;
-      ${forQueries ? "" : `weights[r * ${others}u + j] = w * kept;`}
-    }
-    workgroupBarrier();
-    for (var j = 0u; j < ${others}u; j++) {
-      let slope = slopes[r * ${others}u + j];
-      ${each(mine, (c) => `a${c} += slope * other_a[j * QUADS + part + ${4 * c}u];`)}
-      ${
+    ${
       forQueries
         ? ""
-        : `let w = weights[r * ${others}u + j]; ${
-          each(mine, (c) => `b${c} += w * other_b[j * QUADS + part + ${4 * c}u];`)
-        }`
+        : `let lse4 = ${perQuery("lse", "start + c * 4u")}; let delta4 = ${perQuery("delta", "start + c * 4u")};`
     }
+    ${t.products([["score", "own_a", "other_a"], ["reach", "own_b", "other_b"]])}
+    ${each(4, slope)}
+    workgroupBarrier();
+    ${
+      t.gather([
+        ["a", "slopes", "other_a"],
+        ...forQueries ? [] : [["b", "weights", "other_b"] as [string, string, string]],
+      ])
     }
   }
-  if (first + r >= ${ownRows}) { return; }
-  let base = (head * ${ownRows} + first + r) * params.depth;
   ${
-      each(mine, (c) =>
-        `for (var i = 0u; i < 4u; i++) {
-    let d = (part + ${4 * c}u) * 4u + i;
-    if (d < params.depth) { ${
-          forQueries
-            ? `d_q[base + d] = ${element}(a${c}[i]);`
-            : `d_k[base + d] = ${element}(a${c}[i]); d_v[base + d] = ${element}(b${c}[i]);`
-        } }
-  }`)
+      forQueries
+        ? t.store("d_q", "a", "first", () => "")
+        : t.store("d_k", "a", "first", () => "") + t.store("d_v", "b", "first", () => "")
     }`,
   };
 });
 
-/** Gradients of q, k and v from dO; `delta` [heads, queries] is scratch. */
+/** Gradients of q, k and v from dO; `delta` [batches, heads, queries] is scratch. dK and dV may be one memory. */
 export function attentionBackward(
   element: Element,
   b: AttentionBuffers,
-  d: { dO: Memory; delta: Memory; dQ: Memory | null; dK: Memory | null; dV: Memory | null },
+  d: { dO: Memory; delta: Memory; dQ: Memory; dK: Memory | null; dV: Memory | null },
   s: AttentionSizes,
 ): void {
   const { q, k, v, o, lse } = b, { dO, delta, dQ, dK, dV } = d;
-  const rows = s.heads * s.queries;
-  deltaKernel(element).run({ o, dO, delta }, { rows, depth: s.depth }, Math.ceil(rows / 256));
-  const inputs = { q, k, v, dO, lse, delta, ...present(b) }, key = shapeKey(element, s, b);
-  if (dQ) backwardKernel(`queries:${key}`).run({ ...inputs, dQ }, numbers(s), s.heads * Math.ceil(s.queries / 16));
-  if (dK && dV) backwardKernel(`keys:${key}`).run({ ...inputs, dK, dV }, numbers(s), s.heads * Math.ceil(s.keys / 16));
+  const inputs = { q, k, v, dO, lse, delta, ...present(b) }, heads = s.batches * s.heads, numbers = parameters(s);
+  const forQueries = shapeKey(element, s, b, 2, 1), forKeys = shapeKey(element, s, b, 2, 2);
+  backwardKernel(`queries:${forQueries}`).run(
+    { ...inputs, o, dQ },
+    numbers,
+    heads * Math.ceil(s.queries / parseShape(forQueries).rows),
+  );
+  if (!dK || !dV) return;
+  backwardKernel(`${dK === dV ? "keys, packed" : "keys"}:${forKeys}`).run(
+    { ...inputs, dK, ...dK === dV ? {} : { dV } },
+    numbers,
+    heads * Math.ceil(s.keys / parseShape(forKeys).rows),
+  );
 }

@@ -135,3 +135,16 @@ fn pow_(x: f32, y: f32) -> f32 {
 
 /** The functions for `vec4f`. */
 export const MATH4: string = functions(vec4);
+
+/** An activation that a matrix product may end with: its value and its slope in WGSL, functions of `a`. */
+export const ACTIVATIONS = {
+  relu: { value: "max_(a, 0.0)", slope: "select(0.0, 1.0, a > 0.0)" },
+  // x·Φ(x), Φ(x) = ½(1 + erf(x/√2)); Φ'(x) = exp(−x²/2)/√(2π)
+  gelu: {
+    value: "0.5 * a * (1.0 + erf_(a * 0.70710678118))",
+    slope: "0.5 * (1.0 + erf_(a * 0.70710678118)) + a * 0.39894228040 * exp(-0.5 * a * a)",
+  },
+} as const;
+
+/** The name of one. */
+export type Activation = keyof typeof ACTIVATIONS;

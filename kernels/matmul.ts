@@ -1,13 +1,17 @@
 /**
- * Matrix products C[b] = A[b]·B[b] (+ bias), each operand with any strides, so that transposes cost nothing.
+ * Matrix products C[b] = A[b]·B[b], each operand with any strides, so that transposes cost nothing, and what can follow a product without a
+ * trip of its own: bias, activation, residual, the slope of an activation, and the row sums of A (the gradient of a bias beside that of its weight).
  *
- * A workgroup computes a tile of C, a thread up to 8×8 of it. Per step of 16 along k the workgroup copies a slab of A and of B to its
- * memory as vec4s along m and n, the two directions in which threads read them. Where k is the contiguous direction,
- * neighbouring threads load neighbouring k, else neighbouring m (or n): loads coalesce either way.
+ * A workgroup computes a tile of C, a thread 4×4 or 8×8 of it. Per step of 16 along k the workgroup copies a slab of A and of B to its memory as
+ * vec4s along m and n, the two directions in which threads read them; the next slab is fetched into registers while this one is multiplied. A copy
+ * moves blocks of 4×4, transposed in registers where k is the contiguous direction. Where a product has few tiles, slices of a workgroup
+ * share one: each takes every slices-th slab, and their sums meet in a fixed order.
  */
 import type { Element } from "./elementwise.ts";
-import { type Kernel, type KernelSpec, variants } from "./gpu/kernel.ts";
+import { gpu } from "./gpu/gpu.ts";
+import { type BufferType, type Kernel, type KernelSpec, variants } from "./gpu/kernel.ts";
 import type { Memory } from "./gpu/memory.ts";
+import { type Activation, ACTIVATIONS, MATH } from "./math.ts";
 
 /** A matrix in memory: element (i, j) of batch b at offset + b·batch + i·row + j·column. */
 export interface Strided {
@@ -19,76 +23,170 @@ export interface Strided {
   column: number;
 }
 
+/** A vector or matrix that lies without gaps. */
+export interface Plain {
+  memory: Memory;
+  element: Element;
+}
+
+/** What follows a product, in this order. Matrices lie as C does, with C's element. */
+export interface Epilogue {
+  /** Added to every row. */
+  bias?: Plain;
+  /** C becomes f(product + bias); `before` keeps product + bias where f's slope needs it. */
+  activation?: { name: Activation; before: Memory | null };
+  /** C becomes product·f'(of), with what f's slope is a function of. */
+  slope?: { name: Activation; of: Memory };
+  /** Added: a residual. */
+  plus?: Memory;
+  /** Whether the old content of C and `sums` is added. */
+  add?: boolean;
+  /** Where the sums of A's rows go; one batch only. */
+  sums?: Plain;
+}
+
 const DEPTH = 16;
 
-/** A tile of rows × columns, of which a thread computes `high`·4 rows by `wide`·4 columns. */
+/** A tile of rows × columns, of which a thread computes 4·side × 4·side; `slices` times as many threads share it. */
 interface Tile {
   rows: number;
   columns: number;
-  high: 1 | 2;
-  wide: 1 | 2;
-  /** Time of one multiply-add relative to the best tile's: 8×8 results a thread read half as much a product as 4×4. */
-  cost: number;
+  side: 1 | 2;
+  slices: number;
 }
 
 const TILES: Tile[] = [
-  { rows: 64, columns: 64, high: 2, wide: 2, cost: 1 },
-  { rows: 64, columns: 16, high: 2, wide: 1, cost: 1.3 },
-  { rows: 16, columns: 64, high: 1, wide: 2, cost: 1.3 },
-  { rows: 32, columns: 32, high: 1, wide: 1, cost: 1.6 },
-  { rows: 16, columns: 16, high: 1, wide: 1, cost: 1.8 },
+  { rows: 128, columns: 128, side: 2, slices: 1 },
+  { rows: 128, columns: 64, side: 2, slices: 1 },
+  { rows: 64, columns: 128, side: 2, slices: 1 },
+  { rows: 64, columns: 64, side: 2, slices: 1 },
+  { rows: 64, columns: 64, side: 2, slices: 2 },
+  { rows: 64, columns: 64, side: 2, slices: 4 },
+  { rows: 32, columns: 32, side: 1, slices: 1 },
+  { rows: 32, columns: 32, side: 1, slices: 4 },
+  { rows: 32, columns: 32, side: 1, slices: 8 },
+  { rows: 64, columns: 16, side: 1, slices: 1 },
+  { rows: 16, columns: 64, side: 1, slices: 1 },
+  { rows: 16, columns: 16, side: 1, slices: 4 },
+  { rows: 16, columns: 16, side: 1, slices: 16 },
 ];
 
+/** Overrides for tests and tuning: the index of the tile, how operands are read (false: by vec4s where they can be), and steps of k unrolled. */
+export const matmulTuning: { tile: number | null; scalar: boolean | null; unroll: number | null } = {
+  tile: null,
+  scalar: null,
+  unroll: null,
+};
+
+/** Number of tiles to choose from. */
+export const TILE_COUNT: number = TILES.length;
+
+const lanes = [..."xyzw"];
+const vectorOf = { f32: "vec4f", f16: "vec4h", i32: "vec4i", u32: "vec4u" } as const;
+
+/**
+ * A function that fetches a block of 4 k by 4 of the other direction (m or n), a column of the matrix for each k. How `mode` reads:
+ * "k" vec4s along k, "x" vec4s along the other direction, "s" elements with any strides.
+ */
+function fetcher(name: "a" | "b", mode: string, size: string): string {
+  const zero = (j: number | string, x: string) => `select(vec4f(0.0), ${x}, k + ${j}u < params.depth)`;
+  const body = {
+    k: `let at = (base + min(k, params.depth - 4u)) / 4u;
+  let stride = params.${name}_across / 4u;
+  return transpose(mat4x4f(${
+      [0, 1, 2, 3].map((i) => zero(0, `vec4f(${name}[at + min(x + ${i}u, params.${size} - 1u) * stride])`)).join(", ")
+    }));`,
+    x: `let at = (base + min(x, params.${size} - 4u)) / 4u;
+  let stride = params.${name}_k / 4u;
+  return mat4x4f(${
+      [0, 1, 2, 3].map((j) => zero(j, `vec4f(${name}[at + min(k + ${j}u, params.depth - 1u) * stride])`)).join(", ")
+    });`,
+    s: `let last = params.${size} - 1u;
+  return mat4x4f(${
+      [0, 1, 2, 3].map((j) =>
+        zero(
+          j,
+          `vec4f(${
+            [0, 1, 2, 3].map((i) =>
+              `f32(${name}[base + min(k + ${j}u, params.depth - 1u) * params.${name}_k + min(x + ${i}u, last) * params.${name}_across])`
+            ).join(", ")
+          })`,
+        )
+      ).join(", ")
+    });`,
+  }[mode];
+  return `fn fetch_${name}(base: u32, x: u32, k: u32) -> mat4x4f {
+  ${body}
+}`;
+}
+
 const kernel: (key: string) => Kernel = variants((key: string): KernelSpec => {
-  const [index, a, b, c, bias, accumulate] = key.split(",");
-  const { rows: M, columns: N, high, wide } = TILES[Number(index)], threads = M * N / (16 * high * wide);
-  // copies one slab: vec4s along `across` (m or n), `count` of them per k
-  const slab = (name: string, count: number, first: string, size: string) => `
-    for (var unit = lane; unit < ${count * DEPTH}u; unit += ${threads}u) {
-      let along = select(unit % ${count}u, unit / ${DEPTH}u, params.${name}_k == 1u);
-      let k = select(unit / ${count}u, unit % ${DEPTH}u, params.${name}_k == 1u);
-      let x = ${first} + along * 4u;
-      let at = min(${name}_base + (k0 + k) * params.${name}_k, params.${name}_last);
-      let last = params.${size} - 1u;
-      let value = vec4f(${
-    [0, 1, 2, 3].map((j) => `f32(${name}[at + min(x + ${j}u, last) * params.${name}_across])`).join(", ")
-  });
-      slab_${name}[k * ${count}u + along] = select(vec4f(0.0), value, k0 + k < params.depth);
-    }`;
-  const highs = [0, 1].slice(0, high), wides = [0, 1].slice(0, wide), lanes = [..."xyzw"];
-  // rows of a thread lie in `high` groups of 4, half a tile apart, columns likewise
-  const rowOf = (h: number, i: number) => `(m + ${h * M / 2 + i}u)`,
-    columnOf = (w: number, j: number) => `(n + ${w * N / 2 + j}u)`;
-  const sum = (h: number, i: number, w: number) => `sum_${h}${i}${w}`;
-  const each = (f: (h: number, i: number, w: number) => string) =>
-    highs.flatMap((h) => lanes.flatMap((_, i) => wides.map((w) => f(h, i, w)))).join(" ");
-  const unrolled = Array.from({ length: DEPTH }, (_, k) => `
-    { ${highs.map((h) => `let x${h} = slab_a[${k * M / 4 + h * M / 8}u + thread_m];`).join(" ")}
-      ${wides.map((w) => `let y${w} = slab_b[${k * N / 4 + w * N / 8}u + thread_n];`).join(" ")}
+  const [index, unroll_, a, aMode, b, bMode, c, cWide, bias, after, activation, plus, add, sums] = key.split(",");
+  const { rows: M, columns: N, side, slices } = TILES[Number(index)], wide = cWide === "wide", unroll = Number(unroll_);
+  const threads = M * N / (16 * side * side); // of a slice
+  const inner = N / (4 * side); // threads along n
+  const slabs = (M + N) / 4 * DEPTH; // vec4s of a slice's two slabs
+  const sides = [0, 1].slice(0, side), sum = (h: number, i: number, w: number) => `sum_${h}${i}${w}`;
+  const all = sides.flatMap((h) => lanes.flatMap((_, i) => sides.map((w) => [h, i, w] as const)));
+  const each = (f: (h: number, i: number, w: number, n: number) => string) =>
+    all.map(([h, i, w], n) => f(h, i, w, n)).join(" ");
+  // blocks of 4×4: first A's, then B's; neighbouring threads take eight blocks along m or n, then the four along k
+  const rounds = Array.from({ length: Math.ceil((M + N) / threads) }, (_, r) => r);
+  const place = (size: number) => {
+    const p = Math.min(8, size / 4);
+    return { x: `(unit % ${p}u + unit / ${4 * p}u * ${p}u)`, k: `(unit / ${p}u % 4u)` };
+  };
+  const [inA, inB] = [place(M), place(N)];
+  const fetch = rounds.map((r) => `block${r} = fetch(a_base, b_base, tile_m, tile_n, k0, own + ${r * threads}u);`).join(
+    " ",
+  );
+  const keep = rounds.map((r) => `keep(slab, own + ${r * threads}u, block${r});`).join(" ");
+  const step = Array.from({ length: unroll }, (_, k) => `
+      { ${sides.map((h) => `let x${h} = slabs[at_a + k * ${M / 4}u + ${k * M / 4 + h * M / 8}u];`).join(" ")}
+      ${sides.map((w) => `let y${w} = slabs[at_b + k * ${N / 4}u + ${k * N / 4 + w * N / 8}u];`).join(" ")}
       ${each((h, i, w) => `${sum(h, i, w)} += x${h}.${lanes[i]} * y${w};`)} }`).join("");
-  const biases = bias === "none" ? "" : wides.map((w) => `
-  let bias${w} = vec4f(${lanes.map((_, j) => `f32(bias[min(${columnOf(w, j)}, params.columns - 1u)])`).join(", ")});`)
-    .join("");
-  const store = each((h, i, w) => `
-  if (${rowOf(h, i)} < params.rows) {
-    let result = ${sum(h, i, w)}${bias === "none" ? "" : ` + bias${w}`};
-    let at = c_base + ${rowOf(h, i)} * params.columns;
-    ${
-    lanes.map((l, j) =>
-      `if (${columnOf(w, j)} < params.columns) { c[at + ${columnOf(w, j)}] = ${c}(result.${l}${
-        accumulate === "add" ? ` + f32(c[at + ${columnOf(w, j)}])` : ""
-      }); }`
-    )
-      .join("\n    ")
+  const multiply = unroll === DEPTH
+    ? `{ let k = 0u; ${step} }`
+    : `for (var k = 0u; k < ${DEPTH}u; k += ${unroll}u) { ${step} }`;
+  // sums of slices meet by halves
+  const halves = Array.from({ length: Math.log2(slices) }, (_, n) => slices >> (n + 1));
+  const meet = halves.map((half) => `
+  if (slice >= ${half}u && slice < ${2 * half}u) {
+    let at = (slice - ${half}u) * ${all.length * threads}u + own;
+    ${each((h, i, w, n) => `slabs[at + ${n * threads}u] = ${sum(h, i, w)};`)}
   }
-  }`);
+  workgroupBarrier();
+  if (slice < ${half}u) {
+    let at = slice * ${all.length * threads}u + own;
+    ${each((h, i, w, n) => `${sum(h, i, w)} += slabs[at + ${n * threads}u];`)}
+  }
+  workgroupBarrier();`).join("");
+  const buffer = (access: "read" | "write", element: string): BufferType =>
+    `${access} ${wide ? vectorOf[element as Element] : element as Element}`;
+  const operand = (element: string, mode: string): BufferType =>
+    `read ${mode === "s" ? element as Element : vectorOf[element as Element]}`;
+  const f = activation === "none" ? null : ACTIVATIONS[activation as Activation];
+  const has = (x: string) => x !== "none";
+  // one vec4 of a row (or what of it there is) from column n on
+  const load = (name: string) =>
+    wide ? `vec4f(${name}[at / 4u])` : `vec4f(${lanes.map((_, j) => `f32(${name}[min(at + ${j}u, end)])`).join(", ")})`;
+  const write = (name: string, element: string, x: string) =>
+    wide
+      ? `${name}[at / 4u] = ${vectorOf[element as Element]}(${x});`
+      : lanes.map((l, j) => `if (n + ${j}u < params.columns) { ${name}[at + ${j}u] = ${element}(${x}.${l}); }`).join(
+        " ",
+      );
+  const map = (g: string, x: string) => `vec4f(${lanes.map((l) => `${g}(${x}.${l})`).join(", ")})`;
   return {
     name: "matmul",
     buffers: {
-      a: `read ${a as Element}`,
-      b: `read ${b as Element}`,
-      ...bias === "none" ? {} : { bias: `read ${bias as Element}` as const },
-      c: `write ${c as Element}`,
+      a: operand(a, aMode),
+      b: operand(b, bMode),
+      ...has(bias) ? { bias: `read ${bias as Element}` as const } : {},
+      ...has(after) ? { beside: buffer(after === "before" ? "write" : "read", c) } : {},
+      ...has(plus) ? { plus: buffer("read", c) } : {},
+      c: buffer("write", c),
+      ...has(sums) ? { sums: `write ${sums as Element}` as const } : {},
     },
     params: {
       rows: "u32",
@@ -99,61 +197,207 @@ const kernel: (key: string) => Kernel = variants((key: string): KernelSpec => {
       aBatch: "u32",
       aK: "u32",
       aAcross: "u32",
-      aLast: "u32",
       bOffset: "u32",
       bBatch: "u32",
       bK: "u32",
       bAcross: "u32",
-      bLast: "u32",
       cOffset: "u32",
     },
-    workgroup: threads,
-    head: `var<workgroup> slab_a: array<vec4f, ${M / 4 * DEPTH}>;
-var<workgroup> slab_b: array<vec4f, ${N / 4 * DEPTH}>;`,
+    workgroup: threads * slices,
+    head: `${f ? MATH : ""}
+${f ? `fn activated(a: f32) -> f32 { return ${after === "slope" ? f.slope : f.value}; }` : ""}
+var<workgroup> slabs: array<vec4f, ${Math.max(slabs * slices, slices > 1 ? slices * M * N / 8 : 0)}>;
+${fetcher("a", aMode, "rows")}
+${fetcher("b", bMode, "columns")}
+fn fetch(a_base: u32, b_base: u32, tile_m: u32, tile_n: u32, k0: u32, place: u32) -> mat4x4f {
+  if (place < ${M}u) {
+    let unit = place;
+    return fetch_a(a_base, tile_m + ${inA.x} * 4u, k0 + ${inA.k} * 4u);
+  }
+  let unit = place - ${M}u;
+  return fetch_b(b_base, tile_n + ${inB.x} * 4u, k0 + ${inB.k} * 4u);
+}
+fn keep(slab: u32, place: u32, block: mat4x4f) {
+  var at = slab;
+  var stride = ${M / 4}u;
+  if (place < ${M}u) {
+    let unit = place;
+    at += ${inA.k} * ${M}u + ${inA.x};
+  } else {
+    let unit = place - ${M}u;
+    at += ${M / 4 * DEPTH}u + ${inB.k} * ${N}u + ${inB.x};
+    stride = ${N / 4}u;
+  }
+  ${rounds.length * threads === M + N ? "" : `if (place >= ${M + N}u) { return; }`}
+  slabs[at] = block[0]; slabs[at + stride] = block[1]; slabs[at + 2u * stride] = block[2]; slabs[at + 3u * stride] = block[3];
+}`,
     main: `let tiles_n = (params.columns + ${N - 1}u) / ${N}u;
   let tiles_m = (params.rows + ${M - 1}u) / ${M}u;
   let batch = group / (tiles_n * tiles_m);
   if (batch >= params.batches) { return; }
   let tile_n = (group % tiles_n) * ${N}u;
   let tile_m = (group / tiles_n % tiles_m) * ${M}u;
-  let thread_n = lane % ${N / 4 / wide}u;
-  let thread_m = lane / ${N / 4 / wide}u;
+  let own = lane % ${threads}u;
+  let slice = lane / ${threads}u;
+  let thread_n = own % ${inner}u;
+  let thread_m = own / ${inner}u;
+  let slab = slice * ${slabs}u;
+  let at_a = slab + thread_m;
+  let at_b = slab + ${M / 4 * DEPTH}u + thread_n;
   let a_base = params.a_offset + batch * params.a_batch;
   let b_base = params.b_offset + batch * params.b_batch;
   ${each((h, i, w) => `var ${sum(h, i, w)} = vec4f(0.0);`)}
-  for (var k0 = 0u; k0 < params.depth; k0 += ${DEPTH}u) {
-    ${slab("a", M / 4, "tile_m", "rows")}
-    ${slab("b", N / 4, "tile_n", "columns")}
+  ${rounds.map((r) => `var block${r}: mat4x4f;`).join(" ")}
+  ${has(sums) ? "var row_sums = vec4f(0.0);" : ""}
+  // a turn fetches a slab and multiplies the one before it, so that the fetch has that long to arrive
+  for (var first = 0u; first < params.depth + ${DEPTH * slices}u; first += ${DEPTH * slices}u) {
+    if (first < params.depth) { let k0 = first + slice * ${DEPTH}u; ${fetch} }
+    if (first > 0u) {
+      ${multiply}
+      ${
+      has(sums)
+        ? `if (tile_n == 0u && own < ${M / 4}u) {
+        for (var k = 0u; k < ${DEPTH}u; k++) { row_sums += slabs[slab + k * ${M / 4}u + own]; }
+      }`
+        : ""
+    }
+    }
     workgroupBarrier();
-    ${unrolled}
+    ${keep}
     workgroupBarrier();
   }
-  let m = tile_m + thread_m * 4u;
-  let n = tile_n + thread_n * 4u;
+  ${meet}
+  ${
+      has(sums)
+        ? `if (tile_n == 0u && own < ${M / 4}u) { slabs[slice * ${M / 4}u + own] = row_sums; }
+  workgroupBarrier();
+  if (tile_n == 0u && lane < ${M / 4}u) {
+    for (var s = 1u; s < ${slices}u; s++) { row_sums += slabs[s * ${M / 4}u + lane]; }
+    let m = tile_m + lane * 4u;
+    ${
+          lanes.map((l, i) =>
+            `if (m + ${i}u < params.rows) { sums[m + ${i}u] = ${sums}(row_sums.${l}${
+              add === "add" ? ` + f32(sums[m + ${i}u])` : ""
+            }); }`
+          ).join(" ")
+        }
+  }`
+        : ""
+    }
+  ${slices > 1 ? "if (slice > 0u) { return; }" : ""}
   let c_base = params.c_offset + batch * params.rows * params.columns;
-  ${biases}
-  ${store}`,
+  ${
+      sides.map((w) =>
+        `{
+    let n = tile_n + thread_n * 4u + ${w * N / 2}u;
+    if (n < params.columns) {
+      ${
+          has(bias)
+            ? `let bias4 = vec4f(${lanes.map((_, j) => `f32(bias[min(n + ${j}u, params.columns - 1u)])`).join(", ")});`
+            : ""
+        }
+      ${
+          sides.flatMap((h) =>
+            lanes.map((_, i) =>
+              `{
+        let m = tile_m + thread_m * 4u + ${h * M / 2 + i}u;
+        if (m < params.rows) {
+          let at = c_base + m * params.columns + n;
+          let end = c_base + (m + 1u) * params.columns - 1u;
+          var result = ${sum(h, i, w)}${has(bias) ? " + bias4" : ""};
+          ${after === "before" ? write("beside", c, "result") : ""}
+          ${
+                !f
+                  ? ""
+                  : after === "slope"
+                  ? `let of4 = ${load("beside")}; result *= ${map("activated", "of4")};`
+                  : `result = ${map("activated", "result")};`
+              }
+          ${has(plus) ? `result += ${load("plus")};` : ""}
+          ${add === "add" ? `result += ${load("c")};` : ""}
+          ${write("c", c, "result")}
+        }
+      }`
+            )
+          ).join(" ")
+        }
+    }
+  }`
+      ).join("\n  ")
+    }`,
   };
 });
 
-/** c[b] = a[b]·b[b] + bias, with a [rows, depth] and b [depth, columns] in each batch; `c` lies row by row, from `offset` on, and is added to if `add` is set. */
+/** Which of the three ways an operand is read. */
+function modeOf(scalar: boolean, x: Strided, k: number, across: number, size: number, depth: number): string {
+  if (scalar || ((x.offset ?? 0) | x.batch) % 4 !== 0) return "s";
+  if (k === 1 && across % 4 === 0 && depth % 4 === 0) return "k";
+  if (across === 1 && k % 4 === 0 && size % 4 === 0) return "x";
+  return "s";
+}
+
+/**
+ * The tile for a product. A tile's time is a wave's time by the number of waves, with the time per slab a machine takes for a tile of that size.
+ */
+function tileFor(rows: number, columns: number, depth: number, batches: number): number {
+  if (matmulTuning.tile !== null) return matmulTuning.tile;
+  const { isSoftware, limits } = gpu().info;
+  let best = 0, least = Infinity;
+  for (let i = 0; i < TILES.length; i++) {
+    const t = TILES[i], threads = t.rows * t.columns / (16 * t.side * t.side) * t.slices;
+    const bytes = 16 *
+      Math.max((t.rows + t.columns) * 4 * t.slices, t.slices > 1 ? t.slices * t.rows * t.columns / 8 : 0);
+    if (threads > limits.maxComputeInvocationsPerWorkgroup || bytes > limits.maxComputeWorkgroupStorageSize) continue;
+    const groups = Math.ceil(rows / t.rows) * Math.ceil(columns / t.columns) * batches;
+    const time = isSoftware ? softwareTime(t, groups) : deviceTime(t, groups, Math.ceil(depth / DEPTH / t.slices));
+    if (time < least) [best, least] = [i, time];
+  }
+  return best;
+}
+
+// a core takes a tile at a time: what counts is the area, and how often a value read serves
+function softwareTime(t: Tile, groups: number): number {
+  return t.slices > 1 || t.rows !== t.columns || t.rows === 16
+    ? Infinity
+    : groups * t.rows * t.columns * (t.side === 2 ? 1 : 1.6);
+}
+
+function deviceTime(t: Tile, groups: number, slabs: number): number {
+  const area = t.rows * t.columns * t.slices / 16384;
+  const together = Math.max(1, Math.floor(1 / area));
+  const waves = Math.ceil(groups / (132 * together));
+  return waves * (slabs * (0.5 + area * together) + 2);
+}
+
+/** c[b] = a[b]·b[b] and its epilogue, with a [rows, depth] and b [depth, columns] in each batch; `c` lies row by row, from `offset` on. */
 export function matmul(
   a: Strided,
   b: Strided,
-  c: { memory: Memory; element: Element; offset?: number; add?: boolean },
+  c: { memory: Memory; element: Element; offset?: number },
   rows: number,
   columns: number,
   depth: number,
   batches: number,
-  bias?: { memory: Memory; element: Element },
+  { bias, activation, slope, plus, add, sums }: Epilogue = {},
 ): void {
-  const groups = (t: Tile) => Math.ceil(rows / t.rows) * Math.ceil(columns / t.columns);
-  const time = (t: Tile) => groups(t) * t.rows * t.columns * t.cost;
-  const tile = TILES.reduce((best, t) => time(t) < time(best) ? t : best);
-  const key = [TILES.indexOf(tile), a.element, b.element, c.element, bias?.element ?? "none", c.add ? "add" : "set"]
-    .join();
+  const index = tileFor(rows, columns, depth, batches), tile = TILES[index];
+  const cOffset = c.offset ?? 0, { isSoftware } = gpu().info;
+  // a compiler for CPUs takes half a second for each variant and gains little by vec4s and long bodies: there, one variant serves all strides
+  const scalar = matmulTuning.scalar ?? isSoftware, unroll = matmulTuning.unroll ?? (isSoftware ? 4 : DEPTH);
+  const wide = !scalar && columns % 4 === 0 && cOffset % 4 === 0;
+  const after = slope ? "slope" : activation?.before ? "before" : "none";
+  const key = `${index},${unroll},${a.element},${modeOf(scalar, a, a.column, a.row, rows, depth)},${b.element},${
+    modeOf(scalar, b, b.row, b.column, columns, depth)
+  },${c.element},${wide ? "wide" : "narrow"},${bias?.element ?? "none"},${after},${
+    (activation ?? slope)?.name ?? "none"
+  },${plus ? "plus" : "none"},${add ? "add" : "none"},${sums?.element ?? "none"}`;
   const buffers: Record<string, Memory> = { a: a.memory, b: b.memory, c: c.memory };
   if (bias) buffers.bias = bias.memory;
+  const beside = slope?.of ?? activation?.before;
+  if (beside) buffers.beside = beside;
+  if (plus) buffers.plus = plus;
+  if (sums) buffers.sums = sums.memory;
+  const groups = Math.ceil(rows / tile.rows) * Math.ceil(columns / tile.columns) * batches;
   kernel(key).run(buffers, {
     rows,
     columns,
@@ -163,12 +407,10 @@ export function matmul(
     aBatch: a.batch,
     aK: a.column,
     aAcross: a.row,
-    aLast: Math.max(0, (a.offset ?? 0) + (batches - 1) * a.batch + (depth - 1) * a.column),
     bOffset: b.offset ?? 0,
     bBatch: b.batch,
     bK: b.row,
     bAcross: b.column,
-    bLast: Math.max(0, (b.offset ?? 0) + (batches - 1) * b.batch + (depth - 1) * b.row),
-    cOffset: c.offset ?? 0,
-  }, groups(tile) * batches);
+    cOffset,
+  }, groups);
 }

@@ -6,7 +6,6 @@ import type { Element } from "./elementwise.ts";
 import { gpu } from "./gpu/gpu.ts";
 import { type Kernel, type KernelSpec, variants } from "./gpu/kernel.ts";
 import type { Memory } from "./gpu/memory.ts";
-import { reduce } from "./reduce.ts";
 import { parsePlan, planKey, planRow, rowBuffer, rowCode } from "./row.ts";
 
 const vector = (name: string, wide: boolean) =>
@@ -76,11 +75,12 @@ export function normRows(
   }, rows);
 }
 
-// with h = (x − mean)·rstd and g = dY·weight: dX = rstd·(g − mean(g) − h·mean(g·h)); RMS leaves mean(g) out
+// with h = (x − mean)·rstd and g = dY·weight: dX = rstd·(g − mean(g) − h·mean(g·h)) + plus; RMS leaves mean(g) out
 const backwardKernel: (key: string) => Kernel = variants((key: string): KernelSpec => {
-  const [kind, element, plan_] = key.split("/") as ["layerNorm" | "rmsNorm", Element, string];
+  const [kind, element, plan_, plus] = key.split("/") as ["layerNorm" | "rmsNorm", Element, string, string];
   const plan = parsePlan(plan_), layer = kind === "layerNorm";
-  const { head, begin, each, sum } = rowCode(plan, { x: element, d_y: element }, { d_x: element });
+  const streams: Record<string, Element> = { x: element, d_y: element, ...plus ? { plus: element } : {} };
+  const { head, begin, each, sum } = rowCode(plan, streams, { d_x: element });
   return {
     name: `${kind} backward`,
     buffers: {
@@ -88,6 +88,7 @@ const backwardKernel: (key: string) => Kernel = variants((key: string): KernelSp
       weight: rowBuffer("read", element, plan),
       stats: "read f32",
       dY: rowBuffer("read", element, plan),
+      ...plus ? { plus: rowBuffer("read", element, plan) } : {},
       dX: rowBuffer("write", element, plan),
     },
     params: { rows: "u32", columns: "u32" },
@@ -109,22 +110,16 @@ const backwardKernel: (key: string) => Kernel = variants((key: string): KernelSp
       each(
         `store_d_x(row_base, columns4, rstd * (d_y4 * weight_at(columns4) - ${
           layer ? "means.x" : "0.0"
-        } - (x4 - mean) * rstd * means.y));`,
+        } - (x4 - mean) * rstd * means.y)${plus ? " + plus4" : ""});`,
       )
     }`,
   };
 });
 
-// dWeight = Σ dY·h and dBias = Σ dY over rows: 16 columns by 16 lanes a workgroup, pieces of rows as in reduce.ts
-const parameterKernel: (element: Element) => Kernel = variants((element: Element): KernelSpec => ({
+// dWeight = Σ dY·h and dBias = Σ dY over a piece of the rows: 16 columns by 16 lanes a workgroup
+const pieceKernel: (element: Element) => Kernel = variants((element: Element): KernelSpec => ({
   name: "norm parameters backward",
-  buffers: {
-    x: `read ${element}`,
-    stats: "read f32",
-    dY: `read ${element}`,
-    weightSums: "write f32",
-    biasSums: "write f32",
-  },
+  buffers: { x: `read ${element}`, stats: "read f32", dY: `read ${element}`, pieceSums: "write f32" },
   params: { rows: "u32", columns: "u32", piece: "u32", pieces: "u32", tiles: "u32" },
   head: "var<workgroup> meeting: array<vec2f, 256>;",
   main: `if (group >= params.tiles * params.pieces) { return; }
@@ -145,18 +140,42 @@ const parameterKernel: (element: Element) => Kernel = variants((element: Element
     if (along < half) { meeting[lane] += meeting[lane + half * 16u]; }
   }
   if (along == 0u && tile * 16u + lane < params.columns) {
-    weight_sums[piece * params.columns + column] = meeting[lane].x;
-    bias_sums[piece * params.columns + column] = meeting[lane].y;
+    piece_sums[2u * (piece * params.columns + column)] = meeting[lane].x;
+    piece_sums[2u * (piece * params.columns + column) + 1u] = meeting[lane].y;
   }`,
 }));
 
-/** Gradients of a norm; those without memory are left out. */
+// both parameters' sums over the pieces: a thread a column
+const parameterKernel: (key: string) => Kernel = variants((key: string): KernelSpec => {
+  const [element, weight, bias] = key.split("/") as [Element, string, string];
+  return {
+    name: "norm parameters sum",
+    buffers: {
+      pieceSums: "read f32",
+      ...weight ? { dWeight: `write ${element}` as const } : {},
+      ...bias ? { dBias: `write ${element}` as const } : {},
+    },
+    params: { columns: "u32", pieces: "u32" },
+    workgroup: 64,
+    main: `if (thread >= params.columns) { return; }
+  var sum = vec2f(0.0);
+  for (var piece = 0u; piece < params.pieces; piece++) {
+    let at = 2u * (piece * params.columns + thread);
+    sum += vec2f(piece_sums[at], piece_sums[at + 1u]);
+  }
+  ${weight ? `d_weight[thread] = ${element}(sum.x);` : ""}
+  ${bias ? `d_bias[thread] = ${element}(sum.y);` : ""}`,
+  };
+});
+
+/** Gradients of a norm; those without memory are left out. `plus` is added to dX. */
 export function normRowsBackward(
   b: {
     x: Memory;
     weight: Memory;
     stats: Memory;
     dY: Memory;
+    plus: Memory | null;
     dX: Memory | null;
     dWeight: Memory | null;
     dBias: Memory | null;
@@ -166,18 +185,24 @@ export function normRowsBackward(
   rows: number,
   columns: number,
 ): void {
-  const { x, weight, stats, dY, dX, dWeight, dBias } = b;
+  const { x, weight, stats, dY, plus, dX, dWeight, dBias } = b;
   if (dX) {
-    const key = `${layer ? "layerNorm" : "rmsNorm"}/${element}/${planKey(planRow(columns, 2))}`;
-    backwardKernel(key).run({ x, weight, stats, dY, dX }, { rows, columns }, rows);
+    const key = `${layer ? "layerNorm" : "rmsNorm"}/${element}/${planKey(planRow(columns, 2))}/${plus ? "plus" : ""}`;
+    backwardKernel(key).run({ x, weight, stats, dY, dX, ...plus ? { plus } : {} }, { rows, columns }, rows);
   }
   if (!dWeight && !dBias) return;
-  const tiles = Math.ceil(columns / 16), pieces = Math.max(1, Math.min(64, Math.ceil(rows / 128)));
-  const weightSums = gpu().pool.take(4 * pieces * columns), biasSums = gpu().pool.take(4 * pieces * columns);
+  const tiles = Math.ceil(columns / 16), pieces = Math.max(1, Math.min(64, Math.ceil(rows / 64)));
+  const pieceSums = gpu().pool.take(8 * pieces * columns);
   const params = { rows, columns, piece: Math.ceil(rows / pieces), pieces, tiles };
-  parameterKernel(element).run({ x, stats, dY, weightSums, biasSums }, params, tiles * pieces);
-  if (dWeight) reduce("sum", weightSums, "f32", dWeight, element, 1, pieces, columns);
-  if (dBias) reduce("sum", biasSums, "f32", dBias, element, 1, pieces, columns);
-  weightSums.free();
-  biasSums.free();
+  pieceKernel(element).run({ x, stats, dY, pieceSums }, params, tiles * pieces);
+  parameterKernel(`${element}/${dWeight ? "weight" : ""}/${dBias ? "bias" : ""}`).run(
+    {
+      pieceSums,
+      ...dWeight ? { dWeight } : {},
+      ...dBias ? { dBias } : {},
+    },
+    { columns, pieces },
+    Math.ceil(columns / 64),
+  );
+  pieceSums.free();
 }

@@ -4,7 +4,8 @@ import type { Tensor } from "../autograd/tensor.ts";
 import { zeros } from "../ops/create.ts";
 import { dropout } from "../ops/dropout.ts";
 import { conv2d } from "../ops/conv.ts";
-import { linear } from "../ops/matmul.ts";
+import { gelu, relu } from "../ops/elementwise.ts";
+import { type Layer, linear, perceptron } from "../ops/matmul.ts";
 import { uniform } from "./init.ts";
 import { Module } from "./module.ts";
 
@@ -126,6 +127,26 @@ export class Sequential extends Module {
   }
 
   override forward(x: Tensor): Tensor {
-    return this.steps.reduce((y, step) => step instanceof Module ? step.forward(y) : step(y), x);
+    let y = x;
+    for (let i = 0; i < this.steps.length;) {
+      const step = this.steps[i], layers = this.#perceptron(i);
+      y = layers.length > 1 ? perceptron("linear", y, layers) : step instanceof Module ? step.forward(y) : step(y);
+      i += Math.max(1, 2 * layers.length - 1);
+    }
+    return y;
+  }
+
+  /** The linear layers from step `i` on that have nothing but an activation between them: each is one kernel with it. */
+  #perceptron(i: number): Layer[] {
+    const layers: Layer[] = [];
+    for (;; i += 2) {
+      const step = this.steps[i], next = this.steps[i + 1];
+      if (step?.constructor !== Linear) break;
+      const { weight, bias } = step as Linear, activation = next === relu ? "relu" : next === gelu ? "gelu" : undefined;
+      const goes = activation && this.steps[i + 2]?.constructor === Linear;
+      layers.push({ weight, bias, activation: goes ? activation : undefined });
+      if (!goes) break;
+    }
+    return layers;
   }
 }

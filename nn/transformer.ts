@@ -1,11 +1,12 @@
 /** The layers of a transformer, with PyTorch's state names. */
 import { checkBoolean, checkNumber, checkOptions } from "../kernels/check.ts";
+import { chosen } from "../autograd/tape.ts";
 import { checkTensor, type Tensor } from "../autograd/tensor.ts";
-import { scaledDotProductAttention } from "../ops/attention.ts";
+import { packedAttention, scaledDotProductAttention } from "../ops/attention.ts";
 import { arange, ones } from "../ops/create.ts";
 import { dropout } from "../ops/dropout.ts";
 import { embedding } from "../ops/indexing.ts";
-import { linear } from "../ops/matmul.ts";
+import { linear, perceptron } from "../ops/matmul.ts";
 import { layerNorm, rmsNorm } from "../ops/norm.ts";
 import { slice } from "../ops/shape.ts";
 import { constant, normal, xavierUniform } from "./init.ts";
@@ -99,15 +100,15 @@ export class MultiHeadAttention extends Module {
     constant(this.outProj.bias!, 0);
   }
 
+  #checked(x: Tensor): Tensor {
+    checkTensor("MultiHeadAttention", "x", x);
+    if (x.rank === 3 && x.shape[2] === this.width) return x;
+    throw new TypeError(`MultiHeadAttention: x must have shape [batch, T, ${this.width}], got [${x.shape.join(", ")}]`);
+  }
+
   /** Queries, keys and values of x, each [batch, heads, T, depth]. */
   project(x: Tensor): [Tensor, Tensor, Tensor] {
-    checkTensor("MultiHeadAttention", "x", x);
-    if (x.rank !== 3 || x.shape[2] !== this.width) {
-      throw new TypeError(
-        `MultiHeadAttention: x must have shape [batch, T, ${this.width}], got [${x.shape.join(", ")}]`,
-      );
-    }
-    const [batch, length] = x.shape, depth = this.width / this.heads;
+    const [batch, length] = this.#checked(x).shape, depth = this.width / this.heads;
     const all = linear(x, this.inProjWeight, this.inProjBias).reshape([batch, length, 3, this.heads, depth]).permute([
       2,
       0,
@@ -119,15 +120,20 @@ export class MultiHeadAttention extends Module {
     return [part(0), part(1), part(2)];
   }
 
-  /** The heads' results [batch, heads, T, depth] put together and projected. */
+  /** The heads' results [batch, heads, T, depth] put together. */
   merge(x: Tensor): Tensor {
     const [batch, , length] = x.shape;
-    return this.outProj.forward(x.permute([0, 2, 1, 3]).reshape([batch, length, this.width]));
+    return x.permute([0, 2, 1, 3]).reshape([batch, length, this.width]);
   }
 
-  override forward(x: Tensor, { causal = false }: AttentionCall = {}): Tensor {
-    const [q, k, v] = this.project(x);
-    return this.merge(scaledDotProductAttention(q, k, v, { causal, dropout: this.training ? this.p : 0 }));
+  /** The heads' results side by side, [batch, T, width], to be projected. */
+  attend(x: Tensor, { causal = false }: AttentionCall = {}): Tensor {
+    const all = linear(this.#checked(x), this.inProjWeight, this.inProjBias);
+    return packedAttention(all, this.heads, { causal, dropout: this.training ? this.p : 0 });
+  }
+
+  override forward(x: Tensor, call: AttentionCall = {}): Tensor {
+    return this.outProj.forward(this.attend(x, call));
   }
 }
 
@@ -166,18 +172,37 @@ export class TransformerBlock extends Module {
     this.norm2 = new LayerNorm(width);
   }
 
+  /** Whether dropout stands between the products and what else their kernels could do. */
+  get #dropping(): boolean {
+    return chosen(this.training && this.p > 0);
+  }
+
   #drop(x: Tensor): Tensor {
     return dropout(x, { p: this.p, training: this.training });
   }
 
   override forward(x: Tensor, call: AttentionCall = {}): Tensor {
-    return this.feedForward(x.add(this.#drop(this.selfAttn.forward(this.norm1.forward(x), call))));
+    return this.feedForward(this.#added(x, this.selfAttn.attend(this.norm1.forward(x), call)));
+  }
+
+  /** x plus the projected results of the heads. */
+  #added(x: Tensor, heads: Tensor): Tensor {
+    const { outProj } = this.selfAttn;
+    return this.#dropping ? x.add(this.#drop(outProj.forward(heads))) : perceptron("linear", heads, [outProj], x);
   }
 
   /** The second half of the block. */
   feedForward(x: Tensor): Tensor {
-    const inner = this.#drop(this.linear1.forward(this.norm2.forward(x)).gelu());
-    return x.add(this.#drop(this.linear2.forward(inner)));
+    const { linear1, linear2 } = this, inner = this.norm2.forward(x);
+    if (!this.#dropping) {
+      return perceptron(
+        "linear",
+        inner,
+        [{ weight: linear1.weight, bias: linear1.bias, activation: "gelu" }, linear2],
+        x,
+      );
+    }
+    return x.add(this.#drop(linear2.forward(this.#drop(linear1.forward(inner).gelu()))));
   }
 
   /** The block for tokens behind those in a cache, which takes up their keys and values at `position`. */
@@ -186,7 +211,7 @@ export class TransformerBlock extends Module {
     write(cache.keys, k);
     write(cache.values, v);
     const attended = scaledDotProductAttention(q, cache.keys, cache.values, { mask });
-    return this.feedForward(x.add(this.selfAttn.merge(attended)));
+    return this.feedForward(this.#added(x, this.selfAttn.merge(attended)));
   }
 }
 

@@ -1,5 +1,5 @@
 import { checkBoolean, checkNumber, checkOptions } from "../kernels/check.ts";
-import { attention, attentionBackward, LONGEST_HEAD } from "../kernels/attention.ts";
+import { attention, attentionBackward, type AttentionSizes, LONGEST_HEAD } from "../kernels/attention.ts";
 import { nextRandom } from "../autograd/random.ts";
 import { chosen, hidden, record } from "../autograd/tape.ts";
 import { checkShape, checkTensor, sizeOf, Tensor } from "../autograd/tensor.ts";
@@ -41,11 +41,7 @@ export function scaledDotProductAttention(q: Tensor, k: Tensor, v: Tensor, optio
   checkTensor(op, "q", q);
   checkRank(op, "q", q, 2);
   const [queries, depth] = q.shape.slice(-2), lead = q.shape.slice(0, -2);
-  if (depth > LONGEST_HEAD) {
-    throw new RangeError(
-      `${op}: q must have at most ${LONGEST_HEAD} features a head, got shape [${q.shape.join(", ")}]`,
-    );
-  }
+  checkDepth(op, q, depth);
   checkTensor(op, "k", k, [q.dtype]);
   checkRank(op, "k", k, 2);
   const keys = k.shape.at(-2)!;
@@ -76,8 +72,31 @@ export function scaledDotProductAttention(q: Tensor, k: Tensor, v: Tensor, optio
   }
   const random = dropout > 0 ? nextRandom() : null;
   const heads = sizeOf(lead), element = q.dtype as "f32" | "f16";
-  const sizes = { heads, queries, keys, depth, scale, causal, maskStride, dropout, op: random?.op ?? 0 };
-  const o = Tensor.empty(q.shape, q.dtype, op), lse = hidden([heads, queries], "f32");
+  const rows = (count: number) => ({ offset: 0, batch: 0, head: count * depth, row: depth });
+  const [own, other] = [rows(queries), rows(keys)];
+  const sizes = { batches: 1, heads, queries, keys, depth, q: own, k: other, v: other, o: own };
+  return attend(op, [q, k, v], Tensor.empty(q.shape, q.dtype, op), scores, random, {
+    ...sizes,
+    scale,
+    causal,
+    maskStride,
+    dropout,
+    op: random?.op ?? 0,
+  });
+}
+
+/** Runs and records attention over q, k and v, or over one tensor that holds all three. */
+function attend(
+  op: string,
+  inputs: [Tensor, Tensor, Tensor] | [Tensor],
+  o: Tensor,
+  scores: Tensor | null,
+  random: ReturnType<typeof nextRandom> | null,
+  sizes: AttentionSizes,
+): Tensor {
+  const element = o.dtype as "f32" | "f16",
+    [q, k, v] = inputs.length === 1 ? [inputs[0], inputs[0], inputs[0]] : inputs;
+  const each = [sizes.batches, sizes.heads, sizes.queries], lse = hidden(each, "f32");
   const buffers = () => ({
     q: q.memory,
     k: k.memory,
@@ -90,26 +109,68 @@ export function scaledDotProductAttention(q: Tensor, k: Tensor, v: Tensor, optio
   attention(element, buffers(), sizes);
   const recorded = record({
     op,
-    inputs: [q, k, v],
+    inputs,
     output: o,
-    saved: [q, k, v, o, ...scores ? [scores] : [], ...random ? [random.state] : []],
+    saved: [...inputs, o, ...scores ? [scores] : [], ...random ? [random.state] : []],
     hidden: [lse],
     backward: (dO, wants, gradientOf) => {
-      const dQ = wants[0] ? gradientOf(0) : null;
-      const [dK, dV] = wants[1] || wants[2] ? [gradientOf(1), gradientOf(2)] : [null, null];
-      using delta = hidden([heads, queries], "f32");
+      using delta = hidden(each, "f32");
+      // the keys' kernel needs what the queries' leaves behind
+      const dQ = wants[0] ? gradientOf(0) : Tensor.empty(q.shape, q.dtype, op);
+      const [dK, dV] = inputs.length === 1
+        ? [dQ, dQ]
+        : wants[1] || wants[2]
+        ? [gradientOf(1), gradientOf(2)]
+        : [null, null];
       const memories = {
         dO: dO.memory,
         delta: delta.memory,
-        dQ: dQ?.memory ?? null,
+        dQ: dQ.memory,
         dK: dK?.memory ?? null,
         dV: dV?.memory ?? null,
       };
       attentionBackward(element, buffers(), memories, sizes);
-      return [dQ, dK, dV];
+      return inputs.length === 1 ? [dQ] : [wants[0] ? dQ : null, dK, dV];
     },
   });
   random?.done();
   scores?.dispose(); // the record keeps what it saved
   return recorded;
+}
+
+/**
+ * Internal: attention of a tensor with itself, where a token's queries, keys and values lie side by side: [batch, T, 3·heads·D] → [batch, T, heads·D].
+ * As `scaledDotProductAttention`, without moving anything.
+ */
+export function packedAttention(
+  all: Tensor,
+  heads: number,
+  options: { causal: boolean; dropout: number },
+): Tensor {
+  const op = "scaledDotProductAttention";
+  const [batches, length, triple] = all.shape, width = triple / 3, depth = width / heads;
+  checkDepth(op, all, depth);
+  const dropout = chosen(options.dropout), random = dropout > 0 ? nextRandom() : null;
+  const part = (i: number) => ({ offset: i * width, batch: length * triple, head: depth, row: triple });
+  return attend(op, [all], Tensor.empty([batches, length, width], all.dtype, op), null, random, {
+    batches,
+    heads,
+    queries: length,
+    keys: length,
+    depth,
+    q: part(0),
+    k: part(1),
+    v: part(2),
+    o: { offset: 0, batch: length * width, head: depth, row: width },
+    scale: 1 / Math.sqrt(depth),
+    causal: options.causal,
+    maskStride: 0,
+    dropout,
+    op: random?.op ?? 0,
+  });
+}
+
+function checkDepth(op: string, x: Tensor, depth: number): void {
+  if (depth <= LONGEST_HEAD) return;
+  throw new RangeError(`${op}: q must have at most ${LONGEST_HEAD} features a head, got shape [${x.shape.join(", ")}]`);
 }

@@ -4,6 +4,7 @@
  */
 import { checkNumber, checkOneOf, checkOptions, describe } from "../kernels/check.ts";
 import { map } from "../kernels/elementwise.ts";
+import { ACTIVATIONS } from "../kernels/math.ts";
 import type { ClampOptions, GeluOptions, Operand } from "../autograd/methods.ts";
 import type { DType } from "../autograd/storage.ts";
 import { needsGradient, record } from "../autograd/tape.ts";
@@ -81,15 +82,10 @@ const sine = unary("sin", "sin(a)", "c * cos(a)");
 const cosine = unary("cos", "cos(a)", "-c * sin(a)");
 const hyperbolicTangent = unary("tanh", "tanh_(a)", "c * sech_squared_(a)");
 const logistic = unary("sigmoid", "sigmoid_(a)", "c * sigmoid_(a) * sigmoid_(-a)");
-const rectified = unary("relu", "max_(a, 0.0)", "select(0.0, c, b > 0.0)");
+const rectified = unary("relu", ACTIVATIONS.relu.value, "select(0.0, c, b > 0.0)");
 const swish = unary("silu", "a * sigmoid_(a)", "c * sigmoid_(a) * (1.0 + a * sigmoid_(-a))");
 const softPlus = unary("softplus", "softplus_(a)", "c * sigmoid_(a)");
-// x·Φ(x), Φ(x) = ½(1 + erf(x/√2)); Φ'(x) = exp(−x²/2)/√(2π)
-const geluExact = unary(
-  "gelu",
-  "0.5 * a * (1.0 + erf_(a * 0.70710678118))",
-  "c * (0.5 * (1.0 + erf_(a * 0.70710678118)) + a * 0.39894228040 * exp(-0.5 * a * a))",
-);
+const geluExact = unary("gelu", ACTIVATIONS.gelu.value, `c * (${ACTIVATIONS.gelu.slope})`);
 // ½x(1 + tanh u), u = √(2/π)(x + 0.044715x³)
 const U = "0.79788456080 * (a + 0.044715 * a * a * a)";
 const geluTanh = unary(

@@ -95,7 +95,7 @@ function headForward(head: Head, logits: Memory, from: number, count: number): v
     classes,
     depth,
     1,
-    bias && { memory: bias.memory, element: bias.dtype },
+    { bias: bias && { memory: bias.memory, element: bias.dtype } },
   );
 }
 
@@ -132,14 +132,14 @@ function headBackward(
     matmul(
       { ...d, row: 1, column: classes },
       { memory: hidden.memory, element: hidden.dtype, offset: from * depth, batch: 0, row: depth, column: 1 },
-      { memory: to.weight, element: "f32", add: !first },
+      { memory: to.weight, element: "f32" },
       classes,
       depth,
       count,
       1,
+      { add: !first, sums: to.bias ? { memory: to.bias, element: "f32" } : undefined },
     );
-  }
-  if (to.bias) {
+  } else if (to.bias) {
     if (first) return reduce("sum", dLogits, "f32", to.bias, "f32", 1, count, classes);
     const part = gpu().pool.take(4 * classes);
     reduce("sum", dLogits, "f32", part, "f32", 1, count, classes);

@@ -1,9 +1,10 @@
 /** Matrix products. */
 import { checkBoolean, checkOptions } from "../kernels/check.ts";
 import { matmul as product, type Strided } from "../kernels/matmul.ts";
+import type { Activation } from "../kernels/math.ts";
 import type { MatmulOptions } from "../autograd/methods.ts";
-import { record } from "../autograd/tape.ts";
-import { checkTensor, sizeOf, Tensor } from "../autograd/tensor.ts";
+import { hidden, record } from "../autograd/tape.ts";
+import { checkShape, checkTensor, sizeOf, Tensor } from "../autograd/tensor.ts";
 import { broadcastShape } from "./elementwise.ts";
 import { sumTo } from "./reduce.ts";
 import { checkRank, expand } from "./shape.ts";
@@ -118,6 +119,111 @@ function squeezed(x: Tensor, dim: -1 | -2): Tensor {
   return x.reshape(shape);
 }
 
+/** One layer of a perceptron. */
+export interface Layer {
+  /** [out, in] */
+  weight: Tensor;
+  /** [out] */
+  bias?: Tensor | null;
+  /** What follows it; not after the last layer. */
+  activation?: Activation;
+}
+
+/** Internal: checks the layers of `op` against an input of width `width`, and returns the width of the result. */
+function checkLayers(op: string, x: Tensor, layers: readonly Layer[]): number {
+  let width = x.shape.at(-1)!;
+  for (const { weight, bias } of layers) {
+    checkTensor(op, "weight", weight, [x.dtype]);
+    const [outs, ins] = weight.shape;
+    if (weight.rank !== 2 || ins !== width) {
+      throw new TypeError(`${op}: weight must have shape [out, ${width}], got [${weight.shape.join(", ")}]`);
+    }
+    if (bias) {
+      checkTensor(op, "bias", bias, [x.dtype]);
+      if (bias.rank !== 1 || bias.size !== outs) {
+        throw new TypeError(`${op}: bias must have shape [${outs}], got [${bias.shape.join(", ")}]`);
+      }
+    }
+    width = outs;
+  }
+  return width;
+}
+
+/**
+ * Internal: linear layers one after the other with activations between them, and a residual added in the end: each layer is one product with
+ * everything else in its epilogue, forward and backward. hᵢ = f(zᵢ), zᵢ = hᵢ₋₁·Wᵢᵀ + bᵢ, y = z_last + residual.
+ */
+export function perceptron(op: string, x: Tensor, layers: readonly Layer[], residual?: Tensor): Tensor {
+  checkTensor(op, "x", x);
+  checkRank(op, "x", x, 1);
+  const shape = [...x.shape.slice(0, -1), checkLayers(op, x, layers)], rows = sizeOf(x.shape.slice(0, -1));
+  if (residual) {
+    checkTensor(op, "residual", residual, [x.dtype]);
+    checkShape(op, "residual", residual, shape);
+  }
+  const flat = (t: Tensor, columns: number, transposed = false): Strided => ({
+    memory: t.memory,
+    element: t.dtype,
+    batch: 0,
+    row: transposed ? 1 : columns,
+    column: transposed ? columns : 1,
+  });
+  const plain = (t: Tensor) => ({ memory: t.memory, element: t.dtype });
+  // what each layer reads, and what the slope of the activation in front of it is a function of
+  const reads = [x], slopes: (Tensor | null)[] = [null], own: Tensor[] = [];
+  const y = Tensor.empty(shape, x.dtype, op), last = layers.length - 1;
+  layers.forEach(({ weight, bias, activation }, i) => {
+    const [outs, ins] = weight.shape;
+    const h = i === last ? y : hidden([rows, outs], x.dtype);
+    // the slope of relu can be told from its result
+    const z = activation === "gelu" ? hidden([rows, outs], x.dtype) : null;
+    product(flat(reads[i], ins), flat(weight, ins, true), plain(h), rows, outs, ins, 1, {
+      bias: bias ? plain(bias) : undefined,
+      activation: activation && { name: activation, before: z?.memory ?? null },
+      plus: i === last ? residual?.memory : undefined,
+    });
+    if (i === last) return;
+    own.push(h);
+    if (z) own.push(z);
+    reads.push(h);
+    slopes.push(z ?? h);
+  });
+  const inputs = [x, ...layers.flatMap(({ weight, bias }) => bias ? [weight, bias] : [weight])];
+  if (residual) inputs.push(residual);
+  return record({
+    op,
+    inputs,
+    output: y,
+    saved: [x, ...layers.map(({ weight }) => weight)],
+    hidden: own,
+    backward: (dY, wants, gradientOf) => {
+      const gradients: (Tensor | null)[] = inputs.map(() => null);
+      if (residual && wants[inputs.length - 1]) gradients[inputs.length - 1] = dY;
+      let dZ = dY, at = inputs.length - (residual ? 1 : 0); // of the layer behind the one in hand
+      for (let i = last; i >= 0; i--) {
+        const { weight, bias } = layers[i], [outs, ins] = weight.shape;
+        at -= bias ? 2 : 1;
+        const dWeight = wants[at] ? gradientOf(at) : null, dBias = bias && wants[at + 1] ? gradientOf(at + 1) : null;
+        if (dWeight) {
+          product(flat(dZ, outs, true), flat(reads[i], ins), plain(dWeight), outs, ins, rows, 1, {
+            sums: dBias ? plain(dBias) : undefined,
+          });
+        }
+        gradients[at] = dWeight;
+        if (dBias) gradients[at + 1] = dWeight ? dBias : sumTo(dZ.view([rows, outs], op), [outs]);
+        if (!wants.slice(0, at).some(Boolean)) break;
+        const dX = i === 0 ? gradientOf(0) : Tensor.empty([rows, ins], x.dtype, op), of = slopes[i]?.memory;
+        product(flat(dZ, outs), flat(weight, ins), plain(dX), rows, ins, outs, 1, {
+          slope: of && { name: layers[i - 1].activation!, of },
+        });
+        dZ = dX;
+      }
+      if (wants[0]) gradients[0] = dZ;
+      return gradients;
+    },
+  });
+}
+
 /**
  * y = x·weightᵀ + bias over the last dimension: x [..., in], weight [out, in], bias [out] → [..., out]. The bias is added inside the product's kernel.
  *
@@ -133,40 +239,5 @@ function squeezed(x: Tensor, dim: -1 | -2): Tensor {
  * ```
  */
 export function linear(x: Tensor, weight: Tensor, bias?: Tensor): Tensor {
-  checkTensor("linear", "x", x);
-  checkRank("linear", "x", x, 1);
-  checkTensor("linear", "weight", weight, [x.dtype]);
-  const width = x.shape.at(-1)!, [outs, ins] = weight.shape;
-  if (weight.rank !== 2 || ins !== width) {
-    throw new TypeError(`linear: weight must have shape [out, ${width}], got [${weight.shape.join(", ")}]`);
-  }
-  if (bias !== undefined) {
-    checkTensor("linear", "bias", bias, [x.dtype]);
-    if (bias.rank !== 1 || bias.size !== outs) {
-      throw new TypeError(`linear: bias must have shape [${outs}], got [${bias.shape.join(", ")}]`);
-    }
-  }
-  const rows = sizeOf(x.shape.slice(0, -1));
-  const y = Tensor.empty([...x.shape.slice(0, -1), outs], x.dtype, "linear");
-  const flat = (t: Tensor, columns: number, transposed = false): Strided => ({
-    memory: t.memory,
-    element: t.dtype,
-    batch: 0,
-    row: transposed ? 1 : columns,
-    column: transposed ? columns : 1,
-  });
-  const target = (t: Tensor) => ({ memory: t.memory, element: t.dtype });
-  product(flat(x, width), flat(weight, ins, true), target(y), rows, outs, width, 1, bias && target(bias));
-  return record({
-    op: "linear",
-    inputs: bias ? [x, weight, bias] : [x, weight],
-    output: y,
-    saved: [x, weight],
-    backward: (dY, wants, gradientOf) => {
-      const dX = wants[0] ? gradientOf(0) : null, dWeight = wants[1] ? gradientOf(1) : null;
-      if (dX) product(flat(dY, outs), flat(weight, ins), target(dX), rows, ins, outs, 1);
-      if (dWeight) product(flat(dY, outs, true), flat(x, width), target(dWeight), outs, ins, rows, 1);
-      return [dX, dWeight, wants[2] ? sumTo(dY.view([rows, outs], "linear"), [outs]) : null];
-    },
-  });
+  return perceptron("linear", x, [{ weight, bias }]);
 }

@@ -37,14 +37,16 @@ function norm(
     output: y,
     saved: [x, weight],
     hidden: [stats],
-    backward: (dY, wants, gradientOf) => {
+    backward: (dY, wants, gradientOf, earlier) => {
       const [dX, dWeight, dBias] = [0, 1, 2].map((i) => wants[i] ? gradientOf(i) : null);
+      const plus = dX && earlier(0); // a residual's gradient
       normRowsBackward(
         {
           x: x.memory,
           weight: weight.memory,
           stats: stats.memory,
           dY: dY.memory,
+          plus: plus?.memory ?? null,
           dX: dX?.memory ?? null,
           dWeight: dWeight?.memory ?? null,
           dBias: dBias?.memory ?? null,
