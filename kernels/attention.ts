@@ -233,13 +233,15 @@ function tiles({ quads, rows, others }: Shape) {
     threads,
     across,
     mine,
-    declare: (name: string, count: number) => `var<workgroup> ${name}: array<vec4f, ${count * long}>;`,
+    declare: (name: string, count: number) => `var<workgroup> ${name}: array<array<vec4f, ${long}>, ${count}>;`,
     table: (name: string) => `var<workgroup> ${name}: array<vec4f, ${rows * (across + 1)}>;`,
     /** Copies rows from `first` on into tiles. */
     fill: (names: string[], to: string[], count: number, first: string) =>
       `for (var unit = lane; unit < ${count}u * QUADS; unit += ${threads}u) {
-      let i = unit / QUADS; let at = (i % 4u * ${count / 4}u + i / 4u) * ${long}u + unit % QUADS;
-      ${names.map((name, n) => `${to[n]}[at] = load_${name}(head, ${first} + i, unit % QUADS);`).join(" ")}
+      let i = unit / QUADS; let at = i % 4u * ${count / 4}u + i / 4u;
+      ${
+        names.map((name, n) => `${to[n]}[at][unit % QUADS] = load_${name}(head, ${first} + i, unit % QUADS);`).join(" ")
+      }
     }`,
     /** Defines NAME0 … NAME3: the thread's four products of each of its rows, between two tiles. */
     products: (of: [string, string, string][]) =>
@@ -247,12 +249,12 @@ function tiles({ quads, rows, others }: Shape) {
     for (var d = 0u; d < QUADS; d++) {
       ${
         of.map(([name, a, b]) =>
-          `{ ${each(4, (j) => `let y${j} = ${b}[${other(j, "c")} * ${long}u + d];`)}
+          `{ ${each(4, (j) => `let y${j} = ${b}[${other(j, "c")}][d];`)}
         ${
             each(4, (i) =>
               `{ let x = ${a}[${
                 own(i, "r")
-              } * ${long}u + d]; ${name}${i} += vec4f(dot(x, y0), dot(x, y1), dot(x, y2), dot(x, y3)); }`)
+              }][d]; ${name}${i} += vec4f(dot(x, y0), dot(x, y1), dot(x, y2), dot(x, y3)); }`)
           } }`
         ).join("\n      ")
       }
@@ -267,7 +269,7 @@ function tiles({ quads, rows, others }: Shape) {
         ${
             numbers(4).map((j) =>
               each(mine, (m) =>
-                `{ let y = ${tile}[${other(j, "k")} * ${long}u + min(c + ${across * m}u, QUADS - 1u)]; ${
+                `{ let y = ${tile}[${other(j, "k")}][min(c + ${across * m}u, QUADS - 1u)]; ${
                   each(4, (i) => `${name}${i}_${m} += w${i}.${lanes[j]} * y;`)
                 } }`)
             ).join("\n        ")
@@ -293,13 +295,15 @@ function tiles({ quads, rows, others }: Shape) {
   };
 }
 
-const forwardKernel: (key: string) => Kernel = variants((key: string): KernelSpec => {
-  const shape = parseShape(key), { rows, others } = shape, t = tiles(shape);
-  const meet = (x: string, join: (a: string, b: string) => string) =>
-    `workgroupBarrier();
+/** Joins `x`, of four rows, over the threads that share them. */
+const meet = ({ across }: { across: number }, rows: number, x: string, join: (a: string, b: string) => string) =>
+  `workgroupBarrier();
     meeting[c * ${rows / 4}u + r] = ${x};
     workgroupBarrier();
-    ${x} = ${numbers(t.across).map((i) => `meeting[${i * rows / 4}u + r]`).reduce(join)};`;
+    ${x} = ${numbers(across).map((i) => `meeting[${i * rows / 4}u + r]`).reduce(join)};`;
+
+const forwardKernel: (key: string) => Kernel = variants((key: string): KernelSpec => {
+  const shape = parseShape(key), { rows, others } = shape, t = tiles(shape);
   return {
     name: "attention",
     buffers: {
@@ -338,7 +342,7 @@ var<workgroup> meeting: array<vec4f, ${rows / 4 * t.across}>;`,
     var highest = vec4f(${
       [0, 1, 2, 3].map((i) => `max(max(score${i}.x, score${i}.y), max(score${i}.z, score${i}.w))`).join(", ")
     });
-    ${meet("highest", (a, b) => `max(${a}, ${b})`)}
+    ${meet(t, rows, "highest", (a, b) => `max(${a}, ${b})`)}
     let old = largest;
     largest = max(largest, highest);
     let factor = exp(old - largest);
@@ -362,7 +366,7 @@ var<workgroup> meeting: array<vec4f, ${rows / 4 * t.across}>;`,
     workgroupBarrier();
     ${t.gather([["sum", "weights", "key_tile"]])}
   }
-  ${meet("total", (a, b) => `${a} + ${b}`)}
+  ${meet(t, rows, "total", (a, b) => `${a} + ${b}`)}
   let some = total > vec4f(0.0); // a query without keys gives 0
   let scale = select(vec4f(0.0), 1.0 / total, some);
   let logs = select(vec4f(0.0), largest + log(total), some);
@@ -456,24 +460,34 @@ const backwardKernel: (key: string) => Kernel = variants((key: string): KernelSp
       )
     }
 ${t.declare("own_a", rows)} ${t.declare("own_b", rows)} ${t.declare("other_a", others)} ${t.declare("other_b", others)}
-${t.table("slopes")} ${forQueries ? `var<workgroup> deltas: array<f32, ${rows}>;` : t.table("weights")}`,
+${t.table("slopes")} ${
+      forQueries ? `var<workgroup> meeting: array<vec4f, ${rows / 4 * t.across}>;` : t.table("weights")
+    }`,
     main: `${t.start(forQueries ? "queries" : "keys")}
   ${t.fill(own, ["own_a", "own_b"], rows, "first")}
   ${t.zero("a")} ${forQueries ? "" : t.zero("b")}
   ${
       forQueries
         ? `workgroupBarrier();
-  for (var i = lane; i < ${rows}u; i += ${t.threads}u) {
-    var sum = 0.0;
-    for (var d = 0u; d < QUADS; d++) {
-      sum += dot(own_b[(i % 4u * ${rows / 4}u + i / 4u) * ${stride(quads)}u + d], load_o(head, first + i, d));
-    }
-    deltas[i] = sum;
-    if (first + i < params.queries) { delta[head * params.queries + first + i] = sum; }
+  var delta4 = vec4f(0.0);
+  for (var d = c; d < QUADS; d += ${t.across}u) {
+    ${
+          each(4, (i) =>
+            `delta4.${lanes[i]} += dot(own_b[${i * rows / 4}u + r][d], load_o(head, first + r * 4u + ${i}u, d));`)
+        }
   }
-  workgroupBarrier();
+  ${
+          meet(t, rows, "delta4", (a, b) => `${a} + ${b}`)
+        }
+  if (c == 0u) {
+    ${
+          each(4, (i) => {
+            const query = `first + r * 4u + ${i}u`;
+            return `if (${query} < params.queries) { delta[head * params.queries + ${query}] = delta4.${lanes[i]}; }`;
+          })
+        }
+  }
   let lse4 = ${perQuery("lse", "first + r * 4u")};
-  let delta4 = vec4f(${[0, 1, 2, 3].map((i) => `deltas[r * 4u + ${i}u]`).join(", ")});
   let begin = 0u;
   let end = select(params.keys, min(params.keys, first + ${rows}u), params.causal == 1u);`
         : `let begin = select(0u, first / ${others}u * ${others}u, params.causal == 1u);
