@@ -89,17 +89,25 @@ const kernel: (key: string) => Kernel = variants((key: string): KernelSpec => {
   // what a column adds to Σ w·t'·(m − x) or Σ w·(m − x); 0·∞ = 0
   const spread = (w: string) =>
     `let w_spread4 = ${w}; spread += sum_of(select(w_spread4 * ((m - x4) * k), vec4f(0.0), (w_spread4 == vec4f(0.0)) | !live4));`;
-  const chain = v.softcap ? "sech_squared4_(u4) * params.inverse_temperature" : "params.inverse_temperature";
-  const gradient = soft ? "let g4 = scale * (mass * prob4 - w4 * t4)" : `let hit4 = columns4 == vec4u(label);
-    let main4 = select(prob4, vec4f(label_excess), hit4);
-    let g4 = scale * ((1.0 - params.smoothing) * label_weight * main4 + params.smoothing / f32(params.columns) * (class_weight * prob4 - w4))`;
-  const gradientLoop = `${x} ${soft || v.weight ? weight : "let w4 = vec4f(1.0);"} ${soft ? t : ""}
-    ${soft ? spread("w4 * t4") : "if (params.smoothing > 0.0) { " + spread("w4") + " }"}
+  const sech = v.softcap ? " * sech_squared4_(u4)" : "";
+  // a gradient is linear in prob: slope·prob − level·w, with soft targets level·w·t'; the label's column has its own
+  const gradientLoop = `${x} ${soft || v.weight ? weight : ""} ${soft ? t : ""}
+    ${
+    soft
+      ? spread("w4 * t4")
+      : `if (params.smoothing > 0.0) { ${v.weight ? "" : "let w4 = vec4f(1.0);"} ${spread("w4")} }`
+  }
     let prob4 = exp((x4 - m) * k - log_sum);
-    ${gradient} + z_slope * prob4;
-    store_${dLogits}(row_base, columns4, g4 * (${chain}) * up);`;
+    var g4 = slope * prob4 - level${soft ? " * (w4 * t4)" : v.weight ? " * w4" : ""};
+    ${
+    soft ? "" : `if (step == label_step) {
+      let hit4 = sharp * label_excess + (even * prob4 - level${v.weight ? " * w4" : ""});
+      g4 = select(g4, hit4, columns4 == vec4u(label));
+    }`
+  }
+    store_${dLogits}(row_base, columns4, live4, g4${sech});`;
   const spreadLoop = `${x} ${weight} ${soft ? t : ""} ${soft ? spread("w4 * t4") : spread("w4")}`;
-  const zeroRow = v.gradient ? each(`store_${dLogits}(row_base, columns4, vec4f(0.0));`) : "";
+  const zeroRow = v.gradient ? each(`store_${dLogits}(row_base, columns4, live4, vec4f(0.0));`) : "";
   return {
     name: "crossEntropy",
     buffers: {
@@ -190,7 +198,7 @@ fn capped(logit: f32) -> f32 {
   let up = select(1.0, upstream[at * params.upstream_stride], params.scaled == 1u);
   ${
       soft
-        ? `let mass = ${sum("vec4f(mass_part)")}.x;`
+        ? `let mass = ${sum("mass_part", "f32")};`
         : `// a label that is no class poisons its row: it came from the GPU and nobody could check it
   var nan_bits = 0x7fc00000u;
   let known = label < params.columns;
@@ -204,6 +212,18 @@ fn capped(logit: f32) -> f32 {
   let label_excess = expm1_(-label_loss);`
     }
   let z_slope = select(0.0, 2.0 * params.z_loss * z_scale * lse, params.z_loss > 0.0);
+  let outer = up * params.inverse_temperature;
+  ${
+      soft
+        ? `let slope = (scale * mass + z_slope) * outer;
+  let level = scale * outer;`
+        : `let sharp = scale * (1.0 - params.smoothing) * label_weight * outer;
+  let smooth_ = scale * params.smoothing / f32(params.columns) * outer;
+  let even = smooth_ * class_weight + z_slope * outer;
+  let slope = sharp + even;
+  let level = smooth_ + poison;
+  let label_step = label / (4u * THREADS);`
+    }
   var spread = 0.0;
   ${v.extras ? `let ignored = ${soft ? "false" : "labels[at] == params.ignore_index"};` : ""}
   ${
@@ -213,9 +233,7 @@ fn capped(logit: f32) -> f32 {
         ? each(spreadLoop)
         : `if (params.smoothing > 0.0) { ${each(spreadLoop)} }`
     }
-  let spread_sum = ${
-      soft ? `${sum("vec4f(spread)")}.x` : `select(0.0, ${sum("vec4f(spread)")}.x, params.smoothing > 0.0)`
-    };
+  let spread_sum = ${soft ? sum("spread", "f32") : `select(0.0, ${sum("spread", "f32")}, params.smoothing > 0.0)`};
   let z = select(0.0, params.z_loss * lse * lse * z_scale, params.z_loss > 0.0); // lse² may overflow
   if (lane == 0u ${v.extras ? "&& !ignored" : ""}) {
     ${

@@ -31,9 +31,9 @@ interface Formula {
 
 // weight·x, where 0·∞ = 0
 const times = (weight: string, x: string) => `select(${weight} * (${x}), vec4f(0.0), ${weight} == vec4f(0.0))`;
-// a·(eᵈ − 1 − d) where b = a·eᵈ: the series near 0, b − a − a·d elsewhere
-const excess = (a: string, b: string, d: string) =>
-  `select(${b} - ${a} - ${times(a, d)}, ${a} * excess_series4_(${d}), near4)`;
+// p·(eᵈ − 1 − d) and q·(e⁻ᵈ − 1 + d): near 0 by excess = eᵈ − 1 − d, of which the second is p·(d² − excess·(1 − d))
+const FORWARD = `select(diff4 - ${times("p4", "d4")}, p4 * excess4, near4)`;
+const REVERSE = `select(-diff4 + ${times("q4", "d4")}, p4 * (d4 * d4 - excess4 * (1.0 - d4)), near4)`;
 // p·(eᵘ − 1 − u) and q·(eᵛ − 1 − v): the terms of KL(p‖m) and KL(q‖m)
 const KL_PM = `select((1.0 - beta) * diff4 - ${times("p4", "u4")}, p4 * excess_series4_(u4), near4)`;
 const KL_QM = `select(-beta * diff4 - ${times("q4", "v4")}, q4 * excess_series4_(v4), near4)`;
@@ -55,13 +55,13 @@ const MIXTURE = `
 
 const FORMULAS: Record<DivergenceName, Formula> = {
   forwardKl: {
-    value: excess("p4", "q4", "d4"),
+    value: FORWARD,
     student: null,
     teacher: { weight: "1.0", h: "-d4" },
     mixture: false,
   },
   reverseKl: {
-    value: excess("q4", "p4", "(-d4)"),
+    value: REVERSE,
     student: { weight: "1.0", h: "d4" },
     teacher: null,
     mixture: false,
@@ -121,7 +121,8 @@ const kernel: (key: string) => Kernel = variants((key: string): KernelSpec => {
     let dead4 = max(student4, teacher4) < vec4f(-1e38);
     let d4 = select(((student4 - teacher4) - shift) * k - c, vec4f(0.0), dead4);
     let near4 = abs(d4) < vec4f(1.0);
-    let diff4 = select(q4 - p4, p4 * expm1_series4_(d4), near4);
+    let excess4 = excess_series4_(d4);
+    let diff4 = select(q4 - p4, p4 * (d4 + excess4), near4);
     ${mixture}`;
   const studentMean = v.dStudent && formula.student, teacherMean = v.dTeacher && formula.teacher;
   const centred = (side: "student" | "teacher") => `(${formula[side]!.h} - ${side}_h)`;
@@ -138,17 +139,17 @@ const kernel: (key: string) => Kernel = variants((key: string): KernelSpec => {
     ? `${teacherMean.weight} * ${times("p4", `settled4_(${centred("teacher")}) - sums.z`)}`
     : "-diff4";
   const writeStudent = v.dStudent
-    ? `store_${dStudentName}(row_base, columns4, up * (divergence_scale * k * (${dStudent})${ceGradient}));`
+    ? `store_${dStudentName}(row_base, columns4, live4, up * (divergence_scale * k * (${dStudent})${ceGradient}));`
     : "";
   const writeTeacher = v.dTeacher
-    ? `store_${dTeacherName}(row_base, columns4, up * divergence_scale * k * (${dTeacher}));`
+    ? `store_${dTeacherName}(row_base, columns4, live4, up * divergence_scale * k * (${dTeacher}));`
     : "";
   // a gradient that needs no sum is written in the loop that sums, unless that would overwrite what the next loop reads
   const lateStudent = studentMean || (v.inPlace && teacherMean),
     lateTeacher = teacherMean || (v.inPlace && studentMean);
   const early = (lateStudent ? "" : writeStudent) + (lateTeacher ? "" : writeTeacher);
   const late = (lateStudent ? writeStudent : "") + (lateTeacher ? writeTeacher : "");
-  const zero = Object.keys(outputs).map((name) => `store_${name}(row_base, columns4, vec4f(0.0));`).join(" ");
+  const zero = Object.keys(outputs).map((name) => `store_${name}(row_base, columns4, live4, vec4f(0.0));`).join(" ");
   return {
     name: v.crossEntropy ? "distillation" : v.name,
     buffers: {
@@ -226,7 +227,7 @@ ${
   let log_s = log1p_(s_rest);
   let log_t = log1p_(t_rest);
   let shift = s_max - t_max;
-  let range = ${max("vec4f(range_part, LOW, LOW)")};
+  let range = ${max("range_part", "vec2f")};
   let close = (range.x + range.y) * k <= 1.0;
   var close_part = 0.0;
   if (close) {
@@ -235,7 +236,7 @@ ${
     close_part += sum_of(select(vec4f(0.0), close4, live4 & (max(student4, teacher4) >= vec4f(-1e38))));`)
     }
   }
-  let c = select(log_s - log_t, log1p_(${sum("vec4f(close_part)")}.x), close);
+  let c = select(log_s - log_t, log1p_(${sum("close_part", "f32")}), close);
   ${
       v.crossEntropy
         ? `let log_s1 = log1p_(s1_rest);

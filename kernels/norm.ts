@@ -43,16 +43,18 @@ const forwardKernel: (key: string) => Kernel = variants((key: string): KernelSpe
       layer
         ? `var part = 0.0;
   ${each("part += sum_of(select(vec4f(0.0), x4, live4));")}
-  let mean = ${sum("vec4f(part)")}.x / width;`
+  let mean = ${sum("part", "f32")} / width;`
         : "let mean = 0.0;"
     }
   var squares = 0.0;
   ${each("let c4 = select(vec4f(0.0), x4 - mean, live4); squares += sum_of(c4 * c4);")}
-  let rstd = 1.0 / sqrt(${sum("vec4f(squares)")}.x / width + params.eps);
+  let rstd = 1.0 / sqrt(${sum("squares", "f32")} / width + params.eps);
   if (lane == 0u) { stats[2u * row] = mean; stats[2u * row + 1u] = rstd; }
   ${
       each(
-        `store_y(row_base, columns4, (x4 - mean) * rstd * weight_at(columns4)${layer ? " + bias_at(columns4)" : ""});`,
+        `store_y(row_base, columns4, live4, (x4 - mean) * rstd * weight_at(columns4)${
+          layer ? " + bias_at(columns4)" : ""
+        });`,
       )
     }`,
   };
@@ -105,10 +107,10 @@ const backwardKernel: (key: string) => Kernel = variants((key: string): KernelSp
       each(`let g4 = select(vec4f(0.0), d_y4 * weight_at(columns4), live4);
     part += vec2f(sum_of(g4), sum_of(g4 * (x4 - mean) * rstd));`)
     }
-  let means = ${sum("vec4f(part, 0.0, 0.0)")} / f32(params.columns);
+  let means = ${sum("part", "vec2f")} / f32(params.columns);
   ${
       each(
-        `store_d_x(row_base, columns4, rstd * (d_y4 * weight_at(columns4) - ${
+        `store_d_x(row_base, columns4, live4, rstd * (d_y4 * weight_at(columns4) - ${
           layer ? "means.x" : "0.0"
         } - (x4 - mean) * rstd * means.y)${plus ? " + plus4" : ""});`,
       )

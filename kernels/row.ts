@@ -7,53 +7,76 @@ import type { Element } from "./elementwise.ts";
 import { gpu } from "./gpu/gpu.ts";
 import type { BufferType } from "./gpu/kernel.ts";
 
-/** How a row is walked. `quads` vec4s a thread stay in registers; 0: every loop reads the row again. */
+/** How a row is walked: a thread's first `quads` vec4s of the first stream (or of all) stay in registers, the others are read by every loop again. */
 export interface RowPlan {
   threads: number;
   quads: number;
+  /** Whether those are the whole row. */
+  whole: boolean;
+  /** Whether all streams are kept, not the first alone. */
+  all: boolean;
+  /** Turns of a loop that are written out, so that their reads are under way together. */
+  unroll: number;
   /** Whether memory is read by whole vec4s: the row's length is a multiple of 4. */
   wide: boolean;
   /** Whether threads meet through subgroups rather than a tree in workgroup memory. */
   subgroups: boolean;
 }
 
-/** Overrides for tests and tuning: `registers` forces rows into registers or never does, `subgroups` likewise (where there are any). */
-export const rowTuning: { registers: boolean | null; subgroups: boolean | null } = { registers: null, subgroups: null };
+/** Overrides for tests and tuning: `registers` forces rows into registers or never does, `subgroups` likewise (where there are any), `plan` single numbers. */
+export const rowTuning: { registers: boolean | null; subgroups: boolean | null; plan: Partial<RowPlan> } = {
+  registers: null,
+  subgroups: null,
+  plan: {},
+};
 
-/**
- * The plan for rows of `columns`, of which `streams` inputs are read.
- *
- * One stream stays in registers up to 32,768 columns: cross-entropy of 4096×32000 took 0.40 ms on an H100 so, 0.55 ms reading its rows again from the
- * cache (512 threads, 16 vec4s each; 1,024 threads with 8 took 0.48). Two do not: their unrolled bodies spill registers (forward KL 2.6 ms against 0.87).
- */
+const MOST_THREADS = 512, MOST_QUADS = 16, MOST_QUADS_OF_ALL = 4;
+
+/** The plan for rows of `columns`, of which `streams` inputs are read. */
 export function planRow(columns: number, streams: number): RowPlan {
   const { isSoftware, limits, subgroups: able } = gpu().info;
-  const subgroups = able && (rowTuning.subgroups ?? true);
-  const wide = columns % 4 === 0;
-  const inRow = Math.ceil(columns / 4);
-  if (rowTuning.registers ?? (!isSoftware && streams === 1)) {
-    for (const threads of [32, 64, 128, 256, 512]) {
-      const quads = 2 ** Math.ceil(Math.log2(Math.max(1, inRow / threads)));
-      const most = threads === 512 ? 16 : 8;
-      if (threads <= limits.maxComputeInvocationsPerWorkgroup && quads <= most) {
-        return { threads, quads, wide, subgroups };
-      }
-    }
+  const inRow = Math.ceil(columns / 4), keeps = rowTuning.registers ?? !isSoftware;
+  const most = Math.min(MOST_THREADS, limits.maxComputeInvocationsPerWorkgroup);
+  const rest = {
+    wide: columns % 4 === 0,
+    subgroups: able && (rowTuning.subgroups ?? true),
+    unroll: isSoftware ? 1 : 4,
+  };
+  if (!keeps) {
+    return {
+      threads: inRow <= 64 ? 32 : Math.min(256, most),
+      quads: 0,
+      whole: false,
+      all: false,
+      ...rest,
+      ...rowTuning.plan,
+    };
   }
-  return { threads: inRow <= 64 ? 32 : 256, quads: 0, wide, subgroups };
+  const whole = (threads: number) => Math.max(1, Math.ceil(inRow / threads));
+  const few = streams === 1 ? MOST_QUADS / 2 : MOST_QUADS_OF_ALL;
+  let threads = 32;
+  while (threads < most && whole(threads) > few) threads *= 2;
+  threads = rowTuning.plan.threads ?? threads;
+  const all = streams === 1 || whole(threads) <= MOST_QUADS_OF_ALL, quads = Math.min(MOST_QUADS, whole(threads));
+  return { threads, quads, whole: quads === whole(threads), all, ...rest, ...rowTuning.plan };
 }
 
 /** A short text that names a plan, for keys of kernel variants. */
-export function planKey({ threads, quads, wide, subgroups }: RowPlan): string {
-  return `${threads},${quads},${wide ? "wide" : "narrow"},${subgroups ? "subgroups" : "tree"}`;
+export function planKey({ threads, quads, whole, all, unroll, wide, subgroups }: RowPlan): string {
+  return `${threads},${quads},${whole ? "whole" : "part"},${all ? "all" : "first"},${unroll},${
+    wide ? "wide" : "narrow"
+  },${subgroups ? "subgroups" : "tree"}`;
 }
 
 /** The plan that `planKey` named. */
 export function parsePlan(key: string): RowPlan {
-  const [threads, quads, wide, subgroups] = key.split(",");
+  const [threads, quads, whole, all, unroll, wide, subgroups] = key.split(",");
   return {
     threads: Number(threads),
     quads: Number(quads),
+    whole: whole === "whole",
+    all: all === "all",
+    unroll: Number(unroll),
     wide: wide === "wide",
     subgroups: subgroups === "subgroups",
   };
@@ -77,148 +100,204 @@ export interface Normaliser {
 /** The pieces of a kernel over rows. */
 export interface RowCode {
   head: string;
-  /** Defines `row_base` and reads the row where registers keep it. Needs `row`. */
+  /** Defines `row_base` and reads what registers keep. Needs `row`. */
   begin: string;
-  /** A loop over the row. The body sees `columns4` (vec4u), `live4` (whether those exist) and one `NAME4` (vec4f) a stream; a column past the end reads LOW. */
+  /**
+   * A loop over the row. The body sees `columns4` (vec4u), `live4` (whether those exist), `step` (which columns the workgroup is at: those from
+   * step·4·THREADS on) and one `NAME4` (vec4f) a stream; a column past the end reads LOW. Loops run forward and backward by turns: what was read last is in the cache.
+   */
   each: (body: string) => string;
-  /** The sum or maximum of a vec4f over the workgroup, which every thread gets. Not inside a branch. */
-  sum: (x: string) => string;
-  max: (x: string) => string;
+  /** The sum or maximum of an f32, vec2f or vec4f over the workgroup, which every thread gets. Not inside a branch. */
+  sum: (x: string, type?: Meeting) => string;
+  max: (x: string, type?: Meeting) => string;
   /** The normalisers of the row; `also` is done in the first loop over it. */
   normalise: (of: Normaliser[], also?: string) => string;
 }
 
-/** The code for rows of `params.columns` columns: `streams` are read, `outputs` written (by WGSL name: `store_NAME`). An output may be a stream. */
+type Meeting = "f32" | "vec2f" | "vec4f";
+const MEETINGS: Meeting[] = ["f32", "vec2f", "vec4f"];
+
+/**
+ * The code for rows of `params.columns` columns: `streams` are read, `outputs` written (by WGSL name: `store_NAME(row_base, columns4, live4, x)`). An output may be a stream.
+ */
 export function rowCode(plan: RowPlan, streams: Record<string, Element>, outputs: Record<string, Element>): RowCode {
-  const { threads, quads, wide, subgroups } = plan;
+  const { threads, quads, whole, all, unroll, wide, subgroups } = plan;
   const width = wide ? 4 : 1;
   const lanes = [..."xyzw"];
+  // a column that does not exist reads the row's first, so that there is no branch and many reads are under way
   const load = Object.keys(streams).map((name) =>
-    wide
-      ? `fn load_${name}(base: u32, c: vec4u) -> vec4f {
-  // no branch, so that many loads are in flight
-  return select(vec4f(LOW), vec4f(${name}[base + min(c.x, params.columns - 4u) / 4u]), c.x < params.columns);
-}`
-      : `fn load_${name}(base: u32, c: vec4u) -> vec4f {
-  let last = params.columns - 1u;
-  let x = vec4f(${lanes.map((l) => `f32(${name}[base + min(c.${l}, last)])`).join(", ")});
-  return select(vec4f(LOW), x, c < vec4u(params.columns));
+    `fn load_${name}(base: u32, c: vec4u, live: vec4<bool>) -> vec4f {
+  ${
+      wide
+        ? `return select(vec4f(LOW), vec4f(${name}[base + select(0u, c.x / 4u, live.x)]), live);`
+        : `return select(vec4f(LOW), vec4f(${
+          lanes.map((l) => `f32(${name}[base + select(0u, c.${l}, live.${l})])`).join(", ")
+        }), live);`
+    }
 }`
   ).join("\n");
   const store = Object.entries(outputs).map(([name, element]) =>
-    wide
-      ? `fn store_${name}(base: u32, c: vec4u, x: vec4f) { if (c.x < params.columns) { ${name}[base + c.x / 4u] = ${
-        element === "f16" ? "vec4h" : "vec4f"
-      }(x); } }`
-      : `fn store_${name}(base: u32, c: vec4u, x: vec4f) {
-  ${lanes.map((l) => `if (c.${l} < params.columns) { ${name}[base + c.${l}] = ${element}(x.${l}); }`).join("\n  ")}
+    `fn store_${name}(base: u32, c: vec4u, live: vec4<bool>, x: vec4f) {
+  ${
+      wide
+        ? `if (live.x) { ${name}[base + c.x / 4u] = ${element === "f16" ? "vec4h" : "vec4f"}(x); }`
+        : lanes.map((l) => `if (live.${l}) { ${name}[base + c.${l}] = ${element}(x.${l}); }`).join(" ")
+    }
 }`
   ).join("\n");
   const columns = (step: string) =>
     wide
       ? `(${step} * ${threads}u + lane) * 4u + vec4u(0u, 1u, 2u, 3u)`
       : `${step} * ${4 * threads}u + lane + vec4u(0u, ${threads}u, ${2 * threads}u, ${3 * threads}u)`;
-  const names = Object.keys(streams);
-  const kept = Array.from({ length: quads }, (_, q) => q);
-  const each = (body: string) =>
-    quads > 0
-      ? kept.map((q) =>
-        `{
-    let columns4 = ${columns(`${q}u`)};
-    let live4 = columns4 < vec4u(params.columns);
-    ${names.map((name) => `let ${name}4 = ${name}_${q};`).join(" ")}
+  const names = Object.keys(streams), registers = all ? names : names.slice(0, 1);
+  const turns = (count: number) => Array.from({ length: count }, (_, i) => i);
+  // a turn over four columns; all of them exist unless it may be the row's last
+  const where = (step: string, sure: boolean, suffix: string) =>
+    `let columns${suffix} = ${columns(step)}; let live${suffix} = ${
+      sure ? "vec4<bool>(true)" : `columns${suffix} < vec4u(params.columns)`
+    };`;
+  const sure = (q: number) => !whole || q < quads - 1;
+  const readNow = (name: string, suffix: string) => `load_${name}(row_base, columns${suffix}, live${suffix})`;
+  const kept = turns(quads).map((q) => (body: string) =>
+    `{
+    let step = ${q}u; ${where("step", sure(q), "4")}
+    ${
+      names.map((name) => `let ${name}4 = ${registers.includes(name) ? `${name}_${q}` : readNow(name, "4")};`).join(" ")
+    }
     ${body}
   }`
-      ).join("\n  ")
-      : `for (var step = 0u; step * ${4 * threads}u < params.columns; step++) {
-    let columns4 = ${columns("step")};
-    let live4 = columns4 < vec4u(params.columns);
-    ${names.map((name) => `let ${name}4 = load_${name}(row_base, columns4);`).join(" ")}
-    ${body}
+  );
+  const again = (body: string, backward: boolean) => {
+    const stepOf = (u: number) => backward ? `(back - ${u + 1}u)` : `(step0 + ${u}u)`;
+    // written out, a loop may run past either end of its steps: what does not exist is not live
+    const bounded = (u: number) =>
+      unroll === 1 ? "" : backward ? ` live${u}4 = live${u}4 & vec4<bool>(back > ${quads + u}u);` : "";
+    const reads = turns(unroll).map((u) =>
+      `${where(stepOf(u), false, `${u}4`).replace("let live", unroll > 1 && backward ? "var live" : "let live")}${
+        bounded(u)
+      }
+    ${names.map((name) => `let ${name}${u}4 = ${readNow(name, `${u}4`)};`).join(" ")}`
+    ).join("\n    ");
+    const bodies = turns(unroll).map((u) =>
+      `{ let step = ${stepOf(u)}; let columns4 = columns${u}4; let live4 = live${u}4; ${
+        names.map((name) => `let ${name}4 = ${name}${u}4;`).join(" ")
+      }
+    ${body} }`
+    ).join("\n    ");
+    return backward
+      ? `for (var back = (params.columns + ${4 * threads - 1}u) / ${
+        4 * threads
+      }u; back > ${quads}u; back -= min(back, ${unroll}u)) {
+    ${reads}
+    ${bodies}
+  }`
+      : `for (var step0 = ${quads}u; step0 * ${4 * threads}u < params.columns; step0 += ${unroll}u) {
+    ${reads}
+    ${bodies}
   }`;
+  };
+  let loops = 0;
+  const each = (body: string) => {
+    const backward = loops++ % 2 === 1;
+    const parts = kept.map((turn) => turn(body));
+    if (!whole) parts.push(again(body, backward));
+    return (backward ? parts.reverse() : parts).join("\n  ");
+  };
   let meetings = 0;
   // two regions by turns, so that one barrier a meeting is enough
-  const meet = (kind: "sum" | "max") => (x: string) =>
-    subgroups ? `all_${kind}(lane, ${x}, ${meetings++ % 2}u)` : `all_${kind}(lane, ${x})`;
+  const meet = (kind: "sum" | "max") => (x: string, type: Meeting = "vec4f") =>
+    subgroups ? `all_${kind}_${type}(lane, ${x}, ${meetings++ % 2}u)` : `all_${kind}_${type}(lane, ${x})`;
   const sum = meet("sum"), max = meet("max");
   return {
     head: `const LOW = -3.40282346638528859812e38; // the least finite number
 const THREADS = ${threads}u;
 ${load}
 ${store}
-${subgroups ? subgroupMeetings(threads) : ""}
-${treeMeetings(threads, subgroups)}`,
+${subgroups ? subgroupMeetings(threads) : treeMeetings(threads)}
+${ROW_FUNCTIONS}`,
     begin: `let row_base = row * (params.columns / ${width}u);
   ${
-      kept.map((q) =>
-        names.map((name) => `let ${name}_${q} = load_${name}(row_base, ${columns(`${q}u`)});`).join("\n  ")
+      turns(quads).map((q) =>
+        `${where(`${q}u`, sure(q), `_${q}`)} ${
+          registers.map((name) => `let ${name}_${q} = ${readNow(name, `_${q}`)};`).join(" ")
+        }`
       ).join("\n  ")
     }`,
     each,
     sum,
     max,
-    normalise: (of, also = "") => quads > 0 ? normaliseKept(of, also, each, sum, max) : normaliseOnline(of, also, each),
+    normalise: (of, also = "") => (whole && all ? normaliseKept : normaliseOnline)(of, also, each, sum, max),
   };
 }
 
 const pairs = <T>(all: T[]): T[][] => all.flatMap((_, i) => i % 2 === 0 ? [all.slice(i, i + 2)] : []);
 
-/** Rows in registers: the maxima first, then the terms, without a branch. */
-function normaliseKept(
+type Normalise = (
   of: Normaliser[],
   also: string,
   each: RowCode["each"],
   sum: RowCode["sum"],
   max: RowCode["max"],
-): string {
-  return pairs(of).map((pair, p) => {
-    const field = (i: number) => "xyzw"[i];
-    const companions = pair.map(({ at }) => at);
-    return `var top${p} = vec4f(LOW);
+) => string;
+
+const lanes = [..."xyzw"];
+
+/** Rows in registers: the maxima first, then the terms, without a branch. */
+const normaliseKept: Normalise = (of, also, each, sum, max) =>
+  pairs(of).map((pair, p) => {
+    const type = pair.length === 1 ? "f32" : "vec2f", field = (i: number) => pair.length === 1 ? "" : `.${lanes[i]}`;
+    const companions = pair.map(({ at }) => at).some(Boolean);
+    return `var top${p} = ${type}(LOW);
   ${
       each(`${
         pair.map(({ value }, i) =>
-          `top${p}.${field(i)} = max(top${p}.${field(i)}, max_of(select(vec4f(LOW), ${value}, live4)));`
+          `top${p}${field(i)} = max(top${p}${field(i)}, max_of(select(vec4f(LOW), ${value}, live4)));`
         ).join(" ")
       } ${p === 0 ? also : ""}`)
     }
-  let tops${p} = ${max(`top${p}`)};
-  ${pair.map(({ name }, i) => `let ${name}_max = tops${p}.${field(i)};`).join(" ")}
+  let tops${p} = ${max(`top${p}`, type)};
+  ${pair.map(({ name }, i) => `let ${name}_max = tops${p}${field(i)};`).join(" ")}
   var terms${p} = vec4f(0.0);
-  ${companions.some(Boolean) ? `var beside${p} = vec4f(LOW);` : ""}
+  ${companions ? `var beside${p} = vec2f(LOW);` : ""}
   ${
-      // the largest terms are counted, so that the sum of the others keeps its digits
       each(
-        pair.map(({ name, value, k, at }, i) =>
-          `{ let is_max4 = ${value} == vec4f(${name}_max);
-      terms${p}.${
-            field(2 * i)
-          } += sum_of(select(vec4f(0.0), select(exp((${value} - ${name}_max) * ${k}), vec4f(0.0), is_max4), live4));
-      terms${p}.${field(2 * i + 1)} += sum_of(select(vec4f(0.0), vec4f(1.0), live4 & is_max4));
+        pair.map(({ name, value, k }, i) =>
+          `{ let e = exp((${value} - ${name}_max) * ${k});
+      terms${p}.${lanes[2 * i]} += sum_of(select(e, vec4f(0.0), (e == vec4f(1.0)) | !live4)); }`
+        ).join("\n    "),
+      )
+    }
+  // the largest terms are counted, so that the sum of the others keeps its digits; few threads have one
+  ${
+      pair.map(({ name, value, k, at }, i) =>
+        `if (top${p}${field(i)} >= ${name}_max - 0.001 / ${k}) {
+    ${
+          each(`{ let is_max4 = (exp((${value} - ${name}_max) * ${k}) == vec4f(1.0)) & live4;
+      terms${p}.${lanes[2 * i + 1]} += sum_of(select(vec4f(0.0), vec4f(1.0), is_max4));
       ${
             at
-              ? `beside${p}.${field(i)} = max(beside${p}.${
-                field(i)
-              }, max_of(select(vec4f(LOW), ${at}4, live4 & is_max4)));`
+              ? `beside${p}.${lanes[i]} = max(beside${p}.${
+                lanes[i]
+              }, max_of(select(vec4f(LOW), ${at}4, is_max4 & (${value} == vec4f(${name}_max)))));`
               : ""
-          } }`
-        ).join("\n    "),
-      )}
+          } }`)
+        }
+  }`
+      ).join("\n  ")
+    }
   let sums${p} = ${sum(`terms${p}`)};
   ${
-      pair.map(({ name }, i) => `let ${name}_rest = sums${p}.${field(2 * i)} + (sums${p}.${field(2 * i + 1)} - 1.0);`)
+      pair.map(({ name }, i) => `let ${name}_rest = sums${p}.${lanes[2 * i]} + (sums${p}.${lanes[2 * i + 1]} - 1.0);`)
         .join(" ")
     }
-  ${companions.some(Boolean) ? `let besides${p} = ${max(`beside${p}`)};` : ""}
-  ${pair.map(({ name, at }, i) => at ? `let ${name}_at = besides${p}.${field(i)};` : "").join(" ")}`;
+  ${companions ? `let besides${p} = ${max(`beside${p}`, "vec2f")};` : ""}
+  ${pair.map(({ name, at }, i) => at ? `let ${name}_at = besides${p}.${lanes[i]};` : "").join(" ")}`;
   }).join("\n  ");
-}
 
 /** Rows that are read again by every loop: maxima and terms in one loop. */
-function normaliseOnline(of: Normaliser[], also: string, each: RowCode["each"]): string {
-  const companions = of.filter(({ at }) => at);
-  return `${of.map(({ name }) => `var ${name}_part = vec2f(LOW, -1.0);`).join(" ")}
-  ${companions.map(({ name }) => `var ${name}_best = vec2f(LOW, 0.0);`).join(" ")}
+const normaliseOnline: Normalise = (of, also, each, sum, max) =>
+  `${of.map(({ name }) => `var ${name}_part = vec2f(LOW, -1.0);`).join(" ")}
+  ${of.filter(({ at }) => at).map(({ name }) => `var ${name}_best = vec2f(LOW, LOW);`).join(" ")}
   ${
     each(`${
       of.map(({ name, value, k }) =>
@@ -226,7 +305,7 @@ function normaliseOnline(of: Normaliser[], also: string, each: RowCode["each"]):
       ).join(" ")
     }
     ${
-      companions.map(({ name, value, at }) =>
+      of.filter(({ at }) => at).map(({ name, value, at }) =>
         `{ let best = max_of(${value}); if (best > ${name}_best.x) { ${name}_best = vec2f(best, where_equal(${value}, best, ${at}4)); } }`
       ).join(" ")
     } ${also}`)
@@ -234,70 +313,84 @@ function normaliseOnline(of: Normaliser[], also: string, each: RowCode["each"]):
   ${
     pairs(of).map((pair, p) => {
       const [a, b] = [pair[0], pair[1] ?? pair[0]];
-      return `let whole${p} = all_normalisers(lane, vec4f(${a.name}_part, ${b.name}_part), vec2f(${a.k}, ${b.k}));
+      const best = (x: Normaliser) => x.at ? `select(LOW, ${x.name}_best.y, ${x.name}_best.x == ${x.name}_max)` : "LOW";
+      return `let tops${p} = ${max(`vec2f(${a.name}_part.x, ${b.name}_part.x)`, "vec2f")};
+  ${pair.map(({ name }, i) => `let ${name}_max = tops${p}.${lanes[i]};`).join(" ")}
+  let sums${p} = ${
+        sum(
+          `vec4f(${
+            [a, b].map(({ name, k }, i) => `moved_normaliser(${name}_part, tops${p}.${lanes[i]}, ${k})`).join(", ")
+          })`,
+        )
+      };
   ${
-        pair.map(({ name }, i) => `let ${name}_max = whole${p}.${"xz"[i]}; let ${name}_rest = whole${p}.${"yw"[i]};`)
+        pair.map(({ name }, i) => `let ${name}_rest = sums${p}.${lanes[2 * i]} + (sums${p}.${lanes[2 * i + 1]} - 1.0);`)
           .join(" ")
-      }`;
-    }).join("\n  ")
-  }
+      }
   ${
-    pairs(companions).map((pair, p) => {
-      const [a, b] = [pair[0], pair[1] ?? pair[0]];
-      return `let best${p} = all_best(lane, vec4f(${a.name}_best, ${b.name}_best));
-  ${pair.map(({ name }, i) => `let ${name}_at = best${p}.${"yw"[i]};`).join(" ")}`;
+        pair.some(({ at }) => at)
+          ? `let besides${p} = ${max(`vec2f(${best(a)}, ${pair[1] ? best(b) : "LOW"})`, "vec2f")};`
+          : ""
+      }
+  ${pair.map(({ name, at }, i) => at ? `let ${name}_at = besides${p}.${lanes[i]};` : "").join(" ")}`;
     }).join("\n  ")
   }`;
-}
 
 /** Sums and maxima by subgroups: within each, then over what each has put into workgroup memory. */
 function subgroupMeetings(threads: number): string {
-  const meeting = (name: string, operation: string, start: string, join: (a: string, b: string) => string) => `
-fn all_${name}(lane: u32, x: vec4f, turn: u32) -> vec4f {
+  const meeting = (
+    kind: string,
+    type: Meeting,
+    operation: string,
+    start: string,
+    join: (a: string, b: string) => string,
+  ) => `
+fn all_${kind}_${type}(lane: u32, x: ${type}, turn: u32) -> ${type} {
   let own = ${operation}(x);
   let region = turn * ${threads / 4}u;
-  if (subgroup_lane == 0u) { subgroup_results[region + lane / subgroup_size] = own; }
+  if (subgroup_lane == 0u) { subgroup_results[region + lane / subgroup_size] = ${wider(type, "own")}; }
   workgroupBarrier();
-  var part = vec4f(${start});
+  var part = ${type}(${start});
   for (var i = subgroup_lane; i < ${threads}u / subgroup_size; i += subgroup_size) { part = ${
-    join("part", "subgroup_results[region + i]")
+    join("part", `subgroup_results[region + i]${narrower(type)}`)
   }; }
   return ${operation}(part);
 }`;
   return `var<workgroup> subgroup_results: array<vec4f, ${threads / 2}>; // two regions, subgroups of at least 4
-${meeting("sum", "subgroupAdd", "0.0", (a, b) => `${a} + ${b}`)}
-${meeting("max", "subgroupMax", "LOW", (a, b) => `max(${a}, ${b})`)}
+${
+    MEETINGS.map((type) =>
+      meeting("sum", type, "subgroupAdd", "0.0", (a, b) => `${a} + ${b}`) +
+      meeting("max", type, "subgroupMax", "LOW", (a, b) => `max(${a}, ${b})`)
+    ).join("")
+  }
 `;
 }
 
-/** Meetings by a tree in workgroup memory: sums and maxima where there are no subgroups, and the online softmax normaliser. */
-function treeMeetings(threads: number, subgroups: boolean): string {
-  const tree = (join: string) => `
-  meeting[lane] = x;
+const wider = (type: Meeting, x: string) => ({ f32: `vec4f(${x})`, vec2f: `vec4f(${x}, ${x})`, vec4f: x })[type];
+const narrower = (type: Meeting) => ({ f32: ".x", vec2f: ".xy", vec4f: "" })[type];
+
+/** Meetings by a tree in workgroup memory, where there are no subgroups. */
+function treeMeetings(threads: number): string {
+  const tree = (kind: string, type: Meeting, join: string) => `
+fn all_${kind}_${type}(lane: u32, x: ${type}) -> ${type} {
+  meeting[lane] = ${wider(type, "x")};
   for (var half = ${threads / 2}u; half > 0u; half /= 2u) {
     workgroupBarrier();
     if (lane < half) { ${join} }
   }
   let result = workgroupUniformLoad(&meeting[0]);
-  return result;`;
-  return `
-var<workgroup> meeting: array<vec4f, ${threads}>;
-
+  return result${narrower(type)};
+}`;
+  return `var<workgroup> meeting: array<vec4f, ${threads}>;
 ${
-    subgroups ? "" : `fn all_sum(lane: u32, x: vec4f) -> vec4f {${tree("meeting[lane] += meeting[lane + half];")}
+    MEETINGS.map((type) =>
+      tree("sum", type, "meeting[lane] += meeting[lane + half];") +
+      tree("max", type, "meeting[lane] = max(meeting[lane], meeting[lane + half]);")
+    ).join("")
+  }`;
 }
 
-fn all_max(lane: u32, x: vec4f) -> vec4f {${tree("meeting[lane] = max(meeting[lane], meeting[lane + half]);")}
-}`
-  }
-
-// of two (value, companion) pairs at once, those with the largest values; of equal ones the lowest lane's
-fn all_best(lane: u32, x: vec4f) -> vec4f {${
-    tree(`let a = meeting[lane]; let b = meeting[lane + half];
-      meeting[lane] = vec4f(select(a.xy, b.xy, b.x > a.x), select(a.zw, b.zw, b.z > a.z));`)
-  }
-}
-
+const ROW_FUNCTIONS = `
 // y where x is m, at the first such place
 fn where_equal(x: vec4f, m: f32, y: vec4f) -> f32 {
   return select(select(select(y.w, y.z, x.z == m), y.y, x.y == m), y.x, x.x == m);
@@ -308,11 +401,9 @@ fn max_of(x: vec4f) -> f32 { return max(max(x.x, x.y), max(x.z, x.w)); }
 
 // A normaliser (m, r) of x/T, with k = 1/T, stands for eᵐᵏ·(1 + r): r is the sum of all but the largest term relative to it, so that a
 // peaked row keeps its digits: log Σ = mk + log1p(r). m is not scaled, so that x − m is exact for near ones. The empty one is (LOW, −1).
-fn join_normaliser(a: vec2f, b: vec2f, k: f32) -> vec2f {
-  let larger = select(b, a, a.x >= b.x);
-  let smaller = select(a, b, a.x >= b.x);
-  let e = select(exp((smaller.x - larger.x) * k), 1.0, smaller.x == larger.x);
-  return vec2f(larger.x, larger.y + (smaller.y + 1.0) * e);
+// What it adds to (m, ·) of the whole row: to the sum of the others, and to the number of largest terms.
+fn moved_normaliser(n: vec2f, m: f32, k: f32) -> vec2f {
+  return select(vec2f((n.y + 1.0) * exp((n.x - m) * k), 0.0), vec2f(n.y, 1.0), n.x == m);
 }
 
 // adds the terms that are live
@@ -333,12 +424,4 @@ fn rest_of(e: vec4f) -> f32 {
   if (e.z == 1.0) { return e.x + e.y + e.w; }
   return e.x + e.y + e.z;
 }
-
-// two normalisers at once: (xy) and (zw)
-fn all_normalisers(lane: u32, x: vec4f, k: vec2f) -> vec4f {${
-    tree(`let a = meeting[lane]; let b = meeting[lane + half];
-      meeting[lane] = vec4f(join_normaliser(a.xy, b.xy, k.x), join_normaliser(a.zw, b.zw, k.y));`)
-  }
-}
 `;
-}

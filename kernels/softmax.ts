@@ -24,7 +24,9 @@ const forwardKernel: (key: string) => Kernel = variants((key: string): KernelSpe
   let log_sum = log1p_(x_rest);
   ${
       each(
-        `store_y(row_base, columns4, ${kind === "softmax" ? "exp(x4 - x_max - log_sum)" : "x4 - x_max - log_sum"});`,
+        `store_y(row_base, columns4, live4, ${
+          kind === "softmax" ? "exp(x4 - x_max - log_sum)" : "x4 - x_max - log_sum"
+        });`,
       )
     }`,
   };
@@ -52,8 +54,8 @@ const backwardKernel: (key: string) => Kernel = variants((key: string): KernelSp
   ${begin}
   var part = 0.0;
   ${each(`part += sum_of(select(vec4f(0.0), ${soft ? "d_y4 * y4" : "d_y4"}, live4));`)}
-  let total = ${sum("vec4f(part)")}.x;
-  ${each(`store_d_x(row_base, columns4, ${soft ? "y4 * (d_y4 - total)" : "d_y4 - exp(y4) * total"});`)}`,
+  let total = ${sum("part", "f32")};
+  ${each(`store_d_x(row_base, columns4, live4, ${soft ? "y4 * (d_y4 - total)" : "d_y4 - exp(y4) * total"});`)}`,
   };
 });
 
