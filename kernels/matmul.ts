@@ -82,8 +82,17 @@ export const matmulTuning: { tile: number | null; scalar: boolean | null; unroll
   unroll: null,
 };
 
-/** Number of tiles to choose from. */
-export const TILE_COUNT: number = TILES.length;
+/** Whether the device has the threads and the workgroup memory for a tile. */
+function fits(t: Tile): boolean {
+  const { limits } = gpu().info;
+  return threadsOf(t.size) * t.slices <= limits.maxComputeInvocationsPerWorkgroup &&
+    bytesOf(t) <= limits.maxComputeWorkgroupStorageSize;
+}
+
+/** The tiles that the device can run, by index. */
+export function fittingTiles(): number[] {
+  return TILES.flatMap((t, i) => fits(t) ? [i] : []);
+}
 
 const lanes = [..."xyzw"];
 const vectorOf = { f32: "vec4f", f16: "vec4h", i32: "vec4i", u32: "vec4u" } as const;
@@ -330,12 +339,11 @@ function modeOf(scalar: boolean, x: Strided, k: number, across: number, size: nu
 /** The tile for a product: the one of which a model of the device expects the least time. */
 function tileFor(rows: number, columns: number, depth: number, batches: number): number {
   if (matmulTuning.tile !== null) return matmulTuning.tile;
-  const { isSoftware, limits } = gpu().info, time = isSoftware ? softwareTime : deviceTime;
+  const time = gpu().info.isSoftware ? softwareTime : deviceTime;
   let best = 0, least = Infinity;
   for (let i = 0; i < TILES.length; i++) {
     const t = TILES[i];
-    if (threadsOf(t.size) * t.slices > limits.maxComputeInvocationsPerWorkgroup) continue;
-    if (bytesOf(t) > limits.maxComputeWorkgroupStorageSize) continue;
+    if (!fits(t)) continue;
     const expected = time(t, Math.ceil(rows / t.size) * Math.ceil(columns / t.size) * batches, depth);
     if (expected < least) [best, least] = [i, expected];
   }

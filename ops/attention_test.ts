@@ -9,6 +9,7 @@ import {
   randn,
   scaledDotProductAttention,
   Scope,
+  slice,
   Tape,
   type Tensor,
   tensor,
@@ -17,6 +18,7 @@ import {
 import { largestError } from "../testing/compare.ts";
 import { random } from "../testing/op.ts";
 import { type Array64, at, indexed, sizeOf } from "../testing/reference.ts";
+import { packedAttention } from "./attention.ts";
 
 type Name = "q" | "k" | "v" | "dO";
 
@@ -350,4 +352,43 @@ Deno.test("attention: what it throws", async () => {
   assertThrows(() => scaledDotProductAttention(q, k, k, { causal: 1 } as any), TypeError, `${op}: causal must be`);
   // deno-lint-ignore no-explicit-any
   assertThrows(() => scaledDotProductAttention(q, k, k, { isCausal: true } as any), TypeError, "unknown option");
+});
+
+Deno.test("packedAttention: queries, keys and values side by side give what three tensors give", async () => {
+  await init();
+  for (
+    const [batches, length, heads, depth, causal, dropout] of [[2, 5, 2, 4, true, 0], [1, 40, 3, 5, false, 0], [
+      2,
+      9,
+      1,
+      8,
+      true,
+      0.4,
+    ]] as const
+  ) {
+    using _scope = new Scope();
+    const width = heads * depth, packed = randn([batches, length, 3 * width]), dO = randn([batches, length, width]);
+    const both = [];
+    for (const fused of [false, true]) {
+      manualSeed(7);
+      using _tape = new Tape();
+      const all = packed.detach();
+      all.requiresGrad = true;
+      const moved = all.reshape([batches, length, 3, heads, depth]).permute([2, 0, 3, 1, 4]);
+      const part = (i: number) => slice(moved, [[i, i + 1]]).reshape([batches, heads, length, depth]);
+      const o = fused
+        ? packedAttention(all, heads, { causal, dropout })
+        : scaledDotProductAttention(part(0), part(1), part(2), { causal, dropout }).permute([0, 2, 1, 3]).reshape([
+          batches,
+          length,
+          width,
+        ]);
+      o.backward(dO);
+      both.push([await o.data(), await all.grad!.data()] as [Float32Array, Float32Array]);
+      all.grad!.dispose();
+    }
+    const [[o, d], [fusedO, fusedD]] = both;
+    assert(largestError(fusedO, o) < 2e-6, `value, ${[batches, length, heads, depth]}`);
+    assert(largestError(fusedD, d) < 5e-6, `gradient, ${[batches, length, heads, depth]}`);
+  }
 });

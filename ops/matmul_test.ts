@@ -1,7 +1,9 @@
 import { assertEquals, assertThrows } from "@std/assert";
-import { init, linear, matmul, tensor, zeros } from "@limbeck/limbeck";
+import { gelu, init, linear, matmul, randn, relu, Scope, Tape, type Tensor, tensor, zeros } from "@limbeck/limbeck";
+import { largestError } from "../testing/compare.ts";
 import { checkOps, type OpCase } from "../testing/op.ts";
 import { type Array64, elementwise, product, transposed } from "../testing/reference.ts";
+import { type Layer, perceptron } from "./matmul.ts";
 
 /** Sums of k products err by k roundings at worst and by about √k in fact; values are below 4k. */
 const CLOSE = { value: 2e-6, gradient: 5e-6, samples: 12 };
@@ -150,4 +152,78 @@ Deno.test("matmul, linear: what they throw", async () => {
   assertThrows(() => matmul(a, a, { transposedB: true } as any), TypeError, "did you mean transposeB?");
   assertThrows(() => linear(a, zeros([4, 2])), TypeError, "linear: weight must have shape [out, 3], got [4, 2]");
   assertThrows(() => linear(a, zeros([4, 3]), zeros([3])), TypeError, "linear: bias must have shape [4], got [3]");
+});
+
+Deno.test("perceptron: layers, activations and a residual in the products' kernels give what the ops one by one give", async () => {
+  await init();
+  const composed = (x: Tensor, layers: Layer[], residual?: Tensor) => {
+    const y = layers.reduce((h, { weight, bias, activation }) => {
+      const z = matmul(h, weight, { transposeB: true }), y = bias ? z.add(bias) : z;
+      return activation === "relu" ? relu(y) : activation === "gelu" ? gelu(y) : y;
+    }, x);
+    return residual ? y.add(residual) : y;
+  };
+  const wrong: string[] = [];
+  const check = async (
+    widths: number[],
+    lead: number[],
+    activations: Layer["activation"][],
+    options: { biases?: boolean; residual?: boolean; dtype?: "f16"; frozen?: string[] } = {},
+  ) => {
+    using _scope = new Scope();
+    const { biases = true, dtype = "f32", frozen = [] } = options;
+    const make = async (shape: number[], scale: number) => {
+      const values = await randn(shape).mul(scale).data() as Float32Array;
+      return dtype === "f16" ? tensor(Float16Array.from(values), shape) : tensor(values, shape);
+    };
+    const parts: Record<string, Tensor> = { x: await make([...lead, widths[0]], 1) };
+    for (let i = 1; i < widths.length; i++) {
+      parts[`weight ${i}`] = await make([widths[i], widths[i - 1]], widths[i - 1] ** -0.5);
+      if (biases) parts[`bias ${i}`] = await make([widths[i]], 1);
+    }
+    if (options.residual) parts.residual = await make([...lead, widths.at(-1)!], 1);
+    const upstream = await make([...lead, widths.at(-1)!], 1);
+    const results = [];
+    for (const f of [composed, (...args: Parameters<typeof composed>) => perceptron("linear", ...args)]) {
+      using _tape = new Tape();
+      const leaves = Object.fromEntries(
+        Object.entries(parts).map(([name, x]) => {
+          const leaf = x.detach();
+          leaf.requiresGrad = !frozen.includes(name);
+          return [name, leaf];
+        }),
+      );
+      const layers = activations.map((activation, i): Layer => ({
+        weight: leaves[`weight ${i + 1}`],
+        bias: leaves[`bias ${i + 1}`] ?? null,
+        activation,
+      }));
+      const y = f(leaves.x, layers, leaves.residual);
+      const result: Record<string, number[] | null> = { value: Array.from(await y.data(), Number) };
+      y.backward(upstream);
+      for (const [name, leaf] of Object.entries(leaves)) {
+        result[name] = leaf.grad && Array.from(await leaf.grad.data(), Number);
+        leaf.grad?.dispose();
+      }
+      results.push(result);
+    }
+    const [want, got] = results;
+    for (const name of Object.keys(want)) {
+      const error = want[name] && got[name] ? largestError(got[name], want[name], 1e-30) : +(want[name] !== got[name]);
+      // f16: intermediate results are rounded at other places, 2⁻¹¹ each
+      if (!(error <= (dtype === "f16" ? 4e-3 : 3e-6))) {
+        wrong.push(`${JSON.stringify([widths, lead, activations, options])} ${name}: ${error}`);
+      }
+    }
+  };
+  await check([5, 7], [3], [undefined], { residual: true });
+  await check([20, 33, 18], [2, 9], ["gelu", undefined], { residual: true });
+  await check([8, 16, 12, 4], [6], ["relu", "relu", undefined]);
+  await check([8, 16, 12, 4], [6], ["relu", "gelu", undefined], { biases: false });
+  await check([6, 5, 4], [70], ["gelu", undefined], { dtype: "f16", residual: true });
+  await check([8, 16, 4], [6], ["gelu", undefined], { frozen: ["x", "weight 1", "bias 1"], residual: true });
+  await check([8, 16, 4], [6], ["relu", undefined], { frozen: ["weight 1", "weight 2", "bias 1"] });
+  await check([8, 16, 4], [6], ["relu", undefined], { frozen: ["weight 1", "weight 2", "bias 2"] });
+  await check([4, 8, 3], [0], ["gelu", undefined], { residual: true });
+  assertEquals(wrong, []);
 });
