@@ -1,0 +1,162 @@
+/**
+ * How the report measures: time on the GPU from its timestamps, the two limits of the machine, and peak memory.
+ *
+ * @module
+ */
+
+import { defineKernel, type KernelTime, ones, profile, Scope, zeros } from "@limbeck/limbeck";
+// @ts-types="@types/d3-array"
+import { max, median, min, sum } from "d3-array";
+import { gpu } from "../kernels/gpu/gpu.ts";
+import { finish } from "./support.ts";
+
+/** How long measurements take, in milliseconds. */
+export interface Pace {
+  /** Spent before the clock starts: a GPU needs some tens of launches to reach its clock rates. */
+  warmUp: number;
+  /** Spent while it runs, repetitions at least and at most. */
+  measured: number;
+  least: number;
+  most: number;
+}
+
+/** What a step took. */
+export interface Timing {
+  /** Median over the repetitions of the time that its kernels took on the GPU. */
+  milliseconds: number;
+  /** Wall clock of one of many steps behind each other, until the last has been done. */
+  wall: number;
+  /** Kernels launched in a step, and the time of each by name, the slowest first. */
+  launches: number;
+  kernels: KernelTime[];
+}
+
+/** Times a step: it runs until the GPU is warm, then against the wall clock, then with timestamps around each kernel. */
+export async function time(step: () => void, pace: Pace): Promise<Timing> {
+  const run = async (times: number) => {
+    const start = performance.now();
+    for (let i = 0; i < times; i++) step();
+    await finish();
+    return performance.now() - start;
+  };
+  await run(1); // compiles
+  const once = await run(1);
+  const repetitions = (milliseconds: number, least: number) =>
+    Math.min(pace.most, Math.max(least, Math.round(milliseconds / once)));
+  await run(repetitions(pace.warmUp, 1));
+  const times = repetitions(pace.measured, pace.least);
+  const wall = await run(times) / times;
+  const skipped = Math.ceil(times / 5); // the profile's own start is cold again
+  const { trace: { traceEvents } } = await profile(() => {
+    for (let i = 0; i < skipped + times; i++) step();
+  });
+  const launches = traceEvents.length / (skipped + times);
+  if (!Number.isInteger(launches)) throw new Error(`a step launches a different number of kernels each time`);
+  const steps = Array.from({ length: times }, (_, i) => {
+    const from = (skipped + i) * launches;
+    return traceEvents.slice(from, from + launches);
+  });
+  const total = (events: { dur: number }[]) => sum(events, ({ dur }) => dur) / 1000;
+  const names = [...new Set(steps[0].map(({ name }) => name))];
+  const kernels = names.map((name) => {
+    const own = steps.map((events) => events.filter((event) => event.name === name));
+    return { name, launches: own[0].length, milliseconds: median(own, total)! };
+  });
+  kernels.sort((a, b) => b.milliseconds - a.milliseconds);
+  return { milliseconds: median(steps, total)!, wall, launches, kernels };
+}
+
+/** The most bytes that were alive during a step beyond those before it. */
+export function extraBytes(step: () => void): number {
+  const { counters } = gpu(), before = counters.liveBytes;
+  counters.peakBytes = before;
+  step();
+  return counters.peakBytes - before;
+}
+
+/** Copies of the same bytes by two means, in bytes a second, reading and writing counted. */
+export interface Bandwidth {
+  bytes: number;
+  copyBufferToBuffer: number;
+  vec4Kernel: number;
+  best: number;
+}
+
+const VECTORS = [1, 4]; // that a thread copies; which is faster depends on the adapter
+const copyKernels = VECTORS.map((vectors) =>
+  defineKernel({
+    name: "copyVectors",
+    buffers: { x: "read vec4f", y: "write vec4f" },
+    params: { size: "u32" },
+    main: Array.from(
+      { length: vectors },
+      (_, i) => `{ let i = group * ${256 * vectors}u + ${256 * i}u + lane; if (i < params.size) { y[i] = x[i]; } }`,
+    ).join("\n  "),
+  })
+);
+
+/** What copying so many bytes from one buffer to another reaches. */
+export async function measureBandwidth(bytes: number, pace: Pace): Promise<Bandwidth> {
+  using _scope = new Scope();
+  const from = ones([bytes / 4]), to = zeros([bytes / 4]);
+  const rate = (milliseconds: number) => 2 * bytes / (milliseconds / 1000);
+  const size = bytes / 16, kernelTimes: number[] = [];
+  for (const [i, kernel] of copyKernels.entries()) {
+    const step = () => kernel.run({ x: from.memory, y: to.memory }, { size }, Math.ceil(size / (256 * VECTORS[i])));
+    kernelTimes.push((await time(step, pace)).milliseconds);
+  }
+  const copied = await to.sum().item(); // a sum of ones is exact in f32 blocks up to 2²⁴ and beyond where it is a power of two
+  if (Math.abs(copied - bytes / 4) > 1e-6 * bytes) {
+    throw new Error(`the copy kernel copied ${copied} of ${bytes / 4} ones`);
+  }
+  const vec4Kernel = rate(min(kernelTimes)!);
+  const times = Math.min(pace.most, Math.max(pace.least, Math.round(pace.measured / min(kernelTimes)!)));
+  const copyBufferToBuffer = rate(await timeCopies(from.memory.buffer, to.memory.buffer, bytes, times));
+  return { bytes, copyBufferToBuffer, vec4Kernel, best: max([copyBufferToBuffer, vec4Kernel])! };
+}
+
+/** Median milliseconds of copyBufferToBuffer, from timestamps in empty passes in front of it and behind it. */
+async function timeCopies(from: GPUBuffer, to: GPUBuffer, bytes: number, times: number): Promise<number> {
+  const { device, queue, pool } = gpu(), count = 2 * times;
+  const querySet = device.createQuerySet({ type: "timestamp", count });
+  const resolved = device.createBuffer({ size: 8 * count, usage: 0x200 | 0x4 }); // QUERY_RESOLVE | COPY_SRC
+  const memory = pool.take(8 * count);
+  queue.encode((encoder) => {
+    const stamp = (index: number) =>
+      encoder.beginComputePass({ timestampWrites: { querySet, beginningOfPassWriteIndex: index } }).end();
+    for (let i = 0; i < times; i++) {
+      stamp(2 * i);
+      encoder.copyBufferToBuffer(from, 0, to, 0, bytes);
+      stamp(2 * i + 1);
+    }
+    encoder.resolveQuerySet(querySet, 0, count, resolved, 0);
+    encoder.copyBufferToBuffer(resolved, 0, memory.buffer, memory.offset, 8 * count);
+  });
+  const stamps = new BigUint64Array(await queue.read(memory, 8 * count));
+  memory.free();
+  resolved.destroy();
+  querySet.destroy();
+  return median(Array.from({ length: times }, (_, i) => Number(stamps[2 * i + 1] - stamps[2 * i]) / 1e6))!;
+}
+
+const CHAINS = 8, UNROLLED = 32, ROUNDS = 64; // chains of multiply-adds hide each other's latency
+const chains = Array.from({ length: CHAINS }, (_, i) => `a${i}`);
+const multiplyAdd = defineKernel({
+  name: "multiplyAdd",
+  buffers: { y: "write f32" },
+  params: { x: "f32" },
+  main: `${chains.map((a, i) => `var ${a} = vec4f(f32(lane) + ${i}.0);`).join(" ")}
+  let x = vec4f(params.x);
+  for (var i = 0u; i < ${ROUNDS}u; i += 1u) {
+${Array.from({ length: UNROLLED }, () => `    ${chains.map((a) => `${a} = fma(${a}, x, x);`).join(" ")}`).join("\n")}
+  }
+  y[thread] = dot(${chains.join(" + ")}, vec4f(1.0));`,
+});
+
+/** f32 operations a second that chains of multiply-adds in registers reach, a multiply-add counted as two. */
+export async function measureArithmetic(workgroups: number, pace: Pace): Promise<number> {
+  using _scope = new Scope();
+  const y = zeros([256 * workgroups]);
+  const { milliseconds } = await time(() => multiplyAdd.run({ y: y.memory }, { x: 0.5 }, workgroups), pace);
+  return 2 * 4 * CHAINS * UNROLLED * ROUNDS * 256 * workgroups / (milliseconds / 1000);
+}

@@ -1,0 +1,515 @@
+/**
+ * Measures the engine on the adapter that is there and writes what it found: a page of tables, the numbers, a picture.
+ *
+ *     deno task bench:report --help
+ *
+ * Times are the GPU's own, from timestamps around each kernel, forward and gradient together; training steps are wall
+ * clock. Every loss and product is compared with its composed twin or with float64 before it is timed.
+ *
+ * @module
+ */
+
+import {
+  crossEntropy,
+  dispose,
+  forwardKl,
+  type GpuInfo,
+  init,
+  jsd,
+  linear,
+  linearCrossEntropy,
+  linearDistillation,
+  manualSeed,
+  matmul,
+  nn,
+  optim,
+  randint,
+  randn,
+  relu,
+  Scope,
+  stats,
+  Tape,
+  type Tensor,
+} from "@limbeck/limbeck";
+// @ts-types="@types/d3-array"
+import { median, range } from "d3-array";
+import { failOption, readOptions } from "../examples/support/cli.ts";
+import { gpu } from "../kernels/gpu/gpu.ts";
+import { extraBytes, measureArithmetic, measureBandwidth, type Pace, time } from "./measure.ts";
+import {
+  drawReport,
+  formatReport,
+  type HeadResult,
+  type LossResult,
+  type ProductResult,
+  type Report,
+  type StepResult,
+} from "./report_page.ts";
+import {
+  assertAgree,
+  assertProduct,
+  drawLabels,
+  LOSSES,
+  type LossInputs,
+  runStep,
+  widened,
+  type Work,
+} from "./support.ts";
+
+const SECTIONS = ["losses", "products", "linear", "steps"] as const;
+type Section = typeof SECTIONS[number];
+
+interface Product {
+  what: string;
+  m: number;
+  k: number;
+  n: number;
+  transposeA?: boolean;
+  transposeB?: boolean;
+}
+
+interface Model {
+  name: string;
+  batch: number;
+  /** Of a GPT; without it the model is an MLP 784-256-256-10. */
+  gpt?: nn.GptOptions;
+}
+
+/** What is measured on an adapter. */
+interface Plan {
+  pace: Pace;
+  /** Bytes that are copied to find the memory's limit, and workgroups that find the arithmetic's. */
+  copied: number;
+  workgroups: number;
+  losses: [rows: number, classes: number][];
+  /** Rows of the comparison with the twin. */
+  checkedRows: number;
+  products: Product[];
+  heads: { rows: number; depth: number; classes: number; chunkSize?: number }[];
+  models: Model[];
+  steps: { warmUp: number; timed: number; rounds: number };
+}
+
+const SMALL_MLP: Model = { name: "MLP 784-256-256-10, batch 128", batch: 128 };
+
+/** The three products of a linear layer in training. */
+function layerProducts(what: string, rows: number, ins: number, outs: number): Product[] {
+  return [
+    { what: `${what}: y`, m: rows, k: ins, n: outs, transposeB: true },
+    { what: `${what}: dX`, m: rows, k: outs, n: ins },
+    { what: `${what}: dW`, m: outs, k: rows, n: ins, transposeA: true },
+  ];
+}
+
+function squareProducts(n: number): Product[] {
+  const shape = { m: n, k: n, n };
+  return [
+    { what: "square", ...shape },
+    { what: "square, A transposed", ...shape, transposeA: true },
+    { what: "square, B transposed", ...shape, transposeB: true },
+    { what: "square, both transposed", ...shape, transposeA: true, transposeB: true },
+  ];
+}
+
+const PLANS: Record<"gpu" | "software" | "quick", Plan> = {
+  gpu: {
+    pace: { warmUp: 50, measured: 40, least: 8, most: 400 },
+    copied: 2 ** 30,
+    workgroups: 16384,
+    losses: [[16384, 8192], [4096, 32000], [4096, 32003], [2048, 128256]],
+    checkedRows: 64,
+    products: [
+      ...squareProducts(4096),
+      ...layerProducts("head 4096×1024×32000", 4096, 1024, 32000),
+      ...layerProducts("head of the GPT 4×256", 1024, 256, 32000),
+      ...layerProducts("feed-forward of the GPT 6×384", 4096, 384, 1536),
+      ...layerProducts("feed-forward of the GPT 4×128", 2048, 128, 512),
+      ...layerProducts("first layer of the MLP", 128, 784, 256),
+    ],
+    heads: [
+      { rows: 4096, depth: 1024, classes: 32000 },
+      { rows: 1024, depth: 256, classes: 32000 },
+      { rows: 2048, depth: 1024, classes: 128256 },
+    ],
+    models: [
+      SMALL_MLP,
+      {
+        name: "GPT 4×128, 32×64 tokens",
+        batch: 32,
+        gpt: { vocabulary: 96, context: 64, layers: 4, width: 128, heads: 4 },
+      },
+      {
+        name: "GPT 6×384, 16×256 tokens",
+        batch: 16,
+        gpt: { vocabulary: 96, context: 256, layers: 6, width: 384, heads: 6 },
+      },
+      {
+        name: "GPT 4×256, 8×128 tokens",
+        batch: 8,
+        gpt: { vocabulary: 32000, context: 128, layers: 4, width: 256, heads: 4 },
+      },
+    ],
+    steps: { warmUp: 60, timed: 50, rounds: 3 },
+  },
+  software: {
+    pace: { warmUp: 20, measured: 150, least: 3, most: 20 },
+    copied: 2 ** 26,
+    workgroups: 256,
+    losses: [[1024, 2048], [256, 8192], [64, 32003]],
+    checkedRows: 64,
+    products: [
+      ...squareProducts(512),
+      ...layerProducts("head 256×64×4096", 256, 64, 4096),
+      ...layerProducts("feed-forward of the GPT 2×64", 256, 64, 256),
+      ...layerProducts("first layer of the MLP", 128, 784, 256),
+    ],
+    heads: [{ rows: 256, depth: 64, classes: 4096, chunkSize: 64 }],
+    models: [
+      SMALL_MLP,
+      {
+        name: "GPT 2×64, 8×32 tokens",
+        batch: 8,
+        gpt: { vocabulary: 96, context: 32, layers: 2, width: 64, heads: 4 },
+      },
+      {
+        name: "GPT 1×64, 8×32 tokens",
+        batch: 8,
+        gpt: { vocabulary: 4096, context: 32, layers: 1, width: 64, heads: 4 },
+      },
+    ],
+    steps: { warmUp: 5, timed: 10, rounds: 3 },
+  },
+  quick: {
+    pace: { warmUp: 0, measured: 0, least: 1, most: 1 },
+    copied: 2 ** 20,
+    workgroups: 4,
+    losses: [[8, 1027]],
+    checkedRows: 8,
+    products: [{ what: "square", m: 64, k: 64, n: 64 }, ...layerProducts("a layer", 16, 32, 48)],
+    heads: [{ rows: 32, depth: 16, classes: 256, chunkSize: 8 }],
+    models: [{
+      name: "GPT 1×16, 2×8 tokens",
+      batch: 2,
+      gpt: { vocabulary: 2048, context: 8, layers: 1, width: 16, heads: 2 },
+    }],
+    steps: { warmUp: 3, timed: 3, rounds: 1 },
+  },
+};
+
+/** As many rows of so many f32 classes as the adapter binds at once. */
+function fittingRows(rows: number, classes: number): number {
+  const { maxBufferSize, maxStorageBufferBindingSize } = gpu().info.limits;
+  return Math.min(rows, Math.floor(Math.min(maxBufferSize, maxStorageBufferBindingSize) / (4 * classes)));
+}
+
+const say = (what: string) => console.error(`${(performance.now() / 1000).toFixed(1)} s  ${what}`);
+
+type Variant = LossResult["variant"];
+
+async function measureLosses(plan: Plan, copyRate: number, variants: Variant[]): Promise<LossResult[]> {
+  const found: LossResult[] = [];
+  for (const [asked, classes] of plan.losses) {
+    const rows = fittingRows(asked, classes);
+    for (const variant of variants) {
+      using _scope = new Scope();
+      const dtype = variant === "f16" ? "f16" : "f32", bytes = dtype === "f16" ? 2 : 4;
+      const draw = (rows: number, someIgnored: boolean): LossInputs => ({
+        student: randn([rows, classes], { dtype, requiresGrad: true }),
+        teacher: randn([rows, classes], { dtype }),
+        ...drawLabels(rows, classes, someIgnored),
+      });
+      const kind = variant === "every option" ? "everyOption" as const : "plain" as const;
+      const few = draw(Math.min(rows, plan.checkedRows), kind === "everyOption");
+      const wide = { ...few, student: widened(few.student), teacher: widened(few.teacher) };
+      wide.student.requiresGrad = true;
+      const inputs = draw(rows, false);
+      for (const { name, inputs: count, flops, ...ways } of LOSSES) {
+        const { fused, twin } = ways[kind];
+        await assertAgree(
+          `${name} ${rows}×${classes}, ${variant}`,
+          { forward: () => fused(few), leaves: [few.student] },
+          { forward: () => twin(wide), leaves: [wide.student] },
+        );
+        const work: Work = { forward: () => fused(inputs), leaves: [inputs.student] };
+        const timing = await time(() => runStep(work), plan.pace);
+        const elements = rows * classes, mustMove = (count + 1) * elements * bytes;
+        const rate = mustMove / (timing.milliseconds / 1000);
+        found.push({
+          name,
+          variant,
+          rows,
+          classes,
+          mustMove,
+          ...timing,
+          rate,
+          share: rate / copyRate,
+          flops: flops * elements,
+          gradientBytes: elements * bytes,
+          extraBytes: extraBytes(() => runStep(work)),
+        });
+      }
+      say(`losses ${rows}×${classes}, ${variant}`);
+    }
+    gpu().pool.trim();
+  }
+  return found;
+}
+
+async function measureProducts(plan: Plan): Promise<ProductResult[]> {
+  const found: ProductResult[] = [];
+  for (const dtype of gpu().info.f16 ? ["f32", "f16"] as const : ["f32"] as const) {
+    for (const { what, m, k, n, transposeA = false, transposeB = false } of plan.products) {
+      using _scope = new Scope();
+      const a = randn(transposeA ? [k, m] : [m, k], { dtype }), b = randn(transposeB ? [n, k] : [k, n], { dtype });
+      const o = { transposeA, transposeB };
+      await assertProduct(`matmul ${m}×${k}×${n}, ${what}`, a, b, o);
+      const timing = await time(() => matmul(a, b, o).dispose(), plan.pace);
+      const flops = 2 * m * k * n, bytes = (m * k + k * n + m * n) * (dtype === "f16" ? 2 : 4);
+      found.push({ what, dtype, m, k, n, ...o, bytes, flops, ...timing, rate: flops / (timing.milliseconds / 1000) });
+    }
+    say(`products, ${dtype}`);
+    gpu().pool.trim();
+  }
+  return found;
+}
+
+async function measureHeads(plan: Plan): Promise<HeadResult[]> {
+  const found: HeadResult[] = [];
+  for (const { rows, depth, classes, chunkSize } of plan.heads) {
+    using _scope = new Scope();
+    const hidden = randn([rows, depth], { requiresGrad: true }), teacherHidden = randn([rows, depth]);
+    const [weight, teacherWeight] = [0, 1].map(() => randn([classes, depth]).mul(depth ** -0.5));
+    weight.requiresGrad = true;
+    const { labels } = drawLabels(rows, classes, false), leaves = [hidden, weight];
+    const ways: [string, fused: () => Tensor, unfused: () => Tensor][] = [
+      [
+        "linearCrossEntropy",
+        () => linearCrossEntropy(hidden, weight, labels, { chunkSize }),
+        () => crossEntropy(linear(hidden, weight), labels),
+      ],
+      [
+        "linearDistillation",
+        () => linearDistillation(hidden, weight, teacherHidden, teacherWeight, { chunkSize }),
+        () => forwardKl(linear(hidden, weight), linear(teacherHidden, teacherWeight)),
+      ],
+    ];
+    for (const [name, forward, forwardUnfused] of ways) {
+      const fused = { forward, leaves }, unfused = { forward: forwardUnfused, leaves };
+      await assertAgree(`${name} ${rows}×${depth}×${classes}`, fused, unfused);
+      const gradientBytes = 4 * (hidden.size + weight.size);
+      const measured = async (work: Work) => ({
+        ...await time(() => runStep(work), plan.pace),
+        extraBytes: extraBytes(() => runStep(work)) - gradientBytes,
+      });
+      const [a, b] = [await measured(fused), await measured(unfused)];
+      found.push({
+        name,
+        rows,
+        depth,
+        classes,
+        logitsBytes: 4 * rows * classes,
+        gradientBytes,
+        fused: a,
+        unfused: b,
+        ratio: a.milliseconds / b.milliseconds,
+      });
+    }
+    say(`linear ${rows}×${depth}×${classes}`);
+    gpu().pool.trim();
+  }
+  return found;
+}
+
+/** A model with the losses that it is trained by; there is something to learn, so that a loss that does not fall is a bug. */
+function build({ batch, gpt }: Model): { model: nn.Module; ways: [loss: string, forward: () => Tensor][] } {
+  if (!gpt) {
+    const model = new nn.Sequential(
+      new nn.Linear(784, 256),
+      relu,
+      new nn.Linear(256, 256),
+      relu,
+      new nn.Linear(256, 10),
+    );
+    const images = randn([batch, 784]), labels = randint(0, 10, [batch]), teacher = randn([batch, 10]);
+    return {
+      model,
+      ways: [
+        ["crossEntropy", () => crossEntropy(model.forward(images), labels)],
+        ["jsd", () => jsd(model.forward(images), teacher)],
+      ],
+    };
+  }
+  const { vocabulary, context, width } = gpt, model = new nn.Gpt(gpt);
+  const tokens = randint(0, vocabulary, [batch, context]), labels = tokens.detach();
+  const teacher = randn([batch, context, vocabulary]).add(randn([vocabulary]));
+  const ways: [string, () => Tensor][] = [
+    ["crossEntropy", () => crossEntropy(model.forward(tokens), labels)],
+    ["jsd", () => jsd(model.forward(tokens), teacher)],
+  ];
+  if (vocabulary > 1000) { // where logits are large enough that the head and its loss are worth one op
+    const teacherHidden = randn([batch, context, width]).add(randn([width]));
+    const teacherWeight = randn([vocabulary, width]).mul(width ** -0.5);
+    const o = { divergence: "jsd" as const };
+    ways.push(
+      ["linearCrossEntropy", () => linearCrossEntropy(model.hiddenStates(tokens), model.headWeight, labels)],
+      [
+        "linearDistillation, jsd",
+        () => linearDistillation(model.hiddenStates(tokens), model.headWeight, teacherHidden, teacherWeight, o),
+      ],
+    );
+  }
+  return { model, ways };
+}
+
+async function measureSteps(plan: Plan): Promise<StepResult[]> {
+  const found: StepResult[] = [], { warmUp, timed, rounds } = plan.steps;
+  for (const described of plan.models) {
+    using _scope = new Scope();
+    const { model, ways } = build(described);
+    for (const [loss, forward] of ways) {
+      manualSeed(1);
+      model.train();
+      using optimizer = new optim.AdamW(model.parameters(), { lr: 1e-3 });
+      const step = () => {
+        using _tape = new Tape();
+        const value = forward();
+        optimizer.zeroGrad();
+        value.backward();
+        optimizer.step();
+        return value;
+      };
+      const lossNow = async () => {
+        using _tape = new Tape();
+        return await forward().item();
+      };
+      const before = await lossNow(), last = model.parameters().at(-1)!;
+      for (let i = 0; i < warmUp; i++) step();
+      await last.data();
+      const start = stats(), walls: number[] = [];
+      for (const _ of range(rounds)) {
+        const from = performance.now();
+        for (let i = 0; i < timed; i++) step();
+        await last.data(); // nothing was read before
+        walls.push((performance.now() - from) / timed);
+      }
+      const end = stats(), steps = rounds * timed;
+      const { milliseconds, launches, kernels } = await time(step, { ...plan.pace, warmUp: 0 });
+      const after = await lossNow();
+      if (!(after < before)) throw new Error(`${described.name}, ${loss}: the loss went from ${before} to ${after}`);
+      found.push({
+        model: described.name,
+        loss,
+        wall: median(walls)!,
+        milliseconds,
+        launches,
+        submits: (end.submits - start.submits) / steps,
+        buffersCreated: end.buffersCreated - start.buffersCreated,
+        bindGroupsCreated: end.bindGroupsCreated - start.bindGroupsCreated,
+        extraBytes: extraBytes(step),
+        kernels,
+      });
+      say(`step of ${described.name}, ${loss}`);
+    }
+    model.dispose();
+    gpu().pool.trim();
+  }
+  return found;
+}
+
+/** Opens the adapter again as one without subgroups; null where they stay. */
+async function withoutSubgroups(): Promise<GpuInfo | null> {
+  await dispose();
+  const adapter = (await navigator.gpu.requestAdapter())!;
+  const requiredLimits: Record<string, number> = {};
+  for (const name in adapter.limits) {
+    const limit = adapter.limits[name as keyof GPUSupportedLimits];
+    if (typeof limit === "number") requiredLimits[name] = limit;
+  }
+  const requiredFeatures: GPUFeatureName[] = ["timestamp-query"];
+  const info = await init({ device: await adapter.requestDevice({ requiredLimits, requiredFeatures }) });
+  return info.subgroups ? null : info;
+}
+
+/** What a program prints; nothing where it is missing or fails. */
+function outputOf(command: string, ...args: string[]): string | undefined {
+  try {
+    const { success, stdout } = new Deno.Command(command, { args, stderr: "null" }).outputSync();
+    return success ? new TextDecoder().decode(stdout).trim().split("\n")[0] : undefined;
+  } catch {
+    return undefined;
+  }
+}
+
+/** The version of NVIDIA's driver, which WebGPU does not tell; other drivers are known by the adapter's own words alone. */
+const driverVersion = () => outputOf("nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader");
+const commitHash = () => outputOf("git", "describe", "--always", "--dirty", "--abbrev=12");
+
+const HELP = `Measures the engine on this machine's adapter and writes <device>.md, .json and .svg.
+
+  deno task bench:report [options]
+
+  --only PARTS     some of ${SECTIONS.join(",")}
+  --out DIR        where the files go (bench/results)
+  --quick          tiny sizes: whether it runs, not how fast
+  --driver TEXT    the driver's version, where nvidia-smi does not tell
+  --commit TEXT    the commit, where git does not tell
+  --help           this text`;
+
+async function main(): Promise<void> {
+  const started = performance.now();
+  const options = readOptions(HELP);
+  const out = options.text("out", new URL("results", import.meta.url).pathname);
+  const only = options.text("only", SECTIONS.join(",")).split(",");
+  for (const part of only) {
+    if (!SECTIONS.includes(part as Section)) failOption("--only", SECTIONS.join(","), `"${part}"`);
+  }
+  const wanted = (section: Section) => only.includes(section);
+
+  manualSeed(1);
+  const info = await init();
+  if (!info.timestamps) throw new Error(`${info.adapter} has no timestamp-query: its kernels cannot be timed`);
+  const plan = PLANS[options.given("quick") ? "quick" : info.isSoftware ? "software" : "gpu"];
+  const { maxBufferSize, maxStorageBufferBindingSize } = info.limits;
+  const copied = 2 ** Math.floor(Math.log2(Math.min(plan.copied, maxBufferSize, maxStorageBufferBindingSize)));
+  const bandwidth = await measureBandwidth(copied, plan.pace);
+  const report: Report = {
+    device: info.adapter,
+    driver: options.text("driver", driverVersion() ?? "not told"),
+    deno: Deno.version.deno,
+    date: new Date().toISOString().slice(0, 10),
+    commit: options.text("commit", commitHash() ?? "unknown"),
+    subgroups: info.subgroups,
+    f16: info.f16,
+    bandwidth,
+    arithmetic: await measureArithmetic(plan.workgroups, plan.pace),
+    losses: [],
+    products: [],
+    heads: [],
+    steps: [],
+    seconds: 0,
+  };
+  say("limits of memory and arithmetic");
+  gpu().pool.trim();
+  if (wanted("losses")) {
+    const variants: Variant[] = ["plain", "every option", ...info.f16 ? ["f16" as const] : []];
+    report.losses = await measureLosses(plan, bandwidth.best, variants);
+  }
+  if (wanted("products")) report.products = await measureProducts(plan);
+  if (wanted("linear")) report.heads = await measureHeads(plan);
+  if (wanted("steps")) report.steps = await measureSteps(plan);
+  if (wanted("losses") && info.subgroups && await withoutSubgroups()) {
+    report.losses.push(...await measureLosses(plan, bandwidth.best, ["no subgroups"]));
+  }
+  await dispose();
+  report.seconds = Math.round((performance.now() - started) / 1000);
+
+  const name = info.adapter.toLowerCase().replace(/[^a-z0-9]+/g, "-").replace(/^-|-$/g, "");
+  const page = formatReport(report, `${name}.svg`);
+  await Deno.mkdir(out, { recursive: true });
+  await Deno.writeTextFile(`${out}/${name}.json`, JSON.stringify(report, null, 1) + "\n");
+  await Deno.writeTextFile(`${out}/${name}.md`, page);
+  await Deno.writeTextFile(`${out}/${name}.svg`, await drawReport(report));
+  console.log(page);
+}
+
+if (import.meta.main) await main();
