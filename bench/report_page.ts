@@ -281,7 +281,7 @@ export function drawReport(report: Report): Promise<string> {
     })),
   ];
   const groups = [...new Set(ops.map(({ group }) => group))];
-  const lows = [0.25, ...ops.map(({ intensity }) => intensity / 2)];
+  const lows = [0.5, ...ops.map(({ intensity }) => intensity / 2)];
   const low = Math.min(...lows), ridge = arithmetic / best;
   const high = Math.max(2 * ridge, ...ops.map(({ intensity }) => 2 * intensity));
   const roof = [low, ridge, high].map((intensity) => ({
@@ -296,14 +296,16 @@ export function drawReport(report: Report): Promise<string> {
   const y = { field: "rate", type: "quantitative" as const, title: "GFLOP/s (log scale)" };
   const log = { type: "log" as const, nice: false };
   const labels = [
-    { intensity: low * 1.15, rate: low * 1.15 * best / 1e9, text: `copy, ${rate(best, "B/s")}` },
+    { intensity: ridge / 4, rate: ridge / 4 * best / 1e9, text: `copy, ${rate(best, "B/s")}` },
     { intensity: ridge * 1.2, rate: arithmetic / 1e9, text: `multiply-adds, ${rate(arithmetic, "FLOP/s")}` },
   ];
   const spec: TopLevelSpec = {
     title: {
       text: `Roofline of ${report.device}`,
-      subtitle:
-        `Losses with their gradients and matrix products below what copies and multiply-adds reach in the same run; ${report.date}, ${report.commit}`,
+      subtitle: [
+        "Losses with their gradients and matrix products, below what copies and multiply-adds reach in the same run",
+        `${report.date}, ${report.commit}`,
+      ],
       anchor: "start",
       fontSize: 17,
       subtitleFontSize: 12,
@@ -325,7 +327,7 @@ export function drawReport(report: Report): Promise<string> {
       },
       {
         data: { values: labels },
-        mark: { type: "text", align: "left", baseline: "bottom", dy: -8, fontSize: 11, color: FAINT },
+        mark: { type: "text", align: "left", baseline: "top", dx: 10, dy: 8, fontSize: 11, color: FAINT },
         encoding: { x, y, text: { field: "text" } },
       },
       {
