@@ -45,16 +45,8 @@ import {
   type Report,
   type StepResult,
 } from "./report_page.ts";
-import {
-  assertAgree,
-  assertProduct,
-  drawLabels,
-  LOSSES,
-  type LossInputs,
-  runStep,
-  widened,
-  type Work,
-} from "./support.ts";
+import { drawLabels, LOSSES, type LossInputs } from "./losses.ts";
+import { assertAgree, assertProduct, runStep, widened, type Work } from "./support.ts";
 
 const SECTIONS = ["losses", "products", "linear", "steps"] as const;
 type Section = typeof SECTIONS[number];
