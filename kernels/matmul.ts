@@ -56,19 +56,10 @@ const TILES: Tile[] = [
   { size: 128, slices: 1, depth: 16 },
   { size: 64, slices: 1, depth: 16 },
   { size: 64, slices: 2, depth: 16 },
-  { size: 64, slices: 4, depth: 16 },
-  { size: 64, slices: 2, depth: 32 },
   { size: 32, slices: 1, depth: 16 },
-  { size: 32, slices: 2, depth: 16 },
-  { size: 32, slices: 4, depth: 16 },
-  { size: 32, slices: 8, depth: 16 },
-  { size: 32, slices: 1, depth: 32 },
   { size: 32, slices: 2, depth: 32 },
-  { size: 32, slices: 4, depth: 32 },
   { size: 16, slices: 4, depth: 16 },
   { size: 16, slices: 16, depth: 16 },
-  { size: 16, slices: 4, depth: 32 },
-  { size: 16, slices: 16, depth: 32 },
 ];
 
 const sideOf = (size: number) => size >= 64 ? 2 : 1; // in fours
@@ -358,23 +349,19 @@ function softwareTime(t: Tile, groups: number): number {
 }
 
 /**
- * Microseconds on a device of 132 multiprocessors at 2 GHz, fitted to 33 shapes by 17 tiles measured on an H100: the tile chosen takes 1.025 times the best one's time
- * in the mean, 1.27 at worst. A turn takes as long as a fetch from the cache, or the multiply-adds of the groups that run together.
+ * Microseconds on a device of 132 multiprocessors at 2 GHz, fitted to 33 shapes by 15 tiles measured on an H100: the tile chosen takes 1.03 times the best one's time
+ * in the mean, 1.34 at worst. A turn takes as long as a fetch from the cache, or as the multiply-adds of the groups that run together.
  */
 function deviceTime(t: Tile, groups: number, depth: number): number {
-  const wide = sideOf(t.size) === 2, threads = threadsOf(t.size) * t.slices, warps = threads / 32;
-  const together = Math.min(
-    32,
-    Math.floor(2048 / threads),
-    Math.floor(65536 / (threads * (wide ? 160 : 48))),
-    Math.floor(227000 / (bytesOf(t) + 1024)),
-  );
-  const turns = Math.ceil(depth / t.depth / t.slices) + 1;
-  const work = t.size ** 2 * t.depth * t.slices / (128 * 1980) / (wide ? 0.69 : 0.56); // of a group's turn
-  const wave = (n: number) =>
-    n && turns * Math.max(0.67 + 0.065 * Math.log2(Math.max(2, warps)), work * Math.max(1, 7.9 / warps), n * work);
-  const perUnit = Math.ceil(groups / 132), full = Math.floor(perUnit / Math.max(1, together));
-  return full * wave(together) + wave(perUnit - full * together) + 0.32 * Math.log2(t.slices);
+  const wide = sideOf(t.size) === 2, threads = threadsOf(t.size) * t.slices;
+  const registers = threads * (wide ? 160 : 48);
+  const fitting = [32, 2048 / threads, 65536 / registers, 227000 / (bytesOf(t) + 1024)];
+  const together = Math.max(1, Math.floor(Math.min(...fitting)));
+  const turns = Math.ceil(depth / t.depth / t.slices) + 1, fetch = t.depth === 32 ? 0.95 : 0.59;
+  const work = t.size ** 2 * t.depth * t.slices / (128 * 1980) / (wide ? 0.61 : 0.51); // of a group's turn
+  const wave = (n: number) => n && turns * Math.max(fetch, work * Math.max(1, 3.4 * 32 / threads), n * work);
+  const each = Math.ceil(groups / 132), full = Math.floor(each / together);
+  return full * wave(together) + wave(each - full * together) + 0.81 * Math.log2(t.slices);
 }
 
 /** c[b] = a[b]·b[b] and its epilogue, with a [rows, depth] and b [depth, columns] in each batch; `c` lies row by row, from `offset` on. */

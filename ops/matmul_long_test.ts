@@ -18,7 +18,7 @@ Deno.test("matmul: every tile, by elements and by vec4s, forward and backward", 
     samples: 12,
   }));
   const tiles = fittingTiles();
-  assert(tiles.length >= 5);
+  assert(tiles.length >= 6);
   try {
     for (const tile of tiles) {
       for (const scalar of [false, true]) {
