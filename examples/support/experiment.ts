@@ -1,0 +1,73 @@
+/**
+ * What the experiments share: the command line, the tables and the picture.
+ *
+ * @module
+ */
+
+import { dispose, init } from "@limbeck/limbeck";
+import type { TopLevelSpec } from "vega-lite";
+import { failOption, readOptions } from "./cli.ts";
+import { alignTable, CONFIG, drawSpec } from "./report.ts";
+
+/** What every experiment takes: the same seed gives the same numbers, and a quick run is a smaller one. */
+export interface Setting {
+  seed: number;
+  quick: boolean;
+}
+
+/** What an experiment has to say in the end. */
+export interface Findings {
+  /** Of the picture: what one sees there, in one sentence. */
+  title: string;
+  subtitle: string | string[];
+  /** Vega-Lite's marks and panels (`layer`, `hconcat`, …); what every picture shares is added. */
+  picture: TopLevelSpec;
+  /** Each is rows of cells, the first row the head. */
+  tables: string[][][];
+  /** Lines below the tables. */
+  notes?: string[];
+}
+
+/**
+ * Runs an experiment as a program: reads the options, prints the tables and saves the picture as an SVG.
+ *
+ * `name` is the file's, `about` says in one line what the program does; `run` gives the numbers, and `describe` what to show of them.
+ */
+export async function present<Result>(
+  name: string,
+  about: string,
+  run: (setting: Setting) => Promise<Result>,
+  describe: (result: Result) => Findings,
+): Promise<void> {
+  const options = readOptions(`${about}
+
+  --seed N   of all that is drawn at random (1)
+  --quick    a smaller run: within 15 s on two CPU cores
+  --out DIR  folder for ${name}.svg (out/${name})
+  --help     this text`);
+  const setting = { seed: options.count("seed", 1, 0), quick: options.given("quick") };
+  const out = options.text("out", `out/${name}`);
+  await Deno.mkdir(out, { recursive: true }).catch(({ message }) => failOption("--out", "a folder", message));
+
+  const { adapter } = await init();
+  const { title, subtitle, picture, tables, notes = [] } = describe(await run(setting));
+  await dispose();
+
+  for (const cells of tables) console.log(`${alignTable(cells)}\n`);
+  for (const note of notes) console.log(note);
+  const spec = {
+    background: "white",
+    padding: 20,
+    spacing: 44,
+    ...picture,
+    title: { text: title, subtitle, anchor: "start", fontSize: 17, subtitleFontSize: 12, offset: 18 },
+    config: { ...CONFIG, aria: false, ...picture.config },
+  } as TopLevelSpec;
+  // two decimals of a pixel do, and halve the file
+  const svg = (await drawSpec(spec)).replace(
+    / (?:d|transform)="[^"]*"/g,
+    (path) => path.replace(/(\.\d\d)\d+/g, "$1"),
+  );
+  await Deno.writeTextFile(`${out}/${name}.svg`, svg);
+  console.log(`${out}/${name}.svg, computed on ${adapter}`);
+}
