@@ -1,0 +1,37 @@
+/** Lists the examples, runs one, or runs them all. An example is a file in examples/; the first line of its first comment says what it is. */
+import { parseArgs } from "@std/cli/parse-args";
+
+const names = [...Deno.readDirSync("examples")].map(({ name }) => name)
+  .filter((file) => file.endsWith(".ts") && !file.endsWith("_test.ts")).map((file) => file.slice(0, -3)).sort();
+const [chosen, ...options] = Deno.args;
+
+if (chosen === undefined) {
+  const width = Math.max(...names.map(({ length }) => length));
+  for (const name of names) {
+    const [, about] = /^\/\*\*\s+(?:\* )?(.*)/.exec(Deno.readTextFileSync(`examples/${name}.ts`))!;
+    console.log(`${name.padEnd(width)}  ${about}`);
+  }
+  console.log("\ndeno task examples NAME runs one (--help lists its options), deno task examples all runs every one.");
+} else if (chosen === "all") {
+  for (const name of names) {
+    console.log(`\n${name}\n`);
+    await run(name);
+  }
+} else if (names.includes(chosen)) {
+  await run(chosen);
+} else {
+  console.error(`examples: wanted all or one of ${names.join(", ")}, got "${chosen}"`);
+  Deno.exit(2);
+}
+
+async function run(name: string): Promise<void> {
+  const out = parseArgs(options, { string: ["out"] }).out || "out";
+  const permissions = ["--no-prompt", `--allow-read=.,${out}`, `--allow-write=${out}`];
+  const { code } = await new Deno.Command("deno", {
+    args: ["run", "--frozen", ...permissions, `examples/${name}.ts`, ...options],
+    stdin: "inherit",
+    stdout: "inherit",
+    stderr: "inherit",
+  }).spawn().status;
+  if (code !== 0) Deno.exit(code);
+}
