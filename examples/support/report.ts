@@ -111,6 +111,7 @@ export const CONFIG: TopLevelSpec["config"] = {
     domain: false,
     ticks: false,
     labelFlush: false,
+    labelLimit: 240,
     gridColor: "#e5e7eb",
     labelColor: FAINT,
     labelFontSize: 11,
@@ -125,6 +126,64 @@ export const CONFIG: TopLevelSpec["config"] = {
 /** A picture as an SVG. */
 export function drawSpec(spec: TopLevelSpec): Promise<string> {
   return new View(parse(compile(spec).spec), { renderer: "none" }).toSVG();
+}
+
+/** A part of a picture that stands beside others. */
+export type Panel = Extract<TopLevelSpec, { hconcat: unknown[] }>["hconcat"][number];
+
+/** One axis of a panel of lines; what falls outside a domain is clipped. */
+export interface LineAxis {
+  title: string;
+  log?: boolean;
+  reverse?: boolean;
+  domain?: [number, number];
+}
+
+/** A panel with a line for each name in `colors`. On a log scale only positive numbers are shown. */
+export function linePanel(
+  title: string,
+  colors: Record<string, string>,
+  points: { name: string; x: number; y: number }[],
+  { x, y, width = 280, height = 260 }: { x: LineAxis; y: LineAxis; width?: number; height?: number },
+): Panel {
+  const encode = (field: "x" | "y", { title, log, reverse, domain }: LineAxis) => ({
+    field,
+    type: "quantitative" as const,
+    title: log ? `${title} (log scale)` : title,
+    scale: {
+      type: log ? "log" as const : "linear" as const,
+      reverse,
+      ...domain && { domain },
+      ...!log && { zero: false },
+    },
+    axis: { tickCount: 6, grid: field === "y", ...log && { format: "~e" } },
+  });
+  return {
+    title,
+    width,
+    height,
+    data: { values: points.filter((point) => (!x.log || point.x > 0) && (!y.log || point.y > 0)) },
+    mark: { type: "line", strokeWidth: 2.2, clip: x.domain !== undefined || y.domain !== undefined },
+    encoding: { x: encode("x", x), y: encode("y", y), color: encodeNames(colors) },
+  };
+}
+
+/** How names become colours, with a legend above the panel. */
+export interface NameEncoding {
+  field: "name";
+  type: "nominal";
+  scale: { domain: string[]; range: string[] };
+  legend: { title: null; orient: "top"; symbolStrokeWidth: number; columnPadding: number };
+}
+
+/** A colour for each name. */
+export function encodeNames(colors: Record<string, string>): NameEncoding {
+  return {
+    field: "name",
+    type: "nominal",
+    scale: { domain: Object.keys(colors), range: Object.values(colors) },
+    legend: { title: null, orient: "top", symbolStrokeWidth: 3, columnPadding: 4 },
+  };
 }
 
 /** Learning curves (means over the seeds) beside the test error in the end, as an SVG; the bars are the curves' legend. */
