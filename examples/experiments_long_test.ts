@@ -2,6 +2,7 @@
 import { init } from "@limbeck/limbeck";
 import { assert, assertAlmostEquals, assertEquals } from "@std/assert";
 import { asymmetry } from "./asymmetry.ts";
+import { CLOSED_FORMS, DISTANCES, gaussianFit } from "./gaussian_fit.ts";
 
 const QUICK = { seed: 1, quick: true };
 
@@ -31,4 +32,37 @@ Deno.test("asymmetry: the directions differ, and forwardKl keeps the digits that
   const [underflow, , disjoint] = precision.filter(({ gap }) => !gap);
   assertAlmostEquals(underflow.ours, 100 - Math.LN2, 1e-4);
   assertEquals([underflow.textbook, disjoint.ours], [Infinity, Infinity]);
+});
+
+Deno.test("gaussian_fit: forward KL matches the moments from every start, reverse KL takes a mode, MSE is at its wider optimum", async () => {
+  await init();
+  const { fits, slopes } = await gaussianFit(QUICK);
+  const near = (loss: string, starts: number[]) => {
+    const own = fits.filter((fit) => fit.loss === loss);
+    const { mean, deviation } = CLOSED_FORMS[loss];
+    for (const fit of starts.map((start) => own[start])) {
+      const means = mean < 0 ? [-5, 10] : [mean];
+      assert(means.some((mean) => Math.abs(fit.mean - mean) < 0.01), `${loss}: mean ${fit.mean}`);
+      assertAlmostEquals(fit.deviation, deviation, 0.01, loss);
+    }
+  };
+  assertAlmostEquals(CLOSED_FORMS["forward KL"].deviation, 7.5664, 1e-4);
+  near("forward KL", [0, 1, 2, 3, 4]);
+  near("reverse KL", [0, 1, 3, 4]);
+  for (const loss of ["MSE", "cosine"]) near(loss, [1, 3]);
+  for (const loss of ["jsd, β = 0.5", "cosine"]) { // far from the modes nothing moves them
+    const [left, , , , right] = fits.filter((fit) => fit.loss === loss);
+    assert(Math.abs(left.mean + 20) < 0.1 && Math.abs(right.mean - 30) < 0.1);
+  }
+  const slopeOf = (name: string) => slopes.find(({ loss }) => loss === name)!;
+  // reverse KL between N(10 + d, 1) and the right half of the mixture is log 2 + d²/2: its slope is d
+  slopeOf("reverse KL").plain.forEach((slope, i) => assertAlmostEquals(slope, DISTANCES[i], 0.02));
+  // forward KL is E(x − μ)²/2 up to a constant: its slope is the distance from the mean, 2.5
+  slopeOf("forward KL").plain.forEach((slope, i) => assertAlmostEquals(slope, 7.5 + DISTANCES[i], 0.02));
+  const ratio = (loss: string) => slopeOf(loss).tenfold[2] / slopeOf(loss).plain[2];
+  for (
+    const [loss, wanted] of [["forward KL", 1], ["reverse KL", 1], ["cosine", 1], ["L1", 10], ["MSE", 100]] as const
+  ) {
+    assertAlmostEquals(ratio(loss), wanted, 0.01 * wanted, loss);
+  }
 });

@@ -173,7 +173,7 @@ export interface NameEncoding {
   field: "name";
   type: "nominal";
   scale: { domain: string[]; range: string[] };
-  legend: { title: null; orient: "top"; symbolStrokeWidth: number; columnPadding: number };
+  legend: { title: null; orient: "top"; symbolStrokeWidth: number; columnPadding: number; columns: number };
 }
 
 /** A colour for each name. */
@@ -182,7 +182,7 @@ export function encodeNames(colors: Record<string, string>): NameEncoding {
     field: "name",
     type: "nominal",
     scale: { domain: Object.keys(colors), range: Object.values(colors) },
-    legend: { title: null, orient: "top", symbolStrokeWidth: 3, columnPadding: 4 },
+    legend: { title: null, orient: "top", symbolStrokeWidth: 3, columnPadding: 4, columns: 5 },
   };
 }
 

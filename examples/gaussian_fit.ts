@@ -1,0 +1,210 @@
+/**
+ * One Gaussian fitted to two: what each loss makes of a mixture that it cannot match.
+ *
+ * The truth is half N(−5, 1) and half N(10, 1); the model is one N(μ, σ²). What to look at: `LOSSES`, the one line in which
+ * the fits differ; forward KL, which takes the mixture's own mean and variance from every start; reverse KL, which takes
+ * one of the two modes; and mean squared error, L1 and cosine similarity between densities, which are no better than
+ * where they start, as their gradients vanish away from the modes (last panel) and those of some grow or shrink with the density's scale.
+ *
+ *     deno task examples gaussian_fit --help
+ *
+ * @module
+ */
+
+import {
+  cosineSimilarity,
+  forwardKl,
+  jsd,
+  l1Loss,
+  mseLoss,
+  optim,
+  reverseKl,
+  Scope,
+  smoothL1Loss,
+  Tape,
+  type Tensor,
+  tensor,
+} from "@limbeck/limbeck";
+// @ts-types="@types/d3-array"
+import { range } from "d3-array";
+import { type Findings, present, type Setting } from "./support/experiment.ts";
+import { COLORS, encodeNames, linePanel, type Panel } from "./support/report.ts";
+
+const MODES = [-5, 10];
+const STEP = 0.25;
+const GRID = range(-40, 45 + STEP, STEP); // wide enough for the widest fit
+const STARTS = [[-20, 1], [-8, 2], [3, 8], [11, 4], [30, 1]]; // μ and σ
+export const DISTANCES: number[] = range(1, 16.1, 0.5); // of a mean from the right mode
+const STEPS = { full: 800, quick: 250 };
+const BETAS: [number, number] = [0.9, 0.9]; // the first gradients of KL are huge, and are to be forgotten soon
+const RATE = { mean: 0.5, logDeviation: 0.05 }; // Adam's, at their peak: the mean has further to go
+
+/** Of both sides' log-densities [starts, grid]: the divergences take them as logits. Summed over starts, which are rows, so that each has its own gradient. */
+const LOSSES: Record<string, (student: Tensor, teacher: Tensor) => Tensor> = {
+  "forward KL": (student, teacher) => forwardKl(student, teacher, { reduction: "sum" }),
+  "jsd, β = 0.1": (student, teacher) => jsd(student, teacher, { beta: 0.1, reduction: "sum" }),
+  "jsd, β = 0.5": (student, teacher) => jsd(student, teacher, { beta: 0.5, reduction: "sum" }),
+  "jsd, β = 0.9": (student, teacher) => jsd(student, teacher, { beta: 0.9, reduction: "sum" }),
+  "reverse KL": (student, teacher) => reverseKl(student, teacher, { reduction: "sum" }),
+  "MSE": (student, teacher) => mseLoss(student.exp(), teacher.exp(), { reduction: "sum" }),
+  "L1": (student, teacher) => l1Loss(student.exp(), teacher.exp(), { reduction: "sum" }),
+  "smooth L1": (student, teacher) => smoothL1Loss(student.exp(), teacher.exp(), { reduction: "sum" }),
+  "cosine": (student, teacher) => cosineSimilarity(student.exp(), teacher.exp()).neg().sum(),
+};
+
+const QUICK_LOSSES = ["forward KL", "jsd, β = 0.5", "reverse KL", "MSE", "L1", "cosine"];
+
+/** Where the derivative is zero on paper, if that has a formula: for the modes, at −5 as at 10. */
+const root = 2 ** (-1 / 3);
+export const CLOSED_FORMS: Record<string, { mean: number; deviation: number }> = {
+  "forward KL": { mean: 2.5, deviation: Math.sqrt(1 + 7.5 ** 2) }, // the mixture's own moments
+  "reverse KL": { mean: -5, deviation: 1 },
+  "MSE": { mean: -5, deviation: Math.sqrt(root / (1 - root)) }, // of ∫q² − ∫q·N(−5, 1): wider than the mode
+  "smooth L1": { mean: -5, deviation: Math.sqrt(root / (1 - root)) }, // half the MSE as long as no density exceeds 1
+  "cosine": { mean: -5, deviation: 1 },
+};
+
+export interface Fit {
+  loss: string;
+  mean: number;
+  deviation: number;
+}
+
+/** |∂loss/∂μ| for each of `DISTANCES`. */
+export interface Slopes {
+  loss: string;
+  plain: number[];
+  tenfold: number[];
+}
+
+/** ln N(x; μ, σ²) on the grid, for means and log-deviations [rows, 1]. */
+function logNormal(grid: Tensor, mean: Tensor, logDeviation: Tensor): Tensor {
+  const z = grid.sub(mean).mul(logDeviation.neg().exp()); // [rows, grid]
+  return z.square().mul(-0.5).sub(logDeviation.add(Math.log(2 * Math.PI) / 2));
+}
+
+/** The mixture's log-density, in as many rows. */
+function logTruth(rows: number): Tensor {
+  const sums = GRID.map((x) => MODES.reduce((sum, mode) => sum + Math.exp(-((x - mode) ** 2) / 2), 0));
+  return tensor([sums.map((sum) => Math.log(sum / (2 * Math.sqrt(2 * Math.PI))))]).expand([rows, GRID.length]);
+}
+
+/** Fits from all starts at once. */
+async function fit(loss: string, steps: number): Promise<Fit[]> {
+  using _scope = new Scope(); // frees the tensors
+  const mean = tensor(STARTS.map(([mean]) => [mean]), undefined, { requiresGrad: true }); // [starts, 1]
+  const logDeviation = tensor(STARTS.map(([, deviation]) => [Math.log(deviation)]), undefined, { requiresGrad: true });
+  const grid = tensor([GRID]), teacher = logTruth(STARTS.length);
+  using meanOptimizer = new optim.Adam([mean], { lr: RATE.mean, betas: BETAS });
+  using deviationOptimizer = new optim.Adam([logDeviation], { lr: RATE.logDeviation, betas: BETAS });
+  const schedule = optim.cosine({ steps });
+  for (const step of range(steps)) {
+    using _tape = new Tape();
+    LOSSES[loss](logNormal(grid, mean, logDeviation), teacher).backward();
+    meanOptimizer.lr = RATE.mean * schedule(step);
+    deviationOptimizer.lr = RATE.logDeviation * schedule(step);
+    for (const optimizer of [meanOptimizer, deviationOptimizer]) {
+      optimizer.step();
+      optimizer.zeroGrad();
+    }
+  }
+  const means = await mean.data(), logDeviations = await logDeviation.data();
+  return STARTS.map((_, i) => ({ loss, mean: means[i], deviation: Math.exp(logDeviations[i]) }));
+}
+
+/** |∂loss/∂μ| at N(10 + distance, 1), with both densities multiplied by `scale`. */
+async function slopes(loss: string, scale: number): Promise<number[]> {
+  using _scope = new Scope();
+  const mean = tensor(DISTANCES.map((distance) => [MODES[1] + distance]), undefined, { requiresGrad: true });
+  using _tape = new Tape();
+  const student = logNormal(tensor([GRID]), mean, tensor(DISTANCES.map(() => [0])));
+  LOSSES[loss](student.add(Math.log(scale)), logTruth(DISTANCES.length).add(Math.log(scale))).backward();
+  return Array.from(await mean.grad!.data(), Math.abs);
+}
+
+/** Where every fit ends, and how strongly each loss pulls by distance, with densities as they are and ten times as high. */
+export async function gaussianFit({ quick }: Setting): Promise<{ fits: Fit[]; slopes: Slopes[] }> {
+  const found: { fits: Fit[]; slopes: Slopes[] } = { fits: [], slopes: [] };
+  for (const loss of quick ? QUICK_LOSSES : Object.keys(LOSSES)) {
+    found.fits.push(...await fit(loss, quick ? STEPS.quick : STEPS.full));
+    found.slopes.push({ loss, plain: await slopes(loss, 1), tenfold: await slopes(loss, 10) });
+  }
+  return found;
+}
+
+function describe({ fits, slopes }: Awaited<ReturnType<typeof gaussianFit>>): Findings {
+  const losses = slopes.map(({ loss }) => loss);
+  const startNames = STARTS.map(([mean, deviation]) => `N(${mean}, ${deviation}²)`.replace("-", "−"));
+  const show = ({ mean, deviation }: { mean: number; deviation: number }) =>
+    `${mean.toFixed(2)} ± ${deviation.toFixed(2)}`.replace("-", "−");
+  const fitsOf = (loss: string) => fits.filter((fit) => fit.loss === loss);
+  const near = DISTANCES.indexOf(2), far = DISTANCES.indexOf(12);
+  const normal = (x: number, mean: number, deviation: number) =>
+    Math.exp(-(((x - mean) / deviation) ** 2) / 2) / (deviation * Math.sqrt(2 * Math.PI));
+  const seen = GRID.filter((x) => x >= -23 && x <= 33);
+
+  const panel = (loss: string): Panel => ({
+    title: { text: loss, fontSize: 12, offset: 2 },
+    width: 200,
+    height: 90,
+    encoding: {
+      x: { field: "x", type: "quantitative", title: null, axis: { values: [-20, -5, 10, 30], grid: false } },
+      y: { field: "y", type: "quantitative", title: null, axis: null, scale: { domain: [0, 0.45] } },
+    },
+    layer: [{
+      data: { values: seen.map((x) => ({ x, y: (normal(x, -5, 1) + normal(x, 10, 1)) / 2 })) },
+      mark: { type: "area", color: "#d1d5db" },
+    }, {
+      data: {
+        values: fitsOf(loss).flatMap(({ mean, deviation }, i) =>
+          seen.map((x) => ({ x, y: normal(x, mean, deviation), name: startNames[i], under: STARTS.length - i }))
+            .filter(({ y }) => y > 2e-3)
+        ),
+      },
+      mark: { type: "line", clip: true },
+      encoding: {
+        color: encodeNames(Object.fromEntries(startNames.map((name, i) => [name, COLORS[2 + i]]))),
+        strokeWidth: { field: "under", type: "quantitative", scale: { range: [1.3, 6] }, legend: null }, // all are seen
+      },
+    }],
+  });
+
+  return {
+    title: "One Gaussian for two: forward KL spans both, reverse KL takes one, the others depend on their start",
+    subtitle: [
+      "Left: grey is the truth, ½N(−5, 1) + ½N(10, 1); a colour is a start. Right: the gradient for the mean of",
+      "N(10 + distance, 1), which a fit needs to find back.",
+    ],
+    tables: [[
+      ["loss", "on paper", ...startNames.map((name) => `from ${name}`), "gradient 12 away", "×10 density: gradient ×"],
+      ...losses.map((loss, i) => [
+        loss,
+        loss in CLOSED_FORMS ? show(CLOSED_FORMS[loss]) : "–",
+        ...fitsOf(loss).map(show),
+        slopes[i].plain[far].toExponential(0),
+        (slopes[i].tenfold[near] / slopes[i].plain[near]).toFixed(0),
+      ]),
+    ]],
+    notes: ["μ ± σ of each fit. −5 on paper stands for either mode.", ""],
+    picture: {
+      hconcat: [
+        { columns: 3, spacing: 18, concat: losses.map(panel) },
+        linePanel(
+          "how strongly a loss pulls",
+          Object.fromEntries(losses.map((loss, i) => [loss, COLORS[i]])),
+          slopes.flatMap(({ loss, plain }) => plain.map((y, i) => ({ name: loss, x: DISTANCES[i], y }))),
+          {
+            x: { title: "distance from the right mode" },
+            y: { title: "|∂loss/∂μ|", log: true, domain: [1e-12, 100] },
+            height: 330,
+          },
+        ),
+      ],
+      resolve: { scale: { color: "independent", strokeWidth: "shared" } },
+    },
+  };
+}
+
+if (import.meta.main) {
+  await present("gaussian_fit", "Fits one Gaussian to a mixture of two with every loss.", gaussianFit, describe);
+}
