@@ -2,6 +2,7 @@
 import { init } from "@limbeck/limbeck";
 import { assert, assertAlmostEquals, assertEquals } from "@std/assert";
 import { asymmetry } from "./asymmetry.ts";
+import { betaSweep } from "./beta_sweep.ts";
 import { CLOSED_FORMS, DISTANCES, gaussianFit } from "./gaussian_fit.ts";
 
 const QUICK = { seed: 1, quick: true };
@@ -65,4 +66,30 @@ Deno.test("gaussian_fit: forward KL matches the moments from every start, revers
   ) {
     assertAlmostEquals(ratio(loss), wanted, 0.01 * wanted, loss);
   }
+});
+
+Deno.test("beta_sweep: coverage falls and quality rises from forward to reverse KL, and normalize makes the ends continuous", async () => {
+  await init();
+  const { students, values } = await betaSweep(QUICK);
+  const average = (beta: number, key: "coverage" | "quality") => {
+    const own = students.filter((student) => student.beta === beta);
+    return own.reduce((sum, student) => sum + student[key], 0) / own.length;
+  };
+  assert(average(0, "coverage") > average(0.5, "coverage") && average(0.5, "coverage") > average(1, "coverage"));
+  assert(average(0, "quality") < average(0.5, "quality") && average(0.5, "quality") < average(1, "quality"));
+  assert(average(0, "coverage") > 0.9 && average(1, "quality") > 0.95);
+  // two Gaussians hold at most two of six modes, at KL log 3; one that holds one, at log 6
+  for (const { beta, coverage, loss } of students) {
+    if (beta === 1) assert(coverage <= 1 / 3 && loss > Math.log(3) - 0.02);
+  }
+  // P = [.9, .1], Q = [.6, .4]
+  const forward = .9 * Math.log(.9 / .6) + .1 * Math.log(.1 / .4), reverse = .6 * Math.log(.6 / .9) + .4 * Math.log(4);
+  const at = (beta: number) => values.find((value) => value.beta === beta)!;
+  assertAlmostEquals(at(0).plain, forward, 1e-6);
+  assertAlmostEquals(at(1).plain, reverse, 1e-6);
+  assertAlmostEquals(at(0.5).plain, 0.0632878, 1e-6);
+  assertAlmostEquals(at(1e-4).plain, 1e-4 * forward, 1e-8);
+  assertAlmostEquals(at(1e-4).normalized, forward, 1e-4);
+  assertAlmostEquals(at(0.9999).normalized, reverse, 1e-4);
+  assertAlmostEquals(at(1e-4).normalizedGradient, at(0).plainGradient, 1e-4); // q − p = 0.3
 });

@@ -129,7 +129,7 @@ export function drawSpec(spec: TopLevelSpec): Promise<string> {
 }
 
 /** A part of a picture that stands beside others. */
-export type Panel = Extract<TopLevelSpec, { hconcat: unknown[] }>["hconcat"][number];
+export type Panel = Extract<TopLevelSpec, { layer: unknown[] }>["layer"][number];
 
 /** One axis of a panel of lines; what falls outside a domain is clipped. */
 export interface LineAxis {

@@ -1,0 +1,244 @@
+/**
+ * From covering modes to seeking one: the generalised Jensen–Shannon divergence over β.
+ *
+ * The teacher has six modes on a ring; the student is a mixture of two round Gaussians and cannot hold them all. What to look
+ * at: the pictures of the students, which spread over all modes at β = 0 (forward KL) and settle on two as β grows to 1 (reverse
+ * KL); coverage, which falls on the way, and quality, which rises; and the last panel: as defined, the divergence and with it the
+ * gradient go to 0 at both ends, `normalize` divides that away, and then the ends fit the KLs without a jump.
+ *
+ *     deno task examples beta_sweep --help
+ *
+ * @module
+ */
+
+import { jsd, logSumExp, noGrad, optim, Scope, softmax, Tape, type Tensor, tensor } from "@limbeck/limbeck";
+// @ts-types="@types/d3-array"
+import { cross, group, mean, range } from "d3-array";
+// @ts-types="@types/d3-random"
+import { randomLcg, randomNormal } from "d3-random";
+import { type Findings, present, type Setting } from "./support/experiment.ts";
+import { COLORS, INK, linePanel, type Panel } from "./support/report.ts";
+
+const MODES = range(6).map((i) => [3 * Math.cos(Math.PI * i / 3), 3 * Math.sin(Math.PI * i / 3)]);
+const DEVIATION = 0.35; // of a mode
+const STEP = 0.3;
+const GRID: [number, number][] = cross(range(-4.8, 4.9, STEP), range(-4.8, 4.9, STEP));
+const PARTS = 2; // of the student
+const BETAS = { full: [0, 0.01, 0.1, 0.25, 0.5, 0.75, 0.9, 0.99, 1], quick: [0, 0.5, 1] };
+const LISTED = [0, 0.0001, 0.01, 0.5, 0.99, 0.9999, 1]; // of the two small distributions
+const STARTS = { full: 12, quick: 4 };
+const STEPS = { full: 400, quick: 200 };
+const LEARNING_RATE = 0.1; // its peak
+const NEAR = 3 * DEVIATION; // a mode is the disc of this radius
+
+export interface Part {
+  x: number;
+  y: number;
+  deviation: number;
+}
+
+export interface Student {
+  beta: number;
+  loss: number;
+  /** The share of modes that have at least a fifth of the probability that the teacher gives them. */
+  coverage: number;
+  /** The probability of being in any mode. */
+  quality: number;
+  parts: Part[];
+}
+
+/** Of `jsd` and of the largest element of its gradient, as defined and with `normalize`. */
+export interface Value {
+  beta: number;
+  plain: number;
+  plainGradient: number;
+  normalized: number;
+  normalizedGradient: number;
+}
+
+const distance = ([x, y]: number[], [u, v]: number[]) => Math.hypot(x - u, y - v);
+
+/** The teacher's logits, [grid]. */
+const TEACHER = GRID.map((point) =>
+  Math.log(MODES.reduce((sum, mode) => sum + Math.exp(-((distance(point, mode) / DEVIATION) ** 2) / 2), 0))
+);
+
+/** Students from all starts at one β: they are rows and do not mix. */
+async function train(beta: number, { seed, quick }: Setting): Promise<Student[]> {
+  const [starts, steps] = quick ? [STARTS.quick, STEPS.quick] : [STARTS.full, STEPS.full];
+  using _scope = new Scope(); // frees the tensors
+  const draw = randomNormal.source(randomLcg(seed));
+  const shape = [starts, PARTS, 1];
+  const make = (from: () => number) =>
+    tensor(Float32Array.from({ length: starts * PARTS }, from), shape, { requiresGrad: true });
+  const x = make(draw(0, 2)), y = make(draw(0, 2));
+  const logDeviation = make(() => 0);
+  const [gridX, gridY] = [0, 1].map((i) => tensor(GRID.map((point) => point[i])));
+  const teacher = tensor([TEACHER]).expand([starts, GRID.length]);
+  const logits = (): Tensor => { // [starts, grid]
+    const square = gridX.sub(x).square().add(gridY.sub(y).square()); // [starts, parts, grid]
+    const log = square.mul(logDeviation.mul(-2).exp().mul(-0.5)).sub(logDeviation.mul(2));
+    return logSumExp(log, { dim: 1 });
+  };
+
+  using optimizer = new optim.Adam([x, y, logDeviation], { lr: LEARNING_RATE });
+  const schedule = optim.cosine({ steps });
+  for (const step of range(steps)) {
+    using _tape = new Tape();
+    jsd(logits(), teacher, { beta, normalize: true, reduction: "sum" }).backward();
+    optimizer.lr = LEARNING_RATE * schedule(step);
+    optimizer.step();
+    optimizer.zeroGrad();
+  }
+
+  const [losses, q] = noGrad(() => [jsd(logits(), teacher, { beta, reduction: "none" }), softmax(logits(), -1)]);
+  const [loss, probabilities, xs, ys, deviations] = await Promise.all(
+    [losses, q, x, y, logDeviation.exp()].map((result) => result.data()),
+  );
+  return range(starts).map((start) => {
+    const masses = MODES.map((mode) =>
+      GRID.reduce(
+        (sum, point, i) => sum + (distance(point, mode) < NEAR ? probabilities[start * GRID.length + i] : 0),
+        0,
+      )
+    );
+    return {
+      beta,
+      loss: loss[start],
+      coverage: mean(masses, (mass) => Number(mass > 0.2 / MODES.length))!,
+      quality: masses.reduce((sum, mass) => sum + mass),
+      parts: range(start * PARTS, (start + 1) * PARTS).map((i) => ({
+        x: xs[i],
+        y: ys[i],
+        deviation: deviations[i],
+      })),
+    };
+  });
+}
+
+/** The value for P = [.9, .1] and Q = [.6, .4] and the largest element of its gradient, as defined and normalised. */
+async function evaluate(beta: number): Promise<Value> {
+  using _scope = new Scope();
+  const student = tensor([[Math.log(.6), Math.log(.4)]], undefined, { requiresGrad: true });
+  const teacher = tensor([[Math.log(.9), Math.log(.1)]]);
+  const found: number[] = [];
+  for (const normalize of [false, true]) {
+    using _tape = new Tape();
+    const loss = jsd(student, teacher, { beta, normalize });
+    loss.backward();
+    found.push(await loss.item(), Math.max(...await student.grad!.data()));
+    student.grad!.dispose();
+    student.grad = null;
+  }
+  const [plain, plainGradient, normalized, normalizedGradient] = found;
+  return { beta, plain, plainGradient, normalized, normalizedGradient };
+}
+
+/** The trained students, and the divergence of two small distributions over β. */
+export async function betaSweep(setting: Setting): Promise<{ students: Student[]; values: Value[] }> {
+  const students: Student[] = [], values: Value[] = [];
+  for (const beta of setting.quick ? BETAS.quick : BETAS.full) students.push(...await train(beta, setting));
+  for (const beta of [...LISTED, ...range(0.04, 0.98, 0.08)].sort((a, b) => a - b)) {
+    values.push(await evaluate(beta));
+  }
+  return { students, values };
+}
+
+function describe({ students, values }: Awaited<ReturnType<typeof betaSweep>>): Findings {
+  const [red, blue] = COLORS.slice(2);
+  const byBeta = Array.from(group(students, ({ beta }) => beta), ([beta, own]) => ({
+    beta,
+    coverage: mean(own, ({ coverage }) => coverage)!,
+    quality: mean(own, ({ quality }) => quality)!,
+    best: own.reduce((best, student) => student.loss < best.loss ? student : best),
+  }));
+  const percent = (share: number) => (100 * share).toFixed(0);
+  const side = 150, unit = side / 10; // pixels
+  const disc = (deviation: number) => Math.PI * (2 * deviation * unit) ** 2; // two deviations, as an area
+  const axis = { axis: null, scale: { domain: [-5, 5] } };
+  const picture = ({ beta, best }: typeof byBeta[number]): Panel => ({
+    title: { text: `β = ${beta}`, fontSize: 12, offset: 4 },
+    width: side,
+    height: side,
+    encoding: {
+      x: { field: "x", type: "quantitative", ...axis },
+      y: { field: "y", type: "quantitative", ...axis },
+      size: { field: "area", type: "quantitative", scale: null },
+    },
+    layer: [{
+      data: { values: MODES.map(([x, y]) => ({ x, y, area: disc(DEVIATION) })) },
+      mark: { type: "point", filled: true, opacity: 1, color: "#9ca3af" },
+    }, {
+      data: { values: best.parts.map((part) => ({ ...part, area: disc(part.deviation) })) },
+      mark: { type: "point", fill: red, fillOpacity: 0.35, stroke: red, strokeWidth: 2, opacity: 1 },
+    }],
+  });
+  const shown = byBeta.filter(({ beta }) => [0, 0.1, 0.5, 0.9, 1].includes(beta));
+  const inner = values.filter(({ beta }) => beta > 0 && beta < 1);
+  const line = (name: string, y: (value: Value) => number) =>
+    inner.map((value) => ({ name, x: value.beta, y: y(value) }));
+  return {
+    title: "A small student covers modes at β = 0 and seeks them at β = 1",
+    subtitle: [
+      "Grey: the teacher's six modes. Red: the best student's two Gaussians.",
+      "Discs have a radius of two standard deviations.",
+    ],
+    tables: [[
+      ["jsd", "coverage, %", "quality, %"],
+      ...byBeta.map(({ beta, coverage, quality }) => [`β = ${beta}`, percent(coverage), percent(quality)]),
+    ], [
+      ["P = [.9, .1], Q = [.6, .4]", "jsd", "its gradient", "normalised", "its gradient"],
+      ...values.filter(({ beta }) => LISTED.includes(beta)).map((value) => [
+        `β = ${value.beta}`,
+        ...[value.plain, value.plainGradient, value.normalized, value.normalizedGradient].map((x) => x.toPrecision(4)),
+      ]),
+    ]],
+    notes: [
+      `Coverage: modes with at least a fifth of the probability that the teacher gives them, mean of ${
+        students.length / byBeta.length
+      } starts.`,
+      "Quality: the probability of being in a mode. At β = 0 and 1 the library runs the KLs.",
+      "",
+    ],
+    picture: {
+      resolve: { scale: { color: "independent" } },
+      vconcat: [
+        { hconcat: shown.map(picture), spacing: 16 },
+        {
+          spacing: 60,
+          resolve: { scale: { color: "independent" } },
+          hconcat: [
+            linePanel(
+              "what the students keep",
+              { coverage: blue, quality: red },
+              byBeta.flatMap(({ beta, coverage, quality }) => [
+                { name: "coverage", x: beta, y: 100 * coverage },
+                { name: "quality", x: beta, y: 100 * quality },
+              ]),
+              { x: { title: "β" }, y: { title: "%", domain: [0, 100] }, width: 340, height: 220 },
+            ),
+            {
+              layer: [
+                linePanel(
+                  "jsd of [.9, .1] and [.6, .4]",
+                  { "as defined": COLORS[1], normalised: INK },
+                  [...line("as defined", ({ plain }) => plain), ...line("normalised", ({ normalized }) => normalized)],
+                  { x: { title: "β" }, y: { title: "nats", domain: [0, 0.35] }, width: 340, height: 220 },
+                ),
+                {
+                  data: { values: [values[0], values.at(-1)!].map(({ beta, plain }) => ({ x: beta, y: plain })) },
+                  mark: { type: "point", filled: true, size: 60, color: INK },
+                  encoding: { x: { field: "x", type: "quantitative" }, y: { field: "y", type: "quantitative" } },
+                },
+              ],
+            },
+          ],
+        },
+      ],
+    },
+  };
+}
+
+if (import.meta.main) {
+  await present("beta_sweep", "Trains a student too small for its teacher by jsd over β.", betaSweep, describe);
+}
