@@ -4,6 +4,7 @@ import { assert, assertAlmostEquals, assertEquals } from "@std/assert";
 import { asymmetry } from "./asymmetry.ts";
 import { betaSweep } from "./beta_sweep.ts";
 import { CLOSED_FORMS, DISTANCES, gaussianFit } from "./gaussian_fit.ts";
+import { softTargets } from "./soft_targets.ts";
 
 const QUICK = { seed: 1, quick: true };
 
@@ -92,4 +93,50 @@ Deno.test("beta_sweep: coverage falls and quality rises from forward to reverse 
   assertAlmostEquals(at(1e-4).normalized, forward, 1e-4);
   assertAlmostEquals(at(0.9999).normalized, reverse, 1e-4);
   assertAlmostEquals(at(1e-4).normalizedGradient, at(0).plainGradient, 1e-4); // q − p = 0.3
+});
+
+Deno.test("soft_targets: soft targets teach a digit that was never shown, and T²·gradient tends to the logits' difference", async () => {
+  await init();
+  const { near, students, gradients, logits } = await softTargets(QUICK);
+  const nearest = near.map((row, digit) => row.indexOf(Math.max(...row.filter((_, other) => other !== digit))));
+  assertEquals([nearest[4], nearest[7]], [9, 9]);
+  const [labels, plain, soft] = students.map(({ unseen }) => unseen);
+  assertEquals(labels, 0);
+  assert(plain > 0 && soft > 2 * plain && soft > 0.15);
+
+  const V = 10, rows = logits.student.length / V;
+  const centred = (x: number[]) => x.map((value) => value - x.reduce((sum, each) => sum + each) / V);
+  const logSoftmax = (x: number[]) => {
+    const top = Math.max(...x), rest = Math.log(x.reduce((sum, value) => sum + Math.exp(value - top), 0));
+    return x.map((value) => value - top - rest);
+  };
+  // ∂/∂student of the row at temperature 1, from ln q and ln p
+  const formulas: Record<string, (x: number[], y: number[]) => number[]> = {
+    "forward KL": (x, y) => x.map((_, i) => Math.exp(x[i]) - Math.exp(y[i])),
+    "reverse KL": (x, y) => {
+      const kl = x.reduce((sum, each, i) => sum + Math.exp(each) * (each - y[i]), 0);
+      return x.map((each, i) => Math.exp(each) * (each - y[i] - kl));
+    },
+    "jsd, normalised": (x, y) => {
+      const ratio = x.map((each, i) => each - Math.log((Math.exp(each) + Math.exp(y[i])) / 2));
+      const kl = x.reduce((sum, each, i) => sum + Math.exp(each) * ratio[i], 0);
+      return x.map((each, i) => 0.5 * Math.exp(each) * (ratio[i] - kl) / 0.25);
+    },
+  };
+  for (const { name, temperature, error } of gradients) {
+    let distance = 0, norm = 0;
+    for (let row = 0; row < rows; row++) {
+      const [s, t] = [logits.student, logits.teacher].map((all) => [...all.subarray(row * V, (row + 1) * V)]);
+      const [x, y] = [s, t].map((own) => logSoftmax(own.map((logit) => logit / temperature)));
+      const [a, b] = [s, t].map(centred);
+      formulas[name](x, y).forEach((gradient, i) => {
+        const limit = (a[i] - b[i]) / V;
+        distance += (temperature * gradient - limit) ** 2;
+        norm += limit ** 2;
+      });
+    }
+    const truth = Math.sqrt(distance / norm);
+    assertAlmostEquals(error, truth, 1e-3 * truth + 1e-5, `${name} at T = ${temperature}`);
+    if (temperature === 1000) assert(error < 0.01, name);
+  }
 });

@@ -5,7 +5,7 @@
  */
 
 // @ts-types="@types/d3-array"
-import { deviation, group, mean, median } from "d3-array";
+import { deviation, extent, group, mean, median, range } from "d3-array";
 import { parse, View } from "vega";
 import { compile, type TopLevelSpec } from "vega-lite";
 
@@ -146,6 +146,11 @@ export function linePanel(
   points: { name: string; x: number; y: number }[],
   { x, y, width = 280, height = 260 }: { x: LineAxis; y: LineAxis; width?: number; height?: number },
 ): Panel {
+  const values = points.filter((point) => (!x.log || point.x > 0) && (!y.log || point.y > 0));
+  const decades = (field: "x" | "y", [low, high] = extent(values, (point) => point[field])) => {
+    const [first, last] = [low!, high!].map((end) => Math.round(Math.log10(end)));
+    return range(first, last + 1, last - first > 7 ? 2 : 1).map((power) => 10 ** power);
+  };
   const encode = (field: "x" | "y", { title, log, reverse, domain }: LineAxis) => ({
     field,
     type: "quantitative" as const,
@@ -156,13 +161,13 @@ export function linePanel(
       ...domain && { domain },
       ...!log && { zero: false },
     },
-    axis: { tickCount: 6, grid: field === "y", ...log && { format: "~e" } },
+    axis: { tickCount: 6, grid: field === "y", ...log && { format: "~e", values: decades(field, domain) } },
   });
   return {
     title,
     width,
     height,
-    data: { values: points.filter((point) => (!x.log || point.x > 0) && (!y.log || point.y > 0)) },
+    data: { values },
     mark: { type: "line", strokeWidth: 2.2, clip: x.domain !== undefined || y.domain !== undefined },
     encoding: { x: encode("x", x), y: encode("y", y), color: encodeNames(colors) },
   };
