@@ -4,6 +4,7 @@ import { assert, assertAlmostEquals, assertEquals } from "@std/assert";
 import { asymmetry } from "./asymmetry.ts";
 import { betaSweep } from "./beta_sweep.ts";
 import { CLOSED_FORMS, DISTANCES, gaussianFit } from "./gaussian_fit.ts";
+import { optimum, policyKl } from "./policy_kl.ts";
 import { softTargets } from "./soft_targets.ts";
 
 const QUICK = { seed: 1, quick: true };
@@ -139,4 +140,22 @@ Deno.test("soft_targets: soft targets teach a digit that was never shown, and T�
     assertAlmostEquals(error, truth, 1e-3 * truth + 1e-5, `${name} at T = ${temperature}`);
     if (temperature === 1000) assert(error < 0.01, name);
   }
+});
+
+Deno.test("policy_kl: a penalty or clipping keeps updates short, and gets further than a policy without", async () => {
+  await init();
+  const points = await policyKl(QUICK);
+  const of = (method: string) => points.filter((point) => point.method === method);
+  const largest = (method: string) => Math.max(...of(method).map(({ kl }) => kl));
+  // the first policy is uniform over 4 moves: KL(new‖old) could not exceed log 4, KL(old‖new) does
+  assert(Math.max(...of("unconstrained").map(({ update, kl }) => update === 0 ? kl : 0)) > Math.log(4));
+  for (const method of ["KL penalty", "clipped"]) assert(largest(method) < 0.5, `${method}: ${largest(method)}`);
+  const last = (method: string) => {
+    const scores = of(method).filter(({ update }) => update >= 7).map(({ score }) => score);
+    return scores.reduce((sum, score) => sum + score) / scores.length;
+  };
+  assert(last("KL penalty") > last("unconstrained") + 0.1);
+  // the goal is 6 moves away, and a policy needs no luck to hold its way but for the slips
+  assert(optimum() > 0.8 && optimum() < 1);
+  assert(last("KL penalty") < optimum() + 0.1);
 });

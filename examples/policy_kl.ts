@@ -1,0 +1,229 @@
+/**
+ * Keeping a policy near its last version: policy gradients with no constraint, with a KL penalty and with clipping.
+ *
+ * An agent learns its way over a frozen lake with holes, 4×4 fields. Each update plays some episodes and then takes many gradient steps on
+ * them, which pays only as long as the policy stays near the one that played. What to look at: `OBJECTIVES`, where the methods differ by a line; KL(old‖new)
+ * of each update, which the penalty and the clipping hold down; and the return, which without them gets stuck or falls.
+ *
+ *     deno task examples policy_kl --help
+ *
+ * @module
+ */
+
+import {
+  embedding,
+  forwardKl,
+  gather,
+  logSoftmax,
+  minimum,
+  noGrad,
+  optim,
+  Scope,
+  softmax,
+  Tape,
+  type Tensor,
+  tensor,
+  zeros,
+} from "@limbeck/limbeck";
+// @ts-types="@types/d3-array"
+import { deviation, group, max, mean, min, range, rollup } from "d3-array";
+// @ts-types="@types/d3-random"
+import { randomLcg } from "d3-random";
+import { type Findings, present, type Setting } from "./support/experiment.ts";
+import { COLORS, linePanel } from "./support/report.ts";
+
+const GRID = [
+  "S...",
+  ".O.O",
+  "...O",
+  "O..G",
+].join(""); // start, holes, goal
+const SIDE = 4;
+const MOVES = [[0, -1], [1, 0], [0, 1], [-1, 0]];
+const SLIP = 0.1; // of the moves go anywhere
+const LONGEST = 50; // steps of an episode
+const DISCOUNT = 0.98;
+
+const SAMPLES = 400; // steps that an update plays
+const SEEDS = { full: 5, quick: 3 };
+const UPDATES = { full: 30, quick: 10 };
+const GRADIENT_STEPS = 20; // an update
+const LEARNING_RATE = 0.3;
+const PENALTY = 1;
+const CLIP = 0.2;
+
+/** What an objective may ask of the samples [samples]: probability ratios new/old, advantages, and both policies' logits [samples, moves]. */
+interface Update {
+  ratio: Tensor;
+  advantage: Tensor;
+  logits: Tensor;
+  oldLogits: Tensor;
+}
+
+const OBJECTIVES: Record<string, (update: Update) => Tensor> = {
+  "unconstrained": ({ ratio, advantage }) => ratio.mul(advantage).mean(),
+  "KL penalty": ({ ratio, advantage, logits, oldLogits }) =>
+    ratio.mul(advantage).mean().sub(forwardKl(logits, oldLogits).mul(PENALTY)), // KL(old‖new)
+  "clipped": ({ ratio, advantage }) =>
+    minimum(ratio.mul(advantage), ratio.clamp({ min: 1 - CLIP, max: 1 + CLIP }).mul(advantage)).mean(),
+};
+
+/** Where a move leads, and what it earns. */
+function act(state: number, move: number): { next: number; reward: number; end: boolean } {
+  const [x, y] = [state % SIDE + MOVES[move][0], Math.floor(state / SIDE) + MOVES[move][1]];
+  const next = x < 0 || y < 0 || x >= SIDE || y >= SIDE ? state : y * SIDE + x;
+  if (GRID[next] === "G") return { next, reward: 1, end: true };
+  if (GRID[next] === "O") return { next, reward: 0, end: true };
+  return { next, reward: 0, end: false };
+}
+
+/** Plays episodes by the policy's probabilities until there are enough samples. */
+function play(policy: Float32Array, random: () => number) {
+  const states: number[] = [], moves: number[] = [], returns: number[] = [], scores: number[] = [];
+  while (states.length < SAMPLES) {
+    const rewards: number[] = [];
+    for (let state = 0, end = false; !end && rewards.length < LONGEST;) {
+      let left = random(), move = 0;
+      while (move < 3 && (left -= policy[state * 4 + move]) > 0) move++;
+      states.push(state);
+      moves.push(move);
+      const found = act(state, random() < SLIP ? Math.floor(4 * random()) : move);
+      rewards.push(found.reward);
+      ({ next: state, end } = found);
+    }
+    scores.push(rewards.reduce((sum, reward) => sum + reward));
+    let ahead = 0;
+    returns.push(...rewards.reverse().map((reward) => ahead = reward + DISCOUNT * ahead).reverse());
+  }
+  // a sample's advantage: its return against the mean from the same state
+  const baseline = rollup(range(states.length), (own) => mean(own, (i) => returns[i])!, (i) => states[i]);
+  const raw = returns.slice(0, SAMPLES).map((sum, i) => sum - baseline.get(states[i])!);
+  const spread = deviation(raw) || 1;
+  return {
+    score: mean(scores)!,
+    states: Int32Array.from(states.slice(0, SAMPLES)),
+    moves: Int32Array.from(moves.slice(0, SAMPLES)),
+    advantages: Float32Array.from(raw, (each) => each / spread),
+  };
+}
+
+/** One point of a run: the return of the episodes that an update played, and how far it then moved the policy. */
+export interface Point {
+  method: string;
+  seed: number;
+  update: number;
+  score: number;
+  kl: number;
+}
+
+async function learn(method: string, seed: number, updates: number): Promise<Point[]> {
+  const random = randomLcg(seed / 1000);
+  using _scope = new Scope(); // frees the tensors
+  const policy = zeros([SIDE * SIDE, 4], { requiresGrad: true }); // logits: every move is equally likely at first
+  using optimizer = new optim.Adam([policy], { lr: LEARNING_RATE });
+  const points: Point[] = [];
+  for (const update of range(updates)) {
+    using _scope = new Scope();
+    const { score, ...samples } = play(await noGrad(() => softmax(policy, -1)).data() as Float32Array, random);
+    const states = tensor(samples.states), moves = tensor(samples.moves, [SAMPLES, 1]);
+    const advantage = tensor(samples.advantages, [SAMPLES, 1]);
+    const oldLogits = noGrad(() => embedding(policy, states)); // [samples, moves]
+    const logOf = (logits: Tensor) => gather(logSoftmax(logits, -1), 1, moves); // [samples, 1]
+    const oldLog = logOf(oldLogits);
+    for (const _ of range(GRADIENT_STEPS)) {
+      using _tape = new Tape();
+      const logits = embedding(policy, states);
+      const ratio = logOf(logits).sub(oldLog).exp();
+      OBJECTIVES[method]({ ratio, advantage, logits, oldLogits }).neg().backward();
+      optimizer.step();
+      optimizer.zeroGrad();
+    }
+    const kl = await noGrad(() => forwardKl(embedding(policy, states), oldLogits)).item();
+    points.push({ method, seed, update, score, kl });
+  }
+  return points;
+}
+
+/** The best policy's chance of reaching the goal in time, by dynamic programming. */
+export function optimum(): number {
+  let chances: number[] = GRID.split("").map(() => 0);
+  for (const _ of range(LONGEST)) {
+    chances = GRID.split("").map((_, state) => {
+      const after = MOVES.map((_, move) => act(state, move)).map(({ next, reward, end }) =>
+        end ? reward : chances[next]
+      );
+      return (1 - SLIP) * Math.max(...after) + SLIP * mean(after)!;
+    });
+  }
+  return chances[0];
+}
+
+/** Every method from every seed. */
+export async function policyKl({ seed, quick }: Setting): Promise<Point[]> {
+  const [seeds, updates] = quick ? [SEEDS.quick, UPDATES.quick] : [SEEDS.full, UPDATES.full];
+  const points: Point[] = [];
+  for (const method of Object.keys(OBJECTIVES)) {
+    for (const each of range(seed, seed + seeds)) points.push(...await learn(method, each, updates));
+  }
+  return points;
+}
+
+function describe(points: Point[]): Findings {
+  const methods = Object.keys(OBJECTIVES);
+  const updates = range(max(points, ({ update }) => update)! + 1);
+  const best = optimum();
+  const [red, blue, orange] = COLORS.slice(2);
+  const colors = { unconstrained: red, "KL penalty": blue, clipped: orange };
+  const over = (method: string, update: number, key: "score" | "kl") =>
+    mean(points.filter((point) => point.method === method && point.update === update), (point) => point[key])!;
+  const curves = (key: "score" | "kl") =>
+    methods.flatMap((name) => updates.map((update) => ({ name, x: update + 1, y: over(name, update, key) })));
+  const lasting = (method: string) =>
+    // of each seed, over the last third
+    Array.from(
+      group(points.filter((point) => point.method === method && point.update >= updates.length * 2 / 3), ({ seed }) =>
+        seed),
+      ([, own]) =>
+        mean(own, ({ score }) => score)!,
+    );
+  return {
+    title: "A policy that strays too far from the one that played gets stuck",
+    subtitle: `Means over ${
+      lasting(methods[0]).length
+    } seeds; ${GRADIENT_STEPS} gradient steps on the same ${SAMPLES} samples an update.`,
+    tables: [[
+      ["method", "return in the end", "of the worst seed", "mean KL(old‖new)", "largest"],
+      ...methods.map((method) => {
+        const kls = points.filter((point) => point.method === method).map(({ kl }) => kl);
+        return [method, mean(lasting(method))!, min(lasting(method))!, mean(kls)!, max(kls)!]
+          .map((x) => typeof x === "string" ? x : x.toFixed(3));
+      }),
+    ]],
+    notes: [`The best policy's return is ${best.toFixed(3)}. "In the end" is over the last third of the updates.`, ""],
+    picture: {
+      resolve: { scale: { color: "independent" } },
+      hconcat: [
+        linePanel(
+          "return",
+          { ...colors, "best policy": COLORS[1] },
+          [...curves("score"), ...[1, updates.length].map((x) => ({ name: "best policy", x, y: best }))],
+          { x: { title: "update" }, y: { title: "share of episodes that reach the goal", domain: [0, 1] }, width: 360 },
+        ),
+        linePanel("how far an update moves the policy", colors, curves("kl"), {
+          x: { title: "update" },
+          y: { title: "KL(old‖new), nats", log: true },
+          width: 360,
+        }),
+      ],
+    },
+  };
+}
+
+if (import.meta.main) {
+  await present(
+    "policy_kl",
+    "Learns a small task with and without a constraint on the policy's KL.",
+    policyKl,
+    describe,
+  );
+}
