@@ -1,10 +1,11 @@
 /** What the experiments conclude, at their quick size. The truths are closed forms, or computed here in float64. */
 import { init } from "@limbeck/limbeck";
-import { assert, assertAlmostEquals, assertEquals } from "@std/assert";
+import { assert, assertAlmostEquals, assertEquals, assertStringIncludes } from "@std/assert";
 import { asymmetry } from "./asymmetry.ts";
 import { betaSweep } from "./beta_sweep.ts";
 import { CLOSED_FORMS, DISTANCES, gaussianFit } from "./gaussian_fit.ts";
 import { optimum, policyKl } from "./policy_kl.ts";
+import { regularisers } from "./regularisers.ts";
 import { softTargets } from "./soft_targets.ts";
 
 const QUICK = { seed: 1, quick: true };
@@ -158,4 +159,41 @@ Deno.test("policy_kl: a penalty or clipping keeps updates short, and gets furthe
   // the goal is 6 moves away, and a policy needs no luck to hold its way but for the slips
   assert(optimum() > 0.8 && optimum() < 1);
   assert(last("KL penalty") < optimum() + 0.1);
+});
+
+Deno.test("regularisers: smoothing lowers confidence, z-loss the log-sum-exp, softcap the logits and so the error of f16", async () => {
+  await init();
+  const [plain, , smoothed, zLoss, capped] = await regularisers(QUICK);
+  const sureness = ({ bins }: typeof plain) =>
+    // mean confidence − accuracy
+    bins.reduce((sum, { confidence, accuracy, share }) => sum + share * (confidence - accuracy), 0);
+  assert(sureness(plain) > 0.02 && sureness(smoothed) < -0.05);
+  for (const { calibrationError, bins } of [plain, smoothed]) {
+    assert(calibrationError >= Math.abs(sureness({ ...plain, bins })) - 1e-9 && calibrationError < 0.5);
+    assertAlmostEquals(bins.reduce((sum, { share }) => sum + share, 0), 1, 1e-9);
+  }
+  const last = ({ logSumExp }: typeof plain) => logSumExp.slice(-10).reduce((sum, each) => sum + each) / 10;
+  assert(Math.abs(last(zLoss)) < 1 && last(plain) > 4);
+  assert(capped.largestLogit <= 4 && plain.largestLogit > 10);
+  if (plain.f16Error && capped.f16Error) {
+    assert(capped.f16Error.loss < plain.f16Error.loss / 2);
+    // a loss takes lse − x: the rounding of each, at most half a step of 11 bits, and as much again of the f16 that is returned
+    assert(plain.f16Error.loss < 4 * plain.largestLogit * 2 ** -12);
+  }
+});
+
+Deno.test("an experiment as a program: a table, an SVG, and exit code 2 for a bad option", async () => {
+  const out = await Deno.makeTempDir();
+  const run = (...options: string[]) =>
+    new Deno.Command("deno", {
+      args: ["run", "--frozen", "--no-prompt", `--allow-write=${out}`, "examples/asymmetry.ts", ...options],
+    }).output();
+  const { code, stdout } = await run("--quick", "--out", out);
+  assertEquals(code, 0);
+  assertStringIncludes(new TextDecoder().decode(stdout), `${out}/asymmetry.svg, computed on`);
+  assertStringIncludes(await Deno.readTextFile(`${out}/asymmetry.svg`), "KL has a direction");
+  const bad = await run("--steps", "3");
+  assertEquals(bad.code, 2);
+  assertStringIncludes(new TextDecoder().decode(bad.stderr), 'one of --seed, --quick, --out, --help, got "--steps"');
+  await Deno.remove(out, { recursive: true });
 });

@@ -1,0 +1,243 @@
+/**
+ * Label smoothing, z-loss and softcap: what they do to confidence, to the size of logits, and to f16.
+ *
+ * A classifier learns few digits for long. What to look at: the reliability diagrams, where an honest
+ * model lies on the diagonal (of the predictions made with 80 % confidence, 80 % are right) and the plain one is too sure, one with much label smoothing not sure enough; the
+ * log-sum-exp of the logits over training, which nothing ties down but the z-loss; and what is lost when the logits are stored as f16, whose
+ * steps grow with the numbers.
+ *
+ *     deno task examples regularisers --help
+ *
+ * @module
+ */
+
+import {
+  crossEntropy,
+  init,
+  logSumExp,
+  manualSeed,
+  Meter,
+  Scope,
+  softmax,
+  Tape,
+  type Tensor,
+  tensor,
+} from "@limbeck/limbeck";
+// @ts-types="@types/d3-array"
+import { max, mean, range } from "d3-array";
+import { accuracyOf, makeClassifier, readLogits, trainClassifier } from "./support/classifier.ts";
+import { CLASSES, loadDigits, splitDigits } from "./support/digits.ts";
+import { type Findings, present, type Setting } from "./support/experiment.ts";
+import { COLORS, encodeNames, INK, linePanel, type Panel } from "./support/report.ts";
+
+const SIZES = { full: { digits: 1000, epochs: 60 }, quick: { digits: 500, epochs: 40 } };
+const HIDDEN = 128;
+const BINS = 10;
+
+const METHODS: Record<string, { labelSmoothing?: number; zLoss?: number; softcap?: number }> = {
+  "plain": {},
+  "smoothing, ε = 0.02": { labelSmoothing: 0.02 },
+  "smoothing, ε = 0.1": { labelSmoothing: 0.1 },
+  "z-loss, λ = 0.01": { zLoss: 0.01 },
+  "softcap, ±4": { softcap: 4 },
+};
+
+/** One trained model and the test digits. */
+export interface Result {
+  method: string;
+  accuracy: number;
+  negativeLogLikelihood: number;
+  /** Σ over bins of the share of rows in the bin × |accuracy − mean confidence| there. */
+  calibrationError: number;
+  bins: { confidence: number; accuracy: number; share: number }[];
+  /** By step, the batch's mean log-sum-exp of the logits. */
+  logSumExp: number[];
+  largestLogit: number;
+  /** Between the losses of rows whose logits are stored as f16 and as f32: the largest difference; null where the adapter has no f16. */
+  f16Error: { loss: number; gradient: number } | null;
+}
+
+/** Bins by confidence, the probability of the likeliest class (Guo et al. 2017). */
+function reliability(probabilities: Float32Array, labels: Int32Array): Result["bins"] {
+  const rows = Array.from(labels, (label, row) => {
+    const own = probabilities.subarray(row * CLASSES, (row + 1) * CLASSES);
+    const confidence = Math.max(...own);
+    return { confidence, right: Number(own.indexOf(confidence) === label) };
+  });
+  return range(BINS).flatMap((bin) => {
+    const inside = rows.filter(({ confidence }) => Math.min(BINS - 1, Math.floor(confidence * BINS)) === bin);
+    if (inside.length === 0) return [];
+    const [confidence, accuracy] = [mean(inside, (row) => row.confidence)!, mean(inside, ({ right }) => right)!];
+    return [{ confidence, accuracy, share: inside.length / rows.length }];
+  });
+}
+
+/** Losses and gradients by row, with the logits stored as this type. */
+async function lossesOf(logits: Float32Array, labels: Int32Array, softcap: number | undefined, dtype: "f16" | "f32") {
+  using _scope = new Scope();
+  const x = tensor(logits, [labels.length, CLASSES], { dtype, requiresGrad: true });
+  using _tape = new Tape();
+  const losses = crossEntropy(x, tensor(labels), { softcap, reduction: "none" });
+  losses.sum().backward();
+  return { losses: [...await losses.data()], gradients: [...await x.grad!.data()] };
+}
+
+async function f16Error(logits: Float32Array, labels: Int32Array, softcap?: number): Promise<Result["f16Error"]> {
+  if (!(await init()).f16) return null;
+  const [half, full] = [
+    await lossesOf(logits, labels, softcap, "f16"),
+    await lossesOf(logits, labels, softcap, "f32"),
+  ];
+  const apart = (a: number[], b: number[]) => max(a, (each, i) => Math.abs(each - b[i]))!;
+  return { loss: apart(half.losses, full.losses), gradient: apart(half.gradients, full.gradients) };
+}
+
+/** Trains and tests a model by each method. */
+export async function regularisers({ seed, quick }: Setting): Promise<Result[]> {
+  const { digits, epochs } = quick ? SIZES.quick : SIZES.full;
+  const { train, test } = splitDigits(loadDigits(), digits, 0);
+  const results: Result[] = [];
+  for (const [method, options] of Object.entries(METHODS)) {
+    manualSeed(seed); // the same first weights
+    const model = makeClassifier(HIDDEN);
+    using meter = new Meter();
+    trainClassifier(model, train, epochs, (logits, { labels }) => {
+      meter.add("logSumExp", logSumExp(logits.detach(), { dim: -1 }).mean());
+      return crossEntropy(logits, labels, options);
+    });
+    const raw = await readLogits(model, test);
+    using _scope = new Scope();
+    const { softcap } = options; // is part of the model, the other options only of its training
+    const cap = (x: Tensor) => softcap ? x.div(softcap).tanh().mul(softcap) : x;
+    const logits = tensor(raw, [test.labels.length, CLASSES]);
+    const bins = reliability(await softmax(cap(logits), -1).data() as Float32Array, test.labels);
+    results.push({
+      method,
+      accuracy: accuracyOf(raw, test.labels),
+      negativeLogLikelihood: await crossEntropy(logits, tensor(test.labels), { softcap }).item(),
+      calibrationError: bins.reduce(
+        (sum, { confidence, accuracy, share }) => sum + share * Math.abs(accuracy - confidence),
+        0,
+      ),
+      bins,
+      logSumExp: (await meter.read()).logSumExp,
+      largestLogit: max(await cap(logits).abs().data() as Float32Array)!,
+      f16Error: await f16Error(raw, test.labels, softcap),
+    });
+    model.dispose();
+  }
+  return results;
+}
+
+function describe(results: Result[]): Findings {
+  const half = results[0].f16Error !== null;
+  const colors = Object.fromEntries(results.map(({ method }, i) => [method, COLORS[i + 2]]));
+  const every = Math.ceil(results[0].logSumExp.length / 60); // steps that one point of the curve stands for
+  return {
+    title: "Label smoothing and softcap change how sure a model is, z-loss how large its log-sum-exp is",
+    subtitle: "Below the dashed diagonal a model is too sure. A dot is larger for more digits.",
+    tables: [[
+      [
+        "trained with",
+        "accuracy, %",
+        "NLL",
+        "calibration error, %",
+        "log-sum-exp",
+        "largest |logit|",
+        "f16: loss off by",
+        "gradient by",
+      ],
+      ...results.map((row) => [
+        row.method,
+        (100 * row.accuracy).toFixed(1),
+        row.negativeLogLikelihood.toFixed(3),
+        (100 * row.calibrationError).toFixed(1),
+        row.logSumExp.at(-1)!.toFixed(2),
+        row.largestLogit.toFixed(1),
+        ...[row.f16Error?.loss, row.f16Error?.gradient].map((error) => error?.toExponential(1) ?? "–"),
+      ]),
+    ]],
+    notes: [
+      "The log-sum-exp is the last batch's, before a softcap; all else is of the test digits.",
+      half
+        ? "The last columns: the largest difference in a row's loss and gradient when the logits are stored as f16, not f32."
+        : "This adapter has no shader-f16: nothing was stored as f16.",
+      "",
+    ],
+    picture: {
+      vconcat: [
+        { spacing: 26, hconcat: results.map((result) => diagram(result, colors[result.method])) },
+        {
+          spacing: 60,
+          hconcat: [
+            linePanel(
+              "log-sum-exp of the logits",
+              colors,
+              results.flatMap(({ method: name, logSumExp }) =>
+                logSumExp.flatMap((y, x) => x % every === 0 ? [{ name, x, y }] : [])
+              ),
+              { x: { title: "training step" }, y: { title: "mean over the batch" }, width: 480, height: 200 },
+            ),
+            ...half ? [errors(results, colors)] : [],
+          ],
+        },
+      ],
+    },
+  };
+}
+
+/** How often a model is right by how sure it is. */
+function diagram({ method, bins, calibrationError }: Result, color: string): Panel {
+  const error = `calibration error ${(100 * calibrationError).toFixed(1)} %`;
+  return {
+    title: { text: method, subtitle: error, fontSize: 12, offset: 6 },
+    width: 160,
+    height: 160,
+    encoding: {
+      x: { field: "confidence", type: "quantitative", scale: { domain: [0, 1] }, axis: { tickCount: 3 } },
+      y: {
+        field: "accuracy",
+        type: "quantitative",
+        title: "share right",
+        scale: { domain: [0, 1] },
+        axis: { tickCount: 3 },
+      },
+    },
+    layer: [
+      {
+        data: { values: [0, 1].map((end) => ({ confidence: end, accuracy: end })) },
+        mark: { type: "line", strokeDash: [3, 3], strokeWidth: 1, color: INK },
+      },
+      { data: { values: bins }, mark: { type: "line", color, strokeWidth: 2.2 } },
+      {
+        data: { values: bins },
+        mark: { type: "point", filled: true, opacity: 1, color },
+        encoding: { size: { field: "share", type: "quantitative", scale: { range: [12, 220] }, legend: null } },
+      },
+    ],
+  };
+}
+
+function errors(results: Result[], colors: Record<string, string>): Panel {
+  return {
+    title: "logits stored as f16: the largest error of a loss",
+    width: 260,
+    height: 200,
+    data: { values: results.map(({ method, f16Error }) => ({ name: method, error: f16Error!.loss })) },
+    mark: { type: "bar", height: { band: 0.6 } },
+    encoding: {
+      y: { field: "name", type: "nominal", sort: null, title: null },
+      x: { field: "error", type: "quantitative", title: "nats", axis: { tickCount: 4 } },
+      color: encodeNames(colors),
+    },
+  };
+}
+
+if (import.meta.main) {
+  await present(
+    "regularisers",
+    "Trains a classifier with label smoothing, z-loss and softcap.",
+    regularisers,
+    describe,
+  );
+}
