@@ -118,12 +118,20 @@ const backwardKernel: (key: string) => Kernel = variants((key: string): KernelSp
   };
 });
 
+const MEETING = "var<workgroup> meeting: array<vec2f, 256>;";
+// the lanes of a column meet in a tree
+const MEET = `meeting[lane] = sum;
+  for (var half = 8u; half > 0u; half /= 2u) {
+    workgroupBarrier();
+    if (along < half) { meeting[lane] += meeting[lane + half * 16u]; }
+  }`;
+
 // dWeight = Σ dY·h and dBias = Σ dY over a piece of the rows: 16 columns by 16 lanes a workgroup
 const pieceKernel: (element: Element) => Kernel = variants((element: Element): KernelSpec => ({
   name: "norm parameters backward",
   buffers: { x: `read ${element}`, stats: "read f32", dY: `read ${element}`, pieceSums: "write f32" },
   params: { rows: "u32", columns: "u32", piece: "u32", pieces: "u32", tiles: "u32" },
-  head: "var<workgroup> meeting: array<vec2f, 256>;",
+  head: MEETING,
   main: `if (group >= params.tiles * params.pieces) { return; }
   let tile = group % params.tiles;
   let piece = group / params.tiles;
@@ -136,18 +144,14 @@ const pieceKernel: (element: Element) => Kernel = variants((element: Element): K
     let g = f32(d_y[at]);
     sum += vec2f(g * (f32(x[at]) - stats[2u * row]) * stats[2u * row + 1u], g);
   }
-  meeting[lane] = sum;
-  for (var half = 8u; half > 0u; half /= 2u) {
-    workgroupBarrier();
-    if (along < half) { meeting[lane] += meeting[lane + half * 16u]; }
-  }
+  ${MEET}
   if (along == 0u && tile * 16u + lane < params.columns) {
     piece_sums[2u * (piece * params.columns + column)] = meeting[lane].x;
     piece_sums[2u * (piece * params.columns + column) + 1u] = meeting[lane].y;
   }`,
 }));
 
-// both parameters' sums over the pieces: a thread a column
+// both parameters' sums over the pieces, likewise
 const parameterKernel: (key: string) => Kernel = variants((key: string): KernelSpec => {
   const [element, weight, bias] = key.split("/") as [Element, string, string];
   return {
@@ -157,16 +161,20 @@ const parameterKernel: (key: string) => Kernel = variants((key: string): KernelS
       ...weight ? { dWeight: `write ${element}` as const } : {},
       ...bias ? { dBias: `write ${element}` as const } : {},
     },
-    params: { columns: "u32", pieces: "u32" },
-    workgroup: 64,
-    main: `if (thread >= params.columns) { return; }
+    params: { columns: "u32", pieces: "u32", tiles: "u32" },
+    head: MEETING,
+    main: `if (group >= params.tiles) { return; }
+  let column = group * 16u + lane % 16u;
+  let along = lane / 16u;
   var sum = vec2f(0.0);
-  for (var piece = 0u; piece < params.pieces; piece++) {
-    let at = 2u * (piece * params.columns + thread);
+  for (var piece = along; piece < params.pieces; piece += 16u) {
+    let at = 2u * (piece * params.columns + min(column, params.columns - 1u));
     sum += vec2f(piece_sums[at], piece_sums[at + 1u]);
   }
-  ${weight ? `d_weight[thread] = ${element}(sum.x);` : ""}
-  ${bias ? `d_bias[thread] = ${element}(sum.y);` : ""}`,
+  ${MEET}
+  if (along > 0u || column >= params.columns) { return; }
+  ${weight ? `d_weight[column] = ${element}(meeting[lane].x);` : ""}
+  ${bias ? `d_bias[column] = ${element}(meeting[lane].y);` : ""}`,
   };
 });
 
