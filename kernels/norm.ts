@@ -211,8 +211,8 @@ export function normRowsBackward(
       ...dWeight ? { dWeight } : {},
       ...dBias ? { dBias } : {},
     },
-    { columns, pieces },
-    Math.ceil(columns / 64),
+    { columns, pieces, tiles },
+    tiles,
   );
   pieceSums.free();
 }
