@@ -1,0 +1,221 @@
+/**
+ * The same work through other libraries on the same adapter, and the ratios of one run as a table.
+ *
+ *     deno task bench:peers --help
+ *
+ * @module
+ */
+
+import { dispose, init } from "@limbeck/limbeck";
+import { readOptions } from "../../examples/support/cli.ts";
+import { alignTable } from "../../examples/support/report.ts";
+import type { Answer } from "./worker.ts";
+import type { Task } from "./work.ts";
+
+const HERE = new URL(".", import.meta.url).pathname, OUT = `${HERE}../../out/peers`;
+
+/** A peer's time at a task, or why there is none. */
+type Found = { milliseconds: number } | { missing: string };
+
+interface Column {
+  title: string;
+  found: Map<string, Found>;
+}
+
+const HELP = `Times the same work here and in jax-js, tfjs and PyTorch, and prints a table of ratios.
+
+  deno task bench:peers [options]
+
+  --tasks WORD     software or gpu: which tasks of tasks.json (by the adapter)
+  --only TEXT      only tasks whose name has this in it
+  --seconds N      how long a peer may take for a task (120)
+  --help           this text`;
+
+interface Output {
+  code: number;
+  stdout: string;
+  stderr: string;
+  late: boolean;
+}
+
+/** Runs a program in this folder, for so many seconds at most. */
+async function run(command: string, args: string[], seconds = 600): Promise<Output> {
+  let late = false;
+  try {
+    const child = new Deno.Command(command, {
+      args,
+      cwd: HERE,
+      env: { NO_COLOR: "1" },
+      stdout: "piped",
+      stderr: "piped",
+    }).spawn();
+    const timer = setTimeout(() => {
+      late = true;
+      child.kill("SIGKILL");
+    }, 1000 * seconds);
+    const { code, stdout, stderr } = await child.output();
+    clearTimeout(timer);
+    const text = new TextDecoder();
+    return { code, stdout: text.decode(stdout), stderr: text.decode(stderr), late };
+  } catch (error) {
+    return { code: -1, stdout: "", stderr: String(error), late };
+  }
+}
+
+/**
+ * Installs the peers into this folder and bundles each into one file; the reason where that fails. The bundles stay, so that a machine
+ * without a network can be given them.
+ */
+async function bundle(): Promise<string | null> {
+  const config = ["--quiet", "--config", "deno.json", "--frozen"];
+  const installed = await run("deno", ["install", ...config]);
+  if (installed.code !== 0) return why(installed);
+  const bundles = ["bundles/jax.js", "bundles/tfjs.js"];
+  const bundled = await run("deno", ["bundle", ...config, "--platform", "deno", "--outdir", OUT, ...bundles]);
+  return bundled.code === 0 ? null : why(bundled);
+}
+
+const isFile = (path: string) => Deno.stat(path).then(({ isFile }) => isFile, () => false);
+
+/** The line that says what was wrong. */
+function why({ stderr, code, late }: Output): string {
+  if (late) return "did not finish";
+  const lines = stderr.split("\n").filter((line) => line.trim() !== "");
+  return (lines.find((line) => /error/i.test(line) && !line.includes("XDG_RUNTIME_DIR")) ?? `exit code ${code}`).trim();
+}
+
+/** The largest difference of two results, as a share of the largest number. */
+function distance(a: number[], b: number[]): number {
+  if (a.length !== b.length) return Infinity;
+  let off = 0, largest = 0;
+  a.forEach((x, i) => {
+    const difference = Math.abs(x - b[i]);
+    if (!(difference <= off)) off = difference; // NaN too
+    largest = Math.max(largest, Math.abs(b[i]));
+  });
+  return off / largest;
+}
+
+/** f32 sums of up to 10⁵ terms, and training that magnifies their roundings. */
+const allowed = (task: Task) => task.kind === "mlp" || task.kind === "gpt" ? 5e-3 : 1e-4;
+
+/** Whether a peer's answer may stand in the table. */
+function judge(task: Task, answer: Answer, wanted: number[]): Found {
+  if (answer.milliseconds === null) return { missing: "–" };
+  const off = distance(answer.result, wanted);
+  if (!(off <= allowed(task))) return { missing: `wrong: off by ${off.toExponential(1)}` };
+  return { milliseconds: answer.milliseconds };
+}
+
+async function runWorker(file: string, task: Task, seconds: number): Promise<Answer | string> {
+  const leave = ["--no-check", "--no-prompt", "--allow-read", "--allow-env", "--allow-sys"];
+  const args = [
+    "run",
+    "--quiet",
+    "--config",
+    "../../deno.json",
+    "--frozen",
+    ...leave,
+    "worker.ts",
+    file,
+    JSON.stringify(task),
+  ];
+  const output = await run("deno", args, seconds);
+  const line = output.stdout.trim().split("\n").at(-1)!;
+  if (output.code !== 0 || !line.startsWith("{")) return output.late ? `not in ${seconds} s` : why(output);
+  return JSON.parse(line);
+}
+
+async function main(): Promise<void> {
+  const options = readOptions(HELP);
+  const { adapter, isSoftware } = await init();
+  await dispose(); // the workers open it again, one after the other
+  const all: Record<"software" | "gpu", Task[]> = JSON.parse(await Deno.readTextFile(`${HERE}tasks.json`));
+  const kind = options.choice("tasks", isSoftware ? "software" : "gpu", ["software", "gpu"]);
+  const only = options.text("only", "");
+  const tasks = all[kind].filter(({ name }) => name.includes(only));
+  const seconds = options.count("seconds", 120, 1);
+  await Deno.mkdir(OUT, { recursive: true });
+
+  const notes: string[] = [], columns: Column[] = [];
+  const reason = await bundle();
+  const { imports }: { imports: Record<string, string> } = JSON.parse(await Deno.readTextFile(`${HERE}deno.json`));
+  const version = (name: string) => imports[name].split("@").at(-1);
+  const peers = {
+    ours: "limbeck",
+    jax: `jax-js ${version("@jax-js/jax")}`,
+    tfjs: `tfjs ${version("@tensorflow/tfjs-core")}`,
+  };
+  const own = new Map<string, { milliseconds: number; result: number[] }>();
+  for (const [file, title] of Object.entries(peers)) {
+    const found: Column["found"] = new Map();
+    columns.push({ title, found });
+    if (file !== "ours" && !await isFile(`${OUT}/${file}.js`)) {
+      notes.push(`${title} is not here: ${reason}`);
+      continue;
+    }
+    for (const task of tasks) {
+      const answer = await runWorker(file, task, seconds);
+      console.error(`${title}: ${task.name}`);
+      if (typeof answer === "string") {
+        found.set(task.name, { missing: "failed" });
+        notes.push(`${title}, ${task.name}: ${answer}`);
+      } else if (file === "ours") {
+        found.set(task.name, { milliseconds: answer.milliseconds! });
+        own.set(task.name, { milliseconds: answer.milliseconds!, result: answer.result });
+      } else {
+        found.set(task.name, judge(task, answer, own.get(task.name)?.result ?? []));
+      }
+    }
+  }
+  columns.push(...await runTorch(tasks, own, notes));
+
+  console.log(`${adapter}, ${new Date().toISOString().slice(0, 10)}, Deno ${Deno.version.deno}\n`);
+  console.log(formatRatios(tasks, columns));
+  console.log(
+    "\nMilliseconds of a step behind many others, and in brackets how many times ours that is. All results agree with ours.",
+  );
+  for (const note of notes) console.log(`- ${note}`);
+}
+
+/** PyTorch's columns, one for each way that it runs. */
+async function runTorch(tasks: Task[], own: Map<string, { result: number[] }>, notes: string[]): Promise<Column[]> {
+  const output = await run("python3", ["torch_losses.py", "--json", JSON.stringify(tasks)], 1200);
+  const line = output.stdout.trim().split("\n").at(-1)!;
+  if (output.code !== 0 || !line.startsWith("{")) {
+    notes.push(`PyTorch is not here: ${why(output)}`);
+    return [{ title: "PyTorch", found: new Map() }];
+  }
+  const { version, columns, notes: more }: {
+    version: string;
+    columns: Record<string, Record<string, Answer>>;
+    notes: string[];
+  } = JSON.parse(line);
+  notes.push(`PyTorch ${version}`, ...more);
+  return Object.entries(columns).map(([title, answers]) => ({
+    title,
+    found: new Map(
+      tasks.filter(({ name }) => name in answers)
+        .map((task) => [task.name, judge(task, answers[task.name], own.get(task.name)?.result ?? [])]),
+    ),
+  }));
+}
+
+function formatRatios(tasks: Task[], columns: Column[]): string {
+  const cell = (milliseconds: number) => milliseconds >= 100 ? milliseconds.toFixed(0) : milliseconds.toPrecision(3);
+  return alignTable([
+    ["ms (times ours)", ...columns.map(({ title }) => title)],
+    ...tasks.map(({ name }) => [
+      name,
+      ...columns.map(({ found }, i) => {
+        const own = columns[0].found.get(name), here = found.get(name);
+        if (!here) return "not here";
+        if ("missing" in here) return here.missing;
+        if (i === 0 || !own || "missing" in own) return cell(here.milliseconds);
+        return `${cell(here.milliseconds)} (${(here.milliseconds / own.milliseconds).toFixed(2)} ×)`;
+      }),
+    ]),
+  ]);
+}
+
+if (import.meta.main) await main();

@@ -1,0 +1,64 @@
+/**
+ * The work that all peers do, from the same numbers.
+ *
+ * @module
+ */
+
+/** One row of the table. `torch_losses.py` reads the same file of tasks. */
+export type Task =
+  & { name: string }
+  & (
+    | { kind: "crossEntropy" | "forwardKl" | "jsd"; rows: number; classes: number }
+    | { kind: "matmul"; size: number }
+    | { kind: "mlp"; batch: number }
+    | { kind: "gpt"; layers: number; width: number; heads: number; batch: number; context: number; classes: number }
+  );
+
+/** A task that a peer has set up. */
+export interface Prepared {
+  /** Encodes the work once: a loss with its gradient, a product, a training step. */
+  step(): void;
+  /** Waits until all steps have been done. */
+  finish(): Promise<void>;
+  /** What must agree: a loss and two rows of its gradient, two rows of a product; of training, the loss after five steps from the start. */
+  result(): Promise<number[]>;
+}
+
+/** A library that does the work. */
+export interface Peer {
+  /** Opens the adapter. */
+  open(): Promise<void>;
+  /** Null where the task has not been written for this library. */
+  prepare(task: Task): Promise<Prepared | null>;
+}
+
+/** The layers of the MLP, and Adam's numbers. */
+export const MLP: [ins: number, outs: number][] = [[784, 256], [256, 256], [256, 10]];
+export const ADAM = { lr: 1e-3, betas: [0.9, 0.999] as [number, number], eps: 1e-8 };
+export const STEPS = 5;
+
+/** Evenly spread numbers in (−scale, scale), the same in Python: a hash of the index. */
+export function numbers(size: number, scale: number, seed: number): Float32Array<ArrayBuffer> {
+  const values = new Float32Array(size);
+  for (let i = 0; i < size; i++) {
+    let h = Math.imul(i + Math.imul(seed, 0x9e3779b9), 0x9e3779b1);
+    h = Math.imul(h ^ (h >>> 16), 0x85ebca6b);
+    h = Math.imul(h ^ (h >>> 13), 0xc2b2ae35);
+    h ^= h >>> 16;
+    values[i] = ((h >>> 0) / 2 ** 31 - 1) * scale;
+  }
+  return values;
+}
+
+/** Class indices, the same in Python. */
+export function classIndices(size: number, classes: number): Int32Array<ArrayBuffer> {
+  return Int32Array.from({ length: size }, (_, i) => (i * 7919) % classes);
+}
+
+/** A weight's first values, and a bias's: as wide as PyTorch draws them. */
+export function mlpParameters(): { weight: Float32Array<ArrayBuffer>; bias: Float32Array<ArrayBuffer> }[] {
+  return MLP.map(([ins, outs], i) => ({
+    weight: numbers(outs * ins, ins ** -0.5, 10 + 2 * i), // [outs, ins]
+    bias: numbers(outs, ins ** -0.5, 11 + 2 * i),
+  }));
+}
