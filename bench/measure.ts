@@ -40,11 +40,12 @@ export async function time(step: () => void, pace: Pace): Promise<Timing> {
     return performance.now() - start;
   };
   await run(1); // compiles
-  const once = await run(1);
-  const repetitions = (milliseconds: number, least: number) =>
-    Math.min(pace.most, Math.max(least, Math.round(milliseconds / once)));
-  await run(repetitions(pace.warmUp, 1));
-  const times = repetitions(pace.measured, pace.least);
+  let runs = 1, once = await run(1);
+  while (runs * once < pace.warmUp) {
+    runs *= 2;
+    once = await run(runs) / runs;
+  }
+  const times = Math.min(pace.most, Math.max(pace.least, Math.round(pace.measured / once)));
   const wall = await run(times) / times;
   const skipped = Math.ceil(times / 5); // the profile's own start is cold again
   const { trace: { traceEvents } } = await profile(() => {

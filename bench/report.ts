@@ -48,7 +48,7 @@ import {
 import { drawLabels, LOSSES, type LossInputs } from "./losses.ts";
 import { assertAgree, assertProduct, runStep, widened, type Work } from "./support.ts";
 
-const SECTIONS = ["losses", "products", "linear", "steps"] as const;
+const SECTIONS = ["losses", "matmul", "linear", "steps"] as const;
 type Section = typeof SECTIONS[number];
 
 interface Product {
@@ -105,7 +105,7 @@ function squareProducts(n: number): Product[] {
 
 const PLANS: Record<"gpu" | "software" | "quick", Plan> = {
   gpu: {
-    pace: { warmUp: 50, measured: 40, least: 8, most: 400 },
+    pace: { warmUp: 40, measured: 40, least: 8, most: 400 },
     copied: 2 ** 30,
     workgroups: 16384,
     losses: [[16384, 8192], [4096, 32000], [4096, 32003], [2048, 128256]],
@@ -486,7 +486,7 @@ async function main(): Promise<void> {
     const variants: Variant[] = ["plain", "every option", ...info.f16 ? ["f16" as const] : []];
     report.losses = await measureLosses(plan, bandwidth.best, variants);
   }
-  if (wanted("products")) report.products = await measureProducts(plan);
+  if (wanted("matmul")) report.products = await measureProducts(plan);
   if (wanted("linear")) report.heads = await measureHeads(plan);
   if (wanted("steps")) report.steps = await measureSteps(plan);
   if (wanted("losses") && info.subgroups && await withoutSubgroups()) {

@@ -209,7 +209,7 @@ function formatRatios(tasks: Task[], columns: Column[]): string {
       name,
       ...columns.map(({ found }, i) => {
         const own = columns[0].found.get(name), here = found.get(name);
-        if (!here) return "not here";
+        if (!here) return found.size > 0 ? "–" : "not here";
         if ("missing" in here) return here.missing;
         if (i === 0 || !own || "missing" in own) return cell(here.milliseconds);
         return `${cell(here.milliseconds)} (${(here.milliseconds / own.milliseconds).toFixed(2)} ×)`;
