@@ -1,0 +1,49 @@
+import { assert, assertEquals, assertThrows } from "@std/assert";
+import { conv2d, init, manualSeed, nn, ones, randn, Scope, Tape } from "@limbeck/limbeck";
+
+Deno.test("layers: Conv2d is conv2d with parameters of its own", async () => {
+  await init();
+  using _scope = new Scope();
+  manualSeed(3);
+  const layer = new nn.Conv2d(2, 3, 3, { stride: 2, padding: 1 });
+  assertEquals(layer.namedParameters().map(([name, p]) => `${name} [${p.shape}]`), ["weight [3,2,3,3]", "bias [3]"]);
+  const bound = 1 / Math.sqrt(2 * 3 * 3);
+  for (const p of layer.parameters()) assert((await p.data()).every((v) => Math.abs(v) <= bound));
+  const x = randn([2, 2, 5, 4]);
+  {
+    using _tape = new Tape();
+    const y = layer.forward(x);
+    assertEquals(y.shape, [2, 3, 3, 2]);
+    assertEquals(await y.data(), await conv2d(x, layer.weight, layer.bias, { stride: 2, padding: 1 }).data());
+    y.sum().backward();
+    assert(layer.parameters().every((p) => p.grad !== null));
+  }
+  const bare = new nn.Conv2d(2, 3, 3, { bias: false });
+  assertEquals([bare.bias, bare.stride, bare.padding], [null, 1, 0]);
+  assertEquals(bare.forward(x).shape, [2, 3, 3, 2]);
+  layer.dispose();
+  bare.dispose();
+});
+
+Deno.test("layers: Dropout drops while training only", async () => {
+  await init();
+  using _scope = new Scope();
+  manualSeed(3);
+  const dropout = new nn.Dropout(0.25), x = ones([10_000]);
+  const kept = await dropout.forward(x).data();
+  const share = kept.filter((v) => v !== 0).length / kept.length;
+  assert(Math.abs(share - 0.75) < 5 * Math.sqrt(0.75 * 0.25 / kept.length), `${share} of 0.75 stayed`);
+  assert(kept.every((v) => v === 0 || Math.abs(v - 4 / 3) < 1e-6));
+  dropout.eval();
+  assertEquals(await dropout.forward(x).data(), await x.data());
+});
+
+Deno.test("layers: what they refuse", async () => {
+  await init();
+  assertThrows(() => new nn.Linear(0, 1), RangeError, "Linear: inFeatures must be");
+  assertThrows(() => new nn.Linear(1, 1.5), RangeError, "Linear: outFeatures must be");
+  assertThrows(() => new nn.Conv2d(1, 0, 3), RangeError, "Conv2d: outChannels must be");
+  assertThrows(() => new nn.Conv2d(1, 1, 0), RangeError, "Conv2d: kernel must be");
+  assertThrows(() => new nn.Dropout(1), RangeError, "Dropout: p must be");
+  assertThrows(() => new nn.Sequential(3 as unknown as nn.Module), TypeError, "Sequential: step 0 must be a Module");
+});

@@ -1,0 +1,131 @@
+import { assert, assertEquals, assertNotEquals, assertThrows } from "@std/assert";
+import {
+  arange,
+  type DType,
+  eye,
+  full,
+  init,
+  manualSeed,
+  ones,
+  rand,
+  randint,
+  randn,
+  Scope,
+  tensor,
+  zeros,
+} from "@limbeck/limbeck";
+
+Deno.test("create: tensor takes numbers, nested and typed arrays", async () => {
+  const { f16 } = await init();
+  using _scope = new Scope();
+  assertEquals(tensor(3).shape, []);
+  assertEquals(await tensor(3).data(), new Float32Array([3]));
+  assertEquals(tensor([]).shape, [0]);
+  assertEquals(tensor([[], []]).shape, [2, 0]);
+  assertEquals(tensor([[[1, 2]], [[3, 4]]]).shape, [2, 1, 2]);
+  assertEquals(await tensor([[1, 2], [3, 4]]).data(), new Float32Array([1, 2, 3, 4]));
+  assertEquals(tensor([1, 2, 3, 4], [2, 2]).shape, [2, 2]);
+  assertEquals(tensor([1, 2], { requiresGrad: true }).requiresGrad, true);
+  // from a part of a larger buffer, at an odd place
+  const part = new Float32Array([9, 1, 2, 9]).subarray(1, 3);
+  assertEquals(await tensor(part).data(), new Float32Array([1, 2]));
+  for (
+    const values of [new Float32Array([1, -2]), new Int32Array([-1, 2]), new Uint32Array([4294967295, 2])]
+  ) {
+    assertEquals(await tensor(values).data(), values);
+  }
+  assertEquals((["f32", "i32", "u32"] as DType[]).map((dtype) => tensor([1], { dtype }).dtype), ["f32", "i32", "u32"]);
+  assertEquals(await tensor(new Int32Array([-7, 7]), { dtype: "f32" }).data(), new Float32Array([-7, 7]));
+  if (!f16) return;
+  const halves = new Float16Array([0.5, -65504, 1 / 3]); // three elements: the last word is half full
+  assertEquals(await tensor(halves).data(), halves);
+});
+
+Deno.test("create: what tensor refuses", async () => {
+  const { f16 } = await init();
+  using _scope = new Scope();
+  // deno-lint-ignore no-explicit-any
+  const bad = (value: any) => value;
+  assertThrows(() => tensor([[1, 2], [3]]), TypeError, "tensor: values must be nested evenly: 2 at depth 1 at first");
+  assertThrows(() => tensor([1, [2]]), TypeError, "tensor: values must be nested evenly");
+  assertThrows(() => tensor([[1], 2]), TypeError, "tensor: values must be nested evenly, got a number at depth 1");
+  assertThrows(() => tensor(bad(["a"])), TypeError, "tensor: values must be numbers, nested arrays or a typed array");
+  assertThrows(() => tensor([1, 2, 3], [2, 2]), TypeError, "tensor: shape [2, 2] needs 4 values, got 3");
+  assertThrows(() => tensor([1], [-1]), RangeError, "tensor: shape[0] must be");
+  assertThrows(() => tensor([1], bad({ dtpye: "f32" })), TypeError, "dtpye");
+  assertThrows(() => tensor([1], { dtype: bad("f64") }), TypeError, "tensor: dtype must be one of f32, f16, i32, u32");
+  assertThrows(() => tensor([1], { requiresGrad: bad(1) }), TypeError, "tensor: requiresGrad must be");
+  assertThrows(
+    () => tensor(new Int32Array(1), { requiresGrad: true }),
+    TypeError,
+    "tensor: only f32 and f16 tensors can require a gradient, got dtype i32",
+  );
+  assertThrows(() => tensor([1], { dtype: "u32", requiresGrad: true }), TypeError, "got dtype u32");
+  if (!f16) assertThrows(() => tensor([1], { dtype: "f16" }), TypeError, "this adapter has no shader-f16");
+});
+
+Deno.test("create: constants of every dtype", async () => {
+  const { f16 } = await init();
+  using _scope = new Scope();
+  for (const dtype of ["f32", ...f16 ? ["f16"] : [], "i32", "u32"] as DType[]) {
+    assertEquals([...await full([3, 1], 7, { dtype }).data()], [7, 7, 7], dtype);
+    assertEquals([...await zeros([3], { dtype }).data()], [0, 0, 0], dtype);
+    assertEquals([...await ones([3], { dtype }).data()], [1, 1, 1], dtype);
+    assertEquals(ones([2, 0], { dtype }).size, 0);
+  }
+  assertEquals(await full([], 2.5).item(), 2.5);
+  assertEquals([...await full([2], -3, { dtype: "i32" }).data()], [-3, -3]);
+  assertEquals(await full([1], -Infinity).item(), -Infinity);
+  assertEquals(Number.isNaN(await full([1], NaN).item()), true);
+  assertThrows(() => full([1], "1" as unknown as number), TypeError, 'full: value must be a number, got "1"');
+  assertThrows(() => zeros([1.5]), RangeError, "zeros: shape[0] must be");
+  assertThrows(() => zeros(3 as unknown as number[]), TypeError, "zeros: shape must be an array of sizes, got 3");
+  assertThrows(() => ones([2 ** 16, 2 ** 16]), RangeError, "ones: shape [65536, 65536] has 2³¹ elements or more");
+});
+
+Deno.test("create: arange and eye", async () => {
+  await init();
+  using _scope = new Scope();
+  assertEquals([...await arange(3).data()], [0, 1, 2]);
+  assertEquals([...await arange(2, 5).data()], [2, 3, 4]);
+  assertEquals([...await arange(5, 1, -2).data()], [5, 3]);
+  assertEquals([...await arange(0, 1, 0.25).data()], [0, 0.25, 0.5, 0.75]);
+  assertEquals(arange(0).shape, [0]);
+  assertEquals(arange(3, 0, -1, { dtype: "i32" }).dtype, "i32");
+  assertThrows(() => arange(0, 5, 0), RangeError, "arange: step must lead from 0 to 5, got 0");
+  assertThrows(() => arange(0, 5, -1), RangeError, "arange: step must lead from 0 to 5, got -1");
+  assertThrows(() => arange(-1), RangeError, "arange: step must lead from 0 to -1, got 1");
+  assertEquals([...await eye(3).data()], [1, 0, 0, 0, 1, 0, 0, 0, 1]);
+  assertEquals(eye(0).shape, [0, 0]);
+  assertThrows(() => eye(1.5), RangeError, "eye: n must be");
+});
+
+Deno.test("create: random numbers lie where they should, and repeat with the seed", async () => {
+  await init();
+  using _scope = new Scope();
+  const count = 100_000;
+  manualSeed(7);
+  const [uniform, normal, whole] = await Promise.all(
+    [rand([count]), randn([count]), randint(-3, 4, [count])].map((x) => x.data()),
+  );
+  const mean = (x: ArrayLike<number>, power = 1) => Array.from(x).reduce((sum, v) => sum + v ** power, 0) / x.length;
+  // 5 standard errors of each mean
+  const near = (got: number, want: number, deviation: number) =>
+    assert(Math.abs(got - want) < 5 * deviation / Math.sqrt(count), `${got}, not ${want}`);
+  assert(uniform.every((v) => v >= 0 && v < 1));
+  near(mean(uniform), 1 / 2, Math.sqrt(1 / 12));
+  near(mean(uniform, 2), 1 / 3, Math.sqrt(4 / 45));
+  near(mean(normal), 0, 1);
+  near(mean(normal, 2), 1, Math.sqrt(2));
+  near(mean(normal, 4), 3, Math.sqrt(96));
+  assertEquals([...new Set(whole)].sort((a, b) => a - b), [-3, -2, -1, 0, 1, 2, 3]);
+  near(mean(whole), 0, 2);
+
+  manualSeed(7);
+  assertEquals(await rand([count]).data(), uniform);
+  assertNotEquals(await rand([count]).data(), uniform);
+  assertEquals(randint(0, 2, [2]).dtype, "i32");
+  assertEquals(randint(0, 2, [2], { dtype: "f32" }).dtype, "f32");
+  assertThrows(() => randint(2, 2, [1]), RangeError, "randint: high must be");
+  assertThrows(() => randint(0.5, 2, [1]), RangeError, "randint: low must be");
+});

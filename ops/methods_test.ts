@@ -1,0 +1,33 @@
+import { assertEquals } from "@std/assert";
+import * as limbeck from "@limbeck/limbeck";
+import { init, Scope, Tensor, tensor } from "@limbeck/limbeck";
+import { methods } from "../autograd/methods.ts";
+
+/** What follows the tensor, where an op needs more than that. */
+const ARGUMENTS: Record<string, () => unknown[]> = {
+  ...Object.fromEntries(
+    ["add", "sub", "mul", "div", "pow", "maximum", "minimum"].map((name) => [name, () => [tensor([3, 2])]]),
+  ),
+  clamp: () => [{ min: 0.6, max: 2 }],
+  expand: () => [[3, 2, 2]],
+  matmul: () => [tensor([[1, 2], [3, 4]])],
+  permute: () => [[1, 0]],
+  reshape: () => [[4, -1]],
+  transpose: () => [0, 1],
+};
+
+Deno.test("methods: each is the function of the same name", async () => {
+  await init();
+  using _scope = new Scope();
+  const x = tensor([[0.5, 1], [2, 3]]);
+  const names = Object.keys(methods).filter((name) => name !== "assign" && name !== "backward"); // no ops
+  assertEquals(names.filter((name) => !(name in Tensor.prototype)), []);
+  for (const name of names) {
+    const more = ARGUMENTS[name]?.() ?? [];
+    // deno-lint-ignore no-explicit-any
+    const [method, op] = [(x as any)[name], (limbeck as any)[name]];
+    const got: Tensor = method.call(x, ...more), want: Tensor = op(x, ...more);
+    assertEquals(got.shape, want.shape, name);
+    assertEquals(await got.data(), await want.data(), name);
+  }
+});
