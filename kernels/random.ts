@@ -38,7 +38,7 @@ const randomKernel: (key: string) => Kernel = variants((key: string) => {
     normal: "sqrt(-2.0 * log(1.0 - unit_(bits.x))) * cos(6.283185307179586 * unit_(bits.y))",
     // the high word of bits · count: uniform up to count / 2³²
     integer:
-      "params.low + i32((bits.x >> 16u) * (params.count >> 16u) + ((bits.x >> 16u) * (params.count & 0xffffu) >> 16u) + ((bits.x & 0xffffu) * (params.count >> 16u) >> 16u))",
+      "params.low + i32((bits.x >> 16u) * (params.count >> 16u) + (((bits.x >> 16u) * (params.count & 0xffffu)) >> 16u) + (((bits.x & 0xffffu) * (params.count >> 16u)) >> 16u))",
   }[kind]!;
   return {
     name: `random ${kind}`,
