@@ -24,14 +24,19 @@ if (chosen === undefined) {
   Deno.exit(2);
 }
 
+/** Runs an example, which may read the project and the files that the options name, and write to its folder alone. */
 async function run(name: string): Promise<void> {
-  const out = parseArgs(options, { string: ["out"] }).out || "out";
-  const permissions = ["--no-prompt", `--allow-read=.,${out}`, `--allow-write=${out}`];
+  const { out = "out", ...files } = parseArgs(options, { string: ["out", "text", "teacher-logits"] });
+  const reads = [".", out, files.text, files["teacher-logits"]].filter(Boolean);
+  const permissions = ["--no-prompt", `--allow-read=${reads.join()}`, `--allow-write=${out || "out"}`];
+  const leave = () => {}; // Ctrl-C is the example's, which saves what it has
+  Deno.addSignalListener("SIGINT", leave);
   const { code } = await new Deno.Command("deno", {
-    args: ["run", "--frozen", ...permissions, `examples/${name}.ts`, ...options],
+    args: ["run", ...permissions, `examples/${name}.ts`, ...options],
     stdin: "inherit",
     stdout: "inherit",
     stderr: "inherit",
   }).spawn().status;
+  Deno.removeSignalListener("SIGINT", leave);
   if (code !== 0) Deno.exit(code);
 }
