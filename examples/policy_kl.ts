@@ -26,11 +26,11 @@ import {
   zeros,
 } from "@limbeck/limbeck";
 // @ts-types="@types/d3-array"
-import { deviation, group, max, mean, min, range, rollup } from "d3-array";
+import { deviation, mean, range, rollup } from "d3-array";
 // @ts-types="@types/d3-random"
 import { randomLcg } from "d3-random";
-import { type Findings, present, type Setting } from "./support/experiment.ts";
-import { COLORS, linePanel } from "./support/report.ts";
+import { present, type Setting } from "./support/experiment.ts";
+import { describe } from "./pictures/policy_kl.ts";
 
 const GRID = [
   "S...",
@@ -44,10 +44,10 @@ const SLIP = 0.1; // of the moves go anywhere
 const LONGEST = 50; // steps of an episode
 const DISCOUNT = 0.98;
 
-const SAMPLES = 400; // steps that an update plays
+export const SAMPLES = 400; // steps that an update plays
 const SEEDS = { full: 5, quick: 3 };
 const UPDATES = { full: 30, quick: 10 };
-const GRADIENT_STEPS = 20; // an update
+export const GRADIENT_STEPS = 20; // an update
 const LEARNING_RATE = 0.3;
 const PENALTY = 1;
 const CLIP = 0.2;
@@ -60,7 +60,7 @@ interface Update {
   oldLogits: Tensor;
 }
 
-const OBJECTIVES: Record<string, (update: Update) => Tensor> = {
+export const OBJECTIVES: Record<string, (update: Update) => Tensor> = {
   "unconstrained": ({ ratio, advantage }) => ratio.mul(advantage).mean(),
   "KL penalty": ({ ratio, advantage, logits, oldLogits }) =>
     ratio.mul(advantage).mean().sub(forwardKl(logits, oldLogits).mul(PENALTY)), // KL(old‖new)
@@ -168,62 +168,11 @@ export async function policyKl({ seed, quick }: Setting): Promise<Point[]> {
   return points;
 }
 
-function describe(points: Point[]): Findings {
-  const methods = Object.keys(OBJECTIVES);
-  const updates = range(max(points, ({ update }) => update)! + 1);
-  const best = optimum();
-  const [red, blue, orange] = COLORS.slice(2);
-  const colors = { unconstrained: red, "KL penalty": blue, clipped: orange };
-  const over = (method: string, update: number, key: "score" | "kl") =>
-    mean(points.filter((point) => point.method === method && point.update === update), (point) => point[key])!;
-  const curves = (key: "score" | "kl") =>
-    methods.flatMap((name) => updates.map((update) => ({ name, x: update + 1, y: over(name, update, key) })));
-  const lasting = (method: string) =>
-    // of each seed, over the last third
-    Array.from(
-      group(points.filter((point) => point.method === method && point.update >= updates.length * 2 / 3), ({ seed }) =>
-        seed),
-      ([, own]) =>
-        mean(own, ({ score }) => score)!,
-    );
-  return {
-    title: "A policy that strays too far from the one that played gets stuck",
-    subtitle: `Means over ${
-      lasting(methods[0]).length
-    } seeds; ${GRADIENT_STEPS} gradient steps on the same ${SAMPLES} samples an update.`,
-    tables: [[
-      ["method", "return in the end", "of the worst seed", "mean KL(old‖new)", "largest"],
-      ...methods.map((method) => {
-        const kls = points.filter((point) => point.method === method).map(({ kl }) => kl);
-        return [method, mean(lasting(method))!, min(lasting(method))!, mean(kls)!, max(kls)!]
-          .map((x) => typeof x === "string" ? x : x.toFixed(3));
-      }),
-    ]],
-    notes: [`The best policy's return is ${best.toFixed(3)}. "In the end" is over the last third of the updates.`, ""],
-    picture: {
-      resolve: { scale: { color: "independent" } },
-      hconcat: [
-        linePanel(
-          "return",
-          { ...colors, "best policy": COLORS[1] },
-          [...curves("score"), ...[1, updates.length].map((x) => ({ name: "best policy", x, y: best }))],
-          { x: { title: "update" }, y: { title: "share of episodes that reach the goal", domain: [0, 1] }, width: 360 },
-        ),
-        linePanel("how far an update moves the policy", colors, curves("kl"), {
-          x: { title: "update" },
-          y: { title: "KL(old‖new), nats", log: true },
-          width: 360,
-        }),
-      ],
-    },
-  };
-}
-
 if (import.meta.main) {
   await present(
     "policy_kl",
     "Learns a small task with and without a constraint on the policy's KL.",
     policyKl,
-    describe,
+    (found) => describe(found, { SAMPLES, GRADIENT_STEPS, OBJECTIVES, optimum }),
   );
 }
