@@ -46,9 +46,11 @@ const MIXTURE = `
   let y4 = select(-d4, d4, flip);
   let g4 = share * expm14_(min(y4, vec4f(60.0)));
   let gentle4 = g4 <= vec4f(1.0);
-  let log_side4 = log4_(share + (1.0 - share) * exp(-y4));
-  let log_other4 = select(log_side4 + y4, log1p4_(g4), gentle4);
-  let by_side4 = select(log_side4, log_other4 - y4, gentle4);
+  // one logarithm for both: of m/other where that does not cancel, of m/side elsewhere
+  let log_whole4 = log4_(select(share + (1.0 - share) * exp(-y4), 1.0 + g4, gentle4));
+  let log4 = select(log_whole4, log1p_series4_(g4), (g4 > vec4f(-0.29)) & (g4 < vec4f(0.41)));
+  let log_other4 = select(log4 + y4, log4, gentle4);
+  let by_side4 = select(log4, log4 - y4, gentle4);
   let u4 = select(by_side4, log_other4, flip);
   let v4 = select(log_other4, by_side4, flip);
   let r4 = select(-1.0, 1.0, flip) * (expm14_(min(y4, vec4f(60.0))) / (1.0 + g4));`;
