@@ -15,9 +15,9 @@ export const peer: Peer = {
   async prepare(task: Task): Promise<Prepared | null> {
     const { blockUntilReady, jit, nn, numpy: np, valueAndGrad } = await import(BUNDLE);
     const array = (values: Float32Array | Int32Array, ...shape: number[]) => np.array(values).reshape(shape);
-    const rowsOf = async (x: Any): Promise<number[]> => {
+    const rowsOf = async (x: Any): Promise<number[][]> => {
       const [rows, columns] = x.shape, data = await x.data();
-      return [...data.subarray(0, columns), ...data.subarray((rows - 1) * columns)];
+      return [[...data.subarray(0, columns)], [...data.subarray((rows - 1) * columns)]];
     };
     /** Starts what leads to an array, which jax-js would leave until somebody reads it, and drop where nobody does. */
     const start = (x: Any) => void x.ref.gpuBufferSync();
@@ -46,7 +46,7 @@ export const peer: Peer = {
             step();
             const [value, gradient] = results;
             results = [];
-            return [(await value.data())[0], ...await rowsOf(gradient)];
+            return [[...await value.data()], ...await rowsOf(gradient)];
           },
         };
       }
@@ -119,7 +119,7 @@ export const peer: Peer = {
           async result() {
             for (let i = 0; i < STEPS; i++) step();
             const after = loss(state.parameters.map((p: Any) => p.ref), images.ref, labels.ref);
-            return [(await after.data())[0]];
+            return [[...await after.data()]];
           },
         };
       }

@@ -24,9 +24,9 @@ async function finish(): Promise<void> {
 
 const first = (x: Tensor) => slice(x, [[0, 1]]), last = (x: Tensor) => slice(x, [[x.shape[0] - 1, x.shape[0]]]);
 
-async function rowsOf(x: Tensor): Promise<number[]> {
+async function rowsOf(x: Tensor): Promise<number[][]> {
   using _scope = new Scope();
-  return [...await first(x).data(), ...await last(x).data()];
+  return [[...await first(x).data()], [...await last(x).data()]];
 }
 
 function prepareLoss(logits: Tensor, loss: () => Tensor): Prepared {
@@ -48,7 +48,7 @@ function prepareLoss(logits: Tensor, loss: () => Tensor): Prepared {
       const value = await backward().item(), rows = await rowsOf(logits.grad!);
       logits.grad!.dispose();
       logits.grad = null;
-      return [value, ...rows];
+      return [[value], ...rows];
     },
   };
 }
@@ -67,7 +67,7 @@ function prepareTraining(model: nn.Module, loss: () => Tensor): Prepared {
     finish,
     async result() {
       for (let i = 0; i < STEPS; i++) step();
-      return [await noGrad(loss).item()];
+      return [[await noGrad(loss).item()]];
     },
   };
 }

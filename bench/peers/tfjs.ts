@@ -12,9 +12,9 @@ export const peer: Peer = {
   },
   async prepare(task: Task): Promise<Prepared | null> {
     const tf = await import(BUNDLE);
-    const rowsOf = async (x: Any): Promise<number[]> => {
+    const rowsOf = async (x: Any): Promise<number[][]> => {
       const [rows, columns] = x.shape, part = (row: number) => tf.slice(x, [row, 0], [1, columns]).data();
-      return [...await part(0), ...await part(rows - 1)];
+      return [[...await part(0)], [...await part(rows - 1)]];
     };
     /** Steps whose last result is kept, so that it can be waited for. */
     const keeping = (run: () => Any[]): { step: () => void; finish: () => Promise<void>; results: () => Any[] } => {
@@ -44,7 +44,7 @@ export const peer: Peer = {
           async result() {
             work.step();
             const [gradient, value] = work.results();
-            return [(await value.data())[0], ...await rowsOf(gradient)];
+            return [[...await value.data()], ...await rowsOf(gradient)];
           },
         };
       }
@@ -83,7 +83,7 @@ export const peer: Peer = {
           async result() {
             for (let i = 0; i < STEPS; i++) step();
             const value = tf.tidy(loss);
-            return [(await value.data())[0]];
+            return [[...await value.data()]];
           },
         };
       }

@@ -42,7 +42,7 @@ def class_indices(size, classes):
 
 
 def rows_of(x):
-    return x[0].tolist() + x[-1].tolist()
+    return [x[0].tolist(), x[-1].tolist()]
 
 
 # Losses of logits [rows, classes], means over the rows.
@@ -151,7 +151,7 @@ class Bench:
         copy = student.detach().clone().requires_grad_()  # for those that write over it
         value = function(copy, teacher, labels)
         value.backward()
-        result = [value.item()] + rows_of(copy.grad)
+        result = [[value.item()]] + rows_of(copy.grad)
         del copy, value
 
         def step():
@@ -181,7 +181,7 @@ class Bench:
         for _ in range(STEPS):
             step()
         with torch.no_grad():
-            result = [classes(model(inputs)).item()]
+            result = [[classes(model(inputs)).item()]]
         return {"milliseconds": self.time(step), "result": result}
 
     def mlp(self, task, compiled):

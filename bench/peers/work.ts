@@ -21,7 +21,7 @@ export interface Prepared {
   /** Waits until all steps have been done. */
   finish(): Promise<void>;
   /** What must agree: a loss and two rows of its gradient, two rows of a product; of training, the loss after five steps from the start. */
-  result(): Promise<number[]>;
+  result(): Promise<number[][]>;
 }
 
 /** A library that does the work. */

@@ -10,7 +10,8 @@ import type { Peer, Task } from "./work.ts";
 export interface Answer {
   /** Milliseconds of a step; null where the task has not been written for the peer. */
   milliseconds: number | null;
-  result: number[];
+  /** Each part is compared by its own largest number. */
+  result: number[][];
 }
 
 const ROUNDS = 5, LEAST_MILLISECONDS = 200;
