@@ -417,7 +417,7 @@ function parameters({ q, k, v, o, causal, ...s }: AttentionSizes): Record<string
  * w = exp(score − lse), the gradient of a score is w·(kept·dO·v − delta)·scale, delta = Σ dO·O, which the queries' kernel leaves for the keys'.
  */
 const backwardKernel: (key: string) => Kernel = variants((key: string): KernelSpec => {
-  const [side, rest] = key.split(":"), shape = parseShape(rest), { rows, others, quads } = shape, t = tiles(shape);
+  const [side, rest] = key.split(":"), shape = parseShape(rest), { rows, others } = shape, t = tiles(shape);
   const forQueries = side === "queries", packed = side === "keys, packed";
   const [own, other] = forQueries ? [["q", "d_o"], ["k", "v"]] : [["k", "v"], ["q", "d_o"]];
   const at = (i: number, j: number) => {

@@ -71,7 +71,7 @@ export function scaledDotProductAttention(q: Tensor, k: Tensor, v: Tensor, optio
     maskStride = shared ? 0 : queries * keys;
   }
   const random = dropout > 0 ? nextRandom() : null;
-  const heads = sizeOf(lead), element = q.dtype as "f32" | "f16";
+  const heads = sizeOf(lead);
   const rows = (count: number) => ({ offset: 0, batch: 0, head: count * depth, row: depth });
   const [own, other] = [rows(queries), rows(keys)];
   const sizes = { batches: 1, heads, queries, keys, depth, q: own, k: other, v: other, o: own };
