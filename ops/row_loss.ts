@@ -92,9 +92,9 @@ export function total(rows: Tensor, op: string): Tensor {
 }
 
 /**
- * Runs a row loss. A scalar of f32 inputs takes its gradients from the same launch as its value, for an upstream gradient of 1, and scales them
- * in place if another comes. `none` and f16 inputs launch again in the backward pass, so that each row has its own upstream
- * gradient and f16 gradients are rounded once, after it. `scratch` holds what launches read and is freed after the last.
+ * Runs a row loss. A scalar takes its gradients from the same launch as its value, for an upstream gradient of 1; if another comes, those of f32
+ * are scaled in place and those of f16 launched again, so that they are rounded once, after it. `none` launches in the backward pass, where each row has its own
+ * upstream gradient. `scratch` holds what launches read and is freed after the last.
  */
 export function rowLoss(
   op: string,
@@ -105,43 +105,32 @@ export function rowLoss(
   scratch: Tensor[],
   saved: readonly Tensor[],
 ): Tensor {
-  const wanted = needsGradient(inputs);
-  const atOnce = wanted && reduction !== "none" && inputs.every((x) => x.dtype === "f32");
-  const lossRows = reduction === "none" ? Tensor.empty(shape, "f32", op) : hidden([rows], "f32");
-  const gradients = inputs.map((x) => atOnce && x.requiresGrad ? hidden(x.shape, x.dtype) : null);
-  launch(lossRows.memory, gradients.map((g) => g?.memory ?? null), null);
-  const loss = reduction === "none" ? lossRows : total(lossRows, op);
-  if (reduction !== "none") lossRows.dispose();
-  if (atOnce || !wanted) { for (const x of scratch) x.dispose(); }
+  const wanted = needsGradient(inputs), scalar = reduction !== "none";
+  const scalable = scalar && inputs.every((x) => x.dtype === "f32"), once = scalable || !wanted;
+  const lossRows = scalar ? hidden([rows], "f32") : Tensor.empty(shape, "f32", op);
+  const early = inputs.map((x) => wanted && scalar && x.requiresGrad ? hidden(x.shape, x.dtype) : null);
+  const memories = (gradients: readonly (Tensor | null)[]) => gradients.map((g) => g?.memory ?? null);
+  launch(lossRows.memory, memories(early), null);
+  const loss = scalar ? total(lossRows, op) : lossRows;
+  if (scalar) lossRows.dispose();
+  if (once) { for (const x of scratch) x.dispose(); }
   if (!wanted) return loss;
-  if (atOnce) {
-    return record({
-      op,
-      inputs,
-      output: loss,
-      hidden: gradients.filter((g) => g !== null),
-      backward: (dLoss) => {
-        if (!dLoss.isUnit) {
-          for (const g of gradients) if (g) scale(g.memory, dLoss.memory, g.size, g.dtype, dLoss.dtype);
-        }
-        return gradients;
-      },
-    });
-  }
   return record({
     op,
     inputs,
     output: loss,
-    saved,
-    hidden: scratch,
+    saved: once ? [] : saved,
+    hidden: [...early.filter((g) => g !== null), ...once ? [] : scratch],
     backward: (dLoss, wants, gradientOf) => {
-      const results = inputs.map((_, i) => wants[i] ? gradientOf(i) : null);
+      if (scalar && dLoss.isUnit) return early;
+      if (scalable) {
+        for (const g of early) if (g) scale(g.memory, dLoss.memory, g.size, g.dtype, dLoss.dtype);
+        return early;
+      }
+      const gradients = scalar ? early : inputs.map((_, i) => wants[i] ? gradientOf(i) : null);
       using again = hidden([rows], "f32");
-      launch(again.memory, results.map((g) => g?.memory ?? null), {
-        memory: dLoss.memory,
-        stride: reduction === "none" ? 1 : 0,
-      });
-      return results;
+      launch(again.memory, memories(gradients), { memory: dLoss.memory, stride: scalar ? 0 : 1 });
+      return gradients;
     },
   });
 }
