@@ -122,6 +122,23 @@ fn erf_(x: f32) -> f32 {
   return select(sign(x) * (1.0 - fit), series, a < 1.0);
 }
 
+// sin(x + quarter·π/2), where WGSL lets the built-in sine err by 2⁻¹¹: π/2 in three parts, of which k times the first two is
+// exact, so that the remainder keeps its digits for |x| up to 12,000
+fn sin_shifted_(x: f32, quarter: i32) -> f32 {
+  let k = round(x * 0.6366197723675814);
+  let r = x - k * 1.5703125 - k * 4.837512969970703e-4 - k * 7.549789954891882e-8;
+  let z = r * r;
+  let quadrant = i32(k) + quarter;
+  let sine = r + r * z * ${polynomial("z", [-1.6666654611e-1, 8.3321608736e-3, -1.9515295891e-4])};
+  let cosine = 1.0 - 0.5 * z + z * z * ${
+  polynomial("z", [4.166664568298827e-2, -1.388731625493765e-3, 2.443315711809948e-5])
+};
+  let value = select(sine, cosine, (quadrant & 1) == 1);
+  return select(value, -value, (quadrant & 2) == 2);
+}
+fn sin_(x: f32) -> f32 { return sin_shifted_(x, 0); }
+fn cos_(x: f32) -> f32 { return sin_shifted_(x, 1); }
+
 // x to the power y as in C: a negative base takes integer exponents only
 fn pow_(x: f32, y: f32) -> f32 {
   if (y == 0.0 || x == 1.0) { return 1.0; }

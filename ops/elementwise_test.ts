@@ -1,4 +1,4 @@
-import { assertEquals, assertRejects, assertThrows } from "@std/assert";
+import { assert, assertEquals, assertRejects, assertThrows } from "@std/assert";
 import {
   abs,
   add,
@@ -16,6 +16,7 @@ import {
   pow,
   relu,
   rsqrt,
+  Scope,
   sigmoid,
   silu,
   sin,
@@ -327,4 +328,19 @@ Deno.test("elementwise: what they throw", async () => {
   // deno-lint-ignore no-explicit-any
   assertThrows(() => gelu(x, { approximate: "erf" } as any), RangeError, "gelu: approximate must be one of none, tanh");
   await assertRejects(() => x.item(), TypeError, "item: the tensor must have one element");
+});
+
+Deno.test("elementwise: sine and cosine keep their digits far from 0", async () => {
+  await init();
+  using _scope = new Scope();
+  const angles = Float32Array.from({ length: 4001 }, (_, i) => 12_000 * ((i - 2000) / 2000) ** 3);
+  angles.set([Math.PI, Math.PI / 2, -Math.PI / 4, 1e-20, -0], 0);
+  for (const [op, exact] of [[sin, Math.sin], [cos, Math.cos]] as const) {
+    const got = await op(tensor(angles)).data();
+    const worst = Math.max(...Array.from(got, (v, i) => Math.abs(v - exact(angles[i]))));
+    assert(worst < 1.5e-7, `${exact.name} is off by ${worst}`); // one rounding of a number below 1, and some
+    const beyond = await op(tensor([Infinity, -Infinity, NaN])).data();
+    assert(Array.from(beyond).every(Number.isNaN), `${beyond}`);
+  }
+  assertEquals(await sin(tensor([1e-20])).data(), new Float32Array([1e-20]));
 });
