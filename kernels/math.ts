@@ -54,12 +54,15 @@ fn log${s}_(x: ${F}) -> ${F} {
   var infinity = 0x7f800000u;
   var nan = 0x7fc00000u;
   let special = select(select(r, ${F}(bitcast<f32>(nan)), x < ${F}(0.0)), ${F}(-bitcast<f32>(infinity)), x == ${F}(0.0));
-  return select(special, x, (bits >= ${U}(infinity)) & (bits <= ${U}(0x7fffffffu))); // +∞ and NaN
+  return select(special, x, (bits == ${U}(infinity)) | ((bits & ${U}(0x7fffffffu)) > ${U}(infinity))); // NaN of both signs
 }
 
 fn log1p${s}_(x: ${F}) -> ${F} {
   return select(log${s}_(1.0 + x), log1p_series${s}_(x), (x > ${F}(-0.29)) & (x < ${F}(0.41)));
 }
+
+// exp x that keeps NaN, as the built-in one need not (SwiftShader's gives +∞)
+fn exp${s}_(x: ${F}) -> ${F} { return select(exp(x), x, (bitcast<${U}>(x) & ${U}(0x7fffffffu)) > ${U}(0x7f800000u)); }
 
 // exp x − 1 for |x| < 1
 fn expm1_series${s}_(x: ${F}) -> ${F} { return x * ${polynomial("x", inverseFactorials(1, 11))}; }
@@ -81,11 +84,11 @@ fn sech_squared${s}_(x: ${F}) -> ${F} {
 }
 
 fn sigmoid${s}_(x: ${F}) -> ${F} {
-  let e = exp(-abs(x));
+  let e = exp${s}_(-abs(x));
   return select(${F}(1.0), e, x < ${F}(0.0)) / (1.0 + e);
 }
 
-fn softplus${s}_(x: ${F}) -> ${F} { return max(x, ${F}(0.0)) + log1p${s}_(exp(-abs(x))); }
+fn softplus${s}_(x: ${F}) -> ${F} { return max(x, ${F}(0.0)) + log1p${s}_(exp${s}_(-abs(x))); }
 `;
 }
 
@@ -142,7 +145,7 @@ fn cos_(x: f32) -> f32 { return sin_shifted_(x, 1); }
 // x to the power y as in C: a negative base takes integer exponents only
 fn pow_(x: f32, y: f32) -> f32 {
   if (y == 0.0 || x == 1.0) { return 1.0; }
-  let magnitude = exp(y * log_(abs(x)));
+  let magnitude = exp_(y * log_(abs(x)));
   let odd = abs(y) < 16777216.0 && (i32(y) & 1) == 1;
   var nan = 0x7fc00000u;
   if (x < 0.0) { return select(bitcast<f32>(nan), select(magnitude, -magnitude, odd), floor(y) == y); }

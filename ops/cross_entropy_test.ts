@@ -237,7 +237,8 @@ Deno.test("crossEntropy: large logits, temperatures, and −∞", async () => {
   );
   const softWant = reference(values2, [0, 0.25, 0.75], 3, { soft: true });
   assert(rowError(soft.loss, softWant.loss, 1) <= VALUE);
-  assert(rowError(soft.gradients[0], softWant.dLogits, 3) <= GRADIENT);
+  // differences of numbers near 0.25 and 0.75, off by a rounding of those
+  assert(rowError(soft.gradients[0], softWant.dLogits, 3, 0.25) <= GRADIENT);
 });
 
 Deno.test("crossEntropy: a small loss keeps its digits", async () => {

@@ -73,7 +73,7 @@ export function unary(
 
 const negation = unary("neg", "-a", "-c");
 const absolute = unary("abs", "abs(a)", "c * sign(a)");
-const exponential = unary("exp", "exp(a)", "c * b");
+const exponential = unary("exp", "exp_(a)", "c * b");
 const logarithm = unary("log", "log_(a)", "c / a");
 const squareRoot = unary("sqrt", "sqrt(a)", "c * 0.5 / b");
 const reciprocalRoot = unary("rsqrt", "1.0 / sqrt(a)", "c * -0.5 * b / a");

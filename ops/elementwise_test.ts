@@ -344,3 +344,12 @@ Deno.test("elementwise: sine and cosine keep their digits far from 0", async () 
   }
   assertEquals(await sin(tensor([1e-20])).data(), new Float32Array([1e-20]));
 });
+
+Deno.test("elementwise: a NaN with a sign stays NaN", async () => {
+  await init();
+  using _scope = new Scope();
+  const signed = neg(abs(tensor([NaN])));
+  for (const op of [exp, log, sqrt, tanh, sigmoid, softplus, sin, cos, gelu]) {
+    assertEquals(await op(signed).data(), new Float32Array([NaN]), op.name);
+  }
+});
