@@ -13,8 +13,7 @@ const PLACES = [
   "/usr/lib64/chromium-browser",
   "/opt/google/chrome",
 ];
-const DEBIAN =
-  `mkdir -p ${BROUGHT} && cd ${BROUGHT} && { apt-get download chromium-common ||
+const DEBIAN = `mkdir -p ${BROUGHT} && cd ${BROUGHT} && { apt-get download chromium-common ||
   { apt-get update && apt-get download chromium-common; }; } && dpkg-deb --fsys-tarfile chromium-common_*.deb |
   tar -x --strip-components=4 ./usr/lib/chromium/libvk_swiftshader.so ./usr/lib/chromium/${SWIFTSHADER}
   rm -f chromium-common_*.deb; test -f ${SWIFTSHADER}`;
@@ -54,9 +53,7 @@ function exists(path: string): boolean {
 
 /** The file that tells Vulkan's loader of SwiftShader, brought from Debian's Chromium (31 MB, nothing is installed) where it is missing. */
 function findSwiftShader(): string {
-  const found = [...PLACES, `${Deno.cwd()}/${BROUGHT}`].map((place) =>
-    `${place}/${SWIFTSHADER}`
-  );
+  const found = [...PLACES, `${Deno.cwd()}/${BROUGHT}`].map((place) => `${place}/${SWIFTSHADER}`);
   const there = () => found.find(exists);
   if (!there()) {
     console.log(
