@@ -1,0 +1,170 @@
+/**
+ * Diffusion in one dimension: denoising learned as a sum of KL divergences between Gaussians.
+ *
+ * Data are turned into noise in T steps; a network learns to undo one. The step back from x_t, where the data point x₀ is
+ * known, is a Gaussian q(x_{t−1} | x_t, x₀); the model's is one of the same variance around a mean that it predicts, and the
+ * loss is the sum over t of KL(q ‖ model), by `gaussianKl`. What to look at: `klOfStep`, where that KL is the weighted squared
+ * error of the predicted noise that is usually written down; and samples, which find both peaks from pure noise.
+ *
+ *     deno task examples diffusion --help
+ *
+ * @module
+ */
+
+import {
+  concat,
+  gaussianKl,
+  gelu,
+  manualSeed,
+  nn,
+  noGrad,
+  optim,
+  randn,
+  Tape,
+  type Tensor,
+  tensor,
+} from "@limbeck/limbeck";
+// @ts-types="@types/d3-array"
+import { cumsum, range, sum } from "d3-array";
+// @ts-types="@types/d3-random"
+import { randomLcg, randomNormal, randomUniform } from "d3-random";
+import { present, type Setting } from "./support/experiment.ts";
+import { describe } from "./pictures/diffusion.ts";
+
+const PEAKS = [{ mean: -2, deviation: 0.3, share: 0.4 }, { mean: 1.5, deviation: 0.5, share: 0.6 }];
+const STEPS = 40; // T
+const BETAS = range(STEPS).map((t) => 0.005 + 0.22 * t / (STEPS - 1)); // variances of the noise that each step adds
+const KEPT: number[] = BETAS.map((_, t) => BETAS.slice(0, t + 1).reduce((kept, beta) => kept * (1 - beta), 1)); // ᾱ
+const SIZES = { full: { updates: 1500, samples: 20000 }, quick: { updates: 300, samples: 4000 } };
+const BATCH_SIZE = 512;
+const LEARNING_RATE = 3e-3; // its peak
+const FREQUENCIES = [1, 2, 4, 8]; // of the time's features
+const BIN = 0.1;
+const BINS = range(-4, 4, BIN);
+
+/** A histogram beside the truth, as densities over the bins. */
+export interface Fit {
+  name: string;
+  density: number[];
+  /** ½Σ|p − q| and ∫|F − G|: total variation and Wasserstein's distance from the truth. */
+  totalVariation: number;
+  wasserstein: number;
+}
+
+export interface Found {
+  bins: number[];
+  truth: number[];
+  fits: Fit[];
+  /** Samples on their way, a few steps each. */
+  paths: number[][];
+  /** Mean KL of a step, and the squared error's form of the same, in nats. */
+  kl: number;
+  weighted: number;
+}
+
+/** Features of x [rows, 1] and of the step's number t [rows, 1] → the noise in x [rows, 1]. */
+class Denoiser extends nn.Module {
+  layers = new nn.Sequential(
+    new nn.Linear(2 + 2 * FREQUENCIES.length, 64),
+    gelu,
+    new nn.Linear(64, 64),
+    gelu,
+    new nn.Linear(64, 1),
+  );
+
+  override forward(x: Tensor, t?: Tensor): Tensor {
+    const time = t!.mul(1 / STEPS);
+    const waves = FREQUENCIES.flatMap((f) => [time.mul(f * Math.PI).sin(), time.mul(f * Math.PI).cos()]);
+    return this.layers.forward(concat([x, time, ...waves], 1));
+  }
+}
+
+/** Of steps t (from 1 on, the first leads to the data itself): what the mean and the variance of a step back are made of. */
+function stepBack(t: number) {
+  const beta = BETAS[t], kept = KEPT[t], before = KEPT[t - 1], alpha = 1 - beta;
+  return {
+    ofData: Math.sqrt(before) * beta / (1 - kept), // q's mean is ofData·x₀ + ofState·x_t
+    ofState: Math.sqrt(alpha) * (1 - before) / (1 - kept),
+    ofNoise: beta / Math.sqrt((1 - kept) * alpha), // and, in other words, x_t/√α − ofNoise·noise
+    variance: beta * (1 - before) / (1 - kept),
+    shrink: 1 / Math.sqrt(alpha),
+  };
+}
+
+/** KL(q ‖ model) of one random step each, from data [rows, 1], their noise and the steps; and its form as a squared error. */
+function klOfStep(model: Denoiser, data: number[], noise: number[], steps: number[]): { kl: Tensor; weighted: Tensor } {
+  const column = (f: (s: ReturnType<typeof stepBack>) => number) => tensor(steps.map((t) => [f(stepBack(t))]));
+  const noisy = data.map((x, i) => Math.sqrt(KEPT[steps[i]]) * x + Math.sqrt(1 - KEPT[steps[i]]) * noise[i]);
+  const x = tensor(noisy.map((value) => [value])), x0 = tensor(data.map((value) => [value]));
+  const predicted = model.forward(x, tensor(steps.map((t) => [t]))), logVariance = column((s) => Math.log(s.variance));
+  const mean = x0.mul(column((s) => s.ofData)).add(x.mul(column((s) => s.ofState)));
+  const modelMean = x.mul(column((s) => s.shrink)).sub(predicted.mul(column((s) => s.ofNoise)));
+  const error = predicted.sub(tensor(noise.map((value) => [value]))).square();
+  return {
+    kl: gaussianKl(mean, logVariance, modelMean, logVariance),
+    weighted: error.mul(column((s) => s.ofNoise ** 2 / (2 * s.variance))).mean(),
+  };
+}
+
+/** Turns noise into samples, step by step; returns where they were at each. */
+async function sample(model: Denoiser, count: number): Promise<Float32Array[]> {
+  let x = randn([count, 1]).keep();
+  const states = [await x.data() as Float32Array];
+  for (const t of range(STEPS - 1, 0, -1)) {
+    const { shrink, ofNoise, variance } = stepBack(t), before = x;
+    x = noGrad(() => {
+      const predicted = model.forward(before, tensor([[t]]).expand([count, 1]));
+      const mean = before.mul(shrink).sub(predicted.mul(ofNoise));
+      return t > 1 ? mean.add(randn([count, 1]).mul(Math.sqrt(variance))) : mean;
+    }).keep();
+    before.dispose();
+    states.push(await x.data() as Float32Array);
+  }
+  x.dispose();
+  return states;
+}
+
+const normal = (x: number, mean: number, deviation: number) =>
+  Math.exp(-(((x - mean) / deviation) ** 2) / 2) / (deviation * Math.sqrt(2 * Math.PI));
+const TRUTH = BINS.map((x) => sum(PEAKS, (peak) => peak.share * normal(x + BIN / 2, peak.mean, peak.deviation)));
+
+function compare(name: string, density: number[]): Fit {
+  const gap = density.map((p, i) => (p - TRUTH[i]) * BIN);
+  const wasserstein = BIN * sum(cumsum(gap), Math.abs);
+  return { name, density, totalVariation: sum(gap, Math.abs) / 2, wasserstein };
+}
+
+/** Trains the model and draws from it. */
+export async function diffusion({ seed, quick }: Setting): Promise<Found> {
+  const { updates, samples } = quick ? SIZES.quick : SIZES.full, source = randomLcg(seed);
+  const gaussian = randomNormal.source(source)(), uniform = randomUniform.source(source)();
+  manualSeed(seed);
+  const model = new Denoiser(), schedule = optim.cosine({ steps: updates });
+  using optimizer = new optim.Adam(model.parameters(), { lr: LEARNING_RATE });
+  let kl = 0, weighted = 0;
+  for (const update of range(updates)) {
+    using _tape = new Tape();
+    const data = range(BATCH_SIZE).map(() => PEAKS[uniform() < PEAKS[0].share ? 0 : 1]).map(({ mean, deviation }) =>
+      mean + deviation * gaussian()
+    );
+    const steps = data.map(() => 1 + Math.floor(uniform() * (STEPS - 1)));
+    const loss = klOfStep(model, data, data.map(() => gaussian()), steps);
+    loss.kl.backward();
+    optimizer.lr = LEARNING_RATE * schedule(update);
+    optimizer.step();
+    optimizer.zeroGrad();
+    if (update === updates - 1) [kl, weighted] = [await loss.kl.item(), await loss.weighted.item()];
+  }
+  const states = await sample(model, samples);
+  const density = BINS.map((x) =>
+    states.at(-1)!.filter((value) => value >= x && value < x + BIN).length / samples / BIN
+  );
+  const fits = [compare("samples", density), compare("noise", BINS.map((x) => normal(x + BIN / 2, 0, 1)))];
+  model.dispose();
+  const paths = range(40).map((i) => states.map((state) => state[i]));
+  return { bins: BINS.map((x) => x + BIN / 2), truth: TRUTH, fits, paths, kl, weighted };
+}
+
+if (import.meta.main) {
+  await present("diffusion", "Learns to denoise two peaks by KL divergences of Gaussians.", diffusion, describe);
+}
