@@ -13,10 +13,14 @@ const FRONT_MATTER = 3; // contents, etymology and extracts come before chapter 
 /** Stands for every character that has no class of its own; the first of every vocabulary. */
 export const UNKNOWN = "\uFFFD";
 
-/** The text of Moby Dick from chapter 1 on, 1.2 million characters. */
+/** The chapters of Moby Dick from chapter 1 on, and the epilogue. */
+export function loadChapters(): { title: string; text: string }[] {
+  return (chapters as { title: string; text: string }[]).slice(FRONT_MATTER);
+}
+
+/** Their text, 1.2 million characters. */
 export function loadMobyDick(): string {
-  const texts = (chapters as { text: string }[]).map(({ text }) => text.trim());
-  return texts.slice(FRONT_MATTER).join("\n\n") + "\n";
+  return loadChapters().map(({ text }) => text.trim()).join("\n\n") + "\n";
 }
 
 /** The characters of a text in the order of their code points, without the rare ones; a character's place is its class. */
