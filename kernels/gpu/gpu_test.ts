@@ -209,3 +209,18 @@ Deno.test("gpu: a tensor that the adapter cannot bind is refused", async () => {
   assertStringIncludes(message, "more than this adapter binds at once");
   assertEquals(stats().liveBytes, before);
 });
+
+Deno.test("kernels: a buffer or parameter that run() was not given is named", async () => {
+  await init();
+  using _scope = new Scope();
+  const kernel = defineKernel({
+    name: "copy one",
+    buffers: { x: "read f32", y: "write f32" },
+    params: { size: "u32" },
+    main: "if (thread < params.size) { y[thread] = x[thread]; }",
+  });
+  const x = zeros([1]), y = zeros([1]);
+  assertThrows(() => kernel.run({ x: x.memory }, { size: 1 }, 1), TypeError, "copy one: run() needs the buffer y");
+  const both = { x: x.memory, y: y.memory };
+  assertThrows(() => kernel.run(both, {}, 1), TypeError, "copy one: run() needs the parameter size");
+});

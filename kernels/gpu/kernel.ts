@@ -125,6 +125,9 @@ export function defineKernel(spec: KernelSpec): Kernel {
     throw new TypeError(`defineKernel: ${spec.name}: at most 64 params fit, got ${params.length}`);
   }
   let owner: Gpu | null = null, pipeline: Pipeline;
+  const missing = (what: string, name: string): never => {
+    throw new TypeError(`${spec.name}: run() needs the ${what} ${name}`);
+  };
   return {
     spec,
     run(buffers, values, workgroups) {
@@ -137,8 +140,8 @@ export function defineKernel(spec: KernelSpec): Kernel {
       }
       if (workgroups === 0) return;
       const memories: Memory[] = new Array(names.length), numbers: number[] = new Array(params.length);
-      for (let i = 0; i < names.length; i++) memories[i] = buffers[names[i]];
-      for (let i = 0; i < params.length; i++) numbers[i] = values[params[i]];
+      for (let i = 0; i < names.length; i++) memories[i] = buffers[names[i]] ?? missing("buffer", names[i]);
+      for (let i = 0; i < params.length; i++) numbers[i] = values[params[i]] ?? missing("parameter", params[i]);
       const most = device.limits.maxComputeWorkgroupsPerDimension;
       const x = Math.min(workgroups, most), y = Math.ceil(workgroups / x);
       queue.dispatch(pipeline, memories, numbers, x, y, 1);
