@@ -4,12 +4,13 @@
  *
  * @module
  */
-export { dispose, flush, init, stats } from "./kernels/gpu/gpu.ts";
+export { dispose, flush, init } from "./kernels/gpu/gpu.ts";
 export type { GpuInfo, InitOptions } from "./kernels/gpu/device.ts";
 export { type KernelTime, type Profile, profile } from "./kernels/gpu/profile.ts";
 export type { Counters, Memory } from "./kernels/gpu/memory.ts";
 export { type BufferType, defineKernel, type Kernel, type KernelSpec } from "./kernels/gpu/kernel.ts";
 
+export { expectNoLeaks, type ForgottenTensor, resetPeak, type Stats, stats, trimPool } from "./autograd/debug.ts";
 export type { DType, TypedArray } from "./autograd/storage.ts";
 export { type NestedArray, Tensor } from "./autograd/tensor.ts";
 export type {

@@ -4,8 +4,8 @@ import type { Memory } from "../kernels/gpu/memory.ts";
 import { describe } from "../kernels/check.ts";
 import { methods } from "./methods.ts";
 import { innermost, Scope } from "./scope.ts";
-import { BYTES, Storage } from "./storage.ts";
-import { checkShape, checkTensor, type Recorded, Tensor } from "./tensor.ts";
+import { BYTES, type DType, Storage } from "./storage.ts";
+import { checkShape, checkTensor, type Recorded, sizeOf, Tensor } from "./tensor.ts";
 
 /** Makes the tensor that will hold the gradient of input `i`: where the optimizer wants it if that is possible. */
 export type GradientOf = (i: number) => Tensor;
@@ -387,9 +387,12 @@ export function needsGradient(inputs: readonly Tensor[]): boolean {
   return activeTape() !== null && inputs.some((x) => x.requiresGrad);
 }
 
-/** Internal: a tensor that belongs to a record alone (its `hidden`). */
-export function hidden(shape: readonly number[], dtype: "f32" | "f16" | "i32" | "u32"): Tensor {
-  return new Tensor(new Storage(gpu().pool.take(shape.reduce((a, b) => a * b, 1) * BYTES[dtype])), shape, dtype);
+/** Internal: a tensor that belongs to a record alone (its `hidden`). The tape frees it where an exception keeps the record from being made. */
+export function hidden(shape: readonly number[], dtype: DType, op = "scratch"): Tensor {
+  const memory = gpu().pool.take(sizeOf(shape) * BYTES[dtype], "", op, shape);
+  const tensor = new Tensor(new Storage(memory), shape, dtype, op);
+  (openTape ?? innermost())?.adopt(tensor);
+  return tensor;
 }
 
 /** Choices that a checkpoint's forward pass made (whether dropout is on), for its recomputation to repeat. */

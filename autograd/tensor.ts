@@ -1,6 +1,7 @@
 import { describe } from "../kernels/check.ts";
 import { type Gpu, gpu } from "../kernels/gpu/gpu.ts";
 import type { Memory } from "../kernels/gpu/memory.ts";
+import { enter } from "./ledger.ts";
 import {
   type ClampOptions,
   type GeluOptions,
@@ -78,13 +79,15 @@ export class Tensor implements Disposable {
    * Use `tensor`, `zeros` and their like.
    * @internal
    */
-  constructor(storage: Storage, shape: readonly number[], dtype: DType, requiresGrad = false) {
+  constructor(storage: Storage, shape: readonly number[], dtype: DType, op: string) {
     this.#storage = storage;
     this.shape = shape;
     this.dtype = dtype;
     this.size = sizeOf(shape);
-    this.requiresGrad = requiresGrad;
+    this.requiresGrad = false;
     storage.gpu.counters.liveTensors++;
+    storage.memory.shape = shape;
+    enter(this, storage.gpu, op);
   }
 
   /**
@@ -92,7 +95,7 @@ export class Tensor implements Disposable {
    * @internal
    */
   static empty(shape: readonly number[], dtype: DType, op: string): Tensor {
-    const memory = gpu().pool.take(sizeOf(shape) * BYTES[dtype]);
+    const memory = gpu().pool.take(sizeOf(shape) * BYTES[dtype], "", op, shape);
     return Tensor.owned(new Storage(memory), shape, dtype, op);
   }
 
@@ -101,7 +104,7 @@ export class Tensor implements Disposable {
    * @internal
    */
   static owned(storage: Storage, shape: readonly number[], dtype: DType, op: string): Tensor {
-    const tensor = new Tensor(storage, shape, dtype);
+    const tensor = new Tensor(storage, shape, dtype, op);
     const scope = innermost();
     if (scope) scope.adopt(tensor);
     else tensor.#countUnscoped(op);
@@ -178,6 +181,7 @@ export class Tensor implements Disposable {
     const storage = this.#storage;
     if (storage === null || this.#closedBy !== null) return;
     this.#closedBy = by;
+    storage.gpu.ledger?.delete(this);
     this.record = null;
     this.#leaveOwner();
     storage.gpu.counters.liveTensors--;
@@ -223,6 +227,14 @@ export class Tensor implements Disposable {
     this.storage;
     this.#leaveOwner();
     return this;
+  }
+
+  /**
+   * Whether the tensor was made where no scope was open, and never kept.
+   * @internal
+   */
+  get forgotten(): boolean {
+    return this.#unscoped;
   }
 
   #leaveOwner(): void {

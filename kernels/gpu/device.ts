@@ -1,4 +1,4 @@
-import { checkOptions, describe } from "../check.ts";
+import { checkBoolean, checkNumber, checkOneOf, checkOptions, describe } from "../check.ts";
 
 /** What `init` takes. */
 export interface InitOptions {
@@ -12,6 +12,11 @@ export interface InitOptions {
   features?: string[];
   /** Most bytes of GPU memory that tensors and the pool may take together; beyond it, allocation throws a RangeError. */
   memoryLimit?: number;
+  /**
+   * Whether every result is checked: the next await throws an Error that names the op and the step that first made a NaN or an infinity. `stats()` then also
+   * lists forgotten tensors with the lines that made them. Slow; false unless given.
+   */
+  debug?: boolean;
 }
 
 /** What `init` found. */
@@ -45,11 +50,39 @@ export interface GpuInfo {
   };
 }
 
-const WHAT_TO_INSTALL =
-  "init: WebGPU found no adapter. Install a Vulkan driver: your GPU vendor's, or Mesa's software driver " +
-  "(Debian, Ubuntu: apt-get install mesa-vulkan-drivers; Fedora: dnf install mesa-vulkan-drivers vulkan-loader; " +
-  "Arch: pacman -S vulkan-swrast vulkan-icd-loader). macOS (Metal) and Windows (Direct3D 12) need no installation, " +
-  "but a virtual machine may hide the GPU.";
+/** What to install where there is no adapter, for a platform as `navigator.platform` names it. */
+export function whatToInstall(platform: string): string {
+  const advice = /^mac|iphone|ipad/i.test(platform)
+    ? "macOS has Metal and needs no installation, but a virtual machine may hide the GPU, and Metal needs macOS 10.13 or newer"
+    : /^win/i.test(platform)
+    ? "Windows has Direct3D 12 and needs no installation but the GPU vendor's driver; a virtual machine or remote desktop may hide the GPU"
+    : "install a Vulkan driver: your GPU vendor's, or Mesa's software driver (Debian, Ubuntu: apt-get install " +
+      "mesa-vulkan-drivers; Fedora: dnf install mesa-vulkan-drivers vulkan-loader; Arch: pacman -S vulkan-swrast " +
+      "vulkan-icd-loader); in a container, hand in the GPU's devices as well";
+  return `init: WebGPU found no adapter${platform && ` on ${platform}`}: ${advice}`;
+}
+
+/** Throws unless the options of `init` are what they must be. */
+export function checkInitOptions(options: InitOptions): void {
+  checkOptions("init", options, ["device", "adapter", "powerPreference", "features", "memoryLimit", "debug"]);
+  const { device, adapter, powerPreference, features, memoryLimit, debug } = options;
+  if (device !== undefined && !(device?.createShaderModule instanceof Function)) {
+    throw new TypeError(`init: device must be a GPUDevice, got ${describe(device)}`);
+  }
+  if (adapter !== undefined && !(adapter?.requestDevice instanceof Function)) {
+    throw new TypeError(`init: adapter must be a GPUAdapter, got ${describe(adapter)}`);
+  }
+  if (powerPreference !== undefined) {
+    checkOneOf("init", "powerPreference", powerPreference, ["low-power", "high-performance"]);
+  }
+  if (features !== undefined && !(Array.isArray(features) && features.every((f) => typeof f === "string"))) {
+    throw new TypeError(`init: features must be an array of strings, got ${describe(features)}`);
+  }
+  if (memoryLimit !== undefined && memoryLimit !== Infinity) {
+    checkNumber("init", "memoryLimit", memoryLimit, { above: 0 });
+  }
+  if (debug !== undefined) checkBoolean("init", "debug", debug);
+}
 
 /** What a shader that uses subgroups must begin with: naga refuses the directive that Dawn demands. Null where neither compiles. */
 export async function subgroupDirective(device: GPUDevice): Promise<string | null> {
@@ -72,10 +105,6 @@ export async function subgroupDirective(device: GPUDevice): Promise<string | nul
 
 /** Asks for a device with the adapter's full limits and the optional features that the engine can use. */
 export async function openDevice(options: InitOptions): Promise<{ device: GPUDevice; info: GpuInfo }> {
-  checkOptions("init", options, ["device", "adapter", "powerPreference", "features", "memoryLimit"]);
-  if (options.device !== undefined && !(options.device?.createShaderModule instanceof Function)) {
-    throw new TypeError(`init: device must be a GPUDevice, got ${describe(options.device)}`);
-  }
   if (options.device) {
     return { device: options.device, info: describeDevice(options.device, options.device.adapterInfo) };
   }
@@ -86,7 +115,7 @@ export async function openDevice(options: InitOptions): Promise<{ device: GPUDev
     );
   }
   const adapter = options.adapter ?? await webgpu.requestAdapter({ powerPreference: options.powerPreference });
-  if (!adapter) throw new Error(WHAT_TO_INSTALL);
+  if (!adapter) throw new Error(whatToInstall(globalThis.navigator?.platform ?? ""));
   const requiredLimits: Record<string, number> = {};
   for (const name in adapter.limits) {
     const limit = adapter.limits[name as keyof GPUSupportedLimits];
@@ -139,6 +168,10 @@ function describeDevice(device: GPUDevice, adapter: GPUAdapterInfo | undefined):
 export class DeviceErrors {
   #messages: string[] = [];
   #pending: Promise<unknown>[] = [];
+  /** Whether the device was lost and no call has said so yet. */
+  #unsaid = false;
+  /** Further checks that come with every `settle`. */
+  check: (() => Promise<void>) | null = null;
   /** Why the device is gone, once it is. */
   lost: string | null = null;
 
@@ -147,7 +180,12 @@ export class DeviceErrors {
       event.preventDefault?.();
       this.#messages.push((event as GPUUncapturedErrorEvent).error.message);
     });
-    device.lost.then((info) => this.lost = `${info.reason || "unknown"}: ${info.message}`);
+    device.lost.then((info) => {
+      this.lost = `${info.reason || "unknown"}: ${info.message}`;
+      this.#unsaid ||= info.reason !== "destroyed";
+    });
+    // a program that ends without an await after the error must not look as if all had gone well
+    globalThis.addEventListener?.("unload", () => (this.#messages.length > 0 || this.#unsaid) && this.raise());
   }
 
   /** Opens error scopes over what follows; `close` collects what they caught, under a label. */
@@ -172,17 +210,25 @@ export class DeviceErrors {
     this.#pending = [];
     await Promise.all(pending);
     this.raise();
+    await this.check?.();
+  }
+
+  /** Waits for what the device has told the runtime but the runtime not yet us: that it is lost. */
+  async news(): Promise<void> {
+    await new Promise((resolve) => setTimeout(resolve));
   }
 
   /** Throws what was collected so far, once. */
   raise(): void {
-    if (this.#messages.length > 0) {
-      const messages = this.#messages;
-      this.#messages = [];
-      throw new Error(`GPU: ${[...new Set(messages)].slice(0, 4).join("\n")}`);
+    const messages = [...new Set(this.#messages)].slice(0, 4).join("\n");
+    this.#messages = [];
+    if (this.lost !== null) {
+      this.#unsaid = false;
+      const before = messages && `; before that: ${messages}`;
+      throw new Error(
+        `GPU: the device was lost (${this.lost}); call init() again, all tensors on it are gone${before}`,
+      );
     }
-    if (this.lost) {
-      throw new Error(`GPU: the device was lost (${this.lost}); call init() again, all tensors on it are gone`);
-    }
+    if (messages) throw new Error(`GPU: ${messages}`);
   }
 }

@@ -1,7 +1,13 @@
-import { DeviceErrors, type GpuInfo, type InitOptions, openDevice, subgroupDirective } from "./device.ts";
+import {
+  checkInitOptions,
+  DeviceErrors,
+  type GpuInfo,
+  type InitOptions,
+  openDevice,
+  subgroupDirective,
+} from "./device.ts";
 import { type Counters, Pool } from "./memory.ts";
 import { Queue } from "./queue.ts";
-import { checkNumber } from "../check.ts";
 
 /** The open device with everything that belongs to it. */
 export interface Gpu {
@@ -14,6 +20,18 @@ export interface Gpu {
   /** What shaders that use subgroups begin with. */
   subgroupDirective: string;
   ownsDevice: boolean;
+  /** Whether results are checked and tensors remember where they were made. */
+  debug: boolean;
+  /** What is alive, and how it came to be: in debug mode and while `expectNoLeaks` runs. */
+  ledger: Map<object, Made> | null;
+}
+
+/** How a tensor came to be. */
+export interface Made {
+  /** The op. */
+  op: string;
+  /** The line of the program that called it; null unless in debug mode. */
+  place: string | null;
 }
 
 let current: Gpu | null = null;
@@ -30,7 +48,7 @@ export function gpu(): Gpu {
  * Opens the GPU. Call it once, before the first tensor; a second call returns the same until `dispose()` or device loss.
  *
  * It asks the adapter for its full limits and, where present, for `timestamp-query` and `shader-f16`.
- * Throws an Error that says what to install where there is no adapter, a RangeError for a feature that the adapter lacks.
+ * Throws an Error that says what to install where there is no adapter, a RangeError for a feature that the adapter lacks, a TypeError for a wrong option.
  *
  * @example
  * ```ts
@@ -40,14 +58,15 @@ export function gpu(): Gpu {
  * console.log(info.adapter);
  * ```
  */
-export function init(options: InitOptions = {}): Promise<GpuInfo> {
-  if (current && current.errors.lost === null) return Promise.resolve(current.info);
-  return starting ??= start(options).finally(() => starting = null);
+export async function init(options: InitOptions = {}): Promise<GpuInfo> {
+  checkInitOptions(options);
+  if (current) await current.errors.news();
+  if (current && current.errors.lost === null) return current.info;
+  return await (starting ??= start(options).finally(() => starting = null));
 }
 
 async function start(options: InitOptions): Promise<GpuInfo> {
-  const limit = options?.memoryLimit ?? Infinity;
-  if (limit !== Infinity) checkNumber("init", "memoryLimit", limit, { above: 0 });
+  const limit = options.memoryLimit ?? Infinity;
   const { device, info } = await openDevice(options);
   const directive = await subgroupDirective(device);
   info.subgroups = directive !== null;
@@ -63,7 +82,7 @@ async function start(options: InitOptions): Promise<GpuInfo> {
   };
   const errors = new DeviceErrors(device);
   const queue: Queue = new Queue(device, () => pool, counters, errors);
-  const pool = new Pool(device, counters, limit, () => queue.forget());
+  const pool = new Pool(device, counters, limit, errors, () => queue.forget());
   current = {
     device,
     info,
@@ -73,6 +92,8 @@ async function start(options: InitOptions): Promise<GpuInfo> {
     counters,
     subgroupDirective: directive ?? "",
     ownsDevice: !options.device,
+    debug: options.debug ?? false,
+    ledger: options.debug ? new Map() : null,
   };
   return info;
 }
@@ -94,10 +115,6 @@ export async function dispose(): Promise<void> {
 export async function flush(): Promise<void> {
   const { queue, errors } = gpu();
   queue.submit();
+  await errors.news();
   await errors.settle();
-}
-
-/** A snapshot of the engine's counters: tensors and bytes alive, bytes waiting in the pool, and what was created and dispatched since `init`. */
-export function stats(): Counters {
-  return { ...gpu().counters };
 }

@@ -210,17 +210,68 @@ Deno.test("gpu: a tensor that the adapter cannot bind is refused", async () => {
   assertEquals(stats().liveBytes, before);
 });
 
-Deno.test("kernels: a buffer or parameter that run() was not given is named", async () => {
+Deno.test("defineKernel: refuses what would abort the process", () => {
+  const head = "fn f(p: ptr<function, f32>) { *p = 1.0; }", rest = "y[thread] = 1.0;";
+  const refused = [
+    "var a: array<f32, 4>; f(&a[1]);",
+    "var a: array<f32, 4>; f( & a [thread]);",
+    "var a: array<f32, 4>; f(&(a[1]));",
+    "var a: array<f32, 4>; let p = &a; f(&(*p)[1]);",
+    "var a: array<f32, 4>; g(1.0, &a[max(1, 2)]);",
+    "var a: array<f32, 4>; let p = &a[1]; f(p);",
+    "var a: array<f32, 4>; let p: ptr<function, f32> = &a[1]; g(1.0, p);",
+    "var s: S; f(&s.a);",
+    "var s: S; f(/* here */ &s.a);",
+  ];
+  const wrong = refused.filter((main) => {
+    try {
+      defineKernel({ name: "k", buffers: { y: "write f32" }, head, main: main + rest });
+      return true;
+    } catch (error) {
+      return !(error as Error).message.includes("must not pass a pointer to an element or member to a function");
+    }
+  });
+  assertEquals(wrong, []);
+  const taken = [
+    "var a: f32; f(&a);",
+    "var a: array<f32, 4>; h(&a); h2(&a, a[1]);",
+    "var a: array<f32, 4>; let p = &a[1]; *p = 3.0;",
+    "let i = 5u & x[1]; g(1u & x[0]); f2(3u, 1u & x[1]);",
+    "if (thread == 0u && x[1] == 1u) { atomicAdd(&counts[thread], 1u); }",
+    "let n = arrayLength(&s.values); // f(&x[1])",
+  ];
+  for (const main of taken) defineKernel({ name: "k", buffers: { y: "write f32" }, head, main: main + rest });
+});
+
+Deno.test("defineKernel: what it is made of and what run takes are checked", async () => {
   await init();
   using _scope = new Scope();
-  const kernel = defineKernel({
-    name: "copy one",
-    buffers: { x: "read f32", y: "write f32" },
-    params: { size: "u32" },
-    main: "if (thread < params.size) { y[thread] = x[thread]; }",
-  });
-  const x = zeros([1]), y = zeros([1]);
-  assertThrows(() => kernel.run({ x: x.memory }, { size: 1 }, 1), TypeError, "copy one: run() needs the buffer y");
-  const both = { x: x.memory, y: y.memory };
-  assertThrows(() => kernel.run(both, {}, 1), TypeError, "copy one: run() needs the parameter size");
+  const good = { name: "k", buffers: { y: "write f32" }, params: { size: "u32" }, main: "y[0] = f32(params.size);" };
+  // deno-lint-ignore no-explicit-any
+  const define = (more: any) => () => defineKernel({ ...good, ...more });
+  const cases: [unknown, string][] = [
+    [{ name: 5 }, "defineKernel: name must be a string, got 5"],
+    [{ buffers: null }, "buffers must be an object of types, got null"],
+    [{ buffers: { y: "readwrite f32" } }, 'y must be "read" or "write" and an element type, got "readwrite f32"'],
+    [{ params: { size: "f16" } }, 'size must be one of u32, i32, f32, got "f16"'],
+    [{ params: { y: "u32" } }, '"y" must not come twice'],
+    [{ workgroup: 0 }, "workgroup must be an integer, at least 1, got 0"],
+    [{ main: undefined }, "main must be a string of WGSL, got undefined"],
+    [{ bufers: {} }, 'unknown option "bufers"; did you mean buffers?'],
+  ];
+  for (const [more, message] of cases) assertStringIncludes(assertThrows(define(more), Error).message, message);
+  const kernel = define({})(), y = zeros([1]), run = kernel.run;
+  // deno-lint-ignore no-explicit-any
+  const call = (buffers: any, params: any, groups: any) => () => run(buffers, params, groups);
+  const memory = y.memory;
+  assertThrows(call({ x: memory }, { size: 1 }, 1), TypeError, "k: y must be a Memory, got undefined");
+  assertThrows(call({ y }, { size: 1 }, 1), TypeError, "k: y must be a Memory, got a Tensor");
+  assertThrows(call({ y: memory }, {}, 1), TypeError, "k: params.size must be a number, got undefined");
+  assertThrows(call({ y: memory }, { size: -1 }, 1), RangeError, "k: params.size must be an integer");
+  assertThrows(call({ y: memory }, { size: 1 }, -1), RangeError, "k: workgroups must be an integer, at least 0");
+  assertThrows(call({ y: memory }, { size: 1 }, 2 ** 40), RangeError, "k: workgroups must be an integer, at least 0");
+  const wide = defineKernel({ name: "wide", buffers: { y: "write f32" }, workgroup: 2 ** 20, main: "" });
+  assertThrows(() => wide.run({ y: memory }, {}, 1), RangeError, "wide: workgroup must be a finite number, at most");
+  run({ y: memory }, { size: 7 }, 1);
+  assertEquals(await y.item(), 7);
 });

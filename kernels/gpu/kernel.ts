@@ -1,4 +1,4 @@
-import { describe } from "../check.ts";
+import { checkBoolean, checkNumber, checkOneOf, checkOptions, describe } from "../check.ts";
 import { type Gpu, gpu } from "./gpu.ts";
 import type { Memory } from "./memory.ts";
 import type { Pipeline } from "./queue.ts";
@@ -75,7 +75,7 @@ let pipelines = 0;
 
 function compile(spec: KernelSpec, { device, subgroupDirective }: Gpu): Pipeline {
   const writes = Object.values(spec.buffers).map((type) => type.startsWith("write"));
-  const params = Object.values(spec.params ?? {});
+  const params = Object.entries(spec.params ?? {});
   const entries = writes.map((write, binding): GPUBindGroupLayoutEntry => ({
     binding,
     visibility: 0x4, // GPUShaderStage.COMPUTE
@@ -89,14 +89,16 @@ function compile(spec: KernelSpec, { device, subgroupDirective }: Gpu): Pipeline
     layout: device.createPipelineLayout({ bindGroupLayouts: [layout] }),
     compute: { module, entryPoint: "main" },
   });
-  return { id: pipelines++, name: spec.name, gpu: pipeline, layout, writes, params };
+  const buffers = Object.keys(spec.buffers);
+  return { id: pipelines++, name: spec.name, gpu: pipeline, layout, buffers, writes, params };
 }
 
 /**
  * Defines a compute kernel: its buffers, its parameters and its WGSL. It compiles at its first run on a device and is
  * cached. All kernels of this package are defined so; with `record` a kernel becomes a differentiable op.
  *
- * Throws a TypeError for a name that is no identifier or parameters that do not fit one 256-byte block.
+ * Throws a TypeError for a name that is no identifier, parameters that do not fit one 256-byte block, and a pointer to an element or member as an argument
+ * (`f(&x[i])`), at which Deno's compiler aborts the process. `run` throws for what does not fit the kernel; what only the compiler sees is thrown at the next await.
  *
  * @example
  * ```ts
@@ -115,38 +117,113 @@ function compile(spec: KernelSpec, { device, subgroupDirective }: Gpu): Pipeline
  * ```
  */
 export function defineKernel(spec: KernelSpec): Kernel {
+  checkSpec(spec);
   const names = Object.keys(spec.buffers), params = Object.keys(spec.params ?? {});
-  for (const name of [...names, ...params]) {
-    if (!/^[a-z][A-Za-z0-9_]*$/.test(name)) {
-      throw new TypeError(`defineKernel: ${spec.name}: ${describe(name)} must be a camelCase identifier`);
-    }
-  }
-  if (params.length > 64) {
-    throw new TypeError(`defineKernel: ${spec.name}: at most 64 params fit, got ${params.length}`);
-  }
   let owner: Gpu | null = null, pipeline: Pipeline;
-  const missing = (what: string, name: string): never => {
-    throw new TypeError(`${spec.name}: run() needs the ${what} ${name}`);
-  };
   return {
     spec,
     run(buffers, values, workgroups) {
-      const open = gpu(), { device, errors, queue } = open;
+      const open = gpu(), { errors, info: { limits }, queue } = open;
       if (owner !== open) {
+        checkFits(spec, limits);
+        const shapes = names.map((name) => `${name} [${buffers?.[name]?.shape?.join(", ") ?? "?"}]`).join(", ");
         errors.open();
         pipeline = compile(spec, open);
-        errors.close(() => `the WGSL of ${spec.name}`);
+        errors.close(() => `the WGSL of ${spec.name} (${shapes})`);
         owner = open;
       }
-      if (workgroups === 0) return;
       const memories: Memory[] = new Array(names.length), numbers: number[] = new Array(params.length);
-      for (let i = 0; i < names.length; i++) memories[i] = buffers[names[i]] ?? missing("buffer", names[i]);
-      for (let i = 0; i < params.length; i++) numbers[i] = values[params[i]] ?? missing("parameter", params[i]);
-      const most = device.limits.maxComputeWorkgroupsPerDimension;
+      for (let i = 0; i < names.length; i++) memories[i] = buffers[names[i]];
+      for (let i = 0; i < params.length; i++) numbers[i] = values[params[i]];
+      const most = limits.maxComputeWorkgroupsPerDimension;
+      if (!Number.isInteger(workgroups) || workgroups < 0 || workgroups > most * most) {
+        checkNumber(spec.name, "workgroups", workgroups, { integer: true, min: 0, max: most * most });
+      }
+      if (workgroups === 0) return;
       const x = Math.min(workgroups, most), y = Math.ceil(workgroups / x);
       queue.dispatch(pipeline, memories, numbers, x, y, 1);
     },
   };
+}
+
+const BUFFER_TYPE = /^(read|write) (f32|f16|i32|u32|vec4f|vec4h|vec4i|vec4u)$/;
+
+function checkSpec(spec: KernelSpec): void {
+  const known = ["name", "buffers", "params", "workgroup", "subgroups", "head", "main"];
+  checkOptions("defineKernel", spec, known);
+  const { name, buffers, params = {}, workgroup = 256, subgroups = false, head = "", main } = spec;
+  if (typeof name !== "string") throw new TypeError(`defineKernel: name must be a string, got ${describe(name)}`);
+  const op = `defineKernel: ${name}`;
+  for (const [what, record] of [["buffers", buffers], ["params", params]] as const) {
+    if (typeof record !== "object" || record === null || Array.isArray(record)) {
+      throw new TypeError(`${op}: ${what} must be an object of types, got ${describe(record)}`);
+    }
+  }
+  const names = [...Object.keys(buffers), ...Object.keys(params)];
+  for (const name of names) {
+    if (!/^[a-z][A-Za-z0-9_]*$/.test(name)) {
+      throw new TypeError(`${op}: ${describe(name)} must be a camelCase identifier`);
+    }
+    if (names.filter((other) => snake(other) === snake(name)).length > 1) {
+      throw new TypeError(`${op}: ${describe(name)} must not come twice`);
+    }
+  }
+  for (const [name, type] of Object.entries(buffers)) {
+    if (typeof type !== "string" || !BUFFER_TYPE.test(type)) {
+      throw new TypeError(`${op}: ${name} must be "read" or "write" and an element type, got ${describe(type)}`);
+    }
+  }
+  for (const [name, type] of Object.entries(params)) checkOneOf(op, name, type, ["u32", "i32", "f32"]);
+  const count = Object.keys(params).length;
+  if (count > 64) throw new TypeError(`${op}: at most 64 params fit, got ${count}`);
+  checkNumber(op, "workgroup", workgroup, { integer: true, min: 1 });
+  checkBoolean(op, "subgroups", subgroups);
+  for (const [what, text] of [["head", head], ["main", main]]) {
+    if (typeof text !== "string") throw new TypeError(`${op}: ${what} must be a string of WGSL, got ${describe(text)}`);
+    const pointer = elementPointer(text);
+    if (pointer) {
+      throw new TypeError(
+        `${op}: ${what} must not pass a pointer to an element or member to a function, got ${
+          describe(pointer)
+        }: pass the value or the index`,
+      );
+    }
+  }
+}
+
+/** An argument of a WGSL call that points to an element or member, or nothing. Only built-in functions take such. */
+export function elementPointer(wgsl: string): string | undefined {
+  const code = wgsl.replace(/\/\/.*|\/\*[\s\S]*?\*\//g, " ");
+  const target = String.raw`&\s*[(*\s]*\w+[)\s]*(?:\[|\.)[^;,]*`; // &x[i], &(x[i]), &s.a, &(*p)[i]
+  const named = [...code.matchAll(new RegExp(String.raw`\blet\s+(\w+)[^=;]*=\s*${target}`, "g"))].map(([, name]) =>
+    name
+  );
+  const argument = new RegExp(`^\\s*(?:${[target, ...named.map((name) => `${name}\\s*$`)].join("|")})`);
+  const calls: { name: string; from: number }[] = [];
+  for (let i = 0; i < code.length; i++) {
+    const call = calls.at(-1);
+    if (code[i] === "(" || code[i] === "[") {
+      calls.push({ name: code[i] === "(" ? /(\w*)\s*$/.exec(code.slice(0, i))![1] : "", from: i + 1 });
+    } else if (call && ")],".includes(code[i])) {
+      const text = code.slice(call.from, i);
+      const builtIn = call.name === "" ||
+        /^(atomic\w+|arrayLength|workgroupUniformLoad|if|while|for|switch)$/.test(call.name);
+      if (!builtIn && argument.test(text)) return `${call.name}(${text.trim()})`;
+      if (code[i] === ",") call.from = i + 1;
+      else calls.pop();
+    }
+  }
+}
+
+/** Throws unless the adapter can run the kernel. */
+function checkFits({ name, buffers, workgroup = 256 }: KernelSpec, limits: Gpu["info"]["limits"]): void {
+  const count = Object.keys(buffers).length;
+  if (count > limits.maxStorageBuffersPerShaderStage) {
+    throw new RangeError(
+      `${name}: this adapter binds at most ${limits.maxStorageBuffersPerShaderStage} buffers, got ${count}`,
+    );
+  }
+  checkNumber(name, "workgroup", workgroup, { max: limits.maxComputeInvocationsPerWorkgroup });
 }
 
 /** One kernel for each key, defined when it is first asked for: how a kernel takes compile-time choices. */

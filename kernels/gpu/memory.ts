@@ -1,3 +1,5 @@
+import type { DeviceErrors } from "./device.ts";
+
 /** Counters behind `stats()`. */
 export interface Counters {
   /** Tensors that are not closed. */
@@ -6,7 +8,7 @@ export interface Counters {
   liveBytes: number;
   /** Bytes that wait in the pool. */
   pooledBytes: number;
-  /** The most that `liveBytes` ever was. */
+  /** The most that `liveBytes` was since `init` or `resetPeak()`. */
   peakBytes: number;
   /** GPU buffers made since `init`. */
   buffersCreated: number;
@@ -29,6 +31,10 @@ export class Memory {
   written: number = -1;
   /** Who uses it without owning it, a gradient in an optimizer's block: moves out when the next one needs the place. */
   borrower: { vacate(): void } | null = null;
+  /** The shape of the tensor that has it, for messages. */
+  shape: readonly number[] | null = null;
+  /** Whether the device refused to make its buffer. */
+  refused = false;
 
   /**
    * Pools make memories.
@@ -39,7 +45,12 @@ export class Memory {
     readonly offset: number,
     readonly bytes: number,
     /** Who takes it back. */
-    readonly owner: { give(memory: Memory): void; readonly readOnly: boolean; readonly whole?: Memory },
+    readonly owner: {
+      give(memory: Memory): void;
+      readonly readOnly: boolean;
+      readonly device: GPUDevice;
+      readonly whole?: Memory;
+    },
     /** Place in its free list: the one with the lowest number is taken first. */
     readonly number: number,
     /** The free list that it goes back to. */
@@ -86,6 +97,10 @@ export class FreeList {
   }
 }
 
+/** So many bytes, and what for. */
+const ofShape = (bytes: number, shape?: readonly number[]) =>
+  `${bytes} bytes${shape ? ` (shape [${shape.join(", ")}])` : ""}`;
+
 const STORAGE = 0x80 | 0x4 | 0x8; // GPUBufferUsage.STORAGE | COPY_SRC | COPY_DST; the global is missing in some runtimes
 
 /**
@@ -101,42 +116,56 @@ export class Pool {
     readonly device: GPUDevice,
     readonly counters: Counters,
     readonly limit: number,
+    readonly errors: DeviceErrors,
     /** Called before buffers are destroyed: whoever names them must be done with them. */
     readonly beforeDestroy: () => void,
   ) {}
 
-  take(bytes: number, purpose = ""): Memory {
+  /** Memory of at least so many bytes. The op and the shape of what will lie in it are for messages. */
+  take(bytes: number, purpose = "", op = "tensor", shape?: readonly number[]): Memory {
     const binding = Math.floor(this.device.limits.maxStorageBufferBindingSize / 4) * 4;
-    if (bytes > binding) {
+    if (!(bytes <= binding)) {
       throw new RangeError(
-        `tensor: ${bytes} bytes are more than this adapter binds at once (maxStorageBufferBindingSize ${binding}); split it by rows`,
+        `${op}: ${
+          ofShape(bytes, shape)
+        } are more than this adapter binds at once (maxStorageBufferBindingSize ${binding}); split it by rows`,
       );
     }
     const rounded = Math.min(sizeClass(bytes), binding);
     const list = FreeList.of(this.#lists, rounded, purpose);
     let memory = list.free.pop();
     if (memory) this.counters.pooledBytes -= rounded;
-    else memory = this.#create(rounded, list);
+    else memory = this.#create(rounded, list, op, shape);
+    memory.shape = shape ?? null;
     this.counters.liveBytes += rounded;
     this.counters.peakBytes = Math.max(this.counters.peakBytes, this.counters.liveBytes);
     return memory;
   }
 
-  #create(bytes: number, list: FreeList): Memory {
+  #create(bytes: number, list: FreeList, op: string, shape?: readonly number[]): Memory {
     const total = () => this.counters.liveBytes + this.counters.pooledBytes + bytes;
     if (total() > this.limit) this.trim();
     if (total() > this.limit) {
       throw new RangeError(
-        `tensor: ${bytes} bytes more would pass the memory limit: ${this.counters.liveBytes} of ${this.limit} bytes are live`,
+        `${op}: ${
+          ofShape(bytes, shape)
+        } more would pass the memory limit: ${this.counters.liveBytes} of ${this.limit} bytes are live`,
       );
     }
     this.counters.buffersCreated++;
+    this.errors.open();
     const buffer = this.device.createBuffer({ size: bytes, usage: STORAGE });
-    return new Memory(buffer, 0, bytes, this, list.made++, list);
+    const memory = new Memory(buffer, 0, bytes, this, list.made++, list);
+    this.errors.close(() => {
+      memory.refused = true;
+      return `${op}, which asked for ${ofShape(bytes, shape)} with ${this.counters.liveBytes} bytes live`;
+    });
+    return memory;
   }
 
   give(memory: Memory): void {
     this.counters.liveBytes -= memory.bytes;
+    if (memory.refused) return memory.buffer.destroy(); // nobody gets it again
     this.counters.pooledBytes += memory.bytes;
     memory.list!.give(memory);
   }
@@ -222,12 +251,14 @@ export class Arena {
 /** One pool memory cut into slots that lie flat behind each other, so that one dispatch can walk over all of them. */
 export class FlatBlock {
   readonly readOnly = false;
+  readonly device: GPUDevice;
   /** The slots, in order. */
   readonly slots: Memory[];
   #held: number;
 
   /** `slots` of these sizes in bytes, each from a multiple of 256 on. */
   constructor(readonly whole: Memory, sizes: number[]) {
+    this.device = whole.owner.device;
     let offset = 0;
     this.slots = sizes.map((bytes, i) => {
       const slot = new Memory(whole.buffer, whole.offset + offset, FlatBlock.slotBytes(bytes), this, i);

@@ -1,5 +1,6 @@
 import type { DeviceErrors } from "./device.ts";
-import { Arena, type Counters, type Memory, type Pool, sizeClass } from "./memory.ts";
+import { checkNumber, describe } from "../check.ts";
+import { Arena, type Counters, Memory, type Pool, sizeClass } from "./memory.ts";
 
 /** A compiled kernel. */
 export interface Pipeline {
@@ -7,10 +8,12 @@ export interface Pipeline {
   name: string;
   gpu: GPUComputePipeline;
   layout: GPUBindGroupLayout;
-  /** Per storage binding, in order: whether the kernel writes it. */
+  /** The storage bindings, in order. */
+  buffers: string[];
+  /** Whether the kernel writes each. */
   writes: boolean[];
-  /** Per parameter, in order: its WGSL type. Empty: the kernel has no Params block. */
-  params: ("u32" | "i32" | "f32")[];
+  /** Names and WGSL types of the parameters, in order. Empty: the kernel has no Params block. */
+  params: [name: string, type: "u32" | "i32" | "f32"][];
 }
 
 /** A dispatch seen before: what it bound, its bind group, and the dispatch that came after it last time. */
@@ -18,6 +21,8 @@ interface Entry {
   pipeline: Pipeline;
   memories: Memory[];
   params: number[];
+  /** What the memories held when the entry was made, for messages. */
+  shapes: (readonly number[] | null)[];
   group: GPUBindGroup;
   next: Entry | null;
 }
@@ -44,7 +49,7 @@ export class Queue {
   #inBatch = 0;
   /** Batches that the device discarded: what they should have written is not there. */
   #failed = new Set<number>();
-  #names = new Set<string>();
+  #batch: Entry[] = [];
   #first: Entry = { next: null } as Entry;
   #last: Entry = this.#first;
   #entries = new Map<string, Entry>();
@@ -71,8 +76,8 @@ export class Queue {
     if (this.#bound !== pipeline) {
       pass.setPipeline(pipeline.gpu);
       this.#bound = pipeline;
-      this.#names.add(pipeline.name);
     }
+    this.#batch.push(entry);
     pass.setBindGroup(0, entry.group);
     pass.dispatchWorkgroups(x, y, z);
     const written = this.#failed.size === 0 ? this.batch : this.#taint(pipeline, memories);
@@ -91,6 +96,8 @@ export class Queue {
   }
 
   #entry(pipeline: Pipeline, memories: Memory[], params: number[]): Entry {
+    checkMemories(pipeline, memories, this.device);
+    checkParams(pipeline, params);
     let key = `${pipeline.id}`;
     for (const memory of memories) key += `,${memory.id}`;
     for (const value of params) key += `;${Object.is(value, -0) ? "-0" : value}`;
@@ -104,9 +111,12 @@ export class Queue {
       }));
       if (params.length > 0) entries.push({ binding: memories.length, resource: this.#paramsBlock(pipeline, params) });
       this.counters.bindGroupsCreated++;
+      const shapes = memories.map((m) => m.shape);
+      this.errors.open();
       const group = this.device.createBindGroup({ layout: pipeline.layout, entries });
-      entry = { pipeline, memories: [...memories], params: [...params], group, next: null };
-      this.#entries.set(key, entry);
+      const made: Entry = { pipeline, memories: [...memories], params: [...params], shapes, group, next: null };
+      this.errors.close(() => nameOf(made));
+      this.#entries.set(key, entry = made);
     }
     return entry;
   }
@@ -116,8 +126,9 @@ export class Queue {
     const bytes = new Uint8Array(PARAMS_BYTES);
     const view = new DataView(bytes.buffer);
     params.forEach((value, i) => {
-      if (pipeline.params[i] === "f32") view.setFloat32(4 * i, value, true);
-      else if (pipeline.params[i] === "i32") view.setInt32(4 * i, value, true);
+      const [, type] = pipeline.params[i];
+      if (type === "f32") view.setFloat32(4 * i, value, true);
+      else if (type === "i32") view.setInt32(4 * i, value, true);
       else view.setUint32(4 * i, value, true);
     });
     const key = bytes.subarray(0, 4 * params.length).join();
@@ -191,6 +202,9 @@ export class Queue {
 
   /** Copies the first bytes of one memory to another, in order with the dispatches. */
   copy(from: Memory, to: Memory, bytes: number): void {
+    if (from.owner.device !== this.device || to.owner.device !== this.device) {
+      throw new Error("tensor: a copy cannot leave or enter a device that was disposed or lost");
+    }
     this.#endPass();
     const size = Math.min(Math.ceil(bytes / 4) * 4, from.bytes, to.bytes);
     if (size > 0) this.#openEncoder().copyBufferToBuffer(from.buffer, from.offset, to.buffer, to.offset, size);
@@ -210,13 +224,13 @@ export class Queue {
       chunk.to = 0;
     }
     this.device.queue.submit([this.#encoder.finish()]);
-    const names = [...this.#names], batch = this.batch;
+    const batch = this.batch, entries = this.#batch;
     this.errors.close(() => {
       this.#failed.add(batch);
-      return `the batch of ${names.join(", ") || "copies"}`;
+      return `the batch of ${namesOf(entries)}`;
     });
     this.#encoder = null;
-    this.#names.clear();
+    this.#batch = [];
     this.#inBatch = 0;
     this.batch++;
     this.counters.submits++;
@@ -244,7 +258,11 @@ export class Queue {
     this.#openEncoder().copyBufferToBuffer(memory.buffer, memory.offset, staging, 0, copied);
     memory.batch = this.batch;
     this.submit();
-    const range = await mapped(staging, copied);
+    const range = await mapped(staging, copied).catch(async (reason) => {
+      await this.errors.news();
+      await this.errors.settle(); // why, if the device has said it
+      throw new Error(`GPU: reading ${bytes} bytes failed: ${reason?.message ?? reason}`);
+    });
     const result = range.slice(0, bytes);
     staging.unmap();
     const free = this.#staging.get(size);
@@ -263,8 +281,10 @@ export class Queue {
   #createStaging(size: number): GPUBuffer {
     this.counters.buffersCreated++;
     // mapped once at creation and unmapped: only then may it be read behind an un-awaited mapAsync (see `mapped`)
+    this.errors.open();
     const staging = this.device.createBuffer({ size, usage: 0x1 | 0x8, mappedAtCreation: true }); // MAP_READ | COPY_DST
     staging.unmap();
+    this.errors.close(() => `a read of ${size} bytes`);
     return staging;
   }
 
@@ -299,6 +319,45 @@ function matches(entry: Entry, pipeline: Pipeline, memories: Memory[], params: n
   for (let i = 0; i < memories.length; i++) if (entry.memories[i] !== memories[i]) return false;
   for (let i = 0; i < params.length; i++) if (!Object.is(entry.params[i], params[i])) return false;
   return true;
+}
+
+/** What a dispatch ran on, for messages. */
+function nameOf({ pipeline, shapes, memories }: Entry): string {
+  const on = pipeline.buffers.map((name, i) =>
+    `${name} ${shapes[i] ? `[${shapes[i].join(", ")}]` : `of ${memories[i].bytes} bytes`}`
+  );
+  return `${pipeline.name} (${on.join(", ")})`;
+}
+
+function namesOf(entries: Entry[]): string {
+  const names = [...new Map(entries.map((entry) => [entry.pipeline, entry])).values()].map(nameOf);
+  const rest = names.length > 8 ? ` and ${names.length - 8} more kernels` : "";
+  return names.slice(0, 8).join(", ") + rest || "copies";
+}
+
+/** Throws unless these are memories of the device. */
+function checkMemories({ name, buffers }: Pipeline, memories: Memory[], device: GPUDevice): void {
+  memories.forEach((memory, i) => {
+    if (!(memory instanceof Memory)) {
+      throw new TypeError(`${name}: ${buffers[i]} must be a Memory, got ${describe(memory)}`);
+    }
+    if (memory.owner.device !== device) {
+      throw new Error(`${name}: ${buffers[i]} is on a device that was disposed or lost`);
+    }
+  });
+}
+
+/** Throws unless the parameters are numbers that their types hold. */
+function checkParams({ name, params }: Pipeline, values: number[]): void {
+  params.forEach(([param, type], i) => {
+    const value = values[i];
+    if (typeof value !== "number") {
+      throw new TypeError(`${name}: params.${param} must be a number, got ${describe(value)}`);
+    }
+    if (type === "f32") return;
+    const [min, below] = type === "u32" ? [0, 2 ** 32] : [-(2 ** 31), 2 ** 31];
+    checkNumber(name, `params.${param}`, value, { integer: true, min, below });
+  });
 }
 
 /** One dispatch must not read and write the same buffer through different bindings: WebGPU would discard the whole pass. */

@@ -1,0 +1,133 @@
+/** Looking after memory: the counters, forgotten tensors, and a check for tests that nothing stays. */
+import { describe } from "../kernels/check.ts";
+import { gpu } from "../kernels/gpu/gpu.ts";
+import type { Counters } from "../kernels/gpu/memory.ts";
+import { entries } from "./ledger.ts";
+import { BYTES, type DType, type Storage } from "./storage.ts";
+import { Tensor } from "./tensor.ts";
+
+/** A tensor that was made where no scope was open, and neither kept nor disposed of since. */
+export interface ForgottenTensor {
+  /** The op that made it. */
+  op: string;
+  /** The line of the program that called the op. */
+  place: string;
+  /** Its sizes. */
+  shape: readonly number[];
+  /** How its elements are stored. */
+  dtype: DType;
+  /** Bytes of its elements. */
+  bytes: number;
+}
+
+/** What `stats` gives. */
+export interface Stats extends Counters {
+  /** With `init({ debug: true })`: live tensors that belong to no scope and were never kept, in the order they were made. */
+  forgotten?: ForgottenTensor[];
+}
+
+/**
+ * A snapshot of the engine's counters: tensors and bytes alive, bytes waiting in the pool, and what was created and dispatched since `init`.
+ * With `init({ debug: true })` also the forgotten tensors, each with the line that made it.
+ *
+ * @example
+ * ```ts
+ * import { init, stats, tensor } from "@limbeck/limbeck";
+ *
+ * await init({ debug: true });
+ * const lost = tensor([1, 2]).mul(2); // no scope is open
+ * for (const { op, place, bytes } of stats().forgotten ?? []) console.log(op, place, bytes);
+ * ```
+ */
+export function stats(): Stats {
+  const open = gpu(), { counters, debug } = open;
+  if (!debug) return { ...counters };
+  const forgotten = entries(open).filter(([x]) => x.forgotten).map(([x, { op, place }]) => ({
+    op,
+    place: place ?? "",
+    shape: x.shape,
+    dtype: x.dtype,
+    bytes: x.size * BYTES[x.dtype],
+  }));
+  return { ...counters, forgotten };
+}
+
+/** Starts `stats().peakBytes` anew from what is live now. */
+export function resetPeak(): void {
+  const { counters } = gpu();
+  counters.peakBytes = counters.liveBytes;
+}
+
+/** Gives the buffers that wait in the pool back to the device. The next allocations make new ones. */
+export function trimPool(): void {
+  gpu().pool.trim();
+}
+
+/**
+ * Runs `fn`, which may be async, and throws an Error if tensors or GPU memory that it made are still alive after it, naming the ops (with `init({ debug: true })` also
+ * the lines) that made them. Tensors that `fn` returns, also inside arrays and records, are the caller's. Returns what `fn` returns. For tests.
+ *
+ * Gradients count too: end a training step with `zeroGrad()`, or run it once before.
+ *
+ * @example
+ * ```ts
+ * import { expectNoLeaks, init, Scope, tensor } from "@limbeck/limbeck";
+ *
+ * await init();
+ * await expectNoLeaks(async () => {
+ *   using _scope = new Scope();
+ *   console.log(await tensor([1, 2]).sum().item()); // 3
+ * });
+ * ```
+ */
+export function expectNoLeaks<T>(fn: () => T): T {
+  if (typeof fn !== "function") throw new TypeError(`expectNoLeaks: fn must be a function, got ${describe(fn)}`);
+  const open = gpu(), { counters } = open, before = counters.liveBytes, outer = open.ledger;
+  open.ledger ??= new Map();
+  const old = new Set(entries(open).map(([x]) => x));
+  const check = (result: unknown) => {
+    if (gpu() !== open) return; // dispose() freed all
+    const returned = tensorsIn(result), storages = new Set<Storage>();
+    for (const x of returned) storages.add(x.storage);
+    const stayed = entries(open).filter(([x]) => !old.has(x) && !returned.has(x));
+    const grown = counters.liveBytes - before - [...storages].reduce((sum, s) => sum + s.memory.bytes, 0);
+    if (stayed.length > 0) {
+      const named = stayed.slice(0, 8).map(([x, { op, place }]) =>
+        `${op} (shape [${x.shape.join(", ")}])${place ? ` ${place}` : ""}`
+      );
+      const rest = stayed.length > 8 ? `, and ${stayed.length - 8} more` : "";
+      throw new Error(
+        `expectNoLeaks: ${stayed.length} tensor${stayed.length > 1 ? "s" : ""} stayed: ${named.join(", ")}${rest}`,
+      );
+    }
+    if (grown > 0 && returned.size === 0) {
+      throw new Error(
+        `expectNoLeaks: ${grown} bytes stayed that no tensor holds: an optimizer or a Meter was not disposed of`,
+      );
+    }
+  };
+  let running = false;
+  try {
+    const result = fn();
+    if (!(result instanceof Promise)) {
+      check(result);
+      return result;
+    }
+    running = true;
+    return result.then((value) => {
+      check(value);
+      return value;
+    }).finally(() => open.ledger = outer) as T;
+  } finally {
+    if (!running) open.ledger = outer;
+  }
+}
+
+function tensorsIn(value: unknown, found: Set<Tensor> = new Set()): Set<Tensor> {
+  if (value instanceof Tensor) found.add(value);
+  else if (Array.isArray(value)) { for (const x of value) tensorsIn(x, found); }
+  else if (value !== null && typeof value === "object" && Object.getPrototypeOf(value) === Object.prototype) {
+    for (const x of Object.values(value)) tensorsIn(x, found);
+  }
+  return found;
+}

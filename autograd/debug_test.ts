@@ -1,0 +1,133 @@
+import { assert, assertEquals, assertRejects, assertStringIncludes, assertThrows } from "@std/assert";
+import {
+  dispose,
+  expectNoLeaks,
+  init,
+  Meter,
+  noGrad,
+  optim,
+  resetPeak,
+  Scope,
+  stats,
+  Tape,
+  type Tensor,
+  tensor,
+  trimPool,
+  zeros,
+} from "@limbeck/limbeck";
+
+Deno.test("expectNoLeaks: passes where nothing stays, and hands on what fn returns", async () => {
+  await init();
+  assertEquals(expectNoLeaks(() => 5), 5);
+  const { y, list } = expectNoLeaks(() => {
+    using _scope = new Scope();
+    const x = tensor([1, 2]).mul(2);
+    return { y: x.add(1).keep(), list: [x.keep()] };
+  });
+  assertEquals(await y.array(), [3, 5]);
+  for (const x of [y, ...list]) x.dispose();
+  const read = await expectNoLeaks(async () => {
+    using _tape = new Tape();
+    const w = tensor([3], { requiresGrad: true });
+    w.square().sum().backward();
+    return await w.grad!.item();
+  });
+  assertEquals(read, 6);
+});
+
+Deno.test("expectNoLeaks: names the ops of what stays, sync and async", async () => {
+  await init();
+  const left: Tensor[] = [];
+  assertThrows(
+    () => expectNoLeaks(() => void left.push(tensor([1, 2]).mul(2))),
+    Error,
+    "expectNoLeaks: 2 tensors stayed: tensor (shape [2]), mul (shape [2])",
+  );
+  await assertRejects(
+    () =>
+      expectNoLeaks(async () => {
+        const x = zeros([3, 1]);
+        await x.data();
+        left.push(x.keep());
+      }),
+    Error,
+    "expectNoLeaks: 1 tensor stayed: zeros (shape [3, 1])",
+  );
+  assertThrows(() => expectNoLeaks(() => left.push(...Array.from({ length: 20 }, () => zeros([1])))), Error, "12 more");
+  // deno-lint-ignore no-explicit-any
+  assertThrows(() => expectNoLeaks(5 as any), TypeError, "expectNoLeaks: fn must be a function, got 5");
+  assertThrows(
+    () =>
+      expectNoLeaks(() => {
+        throw new Error("mine");
+      }),
+    Error,
+    "mine",
+  );
+  const w = tensor([1], { requiresGrad: true });
+  let optimizer: optim.Optimizer | undefined, meter: Meter | undefined;
+  assertThrows(() => expectNoLeaks(() => void (optimizer = new optim.Adam([w]))), Error, "bytes stayed that no tensor");
+  assertThrows(() => expectNoLeaks(() => void (meter = new Meter()).add("w", w)), Error, "an optimizer or a Meter");
+  for (const x of [...left, w, optimizer!, meter!]) x.dispose();
+});
+
+Deno.test("memory: the peak starts anew, the pool is trimmed", async () => {
+  await init();
+  zeros([2 ** 20]).dispose();
+  assert(stats().peakBytes >= 2 ** 22 && stats().pooledBytes >= 2 ** 22);
+  resetPeak();
+  assertEquals(stats().peakBytes, stats().liveBytes);
+  zeros([2 ** 10]).dispose();
+  assertEquals(stats().peakBytes, stats().liveBytes + 2 ** 12);
+  using scope = new Scope();
+  const x = zeros([100]), y = x.add(1);
+  trimPool();
+  assertEquals(stats().pooledBytes, 0);
+  assertEquals((await y.data())[99], 1); // what is in use stays
+  const { buffersCreated } = stats();
+  zeros([2 ** 20]);
+  assertEquals(stats().buffersCreated, buffersCreated + 1);
+  scope.close();
+});
+
+Deno.test("memory: debug mode lists forgotten tensors with the lines that made them", async () => {
+  await dispose();
+  await init({ debug: true });
+  assertEquals(stats().forgotten, []);
+  const forgotten = tensor([[1, 2, 3]]).exp();
+  const kept = zeros([4]).keep();
+  let scoped: Tensor;
+  {
+    using _scope = new Scope();
+    scoped = zeros([5]);
+    assertEquals(stats().forgotten!.length, 2);
+  }
+  const found = stats().forgotten!;
+  assertEquals(found.map(({ op, shape, dtype, bytes }) => [op, shape, dtype, bytes]), [
+    ["tensor", [1, 3], "f32", 12],
+    ["exp", [1, 3], "f32", 12],
+  ]);
+  for (const { place } of found) assertStringIncludes(place, "debug_test.ts");
+  assert(scoped.closed);
+  const error = assertThrows(() => expectNoLeaks(() => void noGrad(() => kept.mul(2))), Error);
+  assertStringIncludes(error.message, "mul (shape [4]) at ");
+  assertStringIncludes(error.message, "debug_test.ts");
+  forgotten.dispose();
+  assertEquals(stats().forgotten!.map(({ op }) => op), ["tensor"]);
+  await dispose();
+  await init();
+  assertEquals(stats().forgotten, undefined);
+});
+
+Deno.test("memory: the limit's error names the op, the shape and the bytes", async () => {
+  await dispose();
+  await init({ memoryLimit: 2 ** 20 });
+  using _scope = new Scope();
+  const { message } = assertThrows(() => zeros([600, 1000]), RangeError);
+  assertStringIncludes(message, "zeros: 2621440 bytes (shape [600, 1000]) more would pass the memory limit: 0 of 1048");
+  const x = zeros([100, 1000]);
+  x.add(1);
+  assertThrows(() => x.matmul(x, { transposeA: true }), RangeError, "matmul: 4194304 bytes (shape [1000, 1000]) more");
+  assertEquals(await x.sum().item(), 0); // the rest goes on
+  await dispose();
+});
