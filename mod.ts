@@ -111,4 +111,4 @@ export { conv2d, type ConvOptions, maxPool2d } from "./ops/conv.ts";
 export { loadSafetensors, loadSafetensorsMetadata, saveSafetensors } from "./nn/safetensors.ts";
 export type { Module } from "./nn/module.ts";
 export type { Optimizer, OptimizerState } from "./nn/optim.ts";
-export { type Checkpoint, loadCheckpoint, saveCheckpoint } from "./nn/checkpoint.ts";
+export { type Checkpoint, loadCheckpoint, saveCheckpoint, type SaveCheckpointOptions } from "./nn/checkpoint.ts";

@@ -245,7 +245,7 @@ async function trainAll(setting: Setting, checkpoint: string, resume: boolean): 
     const run = await train(model, training);
     if (run) return runs.push(run);
     const saved: Saved = { setting, runs };
-    await saveCheckpoint(checkpoint, { model: teacher, extra: saved });
+    await saveCheckpoint(checkpoint, { model: teacher, extra: saved }, { overwrite: true }); // also that of another run
     const given = Deno.args.filter((argument) => argument !== "--resume").map((argument) => `${argument} `).join("");
     console.log(`Stopped. Go on with: deno task distill ${given}--resume`);
     Deno.exit(130); // as a shell calls a program that Ctrl-C ended

@@ -381,7 +381,8 @@ async function train(model: nn.Gpt, method: string, loss: StudentLoss, compariso
     progress.advance(step - first, method);
     if (stopping) {
       const saved: Saved = { setting, corpusHash: await hashOf([corpus.train]), runs: comparison.runs, underway };
-      await saveCheckpoint(checkpoint, { model: models, optimizer, step, extra: saved });
+      // in place of an earlier stop, whose step may have been later in another run
+      await saveCheckpoint(checkpoint, { model: models, optimizer, step, extra: saved }, { overwrite: true });
       throw new Stopped(`stopped behind step ${step} of ${steps} of ${method}`);
     }
     const { bits } = await evaluate(heldOut, (batch) => model.forward(batch.tokens));

@@ -1,10 +1,11 @@
 /** Checkpoints: everything that a training run needs to go on as if it had not stopped. */
-import { checkNumber, checkOptions, describe } from "../kernels/check.ts";
+import { checkBoolean, checkNumber, checkOptions, describe } from "../kernels/check.ts";
 import { randomState, setRandomState } from "../autograd/random.ts";
 import type { Tensor } from "../autograd/tensor.ts";
 import { Module } from "./module.ts";
 import { Optimizer, type OptimizerState } from "./optim.ts";
-import { loadSafetensors, loadSafetensorsMetadata, saveSafetensors } from "./safetensors.ts";
+import { replaceFile } from "./files.ts";
+import { encode, openSafetensors } from "./safetensors.ts";
 
 /** What a checkpoint holds. */
 export interface Checkpoint {
@@ -16,6 +17,12 @@ export interface Checkpoint {
   step?: number;
   /** Anything that JSON can hold: curves, the epoch, options. */
   extra?: unknown;
+}
+
+/** Options of `saveCheckpoint`. */
+export interface SaveCheckpointOptions {
+  /** Whether a file that holds more may be replaced; false unless given. */
+  overwrite?: boolean;
 }
 
 const under = (prefix: string, tensors: Record<string, Tensor>) =>
@@ -32,6 +39,9 @@ function parts(op: string, { model, optimizer }: Partial<Checkpoint>): void {
  * Saves model, optimizer, step and random state to a safetensors file: a run that is loaded from it repeats the unbroken run bit for bit on the
  * same adapter. Written under a temporary name and renamed: a kill at any moment leaves the old or the new file whole.
  *
+ * Throws an Error rather than overwrite with less: where the file is a checkpoint of a later step, or has tensors that this one lacks (an optimizer, a larger model), or is
+ * no checkpoint. `overwrite: true` replaces it all the same.
+ *
  * @example
  * ```ts
  * import { init, loadCheckpoint, nn, optim, saveCheckpoint } from "@limbeck/limbeck";
@@ -43,8 +53,16 @@ function parts(op: string, { model, optimizer }: Partial<Checkpoint>): void {
  * console.log(step); // 100
  * ```
  */
-export async function saveCheckpoint(path: string, checkpoint: Checkpoint): Promise<void> {
+export async function saveCheckpoint(
+  path: string,
+  checkpoint: Checkpoint,
+  options: SaveCheckpointOptions = {},
+): Promise<void> {
   const op = "saveCheckpoint";
+  if (typeof path !== "string") throw new TypeError(`${op}: path must be a string, got ${describe(path)}`);
+  checkOptions(op, options, ["overwrite"]);
+  const { overwrite = false } = options;
+  checkBoolean(op, "overwrite", overwrite);
   checkOptions(op, checkpoint, ["model", "optimizer", "step", "extra"]);
   parts(op, checkpoint);
   const { model, optimizer, step = 0, extra = null } = checkpoint;
@@ -52,14 +70,17 @@ export async function saveCheckpoint(path: string, checkpoint: Checkpoint): Prom
   const state = optimizer?.stateDict();
   try {
     const tensors = { ...under("model", model.stateDict()), ...under("optimizer", state?.tensors ?? {}) };
-    await saveSafetensors(path, tensors, {
-      limbeck: JSON.stringify({
-        step,
-        extra,
-        random: randomState(),
-        optimizer: state && { ...state, tensors: undefined },
-      }),
+    const limbeck = json(op, {
+      step,
+      extra,
+      random: randomState(),
+      optimizer: state && { ...state, tensors: undefined },
     });
+    // encoded at once: a training loop may go on while the old file is looked at
+    const bytes = encode(op, tensors, { limbeck });
+    const kept = overwrite ? Promise.resolve() : checkKept(op, path, step, Object.keys(tensors));
+    await Promise.all([kept, bytes]);
+    await replaceFile(path, await bytes);
   } finally {
     for (const x of Object.values(state?.tensors ?? {})) x.dispose();
   }
@@ -76,31 +97,56 @@ export async function loadCheckpoint(
   const op = "loadCheckpoint";
   checkOptions(op, into, ["model", "optimizer"]);
   parts(op, into);
-  const bytes = await Deno.readFile(path);
-  const metadata = (await loadSafetensorsMetadata(bytes)).limbeck;
-  if (metadata === undefined) {
-    throw new Error(`${op}: ${JSON.stringify(path)} is a safetensors file, but no checkpoint; use loadSafetensors`);
-  }
-  const { step, extra, random, optimizer } = parseState(op, path, metadata);
-  if (into.optimizer && !optimizer) throw new Error(`${op}: ${JSON.stringify(path)} holds no optimizer`);
-  const tensors = await loadSafetensors(bytes);
-  try {
-    const of = (prefix: string) =>
-      Object.fromEntries(
-        Object.entries(tensors).filter(([name]) => name.startsWith(prefix)).map(([name, x]) => [
-          name.slice(prefix.length),
-          x,
-        ]),
-      );
-    const state = { ...optimizer, tensors: of("optimizer.") } as OptimizerState;
-    into.optimizer?.checkState(state); // both fit, or neither is written
-    into.model.loadStateDict(of("model."));
-    into.optimizer?.loadStateDict(state);
-  } finally {
-    for (const x of Object.values(tensors)) x.dispose();
-  }
-  setRandomState(random);
-  return { step, extra };
+  if (typeof path !== "string") throw new TypeError(`${op}: path must be a string, got ${describe(path)}`);
+  return await openSafetensors(op, path, async ({ metadata, load }) => {
+    if (metadata.limbeck === undefined) {
+      throw new Error(`${op}: ${JSON.stringify(path)} is a safetensors file, but no checkpoint; use loadSafetensors`);
+    }
+    const saved = parseState(metadata.limbeck);
+    if (!saved) throw new Error(`${op}: the state in ${JSON.stringify(path)} is damaged`);
+    const { step, extra, random, optimizer } = saved;
+    if (into.optimizer && !optimizer) throw new Error(`${op}: ${JSON.stringify(path)} holds no optimizer`);
+    const tensors = await load();
+    try {
+      const of = (prefix: string) =>
+        Object.fromEntries(
+          Object.entries(tensors).filter(([name]) => name.startsWith(prefix)).map(([name, x]) => [
+            name.slice(prefix.length),
+            x,
+          ]),
+        );
+      const state = { ...optimizer, tensors: of("optimizer.") } as OptimizerState;
+      into.optimizer?.checkState(state); // both fit, or neither is written
+      into.model.loadStateDict(of("model."));
+      into.optimizer?.loadStateDict(state);
+    } finally {
+      for (const x of Object.values(tensors)) x.dispose();
+    }
+    setRandomState(random);
+    return { step, extra };
+  });
+}
+
+/** Throws where the file at `path` holds more than a checkpoint of this step with these tensors, or something else. */
+async function checkKept(op: string, path: string, step: number, names: string[]): Promise<void> {
+  const found = await Deno.stat(path).catch((error) => {
+    if (error instanceof Deno.errors.NotFound) return null;
+    throw error;
+  });
+  if (found === null || found.size === 0) return;
+  const why = await openSafetensors(op, path, ({ metadata, names: old }) => {
+    const state = metadata.limbeck === undefined ? null : parseState(metadata.limbeck);
+    if (state === null) return "is no checkpoint";
+    if (state.step > step) return `is a checkpoint of step ${state.step}, and this one is of step ${step}`;
+    const has = new Set(names), lost = old.filter((name) => !has.has(name));
+    return lost.length > 0
+      ? `has ${lost.length} tensors that this checkpoint lacks: ${lost.slice(0, 4).join(", ")}${lost[4] ? ", …" : ""}`
+      : null;
+  }).catch((error) => {
+    if (error instanceof RangeError) return "is no checkpoint";
+    throw error;
+  });
+  if (why) throw new Error(`${op}: ${JSON.stringify(path)} ${why}; to replace it all the same, pass overwrite: true`);
 }
 
 interface State {
@@ -110,14 +156,20 @@ interface State {
   optimizer?: Omit<OptimizerState, "tensors">;
 }
 
-function parseState(op: string, path: string, text: string): State {
+function parseState(text: string): State | null {
   try {
     const state = JSON.parse(text);
-    if (
-      Number.isInteger(state?.step) && Number.isInteger(state.random?.seed) && Number.isInteger(state.random?.counter)
-    ) return state;
+    const whole = [state?.step, state?.random?.seed, state?.random?.counter].every(Number.isInteger);
+    return whole ? state : null;
   } catch {
-    // said below
+    return null;
   }
-  throw new Error(`${op}: the state in ${JSON.stringify(path)} is damaged`);
+}
+
+function json(op: string, state: unknown): string {
+  try {
+    return JSON.stringify(state);
+  } catch (error) {
+    throw new TypeError(`${op}: extra must be what JSON can hold (${(error as Error).message})`);
+  }
 }

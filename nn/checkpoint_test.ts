@@ -211,6 +211,39 @@ Deno.test("checkpoint: what it refuses changes nothing", async () => {
   });
 });
 
+Deno.test("checkpoint: does not overwrite with less unless told to", async () => {
+  await init();
+  await inDirectory(async (directory) => {
+    const path = `${directory}/run`, model = makeModel(), optimizer = new optim.Adam(model.parameters());
+    const small = new nn.Linear(6, 4);
+    const steps = async () => (await loadCheckpoint(path, { model })).step;
+    Deno.writeTextFileSync(path, ""); // an empty file is nothing to lose
+    await saveCheckpoint(path, { model, step: 3 });
+    await saveCheckpoint(path, { model, step: 3 });
+    await saveCheckpoint(path, { model, optimizer, step: 5 }); // more
+    const refused = async (checkpoint: Parameters<typeof saveCheckpoint>[1], message: string) => {
+      const { message: got } = await assertRejects(() => saveCheckpoint(path, checkpoint), Error);
+      assert(got.includes(message) && got.includes("overwrite: true") && got.includes(path), got);
+      assertEquals([await steps(), [...Deno.readDirSync(directory)].length], [5, 1]);
+    };
+    await refused({ model, optimizer, step: 4 }, "is a checkpoint of step 5, and this one is of step 4");
+    await refused({ model, step: 6 }, "has 8 tensors that this checkpoint lacks: optimizer.");
+    await refused({ model: small, step: 6 }, "tensors that this checkpoint lacks");
+    await saveCheckpoint(path, { model, step: 4 }, { overwrite: true });
+    assertEquals(await steps(), 4);
+    await Deno.writeFile(path, Deno.readFileSync(path).subarray(0, -8));
+    await assertRejects(() => saveCheckpoint(path, { model, step: 9 }), Error, "is no checkpoint");
+    Deno.writeTextFileSync(path, "a diary");
+    await assertRejects(() => saveCheckpoint(path, { model, step: 9 }), Error, "is no checkpoint");
+    await saveSafetensors(path, model.stateDict());
+    await assertRejects(() => saveCheckpoint(path, { model, step: 9 }), Error, "is no checkpoint");
+    await saveCheckpoint(path, { model, step: 9 }, { overwrite: true });
+    assertEquals(await steps(), 9);
+    optimizer.dispose();
+    for (const m of [model, small]) m.dispose();
+  });
+});
+
 Deno.test("checkpoint: wrong arguments", async () => {
   await init();
   const model = makeModel(), path = "never written";
@@ -223,6 +256,12 @@ Deno.test("checkpoint: wrong arguments", async () => {
     "saveCheckpoint: optimizer must be an Optimizer, got 5",
   );
   await assertRejects(save({ model, step: -1 }), RangeError, "saveCheckpoint: step must be");
+  await assertRejects(save({ model, extra: 5n }), TypeError, "saveCheckpoint: extra must be what JSON can hold");
+  // deno-lint-ignore no-explicit-any
+  await assertRejects(() => saveCheckpoint(5 as any, { model }), TypeError, "path must be a string, got 5");
+  // deno-lint-ignore no-explicit-any
+  const forced: any = { force: true };
+  await assertRejects(() => saveCheckpoint(path, { model }, forced), TypeError, "did you mean overwrite?");
   await assertRejects(save({ model, epoch: 1 }), TypeError, 'saveCheckpoint: unknown option "epoch"');
   // deno-lint-ignore no-explicit-any
   await assertRejects(() => loadCheckpoint(path, {} as any), TypeError, "loadCheckpoint: model must be a Module");

@@ -90,14 +90,14 @@ export abstract class Module {
       throw new TypeError(`loadStateDict: state must be an object of tensors, got ${describe(state)}`);
     }
     const own = this.namedParameters(), names = own.map(([name]) => name);
-    const missing = names.filter((name) => !(name in state)),
+    const missing = names.filter((name) => !Object.hasOwn(state, name)),
       unexpected = Object.keys(state).filter((name) => !names.includes(name));
     if ((options.strict ?? true) && missing.length + unexpected.length > 0) {
       throw new Error(
         `loadStateDict: missing ${missing.join(", ") || "nothing"}; unexpected ${unexpected.join(", ") || "nothing"}`,
       );
     }
-    const pairs = own.filter(([name]) => name in state);
+    const pairs = own.filter(([name]) => Object.hasOwn(state, name));
     for (const [name, parameter] of pairs) {
       checkTensor("loadStateDict", name, state[name], [parameter.dtype]);
       checkShape("loadStateDict", name, state[name], parameter.shape);

@@ -1,8 +1,10 @@
 /** Reading and writing safetensors files. */
 import { describe } from "../kernels/check.ts";
+import { gpu } from "../kernels/gpu/gpu.ts";
 import { BYTES, type DType, type TypedArray } from "../autograd/storage.ts";
 import { checkTensor, sizeOf, type Tensor } from "../autograd/tensor.ts";
 import { tensor } from "../ops/create.ts";
+import { openSource, replaceFile, type Source } from "./files.ts";
 
 interface Entry {
   dtype: string;
@@ -15,26 +17,55 @@ const FILE_BYTES: Record<string, number> = { F64: 8, F32: 4, F16: 2, BF16: 2, I6
 const FILE_TYPES: Record<DType, string> = { f32: "F32", f16: "F16", i32: "I32", u32: "U32" };
 const LONGEST_HEADER = 100_000_000; // as the reference implementation
 
-/** The header of a file, checked so far that every tensor in it can be read: nothing is taken from its word. */
-function parseHeader(
-  bytes: Uint8Array,
-  source: string,
-): { entries: [string, Entry][]; metadata: Record<string, string>; start: number } {
-  const fail = (what: string): never => {
-    throw new RangeError(`loadSafetensors: ${source} is no valid safetensors file: ${what}`);
-  };
-  if (bytes.byteLength < 8) fail(`it has ${bytes.byteLength} bytes, a header needs 8`);
-  const length = Number(new DataView(bytes.buffer, bytes.byteOffset, 8).getBigUint64(0, true));
-  if (length > LONGEST_HEADER || length > bytes.byteLength - 8) {
-    fail(`its header says it has ${length} bytes, the file has ${bytes.byteLength - 8} more`);
+/** A file whose header was checked. */
+export interface Opened {
+  /** What messages call it. */
+  name: string;
+  metadata: Record<string, string>;
+  /** Names of its tensors. */
+  names: string[];
+  /** Reads its tensors. */
+  load(): Promise<Record<string, Tensor>>;
+}
+
+/** The first key that comes twice in one object of a JSON text, where JSON.parse would take the last without a word. */
+function duplicateKey(json: string): string | undefined {
+  const open: (Set<string> | null)[] = []; // null: an array
+  const token = /"(?:\\.|[^"\\])*"(\s*:)?|[{}[\]]/g;
+  for (const [text, colon] of json.matchAll(token)) {
+    if (text === "{") open.push(new Set());
+    else if (text === "[") open.push(null);
+    else if (text === "}" || text === "]") open.pop();
+    else if (colon) {
+      const key = JSON.parse(text.slice(0, -colon.length)), keys = open.at(-1)!;
+      if (keys.has(key)) return key;
+      keys.add(key);
+    }
   }
-  let header: Record<string, unknown> = {};
+}
+
+/** The header of a file, checked so far that every tensor in it can be read: nothing is taken from its word, and no more than the header is read. */
+async function readHeader(
+  op: string,
+  source: Source,
+): Promise<{ entries: [string, Entry][]; metadata: Record<string, string>; start: number }> {
+  const fail = (what: string): never => {
+    throw new RangeError(`${op}: ${source.name} is no valid safetensors file: ${what}`);
+  };
+  if (source.size < 8) fail(`it has ${source.size} bytes, a header needs 8`);
+  const length = Number(new DataView((await source.read(0, 8)).buffer).getBigUint64(0, true));
+  if (length > source.size - 8) fail(`its header says it has ${length} bytes, the file has ${source.size - 8} more`);
+  if (length > LONGEST_HEADER) fail(`its header has ${length} bytes, more than ${LONGEST_HEADER}`);
+  let header: Record<string, unknown> = {}, text = "";
   try {
-    header = JSON.parse(new TextDecoder("utf-8", { fatal: true }).decode(bytes.subarray(8, 8 + length)));
+    text = new TextDecoder("utf-8", { fatal: true }).decode(await source.read(8, 8 + length));
+    header = JSON.parse(text);
   } catch (error) {
     fail(`its header is no JSON (${(error as Error).message})`);
   }
   if (typeof header !== "object" || header === null || Array.isArray(header)) fail("its header is no object");
+  const twice = duplicateKey(text);
+  if (twice !== undefined) fail(`its header has ${describe(twice)} twice`);
   const { __metadata__: metadata = {}, ...rest } = header as { __metadata__?: Record<string, string> };
   if (
     typeof metadata !== "object" || metadata === null || Array.isArray(metadata) ||
@@ -42,7 +73,7 @@ function parseHeader(
   ) {
     fail("its metadata is no object of strings");
   }
-  const available = bytes.byteLength - 8 - length;
+  const available = source.size - 8 - length;
   const entries = Object.entries(rest as Record<string, Entry>);
   for (const [name, entry] of entries) {
     const { dtype, shape, data_offsets: offsets } = entry ?? {};
@@ -71,25 +102,64 @@ function parseHeader(
   const ranges = entries.map(([name, e]) => [name, ...e.data_offsets] as const).sort((a, b) =>
     a[1] - b[1] || a[2] - b[2]
   );
-  ranges.reduce(
-    (end, [name, from, to]) => from < end ? fail(`${describe(name)} overlaps another tensor`) : Math.max(end, to),
-    0,
-  );
+  let end = 0;
+  for (const [name, from, to] of ranges) {
+    if (from < end) fail(`${describe(name)} overlaps another tensor`);
+    if (from > end) fail(`nothing names its bytes ${end} to ${from}`);
+    end = to;
+  }
+  if (end < available) fail(`nothing names its bytes ${end} to ${available}`);
   return { entries, metadata, start: 8 + length };
 }
 
-async function bytesOf(
-  op: string,
-  pathOrBytes: string | URL | Uint8Array,
-): Promise<{ bytes: Uint8Array; source: string }> {
-  if (pathOrBytes instanceof Uint8Array) return { bytes: pathOrBytes, source: "the data" };
-  if (typeof pathOrBytes === "string" || pathOrBytes instanceof URL) {
-    return { bytes: await Deno.readFile(pathOrBytes), source: JSON.stringify(String(pathOrBytes)) };
+/** Throws unless the device can hold the tensors. */
+function checkHoldable(op: string, source: Source, entries: [string, Entry][]): void {
+  const { limits: { maxStorageBufferBindingSize: most }, f16 } = gpu().info;
+  for (const [name, { dtype, shape }] of entries) {
+    const bytes = sizeOf(shape) * (dtype === "F16" ? 2 : 4), of = `${describe(name)} of ${source.name}`;
+    if (dtype === "F16" && !f16) throw new TypeError(`${op}: ${of} is F16, and this adapter has no shader-f16`);
+    if (bytes > most) {
+      throw new RangeError(
+        `${op}: ${of} (shape [${
+          shape.join(", ")
+        }]) needs ${bytes} bytes, more than this adapter binds at once (maxStorageBufferBindingSize ${most}); split it by rows`,
+      );
+    }
   }
-  throw new TypeError(`${op}: pathOrBytes must be a path, a URL or a Uint8Array, got ${describe(pathOrBytes)}`);
 }
 
-function values(raw: ArrayBuffer, dtype: string): TypedArray {
+/** Opens a file, checks its header and hands it to `use`. */
+export async function openSafetensors<T>(
+  op: string,
+  pathOrBytes: string | URL | Uint8Array,
+  use: (file: Opened) => T | Promise<T>,
+): Promise<T> {
+  const source = await openSource(op, pathOrBytes);
+  try {
+    const { entries, metadata, start } = await readHeader(op, source);
+    const load = async () => {
+      checkHoldable(op, source, entries);
+      // all values first, so that one that does not fit leaves no tensor behind
+      const arrays: TypedArray[] = [];
+      for (const [, { dtype, data_offsets: [from, to] }] of entries) {
+        arrays.push(values(op, (await source.read(start + from, start + to)).buffer, dtype));
+      }
+      const loaded: Record<string, Tensor> = {};
+      try {
+        entries.forEach(([name, { shape }], i) => loaded[name] = tensor(arrays[i], shape));
+      } catch (error) {
+        for (const x of Object.values(loaded)) x.dispose();
+        throw error;
+      }
+      return loaded;
+    };
+    return await use({ name: source.name, metadata, names: entries.map(([name]) => name), load });
+  } finally {
+    source.close();
+  }
+}
+
+function values(op: string, raw: ArrayBuffer, dtype: string): TypedArray {
   if (dtype === "F32") return new Float32Array(raw);
   if (dtype === "F16") return new Float16Array(raw);
   if (dtype === "I32") return new Int32Array(raw);
@@ -97,7 +167,7 @@ function values(raw: ArrayBuffer, dtype: string): TypedArray {
   if (dtype === "F64") return Float32Array.from(new Float64Array(raw));
   if (dtype === "I64") {
     return Int32Array.from(new BigInt64Array(raw), (n) => {
-      if (BigInt.asIntN(32, n) !== n) throw new RangeError(`loadSafetensors: the I64 value ${n} does not fit i32`);
+      if (BigInt.asIntN(32, n) !== n) throw new RangeError(`${op}: the I64 value ${n} does not fit i32`);
       return Number(n);
     });
   }
@@ -110,7 +180,8 @@ function values(raw: ArrayBuffer, dtype: string): TypedArray {
  * The tensors of a safetensors file, from a path or from bytes. F32, F16, I32 and U32 stay what they are; BF16 and F64 become f32, I64 becomes i32.
  * They belong to the innermost scope, or are the caller's.
  *
- * Throws a RangeError that says what is wrong with a malformed file, before any memory is taken. Format: https://github.com/huggingface/safetensors.
+ * Throws a RangeError that says what is wrong with a malformed file (truncated, overlapping, with holes or rests, duplicate names), and for a tensor that is more than the adapter
+ * binds at once, before any memory is taken and with no more than the header read. Format: https://github.com/huggingface/safetensors.
  *
  * @example
  * ```ts
@@ -123,29 +194,28 @@ function values(raw: ArrayBuffer, dtype: string): TypedArray {
  * ```
  */
 export async function loadSafetensors(pathOrBytes: string | URL | Uint8Array): Promise<Record<string, Tensor>> {
-  const { bytes, source } = await bytesOf("loadSafetensors", pathOrBytes);
-  const { entries, start } = parseHeader(bytes, source);
-  // all values first, so that one that does not fit leaves no tensor behind
-  const arrays = entries.map(([, { dtype, data_offsets: [from, to] }]) => {
-    return values(bytes.slice(start + from, start + to).buffer, dtype); // a copy: aligned
-  });
-  return Object.fromEntries(entries.map(([name, { shape }], i) => [name, tensor(arrays[i], shape)]));
+  return await openSafetensors("loadSafetensors", pathOrBytes, (file) => file.load());
 }
 
 /** The metadata of a safetensors file, from a path or from bytes. Errors as `loadSafetensors`. */
 export async function loadSafetensorsMetadata(pathOrBytes: string | URL | Uint8Array): Promise<Record<string, string>> {
-  const { bytes, source } = await bytesOf("loadSafetensorsMetadata", pathOrBytes);
-  return parseHeader(bytes, source).metadata;
+  return await openSafetensors("loadSafetensorsMetadata", pathOrBytes, ({ metadata }) => metadata);
 }
 
 /** The bytes of a safetensors file with these tensors. */
-async function encode(tensors: Record<string, Tensor>, metadata: Record<string, string>): Promise<Uint8Array> {
-  if (typeof tensors !== "object" || tensors === null) {
-    throw new TypeError(`saveSafetensors: tensors must be an object of tensors, got ${describe(tensors)}`);
+export async function encode(
+  op: string,
+  tensors: Record<string, Tensor>,
+  metadata: Record<string, string>,
+): Promise<Uint8Array> {
+  for (const [name, record] of [["tensors", tensors], ["metadata", metadata]] as const) {
+    if (typeof record === "object" && record !== null && !Array.isArray(record)) continue;
+    const what = name === "tensors" ? "tensors" : "strings";
+    throw new TypeError(`${op}: ${name} must be an object of ${what}, got ${describe(record)}`);
   }
   for (const [key, value] of Object.entries(metadata)) {
     if (typeof value !== "string") {
-      throw new TypeError(`saveSafetensors: metadata.${key} must be a string, got ${describe(value)}`);
+      throw new TypeError(`${op}: metadata.${key} must be a string, got ${describe(value)}`);
     }
   }
   let offset = 0;
@@ -153,9 +223,9 @@ async function encode(tensors: Record<string, Tensor>, metadata: Record<string, 
   // larger elements first keep every tensor aligned
   const entries = Object.entries(tensors).map(([name, x]): [string, Tensor] => {
     if (name === "__metadata__" || name === "__proto__") {
-      throw new RangeError(`saveSafetensors: no tensor can be named ${name}`);
+      throw new RangeError(`${op}: no tensor can be named ${name}`);
     }
-    checkTensor("saveSafetensors", name, x, ["f32", "f16", "i32", "u32"]);
+    checkTensor(op, name, x, ["f32", "f16", "i32", "u32"]);
     return [name, x];
   }).sort(([, a], [, b]) => BYTES[b.dtype] - BYTES[a.dtype]);
   for (const [name, x] of entries) {
@@ -179,7 +249,8 @@ async function encode(tensors: Record<string, Tensor>, metadata: Record<string, 
 }
 
 /**
- * Writes tensors to a safetensors file. It is written under a temporary name and renamed, so that a kill leaves the old file or the new one whole.
+ * Writes tensors to a safetensors file. It is written under a temporary name beside it and renamed, so that a kill leaves the old file or the new one whole; what a killed
+ * save left behind, the next one removes.
  * Throws a TypeError for what is no tensor. See `loadSafetensors` for an example.
  */
 export async function saveSafetensors(
@@ -188,19 +259,5 @@ export async function saveSafetensors(
   metadata: Record<string, string> = {},
 ): Promise<void> {
   if (typeof path !== "string") throw new TypeError(`saveSafetensors: path must be a string, got ${describe(path)}`);
-  const bytes = await encode(tensors, metadata);
-  const temporary = `${path}.${crypto.randomUUID()}.partial`;
-  try {
-    const file = await Deno.open(temporary, { write: true, createNew: true });
-    try {
-      for (let at = 0; at < bytes.length;) at += await file.write(bytes.subarray(at));
-      await file.sync();
-    } finally {
-      file.close();
-    }
-    await Deno.rename(temporary, path);
-  } catch (error) {
-    await Deno.remove(temporary).catch(() => {});
-    throw error;
-  }
+  await replaceFile(path, await encode("saveSafetensors", tensors, metadata));
 }

@@ -1,5 +1,6 @@
 import { assert, assertEquals, assertRejects } from "@std/assert";
 import {
+  dispose,
   init,
   loadSafetensors,
   loadSafetensorsMetadata,
@@ -144,6 +145,26 @@ Deno.test("safetensors: malformed files take no memory", async () => {
     ["a number", file("5"), "its header is no object"],
     ["overlaps", file({ a: good, b: entry({ data_offsets: [4, 12] }) }, data), '"b" overlaps another tensor'],
     ["one range twice", file({ a: good, b: good }, data), "overlaps another tensor"],
+    [
+      "a hole",
+      file({ a: good, b: entry({ data_offsets: [12, 20] }) }, new Uint8Array(20)),
+      "nothing names its bytes 8 to 12",
+    ],
+    ["a hole in front", file({ a: entry({ data_offsets: [8, 16] }) }, data), "nothing names its bytes 0 to 8"],
+    ["bytes behind the last tensor", file({ a: good }, data), "nothing names its bytes 8 to 16"],
+    ["bytes and no tensor", file({}, data), "nothing names its bytes 0 to 16"],
+    [
+      "a name twice",
+      file(`{"a": ${JSON.stringify(good)}, "a": ${JSON.stringify(good)}}`, data.subarray(8)),
+      'has "a" twice',
+    ],
+    ["a name twice, written differently", file(`{"\\u0061": ${JSON.stringify(good)}, "a": {}}`, data), 'has "a" twice'],
+    [
+      "a shape twice",
+      file(`{"a": {"shape": [9], "shape": [2], "dtype": "F32", "data_offsets": [0, 8]}}`),
+      'has "shape" twice',
+    ],
+    ["metadata twice", file(`{"__metadata__": {}, "__metadata__": {"x": "1"}}`), 'has "__metadata__" twice'],
     ["offsets beyond", file({ a: good, b: entry({ data_offsets: [12, 20] }) }, data), '"b" lies at 12 to 20 of 16'],
     ["offsets backwards", file({ a: entry({ data_offsets: [8, 0] }) }, data), '"a" lies at 8 to 0'],
     ["a negative offset", file({ a: entry({ data_offsets: [-8, 0] }) }, data), '"a" lies at -8 to 0'],
@@ -188,6 +209,73 @@ Deno.test("safetensors: malformed files take no memory", async () => {
     }
   }
   assertEquals(wrong, []);
+});
+
+Deno.test("safetensors: nothing but the header is read of a file that is refused", async () => {
+  const { limits } = await init();
+  await inDirectory(async (directory) => {
+    const path = `${directory}/a.safetensors`, most = limits.maxStorageBufferBindingSize;
+    const sparse = (header: unknown, bytes: number, length?: bigint) => {
+      const head = file(header, [], length);
+      Deno.writeFileSync(path, head);
+      Deno.truncateSync(path, head.length + bytes); // takes no room on the disk
+    };
+    const refused = async (message: string) => {
+      const before = [stats().liveBytes, Deno.memoryUsage().rss], started = performance.now();
+      await assertRejects(() => loadSafetensors(path), RangeError, message);
+      assertEquals(stats().liveBytes, before[0]);
+      assert(Deno.memoryUsage().rss - before[1] < 2 ** 28 && performance.now() - started < 1000, "it was read whole");
+    };
+    const large = { dtype: "F32", shape: [2 ** 20, 2 ** 10], data_offsets: [0, 2 ** 32] };
+    sparse({ a: large }, 2 ** 33);
+    await refused("nothing names its bytes 4294967296 to 8589934592");
+    if (most < 2 ** 32) {
+      sparse({ a: large }, 2 ** 32);
+      await refused(`"a" of "${path}" (shape [1048576, 1024]) needs 4294967296 bytes, more than this adapter binds`);
+    }
+    sparse("", 2 ** 32, 2n ** 31n);
+    await refused("its header has 2147483648 bytes, more than 100000000");
+    await assertRejects(() => loadSafetensors(directory), Error); // no file
+  });
+});
+
+Deno.test("safetensors: what is wrong in the middle leaves no tensor", async () => {
+  await dispose();
+  await init({ memoryLimit: 2 ** 19 });
+  await inDirectory(async (directory) => {
+    const path = `${directory}/a.safetensors`, size = 2 ** 15; // 128 KiB each
+    const entries = Object.fromEntries(
+      Array.from(
+        { length: 8 },
+        (_, i) => [`x${i}`, { dtype: "F32", shape: [size], data_offsets: [4 * size * i, 4 * size * (i + 1)] }],
+      ),
+    );
+    await Deno.writeFile(path, file(entries, new Uint8Array(8 * 4 * size).fill(1)));
+    const before = stats();
+    await assertRejects(() => loadSafetensors(path), RangeError, "would pass the memory limit");
+    assertEquals([stats().liveTensors, stats().liveBytes], [before.liveTensors, before.liveBytes]);
+  });
+  await dispose();
+});
+
+Deno.test("safetensors: a save removes what killed saves of the same file left behind, and nothing else", async () => {
+  await init();
+  using _scope = new Scope();
+  await inDirectory(async (directory) => {
+    const path = `${directory}/a.safetensors`, id = () => crypto.randomUUID(), x = tensor([1, 2]);
+    const others = ["a.safetensors.partial", `ab.safetensors.${id()}.partial`, `a.safetensors.${id()}.other`];
+    for (const name of [...others, `a.safetensors.${id()}.partial`, `a.safetensors.${id()}.partial`]) {
+      Deno.writeTextFileSync(`${directory}/${name}`, "");
+    }
+    await saveSafetensors(path, { x });
+    assertEquals(names(directory), [...others, "a.safetensors"].sort());
+    // saves that run side by side do not take each other for leftovers
+    const values = Array.from({ length: 8 }, (_, i) => i);
+    await Promise.all(values.map((i) => saveSafetensors(path, { x: x.mul(i) })));
+    assertEquals(names(directory), [...others, "a.safetensors"].sort());
+    const [one, two] = await (await loadSafetensors(path)).x.data();
+    assert(values.includes(one) && two === 2 * one);
+  });
 });
 
 Deno.test("safetensors: errors name the file, and what is no file is refused", async () => {

@@ -1,0 +1,99 @@
+/** Reading parts of files, and replacing files as a whole. */
+import { describe } from "../kernels/check.ts";
+
+/** Bytes that are read a part at a time. */
+export interface Source {
+  /** What messages call it. */
+  name: string;
+  /** All bytes. */
+  size: number;
+  /** A copy of the bytes between. */
+  read(from: number, to: number): Promise<Uint8Array<ArrayBuffer>>;
+  /** Ends it. */
+  close(): void;
+}
+
+/** Opens a file, or bytes as if they were one. */
+export async function openSource(op: string, pathOrBytes: string | URL | Uint8Array): Promise<Source> {
+  if (pathOrBytes instanceof Uint8Array) {
+    const read = (from: number, to: number) => Promise.resolve(pathOrBytes.slice(from, to));
+    return { name: "the data", size: pathOrBytes.byteLength, read, close: () => {} };
+  }
+  if (typeof pathOrBytes !== "string" && !(pathOrBytes instanceof URL)) {
+    throw new TypeError(`${op}: pathOrBytes must be a path, a URL or a Uint8Array, got ${describe(pathOrBytes)}`);
+  }
+  const name = JSON.stringify(String(pathOrBytes)), file = await Deno.open(pathOrBytes);
+  try {
+    const { size, isFile } = await file.stat();
+    if (!isFile) throw new RangeError(`${op}: ${name} is no file`);
+    return {
+      name,
+      size,
+      async read(from, to) {
+        const bytes = new Uint8Array(to - from);
+        await file.seek(from, Deno.SeekMode.Start);
+        for (let at = 0; at < bytes.length;) {
+          const count = await file.read(bytes.subarray(at));
+          if (count === null) throw new RangeError(`${op}: ${name} ended at byte ${from + at} while it was read`);
+          at += count;
+        }
+        return bytes;
+      },
+      close: () => file.close(),
+    };
+  } catch (error) {
+    file.close();
+    throw error;
+  }
+}
+
+/** Temporary files that this process is writing. */
+const writing = new Set<string>();
+const ATTEMPTS = 5;
+
+/**
+ * Replaces a file as a whole: the bytes go to a temporary file beside it, which is renamed. A kill leaves the old file or the new one, and at most the temporary
+ * file, which the next save of the same path removes.
+ */
+export async function replaceFile(path: string, bytes: Uint8Array): Promise<void> {
+  await removeLeftovers(path);
+  for (let attempt = 1;; attempt++) {
+    const temporary = `${path}.${crypto.randomUUID()}.partial`;
+    writing.add(temporary);
+    try {
+      const file = await Deno.open(temporary, { write: true, createNew: true });
+      try {
+        for (let at = 0; at < bytes.length;) at += await file.write(bytes.subarray(at));
+        await file.sync();
+      } finally {
+        file.close();
+      }
+      return await Deno.rename(temporary, path);
+    } catch (error) {
+      const removed = error instanceof Deno.errors.NotFound && await exists(path.replace(/[^/\\]*$/, "") || ".");
+      await Deno.remove(temporary).catch(() => {});
+      // another process that saves the same path took it for a leftover: it wrote before us, so that ours is the newer one
+      if (!removed || attempt === ATTEMPTS) throw error;
+    } finally {
+      writing.delete(temporary);
+    }
+  }
+}
+
+const exists = (path: string) => Deno.stat(path).then(() => true, () => false);
+
+/** Removes the temporary files of saves that were killed. */
+async function removeLeftovers(path: string): Promise<void> {
+  const [, directory, name] = /^(.*?)([^/\\]*)$/s.exec(path)!;
+  try {
+    for await (const entry of Deno.readDir(directory || ".")) {
+      const leftover = directory + entry.name, { length } = `.${crypto.randomUUID()}.partial`;
+      if (
+        entry.name.startsWith(`${name}.`) && entry.name.endsWith(".partial") &&
+        entry.name.length === name.length + length && !writing.has(leftover)
+      ) await Deno.remove(leftover);
+    }
+  } catch {
+    // a directory that may not be listed keeps its leftovers; one that does not exist is the save's own error
+  }
+}
