@@ -1,5 +1,5 @@
 /** Looking after memory: the counters, forgotten tensors, and a check for tests that nothing stays. */
-import { describe } from "../kernels/check.ts";
+import { checkFunction } from "../kernels/check.ts";
 import { gpu } from "../kernels/gpu/gpu.ts";
 import type { Counters } from "../kernels/gpu/memory.ts";
 import { entries } from "./ledger.ts";
@@ -81,7 +81,7 @@ export function trimPool(): void {
  * ```
  */
 export function expectNoLeaks<T>(fn: () => T): T {
-  if (typeof fn !== "function") throw new TypeError(`expectNoLeaks: fn must be a function, got ${describe(fn)}`);
+  checkFunction("expectNoLeaks", "fn", fn);
   const open = gpu(), { counters } = open, before = counters.liveBytes, outer = open.ledger;
   open.ledger ??= new Map();
   const old = new Set(entries(open).map(([x]) => x));

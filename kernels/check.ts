@@ -29,9 +29,21 @@ function nearest(name: string, known: readonly string[]): string {
   return known.reduce((best, k) => distance(k) < distance(best) ? k : best);
 }
 
+/** Whether a value is a plain object: `{ … }`, also from another realm. */
+export function isRecord(value: unknown): value is Record<string, unknown> {
+  if (typeof value !== "object" || value === null || Array.isArray(value)) return false;
+  const prototype = Object.getPrototypeOf(value);
+  return prototype === null || Object.getPrototypeOf(prototype) === null;
+}
+
+/** Throws a TypeError unless `value` is a function. */
+export function checkFunction(op: string, name: string, value: unknown): void {
+  if (typeof value !== "function") throw new TypeError(`${op}: ${name} must be a function, got ${describe(value)}`);
+}
+
 /** Throws a TypeError if `options` is no plain object or has a key that is not in `known`. */
 export function checkOptions(op: string, options: unknown, known: readonly string[]): void {
-  if (typeof options !== "object" || options === null || Array.isArray(options)) {
+  if (!isRecord(options)) {
     throw new TypeError(`${op}: options must be an object, got ${describe(options)}`);
   }
   for (const key in options) {

@@ -193,7 +193,8 @@ export function variance(x: Tensor, o: VarianceOptions = {}): Tensor {
 
 /** Index of the largest value over `dim` (over all elements unless given) as i32; the first of several. Throws a RangeError over nothing. */
 export function argmax(x: Tensor, o: { dim?: number; keepDim?: boolean } = {}): Tensor {
-  if (o?.dim !== undefined) checkDim("argmax", o.dim, x.rank ?? 0);
+  checkTensor("argmax", "x", x);
+  if (o?.dim !== undefined) checkDim("argmax", o.dim, x.rank);
   const { dims, shape } = options("argmax", x, o);
   notEmpty("argmax", x, dims);
   return reduced("argmax", x, dims, "i32").view(shape, "argmax");

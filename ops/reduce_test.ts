@@ -187,4 +187,10 @@ Deno.test("reduce: what they throw", async () => {
   assertThrows(() => sum(x, { keepdim: true } as any), TypeError, "did you mean keepDim?");
   // deno-lint-ignore no-explicit-any
   assertThrows(() => argmax(x, { dim: [0] } as any), TypeError, "argmax: dim must be a number");
+  for (const options of [new Date(0), new Uint8Array(2), () => 5, x]) {
+    // deno-lint-ignore no-explicit-any
+    assertThrows(() => sum(x, options as any), TypeError, "sum: options must be an object, got");
+  }
+  // deno-lint-ignore no-explicit-any
+  assertThrows(() => argmax(undefined as any), TypeError, "argmax: x must be a Tensor, got undefined");
 });

@@ -1,4 +1,4 @@
-import { describe } from "../check.ts";
+import { checkFunction } from "../check.ts";
 import { gpu } from "./gpu.ts";
 
 /** What one kernel took, all its launches together. */
@@ -43,7 +43,7 @@ const LAUNCHES = 2048; // a query set holds at most 4,096 timestamps
  * ```
  */
 export async function profile<T>(fn: () => T | Promise<T>): Promise<Profile<T>> {
-  if (typeof fn !== "function") throw new TypeError(`profile: fn must be a function, got ${describe(fn)}`);
+  checkFunction("profile", "fn", fn);
   const { device, info, queue, pool, errors } = gpu();
   if (!info.timestamps) throw new Error("profile: this adapter has no timestamp-query");
   if (queue.timestamps) throw new Error("profile: a profile is being taken already");
