@@ -10,7 +10,7 @@ Deno.test("scope: closes what was made inside it", async () => {
   assert(y.closed && !x.closed && !kept.closed);
   outer.close();
   assert(x.closed && !kept.closed);
-  assertThrows(() => x.add(1), Error, "add: x (shape [2]) was closed");
+  assertThrows(() => x.add(1), TypeError, "add: a (shape [2]) was closed");
   assertEquals(await kept.array(), [3, 4]);
   kept.dispose();
   assertEquals([stats().liveTensors, stats().liveBytes], [before.liveTensors, before.liveBytes]);

@@ -139,8 +139,8 @@ export class Tensor implements Disposable {
     return storage;
   }
 
-  #closedError(): Error {
-    return new Error(
+  #closedError(): TypeError {
+    return new TypeError(
       `tensor: this tensor of shape [${
         this.shape.join(", ")
       }] was closed ${this.#closedBy}; keep() it if it must live longer`,
@@ -152,11 +152,19 @@ export class Tensor implements Disposable {
     const storage = this.storage;
     const open: Gpu = gpu();
     if (storage.gpu !== open) {
-      throw new Error(
+      throw new TypeError(
         `tensor: this tensor of shape [${this.shape.join(", ")}] is on a device that was disposed or lost`,
       );
     }
     return storage.memory;
+  }
+
+  /**
+   * Whether the tensor is open, and on the open device.
+   * @internal
+   */
+  get isUsable(): boolean {
+    return this.#closedBy === null && this.#storage?.gpu === gpu();
   }
 
   /** Whether the tensor can no longer be used. */
@@ -224,7 +232,7 @@ export class Tensor implements Disposable {
 
   /** Takes the tensor out of its scope: it lives until `dispose()`. Returns it. */
   keep(): this {
-    this.storage;
+    this.memory;
     this.#leaveOwner();
     return this;
   }
@@ -245,6 +253,7 @@ export class Tensor implements Disposable {
 
   /** The same memory without history: no gradient flows through it. */
   detach(): Tensor {
+    this.memory;
     return this.view(this.shape, "detach");
   }
 
@@ -487,7 +496,7 @@ export class Tensor implements Disposable {
 /** A number, or arrays of arrays of numbers. */
 export type NestedArray = number | NestedArray[];
 
-/** Throws a TypeError unless `x` is a tensor of one of the dtypes; an Error if it was closed. */
+/** Throws a TypeError unless `x` is a tensor of one of the dtypes that is open and on the open device. */
 export function checkTensor(
   op: string,
   name: string,
@@ -499,7 +508,10 @@ export function checkTensor(
     throw new TypeError(`${op}: ${name} must have dtype ${dtypes.join(" or ")}, got ${x.dtype}`);
   }
   if (x.closed) {
-    throw new Error(`${op}: ${name} (shape [${x.shape.join(", ")}]) was closed; keep() it if it must live longer`);
+    throw new TypeError(`${op}: ${name} (shape [${x.shape.join(", ")}]) was closed; keep() it if it must live longer`);
+  }
+  if (x.storage.gpu !== gpu()) {
+    throw new TypeError(`${op}: ${name} (shape [${x.shape.join(", ")}]) is on a device that was disposed or lost`);
   }
 }
 

@@ -210,7 +210,8 @@ function numberOrTensor(
   right: (a: number, b: Tensor) => Tensor,
 ): Tensor {
   for (const [name, x] of [["a", a], ["b", b]] as const) {
-    if (!(x instanceof Tensor) && typeof x !== "number") {
+    if (x instanceof Tensor) checkTensor(op, name, x);
+    else if (typeof x !== "number") {
       throw new TypeError(`${op}: ${name} must be a Tensor or a number, got ${describe(x)}`);
     }
   }
