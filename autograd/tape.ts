@@ -1,7 +1,7 @@
 import { accumulate } from "../kernels/elementwise.ts";
 import { gpu } from "../kernels/gpu/gpu.ts";
 import type { Memory } from "../kernels/gpu/memory.ts";
-import { describe } from "../kernels/check.ts";
+import { checkFunction, checkOptions, describe } from "../kernels/check.ts";
 import { methods } from "./methods.ts";
 import { innermost, Scope } from "./scope.ts";
 import { BYTES, type DType, Storage } from "./storage.ts";
@@ -377,9 +377,30 @@ methods.backward = (loss: Tensor, dOutput?: Tensor): void => {
  * ```
  */
 export function record(spec: RecordSpec): Tensor {
+  checkRecord(spec);
   if (needsGradient(spec.inputs)) activeTape()!.add(spec);
   else for (const hidden of spec.hidden ?? []) hidden.dispose();
   return spec.output;
+}
+
+const RECORD = ["op", "inputs", "output", "saved", "hidden", "backward"];
+const ANY: readonly DType[] = ["f32", "f16", "i32", "u32"];
+
+function checkRecord(spec: RecordSpec): void {
+  checkOptions("record", spec, RECORD);
+  if (typeof spec.op !== "string") throw new TypeError(`record: op must be a string, got ${describe(spec.op)}`);
+  checkRecorded("inputs", spec.inputs);
+  if (spec.saved !== undefined) checkRecorded("saved", spec.saved);
+  if (spec.hidden !== undefined) checkRecorded("hidden", spec.hidden);
+  checkTensor("record", "output", spec.output, ANY);
+  checkFunction("record", "backward", spec.backward);
+}
+
+function checkRecorded(name: string, xs: readonly Tensor[]): void {
+  if (!Array.isArray(xs)) throw new TypeError(`record: ${name} must be an array of tensors, got ${describe(xs)}`);
+  for (let i = 0; i < xs.length; i++) { // a message is only put together where it is needed: every op comes here
+    if (!(xs[i] instanceof Tensor && xs[i].isUsable)) checkTensor("record", `${name}[${i}]`, xs[i], ANY);
+  }
 }
 
 /** Whether an op on these inputs will be recorded. */
@@ -427,8 +448,8 @@ export function chosen<T>(value: T): T {
  * ```
  */
 export function checkpoint(fn: (...inputs: Tensor[]) => Tensor, ...inputs: Tensor[]): Tensor {
-  if (typeof fn !== "function") throw new TypeError(`checkpoint: fn must be a function, got ${describe(fn)}`);
-  inputs.forEach((x, i) => checkTensor("checkpoint", `inputs[${i}]`, x, ["f32", "f16", "i32", "u32"]));
+  checkFunction("checkpoint", "fn", fn);
+  inputs.forEach((x, i) => checkTensor("checkpoint", `inputs[${i}]`, x, ANY));
   const tape = activeTape();
   const checked = (output: unknown): Tensor => {
     if (output instanceof Promise) output.catch(() => {});
@@ -493,7 +514,7 @@ export function checkpoint(fn: (...inputs: Tensor[]) => Tensor, ...inputs: Tenso
  * ```
  */
 export function noGrad<T>(fn: () => T): T {
-  if (typeof fn !== "function") throw new TypeError(`noGrad: fn must be a function, got ${describe(fn)}`);
+  checkFunction("noGrad", "fn", fn);
   const before = recording, outer = innermost();
   recording = false;
   const scope = new Scope();

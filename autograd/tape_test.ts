@@ -390,3 +390,24 @@ Deno.test("tape: closes a scope that was opened inside it", async () => {
   assert(scope.closed && x.closed);
   scope.close(); // again is allowed
 });
+
+Deno.test("record: what it throws", async () => {
+  await init();
+  using _tape = new Tape();
+  const x = tensor([1], { requiresGrad: true }), output = tensor([2]), closed = tensor([3]);
+  closed.dispose();
+  const good = { op: "mine", inputs: [x], output, backward: (dY: Tensor) => [dY] };
+  const cases: [unknown, string][] = [
+    [null, "options must be an object, got null"],
+    [{ ...good, save: [x] }, 'unknown option "save"; did you mean saved?'],
+    [{ ...good, op: 5 }, "op must be a string, got 5"],
+    [{ ...good, inputs: x }, "inputs must be an array of tensors, got a Tensor"],
+    [{ ...good, inputs: [x, 5] }, "inputs[1] must be a Tensor, got 5"],
+    [{ ...good, saved: [closed] }, "saved[0] (shape [1]) was closed"],
+    [{ ...good, hidden: 5 }, "hidden must be an array of tensors, got 5"],
+    [{ ...good, output: undefined }, "output must be a Tensor, got undefined"],
+    [{ ...good, backward: undefined }, "backward must be a function, got undefined"],
+  ];
+  // deno-lint-ignore no-explicit-any
+  for (const [spec, message] of cases) assertThrows(() => record(spec as any), TypeError, `record: ${message}`);
+});
