@@ -1,4 +1,4 @@
-import { checkNumber, checkOptions } from "../kernels/check.ts";
+import { checkFunction, checkNumber, checkOptions, describe } from "../kernels/check.ts";
 import { gpu } from "../kernels/gpu/gpu.ts";
 import { Scope } from "./scope.ts";
 import { Storage } from "./storage.ts";
@@ -42,10 +42,14 @@ export async function gradcheck(
   inputs: readonly Tensor[],
   options: GradcheckOptions = {},
 ): Promise<GradcheckResult> {
+  checkFunction("gradcheck", "fn", fn);
   checkOptions("gradcheck", options, ["step", "tolerance"]);
   const { step = 1e-2, tolerance = 2e-2 } = options;
   checkNumber("gradcheck", "step", step, { above: 0 });
   checkNumber("gradcheck", "tolerance", tolerance, { above: 0 });
+  if (!Array.isArray(inputs)) {
+    throw new TypeError(`gradcheck: inputs must be an array of tensors, got ${describe(inputs)}`);
+  }
   inputs.forEach((x, i) => checkTensor("gradcheck", `inputs[${i}]`, x, ["f32"]));
   const values = await Promise.all(inputs.map(async (x) => await x.data() as Float32Array));
   const fresh = (data: Float32Array, shape: readonly number[]) => {
@@ -61,6 +65,7 @@ export async function gradcheck(
     const leaves = inputs.map((x, i) => fresh(values[i], x.shape));
     for (const leaf of leaves) leaf.requiresGrad = true;
     const output = fn(...leaves);
+    checkTensor("gradcheck", "what fn returns", output, ["f32"]);
     output.backward(fresh(weighting(output.size), output.shape));
     for (const leaf of leaves) {
       analytic.push(leaf.grad ? await leaf.grad.data() as Float32Array : new Float32Array(leaf.size));

@@ -38,4 +38,9 @@ Deno.test("gradcheck: what it throws", async () => {
   const index = tensor(new Int32Array(1)), f = (x: Tensor) => x;
   await assertRejects(() => gradcheck(f, [index]), TypeError, "gradcheck: inputs[0] must have dtype f32, got i32");
   await assertRejects(() => gradcheck(f, [tensor([1])], { step: 0 }), RangeError, "gradcheck: step must be");
+  // deno-lint-ignore no-explicit-any
+  const check: any = gradcheck, x = tensor([1]);
+  await assertRejects(() => check(5, [x]), TypeError, "gradcheck: fn must be a function, got 5");
+  await assertRejects(() => check(f, x), TypeError, "gradcheck: inputs must be an array of tensors, got a Tensor");
+  await assertRejects(() => check(() => 5, [x]), TypeError, "gradcheck: what fn returns must be a Tensor, got 5");
 });
