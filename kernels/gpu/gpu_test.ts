@@ -153,9 +153,11 @@ Deno.test("gpu: one buffer is not read and written by one dispatch", async () =>
     main: "y[thread] = x[thread];",
   });
   const x = zeros([4]), uploaded = tensor([1]);
-  assertThrows(() => copy.run({ x: x.memory, y: x.memory }, {}, 1), Error, "copyKernel binds one buffer");
-  assertThrows(() => copy.run({ x: x.memory, y: uploaded.memory }, {}, 1), Error, "copyKernel writes read-only memory");
+  assertThrows(() => copy.run({ x: x.memory, y: x.memory }, {}, 1), TypeError, "copyKernel: y is written and");
+  assertThrows(() => copy.run({ x: x.memory, y: uploaded.memory }, {}, 1), TypeError, "copyKernel: y must be memory");
   assertEquals(await x.add(1).array(), [1, 1, 1, 1]); // the pass goes on
+  // deno-lint-ignore no-explicit-any
+  assertThrows(() => copy.run(null as any, {}, 1), TypeError, "copyKernel: x must be a Memory, got undefined");
 });
 
 Deno.test("defineKernel: refuses names that are no identifiers and too many params", async () => {

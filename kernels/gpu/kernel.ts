@@ -133,8 +133,8 @@ export function defineKernel(spec: KernelSpec): Kernel {
         owner = open;
       }
       const memories: Memory[] = new Array(names.length), numbers: number[] = new Array(params.length);
-      for (let i = 0; i < names.length; i++) memories[i] = buffers[names[i]];
-      for (let i = 0; i < params.length; i++) numbers[i] = values[params[i]];
+      for (let i = 0; i < names.length; i++) memories[i] = buffers?.[names[i]];
+      for (let i = 0; i < params.length; i++) numbers[i] = values?.[params[i]];
       const most = limits.maxComputeWorkgroupsPerDimension;
       if (!Number.isInteger(workgroups) || workgroups < 0 || workgroups > most * most) {
         checkNumber(spec.name, "workgroups", workgroups, { integer: true, min: 0, max: most * most });

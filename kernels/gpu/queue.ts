@@ -183,9 +183,15 @@ export class Queue {
   }
 
   /** Puts bytes into memory that is ready to be read by the next dispatch: a slot of the arena where they fit, else of the pool. */
-  upload(data: Uint8Array, writable: boolean, purpose = "upload"): Memory {
+  upload(
+    data: Uint8Array,
+    writable: boolean,
+    purpose = "upload",
+    op = "tensor",
+    shape?: readonly number[],
+  ): Memory {
     const memory = (writable ? undefined : this.arena.take(data, purpose)) ??
-      this.pool().take(data.byteLength, purpose);
+      this.pool().take(data.byteLength, purpose, op, shape);
     memory.written = -1;
     if (memory.owner === this.arena) return memory;
     if (memory.batch === this.batch) this.submit();
@@ -342,7 +348,7 @@ function checkMemories({ name, buffers }: Pipeline, memories: Memory[], device: 
       throw new TypeError(`${name}: ${buffers[i]} must be a Memory, got ${describe(memory)}`);
     }
     if (memory.owner.device !== device) {
-      throw new Error(`${name}: ${buffers[i]} is on a device that was disposed or lost`);
+      throw new TypeError(`${name}: ${buffers[i]} is on a device that was disposed or lost`);
     }
   });
 }
@@ -361,13 +367,15 @@ function checkParams({ name, params }: Pipeline, values: number[]): void {
 }
 
 /** One dispatch must not read and write the same buffer through different bindings: WebGPU would discard the whole pass. */
-function checkAliasing(pipeline: Pipeline, memories: Memory[]): void {
+function checkAliasing({ name, buffers, writes }: Pipeline, memories: Memory[]): void {
   memories.forEach((written, i) => {
-    if (!pipeline.writes[i]) return;
-    if (written.owner.readOnly) throw new Error(`internal: ${pipeline.name} writes read-only memory (binding ${i})`);
+    if (!writes[i]) return;
+    if (written.owner.readOnly) {
+      throw new TypeError(`${name}: ${buffers[i]} must be memory that may be written, got small host-written data`);
+    }
     memories.forEach((other, j) => {
-      if (i !== j && other.buffer === written.buffer && (!pipeline.writes[j] || other === written)) {
-        throw new Error(`internal: ${pipeline.name} binds one buffer for reading and writing (bindings ${j} and ${i})`);
+      if (i !== j && other.buffer === written.buffer && (!writes[j] || other === written)) {
+        throw new TypeError(`${name}: ${buffers[i]} is written and must not lie in one buffer with ${buffers[j]}`);
       }
     });
   });
