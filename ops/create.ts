@@ -20,7 +20,7 @@ const ARRAYS = { f32: Float32Array, f16: Float16Array, i32: Int32Array, u32: Uin
 /** Throws unless `shape` is an array of sizes. */
 export function checkShapeArgument(op: string, shape: unknown): asserts shape is readonly number[] {
   if (!Array.isArray(shape)) throw new TypeError(`${op}: shape must be an array of sizes, got ${describe(shape)}`);
-  shape.forEach((n, i) => checkNumber(op, `shape[${i}]`, n, { integer: true, min: 0 }));
+  for (const [i, n] of shape.entries()) checkNumber(op, `shape[${i}]`, n, { integer: true, min: 0 }); // holes too
   if (sizeOf(shape) >= 2 ** 31) throw new RangeError(`${op}: shape [${shape.join(", ")}] has 2³¹ elements or more`);
 }
 
@@ -82,32 +82,51 @@ export function tensor(
     ? [shapeOrOptions as readonly number[] | undefined, more]
     : [undefined, shapeOrOptions as TensorOptions];
   checkTensorOptions("tensor", options);
+  return uploaded("tensor", values, shape, options);
+}
+
+/** Throws if the numbers became integers that differ by more than a fraction. */
+function checkHeld(op: string, numbers: ArrayLike<number>, converted: TypedArray, dtype: DType): void {
+  if (dtype !== "i32" && dtype !== "u32") return;
+  const i = converted.findIndex((n, i) => n !== Math.trunc(numbers[i]));
+  if (i >= 0) throw new RangeError(`${op}: values must fit ${dtype}, got ${numbers[i]}`);
+}
+
+/** A tensor of values, with options that were checked. */
+function uploaded(
+  op: string,
+  values: NestedArray | readonly number[] | TypedArray,
+  shape: readonly number[] | undefined,
+  options: TensorOptions,
+): Tensor {
   let data: TypedArray, natural: number[] = [];
   const given = DTYPES.find((d) => values instanceof ARRAYS[d as DType]) as DType | undefined;
   const dtype = options.dtype ?? given ?? "f32";
   if (given) {
-    data = given === dtype ? values as TypedArray : ARRAYS[dtype].from(values as ArrayLike<number>);
+    data = given === dtype ? values as TypedArray : ARRAYS[dtype].from(values as TypedArray);
     natural = [data.length];
+    if (data !== values) checkHeld(op, values as TypedArray, data, dtype);
   } else {
     const flat: number[] = [];
     flatten(values, natural, 0, flat);
     data = ARRAYS[dtype].from(flat);
+    checkHeld(op, flat, data, dtype);
   }
-  if (shape !== undefined) checkShapeArgument("tensor", shape);
+  if (shape !== undefined) checkShapeArgument(op, shape);
   const wanted = [...shape ?? natural];
   if (sizeOf(wanted) !== data.length) {
-    throw new TypeError(`tensor: shape [${wanted.join(", ")}] needs ${sizeOf(wanted)} values, got ${data.length}`);
+    throw new TypeError(`${op}: shape [${wanted.join(", ")}] needs ${sizeOf(wanted)} values, got ${data.length}`);
   }
   if (options.requiresGrad && (dtype === "i32" || dtype === "u32")) {
-    throw new TypeError(`tensor: only f32 and f16 tensors can require a gradient, got dtype ${dtype}`);
+    throw new TypeError(`${op}: only f32 and f16 tensors can require a gradient, got dtype ${dtype}`);
   }
   if (dtype === "f16" && !gpu().info.f16) {
-    throw new TypeError("tensor: this adapter has no shader-f16: use f32 (init() tells: info.f16)");
+    throw new TypeError(`${op}: this adapter has no shader-f16: use f32 (init() tells: info.f16)`);
   }
   const bytes = new Uint8Array(data.buffer, data.byteOffset, data.byteLength);
-  const storage = new Storage(gpu().queue.upload(bytes, options.requiresGrad === true));
+  const storage = new Storage(gpu().queue.upload(bytes, options.requiresGrad === true, "upload", op, wanted));
   if (dtype === "i32" || dtype === "u32") storage.host = data.slice() as TypedArray;
-  const result = Tensor.owned(storage, wanted, dtype, "tensor");
+  const result = Tensor.owned(storage, wanted, dtype, op);
   result.requiresGrad = options.requiresGrad ?? false;
   return result;
 }
@@ -125,6 +144,9 @@ function made(op: string, shape: readonly number[], options: TensorOptions, writ
 /** A tensor of this shape with every element `value`. Throws a RangeError for a value that is no number. */
 export function full(shape: readonly number[], value: number, options: TensorOptions = {}): Tensor {
   if (typeof value !== "number") throw new TypeError(`full: value must be a number, got ${describe(value)}`);
+  checkTensorOptions("full", options);
+  if (options.dtype === "i32") checkNumber("full", "value", value, { integer: true, min: -(2 ** 31), below: 2 ** 31 });
+  if (options.dtype === "u32") checkNumber("full", "value", value, { integer: true, min: 0, below: 2 ** 32 });
   return made("full", shape, options, (x) => fill(x.memory, value, x.size, x.dtype));
 }
 
@@ -147,17 +169,37 @@ export function arange(start: number, end?: number, step = 1, options: TensorOpt
   checkNumber("arange", "start", from);
   checkNumber("arange", "end", to);
   checkNumber("arange", "step", step);
+  checkTensorOptions("arange", options);
   const count = Math.ceil((to - from) / step);
   if (!(count >= 0) || count === Infinity) {
     throw new RangeError(`arange: step must lead from ${from} to ${to}, got ${step}`);
   }
-  return tensor(Array.from({ length: count }, (_, i) => from + i * step), [count], options);
+  checkBindable("arange", [count]);
+  const values = new ARRAYS[options.dtype ?? "f32"](count);
+  for (let i = 0; i < count; i++) values[i] = from + i * step;
+  return uploaded("arange", values, [count], options);
+}
+
+/** Throws before the host takes memory for what the device cannot hold. */
+function checkBindable(op: string, shape: readonly number[]): void {
+  checkShapeArgument(op, shape);
+  const most = gpu().info.limits.maxStorageBufferBindingSize, bytes = 4 * sizeOf(shape);
+  if (bytes <= most) return;
+  throw new RangeError(
+    `${op}: ${bytes} bytes (shape [${
+      shape.join(", ")
+    }]) are more than this adapter binds at once (maxStorageBufferBindingSize ${most})`,
+  );
 }
 
 /** The identity matrix [n, n]. */
 export function eye(n: number, options: TensorOptions = {}): Tensor {
   checkNumber("eye", "n", n, { integer: true, min: 0 });
-  return tensor(Array.from({ length: n * n }, (_, i) => i % (n + 1) === 0 ? 1 : 0), [n, n], options);
+  checkTensorOptions("eye", options);
+  checkBindable("eye", [n, n]);
+  const values = new Float32Array(n * n);
+  for (let i = 0; i < n; i++) values[i * (n + 1)] = 1;
+  return uploaded("eye", values, [n, n], { ...options, dtype: options.dtype ?? "f32" });
 }
 
 function drawn(
@@ -189,5 +231,6 @@ export function randn(shape: readonly number[], options: TensorOptions = {}): Te
 export function randint(low: number, high: number, shape: readonly number[], options: TensorOptions = {}): Tensor {
   checkNumber("randint", "low", low, { integer: true, min: -(2 ** 31), below: 2 ** 31 });
   checkNumber("randint", "high", high, { integer: true, above: low, max: Math.min(2 ** 31, low + 2 ** 32 - 1) });
+  checkTensorOptions("randint", options);
   return drawn("randint", "integer", shape, { dtype: "i32", ...options }, low, high - low);
 }

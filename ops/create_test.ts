@@ -98,6 +98,10 @@ Deno.test("create: arange and eye", async () => {
   assertEquals([...await eye(3).data()], [1, 0, 0, 0, 1, 0, 0, 0, 1]);
   assertEquals(eye(0).shape, [0, 0]);
   assertThrows(() => eye(1.5), RangeError, "eye: n must be");
+  const huge = "are more than this adapter binds at once";
+  assertThrows(() => eye(30_000), RangeError, `eye: 3600000000 bytes (shape [30000, 30000]) ${huge}`); // before the host takes them
+  assertThrows(() => arange(2 ** 30), RangeError, `arange: 4294967296 bytes (shape [1073741824]) ${huge}`);
+  assertThrows(() => eye(2, { dtype: "f64" as "f32" }), TypeError, "eye: dtype must be one of");
 });
 
 Deno.test("create: random numbers lie where they should, and repeat with the seed", async () => {
@@ -128,4 +132,17 @@ Deno.test("create: random numbers lie where they should, and repeat with the see
   assertEquals(randint(0, 2, [2], { dtype: "f32" }).dtype, "f32");
   assertThrows(() => randint(2, 2, [1]), RangeError, "randint: high must be");
   assertThrows(() => randint(0.5, 2, [1]), RangeError, "randint: low must be");
+});
+
+Deno.test("create: integers that a dtype does not hold are refused", async () => {
+  await init();
+  using _scope = new Scope();
+  assertEquals([...await tensor([1.5, -0.5, 2 ** 31 - 1], { dtype: "i32" }).data()], [1, 0, 2 ** 31 - 1]);
+  for (const value of [NaN, Infinity, 2 ** 31, -(2 ** 31) - 1]) {
+    assertThrows(() => tensor([value], { dtype: "i32" }), RangeError, `tensor: values must fit i32, got ${value}`);
+  }
+  assertThrows(() => tensor(new Int32Array([-1]), { dtype: "u32" }), RangeError, "tensor: values must fit u32, got -1");
+  assertThrows(() => full([1], -1, { dtype: "u32" }), RangeError, "full: value must be an integer, at least 0");
+  assertThrows(() => full([1], NaN, { dtype: "i32" }), RangeError, "full: value must be an integer");
+  assertThrows(() => zeros(new Array(2)), TypeError, "zeros: shape[0] must be a number, got undefined"); // holes
 });
