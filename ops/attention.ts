@@ -48,10 +48,11 @@ export function scaledDotProductAttention(q: Tensor, k: Tensor, v: Tensor, optio
   checkShape(op, "k", k, [...lead, keys, depth]);
   checkTensor(op, "v", v, [q.dtype]);
   checkShape(op, "v", v, [...lead, keys, depth]);
-  const { causal = false, mask, scale = 1 / Math.sqrt(depth) } = options, dropout = chosen(options.dropout ?? 0);
+  const { causal = false, mask, scale = 1 / Math.sqrt(depth), dropout: asked = 0 } = options;
   checkBoolean(op, "causal", causal);
   checkNumber(op, "scale", scale);
-  checkNumber(op, "dropout", dropout, { min: 0, below: 1 });
+  checkNumber(op, "dropout", asked, { min: 0, below: 1 });
+  const dropout = chosen(asked);
 
   let scores: Tensor | null = null, maskStride = 0;
   if (mask !== undefined) {

@@ -118,10 +118,10 @@ export function smoothL1Loss(prediction: Tensor, target: Tensor, options: Smooth
   checkLossOptions("smoothL1Loss", options);
   const { reduction = "mean", beta = 1 } = options;
   checkNumber("smoothL1Loss", "beta", beta, { min: 0 });
-  if (beta === 0) return l1Loss(prediction, target, { reduction });
   checkTensor("smoothL1Loss", "prediction", prediction);
   checkTensor("smoothL1Loss", "target", target, [prediction.dtype]);
   checkShape("smoothL1Loss", "target", target, prediction.shape);
+  if (beta === 0) return l1Loss(prediction, target, { reduction });
   return reduced(huber(prediction.sub(target), [beta]), reduction);
 }
 
@@ -256,9 +256,9 @@ export function cosineSimilarity(a: Tensor, b: Tensor, options: { dim?: number; 
   checkOptions("cosineSimilarity", options, ["dim", "eps"]);
   checkTensor("cosineSimilarity", "a", a);
   checkTensor("cosineSimilarity", "b", b, [a.dtype]);
-  const { eps = 1e-8 } = options;
+  const { dim: asked = 1, eps = 1e-8 } = options;
   const rank = broadcastShape("cosineSimilarity", [a.shape, b.shape]).length;
-  const dim = checkDim("cosineSimilarity", options.dim ?? 1, rank) - rank; // from the back: a and b may differ in rank
+  const dim = checkDim("cosineSimilarity", asked, rank) - rank; // from the back: a and b may differ in rank
   checkNumber("cosineSimilarity", "eps", eps, { above: 0 });
   const norm = (x: Tensor) => sum(x.square(), { dim }).maximum(eps * eps).sqrt();
   return sum(a.mul(b), { dim }).div(norm(a).mul(norm(b)));
@@ -287,6 +287,8 @@ export function cosineEmbeddingLoss(
   checkLossOptions("cosineEmbeddingLoss", options);
   const { reduction = "mean", margin = 0 } = options;
   checkNumber("cosineEmbeddingLoss", "margin", margin, { min: -1, max: 1 });
+  checkTensor("cosineEmbeddingLoss", "a", a);
+  checkTensor("cosineEmbeddingLoss", "b", b, [a.dtype]);
   const cosine = cosineSimilarity(a, b, { dim: -1 });
   checkTensor("cosineEmbeddingLoss", "y", y, ["f32", "f16", "i32"]);
   checkShape("cosineEmbeddingLoss", "y", y, cosine.shape);

@@ -456,4 +456,10 @@ Deno.test("losses: what they throw", async () => {
   assertEquals(wrong, []);
   assertEquals(stats().liveBytes, before);
   assert(Number.isFinite(await mseLoss(x, y).item()));
+  const two = tensor([[1, 2]]), closed = tensor([1]);
+  closed.dispose();
+  // deno-lint-ignore no-explicit-any
+  assertThrows(() => cosineSimilarity(two, two, { dim: null } as any), TypeError, "cosineSimilarity: dim must be");
+  assertThrows(() => smoothL1Loss(closed, closed, { beta: 0 }), TypeError, "smoothL1Loss: prediction");
+  assertThrows(() => cosineEmbeddingLoss(closed, two, two), TypeError, "cosineEmbeddingLoss: a ");
 });

@@ -16,16 +16,16 @@ const ANY: readonly DType[] = ["f32", "f16", "i32", "u32"];
 export function reshape(x: Tensor, shape: readonly number[]): Tensor {
   checkTensor("reshape", "x", x, ANY);
   if (!Array.isArray(shape)) throw new TypeError(`reshape: shape must be an array of sizes, got ${describe(shape)}`);
-  const unknown = shape.indexOf(-1);
-  const wanted = [...shape];
-  if (unknown >= 0) {
-    wanted[unknown] = 1;
+  const unknown = shape.indexOf(-1), wanted = [...shape];
+  const areSizes = () => wanted.every((n) => Number.isInteger(n) && n >= 0 && n < 2 ** 31);
+  if (unknown >= 0) wanted[unknown] = 1;
+  if (unknown >= 0 && areSizes()) {
     const known = sizeOf(wanted);
     wanted[unknown] = known === 0 ? 0 : x.size / known;
   }
-  if (!wanted.every((n) => Number.isInteger(n) && n >= 0) || sizeOf(wanted) !== x.size) {
+  if (!areSizes() || sizeOf(wanted) !== x.size) {
     throw new TypeError(
-      `reshape: shape [${shape.join(", ")}] does not hold the ${x.size} elements of [${x.shape.join(", ")}]`,
+      `reshape: shape ${describe(shape)} does not hold the ${x.size} elements of [${x.shape.join(", ")}]`,
     );
   }
   const y = x.view(wanted, "reshape");
@@ -38,9 +38,9 @@ export function permute(x: Tensor, order: readonly number[]): Tensor {
   if (!Array.isArray(order)) {
     throw new TypeError(`permute: order must be an array of dimensions, got ${describe(order)}`);
   }
-  const dims = order.map((d, i) => checkDim("permute", d, x.rank, `order[${i}]`));
+  const dims = [...order].map((d, i) => checkDim("permute", d, x.rank, `order[${i}]`));
   if (dims.length !== x.rank || new Set(dims).size !== x.rank) {
-    throw new RangeError(`permute: order must name each of the ${x.rank} dimensions once, got [${order.join(", ")}]`);
+    throw new RangeError(`permute: order must name each of the ${x.rank} dimensions once, got ${describe(order)}`);
   }
   const strides = dims.map((d) => sizeOf(x.shape.slice(d + 1)));
   const y = Tensor.empty(dims.map((d) => x.shape[d]), x.dtype, "permute");

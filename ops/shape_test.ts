@@ -227,6 +227,12 @@ Deno.test("shape: what they throw", async () => {
   assertThrows(() => stack([x], 3), RangeError, "stack: dim must be");
   assertThrows(() => triu(zeros([3])), TypeError, "triu: x must have at least 2 dimensions");
   assertThrows(() => tril(x, 0.5), RangeError, "tril: diagonal must be an integer");
+  // deno-lint-ignore no-explicit-any
+  const reshaped = (shape: unknown) => () => x.reshape(shape as any);
+  for (const shape of [[-1, 2n], [6, Symbol("s")], [-1, 4], [NaN]]) {
+    assertThrows(reshaped(shape), TypeError, "reshape: shape [");
+  }
+  assertThrows(() => x.permute(new Array(2)), TypeError, "permute: order[0] must be a number, got undefined");
 });
 
 Deno.test("shape: a view's gradient reaches the tensor behind it", async () => {
