@@ -2,8 +2,8 @@
  * Optimizers. Their parameters move into one flat block (segments below the binding limit) with a second one for the gradients, where backward
  * writes them directly, so that a step is one dispatch a segment. Parameters whose `.grad` is null sit the step out, weight decay included.
  */
-import { checkBoolean, checkNumber, checkOptions, describe } from "../kernels/check.ts";
-import { gpu } from "../kernels/gpu/gpu.ts";
+import { checkBoolean, checkNumber, checkOptions, describe, isRecord } from "../kernels/check.ts";
+import { type Gpu, gpu } from "../kernels/gpu/gpu.ts";
 import { FlatBlock, type Memory } from "../kernels/gpu/memory.ts";
 import { optimizerStep, type RuleName, RULES, SETTINGS } from "../kernels/optimizer.ts";
 import { copyFlat, scale } from "../kernels/elementwise.ts";
@@ -52,12 +52,18 @@ export interface OptimizerState {
   tensors: Record<string, Tensor>;
 }
 
+function checkIterable(op: string, params: unknown, more = ""): void {
+  if (typeof params === "object" && params !== null && Symbol.iterator in params) return;
+  throw new TypeError(`${op}: params must be an array of Tensors${more}, got ${describe(params)}`);
+}
+
 /** What all optimizers share: groups, flat blocks, skipping, and the one dispatch. */
 export abstract class Optimizer {
   /** The learning rate of the groups that have none of their own. Set it every step to follow a schedule. */
   lr: number;
   #segments: Segment[];
   #disposed = false;
+  readonly #gpu: Gpu;
   #rule: RuleName;
   #initialState: number;
 
@@ -78,18 +84,18 @@ export abstract class Optimizer {
     this.lr = lr;
     this.#rule = rule;
     this.#initialState = initialState;
+    this.#gpu = gpu();
     this.#segments = this.#layOut(this.#groups(params));
   }
 
   #groups(params: Iterable<Tensor> | readonly ParameterGroup[]): { parameter: Tensor; group: ParameterGroup }[] {
-    if (typeof params !== "object" || params === null || !(Symbol.iterator in params)) {
-      throw new TypeError(`${this.name}: params must be an array of Tensors or of groups, got ${describe(params)}`);
-    }
+    checkIterable(this.name, params, " or of groups");
     const list = [...params as Iterable<Tensor | ParameterGroup>];
     const groups = list.every((x) => x instanceof Tensor) ? [{ params: list as Tensor[] }] : list as ParameterGroup[];
     const found = new Map<Tensor, ParameterGroup>();
     for (const group of groups) {
       checkOptions(this.name, group, ["params", "lr", "weightDecay"]);
+      checkIterable(this.name, group.params);
       if (group.lr !== undefined) checkNumber(this.name, "lr", group.lr, { min: 0 });
       if (group.weightDecay !== undefined) checkNumber(this.name, "weightDecay", group.weightDecay, { min: 0 });
       for (const x of group.params) {
@@ -163,9 +169,16 @@ export abstract class Optimizer {
   /** Numbers s0 … s6 of the rule for a parameter's step number `step` (from 1). */
   protected abstract settings(lr: number, weightDecay: number, step: number): number[];
 
+  #checkUsable(): void {
+    if (this.#disposed) throw new Error(`${this.name}: the optimizer was disposed`);
+    if (this.#gpu !== gpu()) {
+      throw new Error(`${this.name}: the optimizer is on a device that was disposed or lost; make a new one`);
+    }
+  }
+
   /** Updates every parameter that has a gradient. */
   step(): void {
-    if (this.#disposed) throw new Error(`${this.name}: the optimizer was disposed`);
+    this.#checkUsable();
     for (const segment of this.#segments) {
       const settings = new Float32Array(SETTINGS * segment.slots.length);
       let active = false;
@@ -221,6 +234,7 @@ export abstract class Optimizer {
 
   /** What a checkpoint saves: the learning rate, each parameter's step count, and copies of the state tensors (`0.a` is the first of parameter 0), which are the caller's. */
   stateDict(): OptimizerState {
+    this.#checkUsable();
     const slots = this.#segments.flatMap((segment) => segment.slots);
     const tensors: Record<string, Tensor> = {};
     this.#eachState((name, memory, parameter) => {
@@ -245,11 +259,22 @@ export abstract class Optimizer {
    * @internal
    */
   checkState(state: OptimizerState): void {
-    const slots = this.#segments.flatMap((segment) => segment.slots), { name, steps, tensors } = state;
-    if (name !== this.name || steps?.length !== slots.length) {
-      throw new Error(
-        `${this.name}: state must be of ${this.name} with ${slots.length} parameters, got ${name} with ${steps?.length}`,
+    this.#checkUsable();
+    if (!isRecord(state)) {
+      throw new TypeError(`${this.name}: state must be what stateDict() gave, got ${describe(state)}`);
+    }
+    const slots = this.#segments.flatMap((segment) => segment.slots), { name, lr, steps, tensors } = state;
+    if (name !== this.name || !Array.isArray(steps) || steps.length !== slots.length) {
+      throw new RangeError(
+        `${this.name}: state must be of ${this.name} with ${slots.length} parameters, got ${
+          String(name)
+        } with ${steps?.length}`,
       );
+    }
+    checkNumber(this.name, "state.lr", lr, { min: 0 });
+    steps.forEach((step, i) => checkNumber(this.name, `state.steps[${i}]`, step, { integer: true, min: 0 }));
+    if (!isRecord(tensors)) {
+      throw new TypeError(`${this.name}: state.tensors must be an object of tensors, got ${describe(tensors)}`);
     }
     this.#eachState((key, _, parameter) => {
       checkTensor(this.name, `tensors[${key}]`, tensors[key], ["f32"]);
@@ -516,6 +541,7 @@ export class Adagrad extends Optimizer {
  * ```
  */
 export function clipGradNorm(params: Iterable<Tensor>, maxNorm: number): Tensor {
+  checkIterable("clipGradNorm", params);
   checkNumber("clipGradNorm", "maxNorm", maxNorm, { min: 0 });
   const gradients: Tensor[] = [];
   for (const x of params) {

@@ -451,6 +451,11 @@ Deno.test("optim: a state dict that does not fit changes nothing", async () => {
     [{ ...good, name: "Adam" }, "RMSprop: state must be of RMSprop with 2 parameters, got Adam with 2"],
     [{ ...good, steps: [1] }, "RMSprop: state must be of RMSprop with 2 parameters, got RMSprop with 1"],
     [{ ...good, steps: undefined }, "RMSprop: state must be of RMSprop"],
+    [null, "RMSprop: state must be what stateDict() gave, got null"],
+    [{ ...good, name: Symbol("s") }, "RMSprop: state must be of RMSprop with 2 parameters, got Symbol(s) with 2"],
+    [{ ...good, lr: "1" }, 'RMSprop: state.lr must be a number, got "1"'],
+    [{ ...good, steps: [7, -1] }, "RMSprop: state.steps[1] must be an integer, at least 0, got -1"],
+    [{ ...good, tensors: null }, "RMSprop: state.tensors must be an object of tensors, got null"],
     [{ ...good, tensors: { "0.a": zero(2) } }, "RMSprop: tensors[1.a] must be a Tensor, got undefined"],
     [{ ...good, tensors: { "0.a": zero(2), "1.a": zero(2) } }, "RMSprop: tensors[1.a] must have shape [1], got [2]"],
     [
@@ -460,7 +465,8 @@ Deno.test("optim: a state dict that does not fit changes nothing", async () => {
   ];
   for (const [state, message] of cases) {
     // deno-lint-ignore no-explicit-any
-    assertThrows(() => optimizer.loadStateDict(state as any), Error, message);
+    const { constructor } = assertThrows(() => optimizer.loadStateDict(state as any), Error, message);
+    assert(constructor === TypeError || constructor === RangeError);
   }
   const after = optimizer.stateDict();
   assertEquals([after.lr, after.steps], [before.lr, before.steps]);
@@ -483,4 +489,8 @@ Deno.test("optim: what RMSprop and Adagrad throw", async () => {
   );
   // deno-lint-ignore no-explicit-any
   assertThrows(() => new optim.Adagrad([a], { alpha: 1 } as any), TypeError, 'Adagrad: unknown option "alpha"');
+  // deno-lint-ignore no-explicit-any
+  assertThrows(() => new optim.SGD([{ params: 5 }] as any, { lr: 1 }), TypeError, "SGD: params must be an array of");
+  // deno-lint-ignore no-explicit-any
+  assertThrows(() => optim.clipGradNorm(5 as any, 1), TypeError, "clipGradNorm: params must be an array of Tensors");
 });

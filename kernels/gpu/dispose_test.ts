@@ -35,13 +35,18 @@ Deno.test("dispose: then init gives a fresh engine, and old tensors say so", asy
   };
   assertEquals(await doubled(), 42);
   const old = tensor([1, 2], { requiresGrad: true }), scope = new Scope(), inScope = tensor([3]);
+  const optimizer = new optim.SGD([tensor([1], { requiresGrad: true })], { lr: 1 });
   await dispose();
   await init();
   assertEquals([stats().liveTensors, stats().liveBytes], [0, 0]);
   assertEquals(await doubled(), 42); // the kernel is compiled again
   await assertRejects(() => old.data(), Error, "on a device that was disposed or lost");
-  assertThrows(() => old.add(1), Error, "on a device that was disposed or lost");
-  assertThrows(() => tensor([1, 2]).add(old), Error, "on a device that was disposed or lost");
+  assertThrows(() => old.add(1), TypeError, "add: a (shape [2]) is on a device that was disposed or lost");
+  assertThrows(() => tensor([1, 2]).add(old), TypeError, "add: b (shape [2]) is on a device that was disposed or lost");
+  assertThrows(() => old.keep(), TypeError, "on a device that was disposed or lost");
+  assertThrows(() => old.detach(), TypeError, "on a device that was disposed or lost");
+  assertThrows(() => optimizer.step(), Error, "SGD: the optimizer is on a device that was disposed or lost");
+  optimizer.dispose();
   old.dispose();
   scope.close();
   assert(inScope.closed);
