@@ -1,5 +1,5 @@
 /** Initial values of parameters, written in place; random ones follow `manualSeed`. Fans are those of a weight [out, in, …]. */
-import { checkNumber } from "../kernels/check.ts";
+import { checkNumber, describe } from "../kernels/check.ts";
 import { noGrad } from "../autograd/tape.ts";
 import { checkTensor, sizeOf, type Tensor } from "../autograd/tensor.ts";
 import { full, rand, randn } from "../ops/create.ts";
@@ -13,8 +13,9 @@ function write(op: string, x: Tensor, values: () => Tensor): Tensor {
   return x;
 }
 
-function fans(op: string, x: Tensor): { fanIn: number; fanOut: number } {
+function fans(op: string, x: Tensor, gain: number): { fanIn: number; fanOut: number } {
   checkTensor(`init.${op}`, "x", x);
+  checkNumber(`init.${op}`, "gain", gain, { min: 0 });
   checkRank(`init.${op}`, "x", x, 2);
   const field = sizeOf(x.shape.slice(2));
   return { fanIn: x.shape[1] * field, fanOut: x.shape[0] * field };
@@ -22,6 +23,7 @@ function fans(op: string, x: Tensor): { fanIn: number; fanOut: number } {
 
 /** Every element `value`. Returns x. */
 export function constant(x: Tensor, value: number): Tensor {
+  if (typeof value !== "number") throw new TypeError(`init.constant: value must be a number, got ${describe(value)}`);
   return write("constant", x, () => full(x.shape, value, { dtype: x.dtype }));
 }
 
@@ -41,24 +43,24 @@ export function normal(x: Tensor, mean = 0, deviation = 1): Tensor {
 
 /** Uniform in ±gain·√(6/(in + out)). Returns x. Source: Glorot & Bengio 2010. */
 export function xavierUniform(x: Tensor, gain = 1): Tensor {
-  const { fanIn, fanOut } = fans("xavierUniform", x);
+  const { fanIn, fanOut } = fans("xavierUniform", x, gain);
   const bound = gain * Math.sqrt(6 / (fanIn + fanOut));
   return uniform(x, -bound, bound);
 }
 
 /** Normal with deviation gain·√(2/(in + out)). Returns x. Source: Glorot & Bengio 2010. */
 export function xavierNormal(x: Tensor, gain = 1): Tensor {
-  const { fanIn, fanOut } = fans("xavierNormal", x);
+  const { fanIn, fanOut } = fans("xavierNormal", x, gain);
   return normal(x, 0, gain * Math.sqrt(2 / (fanIn + fanOut)));
 }
 
 /** Uniform in ±gain·√(3/in); the gain for ReLU is √2. Returns x. Source: He et al. 2015. */
 export function kaimingUniform(x: Tensor, gain: number = Math.SQRT2): Tensor {
-  const bound = gain * Math.sqrt(3 / fans("kaimingUniform", x).fanIn);
+  const bound = gain * Math.sqrt(3 / fans("kaimingUniform", x, gain).fanIn);
   return uniform(x, -bound, bound);
 }
 
 /** Normal with deviation gain/√in; the gain for ReLU is √2. Returns x. Source: He et al. 2015. */
 export function kaimingNormal(x: Tensor, gain: number = Math.SQRT2): Tensor {
-  return normal(x, 0, gain / Math.sqrt(fans("kaimingNormal", x).fanIn));
+  return normal(x, 0, gain / Math.sqrt(fans("kaimingNormal", x, gain).fanIn));
 }

@@ -1,5 +1,5 @@
 /** The layers of a multilayer perceptron. */
-import { checkNumber, checkOptions, describe } from "../kernels/check.ts";
+import { checkBoolean, checkNumber, checkOptions, describe } from "../kernels/check.ts";
 import type { Tensor } from "../autograd/tensor.ts";
 import { zeros } from "../ops/create.ts";
 import { dropout } from "../ops/dropout.ts";
@@ -35,9 +35,11 @@ export class Linear extends Module {
     checkOptions("Linear", options, ["bias"]);
     checkNumber("Linear", "inFeatures", inFeatures, { integer: true, min: 1 });
     checkNumber("Linear", "outFeatures", outFeatures, { integer: true, min: 1 });
+    const { bias = true } = options;
+    checkBoolean("Linear", "bias", bias);
     const bound = 1 / Math.sqrt(inFeatures);
     this.weight = uniform(parameter([outFeatures, inFeatures]), -bound, bound);
-    this.bias = options.bias ?? true ? uniform(parameter([outFeatures]), -bound, bound) : null;
+    this.bias = bias ? uniform(parameter([outFeatures]), -bound, bound) : null;
   }
 
   override forward(x: Tensor): Tensor {
@@ -72,11 +74,15 @@ export class Conv2d extends Module {
     checkNumber("Conv2d", "inChannels", inChannels, { integer: true, min: 1 });
     checkNumber("Conv2d", "outChannels", outChannels, { integer: true, min: 1 });
     checkNumber("Conv2d", "kernel", kernel, { integer: true, min: 1 });
+    const { stride = 1, padding = 0, bias = true } = options;
+    checkNumber("Conv2d", "stride", stride, { integer: true, min: 1 });
+    checkNumber("Conv2d", "padding", padding, { integer: true, min: 0 });
+    checkBoolean("Conv2d", "bias", bias);
     const bound = 1 / Math.sqrt(inChannels * kernel * kernel);
     this.weight = uniform(parameter([outChannels, inChannels, kernel, kernel]), -bound, bound);
-    this.bias = options.bias ?? true ? uniform(parameter([outChannels]), -bound, bound) : null;
-    this.stride = options.stride ?? 1;
-    this.padding = options.padding ?? 0;
+    this.bias = bias ? uniform(parameter([outChannels]), -bound, bound) : null;
+    this.stride = stride;
+    this.padding = padding;
   }
 
   override forward(x: Tensor): Tensor {

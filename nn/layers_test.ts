@@ -46,4 +46,10 @@ Deno.test("layers: what they refuse", async () => {
   assertThrows(() => new nn.Conv2d(1, 1, 0), RangeError, "Conv2d: kernel must be");
   assertThrows(() => new nn.Dropout(1), RangeError, "Dropout: p must be");
   assertThrows(() => new nn.Sequential(3 as unknown as nn.Module), TypeError, "Sequential: step 0 must be a Module");
+  // deno-lint-ignore no-explicit-any
+  assertThrows(() => new nn.Linear(1, 1, { bias: 0 } as any), TypeError, "Linear: bias must be true or false");
+  assertThrows(() => new nn.Conv2d(1, 1, 1, { stride: 0 }), RangeError, "Conv2d: stride must be");
+  assertThrows(() => new nn.Conv2d(1, 1, 1, { padding: -1 }), RangeError, "Conv2d: padding must be");
+  // deno-lint-ignore no-explicit-any
+  assertThrows(() => new nn.Dropout().train(1 as any), TypeError, "train: on must be true or false, got 1");
 });

@@ -1,4 +1,4 @@
-import { checkOptions, describe } from "../kernels/check.ts";
+import { checkBoolean, checkOptions, describe, isRecord } from "../kernels/check.ts";
 import { noGrad } from "../autograd/tape.ts";
 import { checkShape, checkTensor, Tensor } from "../autograd/tensor.ts";
 import { assign } from "../ops/shape.ts";
@@ -65,6 +65,7 @@ export abstract class Module {
 
   /** Switches dropout and its like on (or off). Returns the module. */
   train(on = true): this {
+    checkBoolean("train", "on", on);
     this.training = on;
     for (const [, child] of this.children()) child.train(on);
     return this;
@@ -81,19 +82,21 @@ export abstract class Module {
   }
 
   /**
-   * Copies tensors into the parameters of the same names. Throws an Error that names what is missing or unexpected (unless `strict` is false), a TypeError for a
+   * Copies tensors into the parameters of the same names. Throws a RangeError that names what is missing or unexpected (unless `strict` is false), a TypeError for a
    * wrong shape or dtype; then nothing has been copied.
    */
   loadStateDict(state: Record<string, Tensor>, options: { strict?: boolean } = {}): void {
     checkOptions("loadStateDict", options, ["strict"]);
-    if (typeof state !== "object" || state === null) {
+    const { strict = true } = options;
+    checkBoolean("loadStateDict", "strict", strict);
+    if (!isRecord(state)) {
       throw new TypeError(`loadStateDict: state must be an object of tensors, got ${describe(state)}`);
     }
     const own = this.namedParameters(), names = own.map(([name]) => name);
     const missing = names.filter((name) => !Object.hasOwn(state, name)),
       unexpected = Object.keys(state).filter((name) => !names.includes(name));
-    if ((options.strict ?? true) && missing.length + unexpected.length > 0) {
-      throw new Error(
+    if (strict && missing.length + unexpected.length > 0) {
+      throw new RangeError(
         `loadStateDict: missing ${missing.join(", ") || "nothing"}; unexpected ${unexpected.join(", ") || "nothing"}`,
       );
     }

@@ -154,4 +154,15 @@ Deno.test("init: moments of the random initialisations", async () => {
   assertEquals(constant(x, 0.5), x);
   assertEquals(new Set(await x.data()), new Set([0.5]));
   assertThrows(() => xavierNormal(tensor([1])), TypeError, "init.xavierNormal: x must have at least 2 dimensions");
+  // deno-lint-ignore no-explicit-any
+  assertThrows(() => xavierNormal(x, "2" as any), TypeError, 'init.xavierNormal: gain must be a number, got "2"');
+  // deno-lint-ignore no-explicit-any
+  assertThrows(() => constant(x, "1" as any), TypeError, 'init.constant: value must be a number, got "1"');
+  const linear = new nn.Linear(1, 1);
+  // deno-lint-ignore no-explicit-any
+  assertThrows(() => linear.loadStateDict([] as any), TypeError, "loadStateDict: state must be an object of tensors");
+  // deno-lint-ignore no-explicit-any
+  assertThrows(() => linear.loadStateDict({}, { strict: 1 } as any), TypeError, "loadStateDict: strict must be");
+  assertThrows(() => linear.loadStateDict({}), RangeError, "loadStateDict: missing weight, bias");
+  linear.dispose();
 });

@@ -40,6 +40,7 @@ export class LayerNorm extends Module {
   constructor(width: number, readonly eps = 1e-5) {
     super();
     checkNumber("LayerNorm", "width", width, { integer: true, min: 1 });
+    checkNumber("LayerNorm", "eps", eps, { min: 0 });
     this.weight = ones([width], { requiresGrad: true }).keep();
     this.bias = parameter([width]);
   }
@@ -57,6 +58,7 @@ export class RMSNorm extends Module {
   constructor(width: number, readonly eps = 1e-5) {
     super();
     checkNumber("RMSNorm", "width", width, { integer: true, min: 1 });
+    checkNumber("RMSNorm", "eps", eps, { min: 0 });
     this.weight = ones([width], { requiresGrad: true }).keep();
   }
 
@@ -77,6 +79,15 @@ export interface AttentionCall {
   causal?: boolean;
 }
 
+function checkBlock(op: string, width: number, heads: number, options: TransformerBlockOptions, p = "dropout"): void {
+  checkNumber(op, "width", width, { integer: true, min: 1 });
+  checkNumber(op, "heads", heads, { integer: true, min: 1 });
+  if (width % heads !== 0) throw new RangeError(`${op}: heads must divide the width ${width}, got ${heads}`);
+  const { hidden = 4 * width, dropout = 0 } = options;
+  checkNumber(op, "hidden", hidden, { integer: true, min: 1 });
+  checkNumber(op, p, dropout, { min: 0, below: 1 });
+}
+
 /** Multi-head self-attention, [batch, T, width] → the same. States as `torch.nn.MultiheadAttention`. */
 export class MultiHeadAttention extends Module {
   /** [3·width, width]: queries, keys, values. */
@@ -88,12 +99,7 @@ export class MultiHeadAttention extends Module {
 
   constructor(readonly width: number, readonly heads: number, readonly p = 0) {
     super();
-    checkNumber("MultiHeadAttention", "width", width, { integer: true, min: 1 });
-    checkNumber("MultiHeadAttention", "heads", heads, { integer: true, min: 1 });
-    if (width % heads !== 0) {
-      throw new RangeError(`MultiHeadAttention: heads must divide the width ${width}, got ${heads}`);
-    }
-    checkNumber("MultiHeadAttention", "p", p, { min: 0, below: 1 });
+    checkBlock("MultiHeadAttention", width, heads, { dropout: p }, "p");
     this.inProjWeight = xavierUniform(parameter([3 * width, width]));
     this.inProjBias = parameter([3 * width]);
     this.outProj = new Linear(width, width);
@@ -122,12 +128,16 @@ export class MultiHeadAttention extends Module {
 
   /** The heads' results [batch, heads, T, depth] put together. */
   merge(x: Tensor): Tensor {
+    checkTensor("MultiHeadAttention", "x", x);
     const [batch, , length] = x.shape;
     return x.permute([0, 2, 1, 3]).reshape([batch, length, this.width]);
   }
 
   /** The heads' results side by side, [batch, T, width], to be projected. */
-  attend(x: Tensor, { causal = false }: AttentionCall = {}): Tensor {
+  attend(x: Tensor, call: AttentionCall = {}): Tensor {
+    checkOptions("MultiHeadAttention", call, ["causal"]);
+    const { causal = false } = call;
+    checkBoolean("MultiHeadAttention", "causal", causal);
     const all = linear(this.#checked(x), this.inProjWeight, this.inProjBias);
     return packedAttention(all, this.heads, { causal, dropout: this.training ? this.p : 0 });
   }
@@ -163,13 +173,19 @@ export class TransformerBlock extends Module {
   constructor(width: number, heads: number, options: TransformerBlockOptions = {}) {
     super();
     checkOptions("TransformerBlock", options, ["hidden", "dropout"]);
+    checkBlock("TransformerBlock", width, heads, options);
     const { hidden = 4 * width, dropout = 0 } = options;
     this.p = dropout;
-    this.selfAttn = new MultiHeadAttention(width, heads, dropout);
-    this.linear1 = new Linear(width, hidden);
-    this.linear2 = new Linear(hidden, width);
-    this.norm1 = new LayerNorm(width);
-    this.norm2 = new LayerNorm(width);
+    try {
+      this.selfAttn = new MultiHeadAttention(width, heads, dropout);
+      this.linear1 = new Linear(width, hidden);
+      this.linear2 = new Linear(hidden, width);
+      this.norm1 = new LayerNorm(width);
+      this.norm2 = new LayerNorm(width);
+    } catch (error) {
+      this.dispose(); // of what was made before the part that does not fit
+      throw error;
+    }
   }
 
   /** Whether dropout stands between the products and what else their kernels could do. */
@@ -264,15 +280,26 @@ export class Gpt extends Module {
   constructor(options: GptOptions) {
     super();
     checkOptions("Gpt", options, ["vocabulary", "context", "layers", "width", "heads", "hidden", "dropout", "tied"]);
-    const { vocabulary, context, layers, width, heads, hidden = 4 * width, dropout = 0, tied = false } = options;
-    checkNumber("Gpt", "layers", layers, { integer: true, min: 0 });
+    const { vocabulary, context, layers, width, heads, dropout = 0, tied = false } = options;
+    // all before the first parameter is made
+    checkNumber("Gpt", "vocabulary", vocabulary, { integer: true, min: 1 });
+    checkNumber("Gpt", "context", context, { integer: true, min: 1 });
+    checkNumber("Gpt", "layers", layers, { integer: true, min: 0, max: 4096 });
+    checkBlock("Gpt", width, heads, options);
     checkBoolean("Gpt", "tied", tied);
+    const hidden = options.hidden ?? 4 * width;
     this.options = { vocabulary, context, layers, width, heads, hidden, dropout, tied };
-    this.tokens = new Embedding(vocabulary, width);
-    this.positions = new Embedding(context, width);
-    this.blocks = Array.from({ length: layers }, () => new TransformerBlock(width, heads, { hidden, dropout }));
-    this.norm = new LayerNorm(width);
-    this.head = tied ? null : new Linear(width, vocabulary, { bias: false });
+    this.blocks = [];
+    try {
+      this.tokens = new Embedding(vocabulary, width);
+      this.positions = new Embedding(context, width);
+      while (this.blocks.length < layers) this.blocks.push(new TransformerBlock(width, heads, { hidden, dropout }));
+      this.norm = new LayerNorm(width);
+      this.head = tied ? null : new Linear(width, vocabulary, { bias: false });
+    } catch (error) {
+      this.dispose();
+      throw error;
+    }
     for (const [name, x] of this.namedParameters()) {
       if (name.endsWith("bias")) constant(x, 0);
       else if (x.rank > 1) normal(x, 0, 0.02);

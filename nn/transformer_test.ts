@@ -295,4 +295,23 @@ Deno.test("transformer: what they throw", async () => {
   assertThrows(() => gpt.forward(zeros([1, 4])), TypeError, "Gpt: tokens must have dtype i32 or u32, got f32");
   assertThrows(() => gpt.forward(tensor(new Int32Array([37]), [1, 1])), RangeError, "must be in [0, 37), got 37");
   gpt.dispose();
+  const before = stats().liveBytes;
+  // deno-lint-ignore no-explicit-any
+  assertThrows(() => new nn.LayerNorm(2, "1" as any), TypeError, "LayerNorm: eps must be a number");
+  assertThrows(() => new nn.RMSNorm(2, -1), RangeError, "RMSNorm: eps must be");
+  // deno-lint-ignore no-explicit-any
+  assertThrows(() => new nn.TransformerBlock(4n as any, 2), TypeError, "TransformerBlock: width must be a number");
+  assertThrows(() => new nn.TransformerBlock(4, 3), RangeError, "TransformerBlock: heads must divide the width 4");
+  assertThrows(() => new nn.TransformerBlock(4, 2, { hidden: 0 }), RangeError, "TransformerBlock: hidden must be");
+  assertThrows(() => new nn.Gpt({ ...SIZES, context: 0 }), RangeError, "Gpt: context must be");
+  assertThrows(() => new nn.Gpt({ ...SIZES, hidden: 2 ** 31 }), RangeError, "2³¹ elements");
+  assertEquals(stats().liveBytes, before); // what stood before the layer that is too large
+  const attention = new nn.MultiHeadAttention(4, 2), tokens = zeros([1, 2, 4]);
+  // deno-lint-ignore no-explicit-any
+  assertThrows(() => attention.forward(tokens, { casual: true } as any), TypeError, "did you mean causal?");
+  // deno-lint-ignore no-explicit-any
+  assertThrows(() => attention.attend(tokens, { causal: 1 } as any), TypeError, "MultiHeadAttention: causal must be");
+  // deno-lint-ignore no-explicit-any
+  assertThrows(() => attention.merge(5 as any), TypeError, "MultiHeadAttention: x must be a Tensor, got 5");
+  attention.dispose();
 });
