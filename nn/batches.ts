@@ -1,8 +1,8 @@
 /** Cutting data into batches. */
-import { checkBoolean, checkNumber, checkOptions, describe } from "../kernels/check.ts";
+import { checkBoolean, checkNumber, checkOptions, describe, isRecord } from "../kernels/check.ts";
 import type { TypedArray } from "../autograd/storage.ts";
 import { sizeOf, type Tensor } from "../autograd/tensor.ts";
-import { tensor } from "../ops/create.ts";
+import { checkShapeArgument, tensor } from "../ops/create.ts";
 
 /** One field of a data set: its values row by row, and their shape [rows, …]. */
 export interface Column {
@@ -21,6 +21,8 @@ export interface BatchOptions {
   /** Whether a last, smaller batch is left out; true unless given. */
   dropLast?: boolean;
 }
+
+const ARRAYS = [Float32Array, Float16Array, Int32Array, Uint32Array];
 
 /** The rows 0 … n − 1 in a random order that `seed` fixes (Fisher–Yates with the generator splitmix32). */
 function shuffled(n: number, seed: number): Uint32Array {
@@ -64,17 +66,28 @@ export function* batches<K extends string>(
   checkNumber("batches", "seed", seed, { integer: true });
   checkBoolean("batches", "shuffle", shuffle);
   checkBoolean("batches", "dropLast", dropLast);
+  if (!isRecord(columns)) {
+    throw new TypeError(`batches: columns must be an object of columns, got ${describe(columns)}`);
+  }
   const fields = Object.entries(columns) as [K, Column][];
   if (fields.length === 0) throw new TypeError("batches: columns must have at least one field, got none");
-  const rows = fields[0][1].shape?.[0];
-  for (const [name, { data, shape }] of fields) {
-    if (!Array.isArray(shape) || !ArrayBuffer.isView(data) || data.length !== sizeOf(shape) || shape[0] !== rows) {
+  for (const [name, column] of fields) {
+    if (!isRecord(column)) throw new TypeError(`batches: ${name} must be a column, got ${describe(column)}`);
+    if (!ARRAYS.some((array) => column.data instanceof array)) {
       throw new TypeError(
-        `batches: ${name} must hold ${rows} rows of values that fill its shape, got ${
-          describe(data)
-        } of ${data?.length} for [${shape.join(", ")}]`,
+        `batches: ${name}.data must be a typed array that a tensor takes, got ${describe(column.data)}`,
       );
     }
+    checkShapeArgument(`batches: ${name}`, column.shape);
+  }
+  const rows = fields[0][1].shape[0];
+  for (const [name, { data, shape }] of fields) {
+    if (data.length === sizeOf(shape) && shape.length > 0 && shape[0] === rows) continue;
+    throw new TypeError(
+      `batches: ${name} must hold ${rows} rows of values that fill its shape, got ${
+        describe(data)
+      } of ${data.length} for [${shape.join(", ")}]`,
+    );
   }
   const order = shuffle ? shuffled(rows, seed) : null;
   const upload = (from: number, to: number) => {

@@ -100,4 +100,15 @@ Deno.test("batches: what it throws", async () => {
     TypeError,
     "batches: x must hold 10 rows",
   );
+  // deno-lint-ignore no-explicit-any
+  const wrong = (columns: any) => () => first(columns, { batchSize: 1 });
+  assertThrows(wrong(null), TypeError, "batches: columns must be an object of columns, got null");
+  assertThrows(wrong({ x: 5 }), TypeError, "batches: x must be a column, got 5");
+  assertThrows(wrong({ x: { data: new Float64Array(1), shape: [1] } }), TypeError, "batches: x.data must be a typed");
+  assertThrows(
+    wrong({ x: { data: new Float32Array(2), shape: [-1, -2] } }),
+    RangeError,
+    "batches: x: shape[0] must be",
+  );
+  assertThrows(wrong({ x: { data: new Float32Array(1), shape: [] } }), TypeError, "batches: x must hold");
 });

@@ -91,6 +91,10 @@ export async function generate(
   if (!Array.isArray(prompts) || !prompts.every((p) => p instanceof Int32Array && p.length === start) || !start) {
     throw new TypeError(`${op}: prompts must be Int32Arrays of one length of at least 1, got ${describe(prompts)}`);
   }
+  const outside = prompts.flatMap((prompt) => [...prompt]).find((token) => token < 0 || token >= vocabulary);
+  if (outside !== undefined) {
+    throw new RangeError(`${op}: prompts must hold tokens in [0, ${vocabulary}), got ${outside}`);
+  }
   if (start + length > context) {
     throw new RangeError(`${op}: prompt and length must fit the context ${context}, got ${start} + ${length}`);
   }
