@@ -1,4 +1,4 @@
-/** Arguments of public functions, good ones and ones that must be refused: what the table of testing/fuzz_test.ts is made of. */
+/** Arguments of public functions, good ones and ones that must be refused: what testing/fuzz_table.ts is made of. */
 import type { GeneratorValue } from "fast-check";
 import fc from "fast-check";
 import { type DType, Scope, Tensor, tensor, type TypedArray } from "@limbeck/limbeck";
@@ -40,6 +40,12 @@ const KINDS: Record<string, unknown> = {
 /** A value of every kind but these. */
 export const not = (...kinds: string[]): Bad[] =>
   are(...Object.entries(KINDS).filter(([kind]) => !kinds.includes(kind)).map(([, v]) => v));
+
+/** A value of every kind but these, and these values. */
+export const wrong = (kinds: string[], ...values: unknown[]): Bad[] => [...not(...kinds), ...are(...values)];
+
+/** The same in a list. */
+export const listed = ({ make }: Bad): Bad => ({ make: () => [make()] });
 
 /** An optional argument with no bad value. */
 export const absent: Argument = { good: undefined, bad: [] };
