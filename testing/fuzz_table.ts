@@ -61,9 +61,13 @@ row("where", (d) => {
 });
 
 // reductions
-row("sum mean variance max min logSumExp", (d) => {
+row("sum mean max min logSumExp", (d) => {
   const shape = d.shape(0, 3, false);
   return [d.x(shape), d.options({ dim: d.dim(shape.length, { several: true }), keepDim: d.flag() })];
+});
+row("variance", (d) => {
+  const shape = d.shape(0, 3, false), dim = d.dim(shape.length, { several: true });
+  return [d.x(shape), d.options({ dim, keepDim: d.flag(), correction: d.number([0, 1]) })];
 });
 row("argmax", (d) => {
   const shape = d.shape(0, 3, false);
@@ -227,12 +231,12 @@ row("crossEntropy", (d) => {
 const DIVERGENCES = ["forwardKl", "reverseKl", "jsd", "skewForwardKl", "skewReverseKl", "totalVariation"];
 /** The options of a divergence that has some. */
 const ofDivergence = (d: Draw, name: string, alpha = "alpha"): Record<string, Argument> =>
-  name === "jsd" ? { beta: fraction(d) } : name.startsWith("skew") ? { [alpha]: fraction(d) } : {};
+  name === "jsd" ? { beta: fraction(d), normalize: d.flag() } : name.startsWith("skew") ? { [alpha]: fraction(d) } : {};
 for (const name of DIVERGENCES) {
   row(name, (d) => {
     const [rows, columns, shape] = rowsOf(d), labels = d.labels(rows, columns, { exact: true, optional: true });
-    const more = { ...ofDivergence(d, name), ...name === "jsd" ? { normalize: d.flag() } : {} };
-    return [logits(d, shape), d.x(shape, { exact: true }), d.options({ ...shared(d), labels, ...more })];
+    const options = { ...shared(d), labels, ...ofDivergence(d, name) };
+    return [logits(d, shape), d.x(shape, { exact: true }), d.options(options)];
   });
 }
 row("distillation", (d) => {
