@@ -128,6 +128,11 @@ const kernel: (key: string) => Kernel = variants((key: string): KernelSpec => {
     ${mixture}`;
   const studentMean = v.dStudent && formula.student, teacherMean = v.dTeacher && formula.teacher;
   const centred = (side: "student" | "teacher") => `(${formula[side]!.h} - ${side}_h)`;
+  // where registers keep both rows and one gradient is all that is left to do, they take what it is made of
+  const left = plan.quads > 0 && !v.crossEntropy
+    ? studentMean && !v.dTeacher ? "student" : teacherMean && !v.dStudent ? "teacher" : null
+    : null;
+  const leave = left ? `kept_student = ${left === "student" ? "q4" : "p4"}; kept_teacher = ${centred(left)};` : "";
   const add = `part += vec4f(sum_of(${formula.value}), ${
     studentMean ? `sum_of(${times("q4", centred("student"))})` : "0.0"
   }, ${teacherMean ? `sum_of(${times("p4", centred("teacher"))})` : "0.0"}, 0.0);`;
@@ -135,10 +140,18 @@ const kernel: (key: string) => Kernel = variants((key: string): KernelSpec => {
     ? ` + ce_scale * select(exp(student4 - s_max - log_s1), vec4f(label_excess), columns4 == vec4u(label))`
     : "";
   const dStudent = studentMean
-    ? `${studentMean.weight} * ${times("q4", `settled4_(${centred("student")}) - sums.y`)}`
+    ? `${studentMean.weight} * ${
+      left
+        ? times("student4", "settled4_(teacher4) - sums.y")
+        : times("q4", `settled4_(${centred("student")}) - sums.y`)
+    }`
     : "diff4";
   const dTeacher = teacherMean
-    ? `${teacherMean.weight} * ${times("p4", `settled4_(${centred("teacher")}) - sums.z`)}`
+    ? `${teacherMean.weight} * ${
+      left
+        ? times("student4", "settled4_(teacher4) - sums.z")
+        : times("p4", `settled4_(${centred("teacher")}) - sums.z`)
+    }`
     : "-diff4";
   const writeStudent = v.dStudent
     ? `store_${dStudentName}(row_base, columns4, live4, up * (divergence_scale * k * (${dStudent})${ceGradient}));`
@@ -267,7 +280,7 @@ ${
         : ""
     }
   var part = vec4f(0.0);
-  ${each(`${terms}\n    ${add}\n    ${early}`)}
+  ${each(`${terms}\n    ${add}\n    ${early}\n    ${leave}`)}
   let sums = ${sum("part")};
   let value = sums.x;
   if (lane == 0u) {
@@ -279,7 +292,7 @@ ${
         : "loss[at] = divergence_scale * value;"
     }
   }
-  ${late ? each(`${terms}\n    ${late}`) : ""}`,
+  ${late ? each(`${left ? "" : terms}\n    ${late}`) : ""}`,
   };
 });
 

@@ -25,23 +25,22 @@ export const rowTuning: { registers: boolean | null; subgroups: boolean | null; 
 };
 
 /**
- * The plan for rows of `columns`, of which `streams` inputs are read. On an H100 cross-entropy of 16384×8192 took 0.366 ms with its rows in registers, as long as
- * a copy, and 0.498 ms reading them again; 2048×128256, which do not fit, 1.13 ms with 1,024 threads a row and 1.46 with 256. Bodies of two streams
- * spill registers where a thread keeps more than four vec4s of each.
+ * The plan for rows of `columns`, of which `streams` inputs are read. On an H100 cross-entropy of 16384×8192 took 0.37 ms with its rows in registers, as long as
+ * a copy, and 0.50 ms reading them again; 4096×32000 0.37 and 0.49; 2048×128256, which do not fit, 1.06 ms with 1,024 threads a row and 1.46 with 256. With two
+ * streams a thread has registers for eight vec4s of each.
  */
 export function planRow(columns: number, streams: number): RowPlan {
   const { isSoftware, limits, subgroups: able } = gpu().info;
   const rest = { wide: columns % 4 === 0, subgroups: able && (rowTuning.subgroups ?? true), ...rowTuning.plan };
-  const inRow = Math.ceil(columns / 4), most = Math.min(512, limits.maxComputeInvocationsPerWorkgroup);
+  const inRow = Math.ceil(columns / 4), most = limits.maxComputeInvocationsPerWorkgroup;
   if (rowTuning.registers ?? !isSoftware) {
-    for (const threads of [32, 64, 128, 256, 512]) {
+    for (const threads of streams > 1 ? [32, 64, 128, 256, 512] : [32, 64, 128, 256, 512, 1024]) {
       const quads = Math.max(1, Math.ceil(inRow / threads));
-      const few = streams > 1 ? 4 : threads === 512 ? 16 : 8;
-      if (threads <= most && quads <= few) return { threads, quads, ...rest };
+      if (threads <= most && quads <= 8) return { threads, quads, ...rest };
     }
   }
   const many = isSoftware || streams > 1 ? 256 : 1024;
-  const threads = inRow <= 64 ? 32 : Math.min(many, limits.maxComputeInvocationsPerWorkgroup);
+  const threads = inRow <= 64 ? 32 : Math.min(many, most);
   return { threads, quads: 0, ...rest };
 }
 
@@ -84,6 +83,7 @@ export interface RowCode {
   /**
    * A loop over the row. The body sees `columns4` (vec4u), `live4` (whether those exist), `step` (which columns the workgroup is at: those from
    * step·4·THREADS on) and one `NAME4` (vec4f) a stream; a column past the end reads LOW. Loops run forward and backward by turns: what was read last is in the cache.
+   * Where registers keep the row, a body may leave something else for the next loop: `kept_NAME = x`.
    */
   each: (body: string) => string;
   /** The sum or maximum of an f32, vec2f or vec4f over the workgroup, which every thread gets. Not inside a branch. */
@@ -136,11 +136,12 @@ export function rowCode(plan: RowPlan, streams: Record<string, Element>, outputs
   let loops = 0;
   const each = (body: string) => {
     const backward = loops++ % 2 === 1;
+    // a branch that is always taken keeps compilers from moving one turn's work into another's: they run out of registers
     const turns = kept.map((q) =>
-      `{
+      `${sure(q) ? `if (${4 * threads * q}u < params.columns) ` : ""}{
     let step = ${q}u; ${where("step", sure(q))}
     ${names.map((name) => `let ${name}4 = ${name}_${q};`).join(" ")}
-    ${body}
+    ${body.replaceAll(/\bkept_(\w+)/g, `$1_${q}`)}
   }`
     );
     if (quads > 0) return turns.join("\n  ");
