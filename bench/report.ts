@@ -105,7 +105,7 @@ function squareProducts(n: number): Product[] {
 
 const PLANS: Record<"gpu" | "software" | "quick", Plan> = {
   gpu: {
-    pace: { warmUp: 40, measured: 40, least: 8, most: 400 },
+    pace: { warmUp: 120, measured: 60, least: 8, most: 400 },
     copied: 2 ** 30,
     workgroups: 16384,
     losses: [[16384, 8192], [4096, 32000], [4096, 32003], [2048, 128256]],
