@@ -2,6 +2,7 @@
 import { checkFunction } from "../kernels/check.ts";
 import { gpu } from "../kernels/gpu/gpu.ts";
 import type { Counters } from "../kernels/gpu/memory.ts";
+import { watchOf } from "./anomaly.ts";
 import { entries } from "./ledger.ts";
 import { BYTES, type DType, type Storage } from "./storage.ts";
 import { Tensor } from "./tensor.ts";
@@ -82,7 +83,9 @@ export function trimPool(): void {
  */
 export function expectNoLeaks<T>(fn: () => T): T {
   checkFunction("expectNoLeaks", "fn", fn);
-  const open = gpu(), { counters } = open, before = counters.liveBytes, outer = open.ledger;
+  const open = gpu(), { counters } = open, outer = open.ledger;
+  if (open.debug) watchOf(open); // whose memory is no leak of fn
+  const before = counters.liveBytes;
   open.ledger ??= new Map();
   const old = new Set(entries(open).map(([x]) => x));
   const check = (result: unknown) => {

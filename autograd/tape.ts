@@ -2,6 +2,7 @@ import { accumulate } from "../kernels/elementwise.ts";
 import { gpu } from "../kernels/gpu/gpu.ts";
 import type { Memory } from "../kernels/gpu/memory.ts";
 import { checkFunction, checkOptions, describe } from "../kernels/check.ts";
+import { checkBackward, checkForward } from "./anomaly.ts";
 import { methods } from "./methods.ts";
 import { innermost, Scope } from "./scope.ts";
 import { BYTES, type DType, Storage } from "./storage.ts";
@@ -70,6 +71,8 @@ class Record implements Recorded {
 }
 
 let openTape: Tape | null = null;
+/** How many tapes were opened: what messages call the step. */
+let tapes = 0;
 let recording = true;
 
 /** Internal: the open tape, whether it records now or not. */
@@ -125,6 +128,7 @@ export class Tape extends Scope {
     super();
     this.#openedAt = new Error();
     openTape = this;
+    tapes++;
   }
 
   /**
@@ -211,6 +215,7 @@ export class Tape extends Scope {
       if (earlier) whole.add(i);
       return earlier;
     });
+    if (gpu().debug) checkBackward(gpu(), spec.op, spec.output, gradients, tapes);
     spec.inputs.forEach((input, i) => {
       const gradient = gradients[i];
       if (!wants[i] || !gradient) return;
@@ -378,6 +383,7 @@ methods.backward = (loss: Tensor, dOutput?: Tensor): void => {
  */
 export function record(spec: RecordSpec): Tensor {
   checkRecord(spec);
+  if (spec.output.storage.gpu.debug) checkForward(spec.op, spec.inputs, spec.output, tapes);
   if (needsGradient(spec.inputs)) activeTape()!.add(spec);
   else for (const hidden of spec.hidden ?? []) hidden.dispose();
   return spec.output;

@@ -1,0 +1,92 @@
+/**
+ * Anomaly mode, `init({ debug: true })`: what ops compute is searched for NaN and infinity on the GPU, and the first find is thrown at the next
+ * await of the engine.
+ */
+import { findNonFinite } from "../kernels/anomaly.ts";
+import type { Gpu } from "../kernels/gpu/gpu.ts";
+import type { Memory } from "../kernels/gpu/memory.ts";
+import type { Tensor } from "./tensor.ts";
+
+export interface Watch {
+  /** One number: of the first check that found something, or 0. */
+  found: Memory;
+  /** What the checks since the last await looked at, by number. */
+  checks: Map<number, string>;
+  last: number;
+  /** Results of ops, which were checked when they were made. */
+  made: WeakSet<Tensor>;
+}
+
+const watches = new WeakMap<Gpu, Watch>();
+
+/** What is kept for a device in this mode; made at the first call. */
+export function watchOf(gpu: Gpu): Watch {
+  let watch = watches.get(gpu);
+  if (!watch) {
+    watch = { found: clean(gpu), checks: new Map(), last: 0, made: new WeakSet() };
+    watches.set(gpu, watch);
+    gpu.errors.check = () => report(gpu, watch!);
+  }
+  return watch;
+}
+
+const clean = (gpu: Gpu) => gpu.queue.upload(new Uint8Array(4), true, "anomaly");
+
+function check(watch: Watch, x: Tensor, what: () => string): void {
+  if (x.dtype !== "f32" && x.dtype !== "f16" || x.size === 0) return;
+  watch.checks.set(++watch.last, what());
+  findNonFinite(x.memory, x.dtype, x.size, watch.found, watch.last);
+}
+
+const text = (x: Tensor) => `(shape [${x.shape.join(", ")}])`;
+
+/** Checks the result of an op, and first those of its inputs that no op made: they came from the host, an optimizer or an in-place write. */
+export function checkForward(op: string, inputs: readonly Tensor[], output: Tensor, step: number): void {
+  const { gpu } = output.storage, watch = watchOf(gpu), where = place(gpu, output);
+  inputs.forEach((x, i) => {
+    if (watch.made.has(x) || !x.isUsable) return;
+    check(
+      watch,
+      x,
+      () => `${op}: input ${i} ${text(x)} held a NaN or an infinity before it, in step ${step}${where}`,
+    );
+  });
+  check(
+    watch,
+    output,
+    () => `${op}: the forward pass of step ${step} made a NaN or an infinity ${text(output)}${where}`,
+  );
+  watch.made.add(output);
+}
+
+/** Checks the gradients that an op's backward rule gave its inputs. */
+export function checkBackward(
+  gpu: Gpu,
+  op: string,
+  output: Tensor,
+  gradients: readonly (Tensor | null)[],
+  step: number,
+): void {
+  const watch = watchOf(gpu), where = place(gpu, output);
+  gradients.forEach((x, i) => {
+    if (!x) return;
+    const what = `${op}: the backward pass of step ${step} made a NaN or an infinity in the gradient of input ${i}`;
+    check(watch, x, () => `${what} ${text(x)}${where}`);
+  });
+}
+
+function place({ ledger }: Gpu, output: Tensor): string {
+  const made = ledger?.get(output);
+  return made?.place ? `; the op was called ${made.place}` : "";
+}
+
+async function report(gpu: Gpu, watch: Watch): Promise<void> {
+  if (watch.checks.size === 0) return;
+  const { checks, found } = watch;
+  watch.checks = new Map(); // the read below comes here too
+  const [number] = new Uint32Array(await gpu.queue.read(found, 4));
+  if (number === 0) return;
+  found.free();
+  watch.found = clean(gpu);
+  throw new Error(`debug: ${checks.get(number) ?? "an op made a NaN or an infinity"}`);
+}

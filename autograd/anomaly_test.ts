@@ -1,0 +1,73 @@
+import { assert, assertEquals, assertRejects, assertStringIncludes } from "@std/assert";
+import { crossEntropy, dispose, flush, init, nn, optim, randint, randn, relu, Tape, tensor } from "@limbeck/limbeck";
+
+async function debugging(fn: () => Promise<void>): Promise<void> {
+  await dispose();
+  await init({ debug: true });
+  try {
+    await fn();
+  } finally {
+    await dispose();
+  }
+}
+
+const message = async (fn: () => Promise<unknown>) => (await assertRejects(fn, Error)).message;
+
+Deno.test("debug: the op that first made an infinity is named, not those that passed it on", () =>
+  debugging(async () => {
+    using _tape = new Tape();
+    const x = tensor([1, 0, 2], { requiresGrad: true });
+    const y = x.log().mul(0).add(1);
+    const said = await message(() => y.array());
+    assertStringIncludes(said, "debug: log: the forward pass of step");
+    assertStringIncludes(said, "(shape [3])");
+    assertStringIncludes(said, "anomaly_test.ts");
+  }));
+
+Deno.test("debug: a gradient that the backward pass made infinite is named", () =>
+  debugging(async () => {
+    using _tape = new Tape();
+    const x = tensor([0, 4], { requiresGrad: true });
+    x.sqrt().sum().backward(); // 1/(2√0)
+    assertStringIncludes(await message(() => x.grad!.array()), "debug: sqrt: the backward pass of step");
+  }));
+
+Deno.test("debug: what the host brought is told from what an op made", () =>
+  debugging(async () => {
+    const x = tensor([NaN, 1]);
+    assertStringIncludes(
+      await message(() => x.exp().array()),
+      "exp: input 0 (shape [2]) held a NaN or an infinity before",
+    );
+    assertEquals(await tensor([1, 2]).mul(2).array(), [2, 4]); // said once
+  }));
+
+Deno.test("debug: in a training run the step and the op are named at the next await", () =>
+  debugging(async () => {
+    const model = new nn.Sequential(new nn.Linear(4, 8), relu, new nn.Linear(8, 3));
+    const optimizer = new optim.SGD(model.parameters(), { lr: 1e30 });
+    const x = randn([16, 4]).keep(), y = randint(0, 3, [16]).keep();
+    let steps = 0;
+    const said = await message(async () => {
+      for (; steps < 20; steps++) {
+        using _tape = new Tape();
+        optimizer.zeroGrad();
+        crossEntropy(model.forward(x), y).backward();
+        optimizer.step();
+        await flush();
+      }
+    });
+    assert(steps > 0 && steps < 20);
+    assert(/step \d+/.test(said), said);
+  }));
+
+Deno.test("debug: a run without anomalies is left alone, and without debug nothing is checked", async () => {
+  await debugging(async () => {
+    using _tape = new Tape();
+    const w = randn([3, 3], { requiresGrad: true });
+    w.square().sum().backward();
+    assertEquals((await w.grad!.array() as number[][]).length, 3);
+  });
+  await init();
+  assertEquals(await tensor([0]).log().array(), [-Infinity]);
+});
