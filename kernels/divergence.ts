@@ -5,94 +5,126 @@
  *   p = softmax(teacher/T), q = softmax(student/T), d = log q − log p, m = βp + (1−β)q, u = log(m/p), v = log(m/q), r = (q−p)/m
  *
  * Nothing is a difference of logarithms. d comes from (student − teacher)/T and a normaliser c; for close rows
- * c = log1p(Σ p·expm1(…)), so that d keeps its digits and identical rows give exactly 0. A KL is Σ p·(eᵈ − 1 − d), every
- * term of which is ≥ 0 (the added eᵈ − 1 sums to Σq − Σp = 0).
+ * c = log1p(Σ p·expm1(…)), so that d keeps its digits and identical rows give exactly 0. Every term of a sum is p·F(d) ≥ 0, as a KL is Σ p·(eᵈ − 1 − d)
+ * (the added eᵈ − 1 sums to Σq − Σp = 0). Where |d| < 1, F(d)/d² and the like are polynomials in d that the host fits for the β at hand: no logarithm, and
+ * nothing that cancels. Beyond, the formulas are taken as they stand.
  */
 import type { Element } from "./elementwise.ts";
 import { type BufferType, type Kernel, type KernelSpec, variants } from "./gpu/kernel.ts";
 import type { Memory } from "./gpu/memory.ts";
-import { MATH, MATH4 } from "./math.ts";
+import { fit, MATH, MATH4 } from "./math.ts";
 import { parsePlan, planKey, planRow, rowBuffer, rowCode } from "./row.ts";
 
 /** The divergences that have a kernel. */
 export type DivergenceName = "forwardKl" | "reverseKl" | "jsd" | "skewForwardKl" | "skewReverseKl" | "totalVariation";
 
-/**
- * One divergence in WGSL, of p4, q4, d4, diff4 (q − p), beta and near4 (|d| < 1). A gradient is weight·w·(h − E_w h), where w is q for the
- * student and p for the teacher and h a function of d alone; null stands for ±(q − p).
- */
+/** A function of d and β. */
+type Near = (d: number, beta: number) => number;
+
+/** A gradient: weight·w·(h − E_w h), where w is q for the student and p for the teacher and h a function of d alone, for |d| < 1 `near` (null: `h` all the same). */
+interface Side {
+  weight: string;
+  h: string;
+  near: Near | null;
+}
+
+/** One divergence: WGSL of p4, q4, d4, diff4 (q − p), beta and alpha = 1 − β. `near` is the value where |d| < 1, as a multiple of p (null: `value` all the same). */
 interface Formula {
   value: string;
-  student: { weight: string; h: string } | null;
-  teacher: { weight: string; h: string } | null;
+  near: Near | null;
+  /** null stands for a gradient of ±(q − p). */
+  student: Side | null;
+  teacher: Side | null;
   /** Whether u, v and r are used. */
   mixture: boolean;
 }
 
 // weight·x, where 0·∞ = 0
 const times = (weight: string, x: string) => `select(${weight} * (${x}), vec4f(0.0), ${weight} == vec4f(0.0))`;
-// p·(eᵈ − 1 − d) and q·(e⁻ᵈ − 1 + d): near 0 by excess = eᵈ − 1 − d, of which the second is p·(d² − excess·(1 − d))
-const FORWARD = `select(diff4 - ${times("p4", "d4")}, p4 * excess4, near4)`;
-const REVERSE = `select(-diff4 + ${times("q4", "d4")}, p4 * (d4 * d4 - excess4 * (1.0 - d4)), near4)`;
-// p·(eᵘ − 1 − u) and q·(eᵛ − 1 − v): the terms of KL(p‖m) and KL(q‖m)
-const KL_PM = `select((1.0 - beta) * diff4 - ${times("p4", "u4")}, p4 * excess_series4_(u4), near4)`;
-const KL_QM = `select(-beta * diff4 - ${times("q4", "v4")}, q4 * excess_series4_(v4), near4)`;
+const { exp, expm1, log1p } = Math;
+const u: Near = (d, beta) => log1p((1 - beta) * expm1(d)), v: Near = (d, beta) => log1p(beta * expm1(-d));
+const r: Near = (d, beta) => expm1(d) / (1 + (1 - beta) * expm1(d));
 
-// `share` ≤ ½ is the smaller weight in the mixture, y the log of its side over the other: log(m/other) = log1p(share·(eʸ − 1)), which does
-// not cancel while share·(eʸ − 1) ≤ 1; beyond, log(m/side) = log(share + (1 − share)·e⁻ʸ), a sum of positives
+// `share` ≤ ½ is the smaller weight in the mixture, y the log of its side over the other: log(m/other) = log(1 − share + share·eʸ), which does
+// not cancel while share·(eʸ − 1) ≤ 1, that is y ≤ gentle; beyond, log(m/side) = log(share + (1 − share)·e⁻ʸ). One exponential and one logarithm do
 const MIXTURE = `
-  let flip = beta > 0.5;
-  let share = select(beta, 1.0 - beta, flip);
+  let flip = beta > 0.5; // then q's side has the smaller weight
   let y4 = select(-d4, d4, flip);
-  let g4 = share * expm14_(min(y4, vec4f(60.0)));
-  let gentle4 = g4 <= vec4f(1.0);
-  // one logarithm for both: of m/other where that does not cancel, of m/side elsewhere
-  let log_whole4 = log4_(select(share + (1.0 - share) * exp(-y4), 1.0 + g4, gentle4));
-  let log4 = select(log_whole4, log1p_series4_(g4), (g4 > vec4f(-0.29)) & (g4 < vec4f(0.41)));
-  let log_other4 = select(log4 + y4, log4, gentle4);
-  let by_side4 = select(log4, log4 - y4, gentle4);
-  let u4 = select(by_side4, log_other4, flip);
-  let v4 = select(log_other4, by_side4, flip);
-  let r4 = select(-1.0, 1.0, flip) * (expm14_(min(y4, vec4f(60.0))) / (1.0 + g4));`;
+  let gentle4 = y4 <= vec4f(params.gentle);
+  let e4 = exp(min(select(-y4, y4, gentle4), vec4f(60.0)));
+  let w4 = select(vec4f(1.0 - params.share), vec4f(params.share), gentle4);
+  let m4 = (1.0 - w4) + w4 * e4;
+  let x4 = w4 * (e4 - 1.0);
+  let log4 = log_of_sum4_(m4, x4);
+  let by4 = select(log4, log4 - y4, gentle4); // log of m over the side with the smaller weight, and over the other
+  let other4 = select(log4 + y4, log4, gentle4);
+  let u4 = select(by4, other4, flip);
+  let v4 = select(other4, by4, flip);
+  let over_p4 = gentle4 == vec4<bool>(flip); // whether m4 is m/p, else it is m/q
+  let gap4 = log_gap4_(x4, log4);
+  let r4 = select(1.0 - e4, e4 - 1.0, over_p4) / m4;`;
 
 const FORMULAS: Record<DivergenceName, Formula> = {
   forwardKl: {
-    value: FORWARD,
+    value: `diff4 - ${times("p4", "d4")}`,
+    near: (d) => expm1(d) - d,
     student: null,
-    teacher: { weight: "1.0", h: "-d4" },
+    teacher: { weight: "1.0", h: "-d4", near: null },
     mixture: false,
   },
   reverseKl: {
-    value: REVERSE,
-    student: { weight: "1.0", h: "d4" },
+    value: `${times("q4", "d4")} - diff4`,
+    near: (d) => exp(d) * d - expm1(d),
+    student: { weight: "1.0", h: "d4", near: null },
     teacher: null,
     mixture: false,
   },
-  jsd: {
-    value: `beta * ${KL_PM} + (1.0 - beta) * ${KL_QM}`,
-    student: { weight: "(1.0 - beta)", h: "-v4" },
-    teacher: { weight: "beta", h: "-u4" },
+  jsd: { // β·(m − p − p·u) + (1 − β)·(m − q − q·v), where all but the logarithms adds up to nothing
+    value: `-beta * ${times("p4", "u4")} - alpha * ${times("q4", "v4")}`,
+    near: (d, beta) => -beta * u(d, beta) - (1 - beta) * exp(d) * v(d, beta),
+    student: { weight: "alpha", h: "-v4", near: (d, beta) => -v(d, beta) },
+    teacher: { weight: "beta", h: "-u4", near: (d, beta) => -u(d, beta) },
     mixture: true,
   },
-  skewForwardKl: { // m = αp + (1−α)q: β = α
-    value: KL_PM,
-    student: { weight: "1.0", h: "(1.0 - beta) * (1.0 - beta) * r4" },
-    teacher: { weight: "1.0", h: "-u4 + beta * (1.0 - beta) * r4" },
+  skewForwardKl: { // m = αp + (1−α)q: β = α; m − p − p·u, from m/p where that is at hand
+    value: `select(alpha * diff4 - ${times("p4", "u4")}, ${times("p4", "gap4")}, over_p4)`,
+    near: (d, beta) => (1 - beta) * expm1(d) - u(d, beta),
+    student: {
+      weight: "1.0",
+      h: "alpha * alpha * r4",
+      near: (d, beta) => (1 - beta) ** 2 * r(d, beta),
+    },
+    teacher: {
+      weight: "1.0",
+      h: "-u4 + beta * alpha * r4",
+      near: (d, beta) => -u(d, beta) + beta * (1 - beta) * r(d, beta),
+    },
     mixture: true,
   },
-  skewReverseKl: { // m = (1−α)p + αq: β = 1−α
-    value: KL_QM,
-    student: { weight: "1.0", h: "-v4 - beta * (1.0 - beta) * r4" },
-    teacher: { weight: "1.0", h: "-beta * beta * r4" },
+  skewReverseKl: { // m = (1−α)p + αq: β = 1−α; m − q − q·v, likewise
+    value: `select(${times("q4", "gap4")}, -beta * diff4 - ${times("q4", "v4")}, over_p4)`,
+    near: (d, beta) => -beta * expm1(d) - exp(d) * v(d, beta),
+    student: {
+      weight: "1.0",
+      h: "-v4 - beta * alpha * r4",
+      near: (d, beta) => -v(d, beta) - beta * (1 - beta) * r(d, beta),
+    },
+    teacher: { weight: "1.0", h: "-beta * beta * r4", near: (d, beta) => -beta * beta * r(d, beta) },
     mixture: true,
   },
   totalVariation: {
     value: "0.5 * abs(diff4)",
-    student: { weight: "1.0", h: "0.5 * sign(d4)" },
-    teacher: { weight: "1.0", h: "-0.5 * sign(d4)" },
+    near: null,
+    student: { weight: "1.0", h: "0.5 * sign(d4)", near: null },
+    teacher: { weight: "1.0", h: "-0.5 * sign(d4)", near: null },
     mixture: false,
   },
 };
+
+const TERMS = 10; // of a fitted polynomial: 1e-7 at worst, whatever β; even, as an odd number would have d = 0 among the points
+const coefficients = (name: string) => Array.from({ length: TERMS }, (_, i) => `${name}${i}`);
+const polynomial = (name: string) =>
+  coefficients(name).map((c) => `params.${c}`).reduceRight((inner, c) => `(${c} + d4 * ${inner})`);
 
 /** Compile-time choices. */
 interface Variant {
@@ -108,6 +140,16 @@ interface Variant {
   plan: string;
 }
 
+/** What a variant needs of its formula as polynomials in d. */
+function polynomials({ name, dStudent, dTeacher }: Variant): { name: string; near: Near; power: number }[] {
+  const { near, student, teacher } = FORMULAS[name];
+  return [
+    { name: "value", near, power: 2 },
+    { name: "student", near: dStudent && student && student.near, power: 1 },
+    { name: "teacher", near: dTeacher && teacher && teacher.near, power: 1 },
+  ].filter((x): x is { name: string; near: Near; power: number } => Boolean(x.near));
+}
+
 const kernel: (key: string) => Kernel = variants((key: string): KernelSpec => {
   const v = JSON.parse(key) as Variant;
   const plan = parsePlan(v.plan), formula = FORMULAS[v.name];
@@ -117,25 +159,31 @@ const kernel: (key: string) => Kernel = variants((key: string): KernelSpec => {
   if (v.dTeacher) outputs[dTeacherName] = v.teacher;
   const { head, begin, each, sum, max, normalise } = rowCode(plan, { student: v.student, teacher: v.teacher }, outputs);
   const mixture = formula.mixture ? MIXTURE : "";
+  const h = (side: "student" | "teacher") => {
+    const { h, near } = formula[side]!;
+    return near ? `select(${h}, d4 * ${polynomial(side)}, near4)` : h;
+  };
+  const value = formula.near
+    ? `select(${formula.value}, p4 * (d4 * d4 * ${polynomial("value")}), near4)`
+    : formula.value;
   const terms = `
     let p4 = select(vec4f(0.0), exp((teacher4 - t_max) * k - log_t), live4);
     let q4 = select(vec4f(0.0), exp((student4 - s_max) * k - log_s), live4);
     let dead4 = max(student4, teacher4) < vec4f(-1e38);
     let d4 = select(((student4 - teacher4) - shift) * k - c, vec4f(0.0), dead4);
     let near4 = abs(d4) < vec4f(1.0);
-    let excess4 = excess_series4_(d4);
-    let diff4 = select(q4 - p4, p4 * (d4 + excess4), near4);
+    let diff4 = select(q4 - p4, p4 * expm1_series4_(d4), near4);
     ${mixture}`;
   const studentMean = v.dStudent && formula.student, teacherMean = v.dTeacher && formula.teacher;
-  const centred = (side: "student" | "teacher") => `(${formula[side]!.h} - ${side}_h)`;
+  const centred = (side: "student" | "teacher") => `(${h(side)} - ${side}_h)`;
   // where registers keep both rows and one gradient is all that is left to do, they take what it is made of
-  const left = plan.quads > 0 && !v.crossEntropy
+  const left = plan.kept > 1 && !plan.rest && !v.crossEntropy
     ? studentMean && !v.dTeacher ? "student" : teacherMean && !v.dStudent ? "teacher" : null
     : null;
   const leave = left ? `kept_student = ${left === "student" ? "q4" : "p4"}; kept_teacher = ${centred(left)};` : "";
-  const add = `part += vec4f(sum_of(${formula.value}), ${
-    studentMean ? `sum_of(${times("q4", centred("student"))})` : "0.0"
-  }, ${teacherMean ? `sum_of(${times("p4", centred("teacher"))})` : "0.0"}, 0.0);`;
+  const add = `part += vec4f(sum_of(${value}), ${studentMean ? `sum_of(${times("q4", centred("student"))})` : "0.0"}, ${
+    teacherMean ? `sum_of(${times("p4", centred("teacher"))})` : "0.0"
+  }, 0.0);`;
   const ceGradient = v.crossEntropy
     ? ` + ce_scale * select(exp(student4 - s_max - log_s1), vec4f(label_excess), columns4 == vec4u(label))`
     : "";
@@ -190,8 +238,11 @@ const kernel: (key: string) => Kernel = variants((key: string): KernelSpec => {
       upstreamStride: "u32",
       inverseTemperature: "f32",
       beta: "f32",
+      alpha: "f32",
       ceFactor: "f32",
       divergenceFactor: "f32",
+      ...formula.mixture ? { share: "f32" as const, gentle: "f32" as const } : {},
+      ...Object.fromEntries(polynomials(v).flatMap(({ name }) => coefficients(name).map((c) => [c, "f32" as const]))),
     },
     workgroup: plan.threads,
     subgroups: plan.subgroups,
@@ -211,6 +262,7 @@ ${
   let at = params.first_row + row; // of the whole batch, of which the logits may be a chunk
   let k = params.inverse_temperature;
   let beta = params.beta;
+  let alpha = params.alpha;
   let is_mean = params.mean == 1u;
   ${begin}
   let ignored = labels[at] == params.ignore_index;
@@ -274,8 +326,9 @@ ${
   {
     let d4 = (vec4f(s_max - s_at, t_at - t_max, 0.0, 0.0) - shift) * k - c; // as in the loops, to the last bit
     ${mixture}
-    ${studentMean ? `student_h = (${studentMean.h}).x;` : ""}
-    ${teacherMean ? `teacher_h = (${teacherMean.h}).y;` : ""}
+    let near4 = abs(d4) < vec4f(1.0);
+    ${studentMean ? `student_h = (${h("student")}).x;` : ""}
+    ${teacherMean ? `teacher_h = (${h("teacher")}).y;` : ""}
   }`
         : ""
     }
@@ -362,6 +415,10 @@ export function divergenceRows(
   if (parts) Object.assign(buffers, parts);
   if (dStudent && !inPlace) buffers.dStudent = dStudent;
   if (dTeacher && !inPlace) buffers.dTeacher = dTeacher;
+  const share = Math.min(n.beta, 1 - n.beta), fitted: Record<string, number> = {};
+  for (const { name, near, power } of polynomials(variant)) {
+    fit((d) => near(d, n.beta) / d ** power, -1, 1, TERMS).forEach((c, i) => fitted[name + i] = c);
+  }
   kernel(JSON.stringify(variant)).run(buffers, {
     rows: n.rows,
     columns: n.columns,
@@ -374,7 +431,11 @@ export function divergenceRows(
     upstreamStride: n.upstreamStride,
     inverseTemperature: 1 / n.temperature,
     beta: n.beta,
+    alpha: 1 - n.beta, // of float64: 1 − 0.9 in float32 errs by 2e-7
     ceFactor: n.ceFactor,
     divergenceFactor: n.divergenceFactor,
+    share,
+    gentle: share > 0 ? Math.log(1 / share + 1) : 1e38,
+    ...fitted,
   }, n.rows);
 }

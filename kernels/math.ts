@@ -23,52 +23,71 @@ function polynomial(x: string, coefficients: number[]): string {
   );
 }
 
-const inverseFactorials = (from: number, to: number): number[] => {
-  let factorial = 1;
-  const all = [1];
-  for (let n = 1; n <= to; n++) all.push(1 / (factorial *= n));
-  return all.slice(from);
-};
+/**
+ * The polynomial, from the constant on, that meets f at `count` Chebyshev points between `from` and `to`. Its error falls as the powers of a ratio which is the
+ * larger the farther f's nearest singularity: written so that what is left of f is of one size, it is good to a relative error there.
+ */
+export function fit(f: (x: number) => number, from: number, to: number, count: number): number[] {
+  const x = Array.from(
+    { length: count },
+    (_, i) => (from + to + (to - from) * Math.cos(Math.PI * (i + 0.5) / count)) / 2,
+  );
+  const divided = x.map(f);
+  for (let k = 1; k < count; k++) {
+    for (let i = count - 1; i >= k; i--) divided[i] = (divided[i] - divided[i - 1]) / (x[i] - x[i - k]);
+  }
+  let p: number[] = [];
+  for (let i = count - 1; i >= 0; i--) { // p = divided[i] + (x − x[i])·p
+    p = [divided[i], ...p].map((c, j) => c - (j < p.length ? x[i] * p[j] : 0));
+  }
+  return p;
+}
+
+const EXPM1 = fit((x) => Math.expm1(x) / x, -1, 1, 8);
+const EXCESS = fit((x) => (Math.expm1(x) - x) / (x * x), -1, 1, 8);
+const LOG1P = fit((x) => (Math.log1p(x) - x + x * x / 2) / x ** 3, Math.SQRT1_2 - 1, Math.SQRT2 - 1, 8);
 
 function functions({ suffix: s, float: F, int: I, uint: U }: Lane): string {
   return `
-// log(1 + f) for 1 + f in [√½, √2) as 2·atanh(f/(2 + f)): nothing is added to 1, so small f keep their digits
-fn log1p_series${s}_(f: ${F}) -> ${F} {
-  let z = f / (2.0 + f);
-  let w = z * z;
-  return f - z * (f - 2.0 * w * ${polynomial("w", [1 / 3, 1 / 5, 1 / 7, 1 / 9, 1 / 11])});
+// log f for f = 1 + x in the normal numbers > 0: f = 2^k·(1 + m) with 1 + m in [√½, √2), and where k is 0, m is x: small x keep their digits
+fn log_of_sum${s}_(f: ${F}, x: ${F}) -> ${F} {
+  let shifted = bitcast<${U}>(f) - ${U}(0x3f3504f3u);
+  let k = bitcast<${I}>(shifted) >> ${U}(23u);
+  let mantissa = bitcast<${F}>((shifted & ${U}(0x007fffffu)) + ${U}(0x3f3504f3u)) - 1.0;
+  let m = select(mantissa, x, k == ${I}(0));
+  let z = m * m;
+  // log 2 in two parts, so that k times the first is exact
+  return ${F}(k) * 0.693359375 + (m - z * (0.5 - m * ${polynomial("m", LOG1P)}) - ${F}(k) * 2.12194440e-4);
 }
 
-// log x: x = 2^k·m with m in [√½, √2), log x = k·log 2 + log m
-fn log${s}_(x: ${F}) -> ${F} {
-  let subnormal = x < ${F}(1.17549435e-38);
-  let y = select(x, x * 8388608.0, subnormal);
-  let bits = bitcast<${U}>(y);
-  let shifted = bits - ${U}(0x3f3504f3u);
-  let k = (bitcast<${I}>(shifted) >> ${U}(23u));
-  let m = bitcast<${F}>((shifted & ${U}(0x007fffffu)) + ${U}(0x3f3504f3u));
-  let small = log1p_series${s}_(m - 1.0);
-  let e = ${F}(k) - select(${F}(0.0), ${F}(23.0), subnormal);
-  // log 2 in two parts, so that e times the first is exact
-  let r = e * 0.693359375 + (small - e * 2.12194440e-4);
+// x − log(1 + x), given the logarithm
+fn log_gap${s}_(x: ${F}, log: ${F}) -> ${F} {
+  return select(x - log, x * x * (0.5 - x * ${polynomial("x", LOG1P)}), (x > ${F}(-0.29)) & (x < ${F}(0.41)));
+}
+
+fn log${s}_(x: ${F}) -> ${F} { return log_special${s}_(x, x - 1.0); }
+
+fn log1p${s}_(x: ${F}) -> ${F} { return log_special${s}_(1.0 + x, x); }
+
+// for any f
+fn log_special${s}_(f: ${F}, x: ${F}) -> ${F} {
+  let subnormal = f < ${F}(1.17549435e-38);
+  let r = log_of_sum${s}_(select(f, f * 8388608.0, subnormal), x) - select(${F}(0.0), ${F}(15.942385), subnormal); // 23·log 2
   var infinity = 0x7f800000u;
   var nan = 0x7fc00000u;
-  let special = select(select(r, ${F}(bitcast<f32>(nan)), x < ${F}(0.0)), ${F}(-bitcast<f32>(infinity)), x == ${F}(0.0));
-  return select(special, x, (bits == ${U}(infinity)) | ((bits & ${U}(0x7fffffffu)) > ${U}(infinity))); // NaN of both signs
-}
-
-fn log1p${s}_(x: ${F}) -> ${F} {
-  return select(log${s}_(1.0 + x), log1p_series${s}_(x), (x > ${F}(-0.29)) & (x < ${F}(0.41)));
+  let special = select(select(r, ${F}(bitcast<f32>(nan)), f < ${F}(0.0)), ${F}(-bitcast<f32>(infinity)), f == ${F}(0.0));
+  let bits = bitcast<${U}>(f);
+  return select(special, f, (bits == ${U}(infinity)) | ((bits & ${U}(0x7fffffffu)) > ${U}(infinity))); // NaN of both signs
 }
 
 // exp x that keeps NaN, as the built-in one need not (SwiftShader's gives +∞)
 fn exp${s}_(x: ${F}) -> ${F} { return select(exp(x), x, (bitcast<${U}>(x) & ${U}(0x7fffffffu)) > ${U}(0x7f800000u)); }
 
 // exp x − 1 for |x| < 1
-fn expm1_series${s}_(x: ${F}) -> ${F} { return x * ${polynomial("x", inverseFactorials(1, 11))}; }
+fn expm1_series${s}_(x: ${F}) -> ${F} { return x * ${polynomial("x", EXPM1)}; }
 
 // exp x − 1 − x for |x| < 1: x²/2 near 0
-fn excess_series${s}_(x: ${F}) -> ${F} { return x * x * ${polynomial("x", inverseFactorials(2, 12))}; }
+fn excess_series${s}_(x: ${F}) -> ${F} { return x * x * ${polynomial("x", EXCESS)}; }
 
 fn expm1${s}_(x: ${F}) -> ${F} { return select(exp(x) - 1.0, expm1_series${s}_(x), abs(x) < ${F}(1.0)); }
 
