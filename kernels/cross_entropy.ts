@@ -188,7 +188,11 @@ fn capped(logit: f32) -> f32 {
   var mass_part = 0.0;
   ${
       normalise(
-        [{ name: "x", value: v.softcap ? "capped4(logits4)" : "logits4", k: "k" }],
+        [
+          v.softcap
+            ? { name: "x", value: "capped4(logits4)", k: "k", grows: { from: "logits4", by: "capped" } }
+            : { name: "x", value: "logits4", k: "k" },
+        ],
         soft ? `{ ${weight} ${t} mass_part += sum_of(w4 * t4); }` : "",
       )
     }

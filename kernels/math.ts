@@ -46,6 +46,7 @@ export function fit(f: (x: number) => number, from: number, to: number, count: n
 const EXPM1 = fit((x) => Math.expm1(x) / x, -1, 1, 8);
 const EXCESS = fit((x) => (Math.expm1(x) - x) / (x * x), -1, 1, 8);
 const LOG1P = fit((x) => (Math.log1p(x) - x + x * x / 2) / x ** 3, Math.SQRT1_2 - 1, Math.SQRT2 - 1, 8);
+const TANH = fit((z) => (Math.tanh(Math.sqrt(z)) / Math.sqrt(z) - 1) / z, 0, 0.3, 5);
 
 function functions({ suffix: s, float: F, int: I, uint: U }: Lane): string {
   return `
@@ -91,9 +92,11 @@ fn excess_series${s}_(x: ${F}) -> ${F} { return x * x * ${polynomial("x", EXCESS
 
 fn expm1${s}_(x: ${F}) -> ${F} { return select(exp(x) - 1.0, expm1_series${s}_(x), abs(x) < ${F}(1.0)); }
 
+// as a fraction of e^(−2|x|), and near 0, where that cancels, as x plus the rest of its series
 fn tanh${s}_(x: ${F}) -> ${F} {
-  let e = expm1${s}_(-2.0 * abs(x));
-  return sign(x) * (-e / (2.0 + e));
+  let e = exp(-2.0 * abs(x));
+  let z = x * x;
+  return select(sign(x) * ((1.0 - e) / (1.0 + e)), x + x * z * ${polynomial("z", TANH)}, z < ${F}(0.3));
 }
 
 // 1/cosh² x, which 1 − tanh² x loses in its tails

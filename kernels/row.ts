@@ -84,6 +84,8 @@ export interface Normaliser {
   k: string;
   /** A stream whose value at the row's largest `value` is wanted too, as NAME_at. */
   at?: string;
+  /** What `value` is a growing function of, and that function of an f32: then the largest is looked for without it. */
+  grows?: { from: string; by: string };
 }
 
 /** The pieces of a kernel over rows. */
@@ -209,37 +211,49 @@ const normaliseKept: Normalise = (of, also, each, sum, max) =>
   pairs(of).map((pair, p) => {
     const type = pair.length === 1 ? "f32" : "vec2f", field = (i: number) => pair.length === 1 ? "" : `.${lanes[i]}`;
     const companions = pair.map(({ at }) => at).some(Boolean);
+    const key = ({ value, grows }: Normaliser) => grows?.from ?? value;
+    // this thread's largest is among the row's: of a function, two that came out alike need not both be
+    const mine = ({ name }: Normaliser, i: number) => `(own${p}${field(i)} == ${name}_max)`;
+    const isMax = (n: Normaliser, i: number) =>
+      n.grows
+        ? `(vec4<bool>${mine(n, i)} & (${key(n)} == vec4f(top${p}${field(i)})))`
+        : `(${n.value} == vec4f(${n.name}_max))`;
     return `var top${p} = ${type}(LOW);
   ${
-      each(`${
-        pair.map(({ value }, i) =>
-          `top${p}${field(i)} = max(top${p}${field(i)}, max_of(select(vec4f(LOW), ${value}, live4)));`
-        ).join(" ")
-      } ${p === 0 ? also : ""}`)
+      each(
+        `${
+          pair.map((n, i) =>
+            `top${p}${field(i)} = max(top${p}${field(i)}, max_of(select(vec4f(LOW), ${key(n)}, live4)));`
+          ).join(" ")
+        } ${p === 0 ? also : ""}`,
+      )
     }
-  let tops${p} = ${max(`top${p}`, type)};
+  let own${p} = ${type}(${
+      pair.map(({ grows }, i) => grows ? `${grows.by}(top${p}${field(i)})` : `top${p}${field(i)}`).join(", ")
+    });
+  let tops${p} = ${max(`own${p}`, type)};
   ${pair.map(({ name }, i) => `let ${name}_max = tops${p}${field(i)};`).join(" ")}
   var terms${p} = vec4f(0.0);
   ${companions ? `var beside${p} = vec2f(LOW);` : ""}
   ${
       // without the largest terms, so that the sum of the others keeps its digits
       each(
-        pair.map(({ name, value, k }, i) =>
-          `terms${p}.${
-            lanes[2 * i]
-          } += sum_of(select(exp((${value} - ${name}_max) * ${k}), vec4f(0.0), (${value} == vec4f(${name}_max)) | !live4));`
+        pair.map((n, i) =>
+          `terms${p}.${lanes[2 * i]} += sum_of(select(exp((${n.value} - ${n.name}_max) * ${n.k}), vec4f(0.0), ${
+            isMax(n, i)
+          } | !live4));`
         ).join("\n    "),
       )}
   // those are counted by the threads that have them
-  if (${pair.map(({ name }, i) => `top${p}${field(i)} == ${name}_max`).join(" || ")}) {
+  if (${pair.map(mine).join(" || ")}) {
     ${
       each(
-        pair.map(({ name, value, at }, i) =>
-          `{ let is_max4 = live4 & (${value} == vec4f(${name}_max));
+        pair.map((n, i) =>
+          `{ let is_max4 = live4 & ${isMax(n, i)};
       terms${p}.${lanes[2 * i + 1]} += sum_of(select(vec4f(0.0), vec4f(1.0), is_max4));
       ${
-            at
-              ? `beside${p}.${lanes[i]} = max(beside${p}.${lanes[i]}, max_of(select(vec4f(LOW), ${at}4, is_max4)));`
+            n.at
+              ? `beside${p}.${lanes[i]} = max(beside${p}.${lanes[i]}, max_of(select(vec4f(LOW), ${n.at}4, is_max4)));`
               : ""
           } }`
         ).join("\n    "),
