@@ -6,7 +6,8 @@
  * vec4s along m and n, the two directions in which threads read them; the next slab is fetched into registers while this one is multiplied. A copy
  * moves blocks of 4×4, transposed in registers where k is the contiguous direction. Neighbouring threads take blocks that are neighbours in memory: with
  * 128 bytes of each row at a time 4096³ reaches 45 TFLOP/s in f32 on an H200 whatever is transposed, with 64 bytes of twice the rows 34. Where a product has few tiles, slices of a workgroup
- * share one: each takes every slices-th slab, and their sums meet in a fixed order.
+ * share one: each takes every slices-th slab, and their sums meet in a fixed order. Where it has few and a long k, it is cut into
+ * pieces along k, products of their own whose sums a second launch adds up.
  */
 import type { Element } from "./elementwise.ts";
 import { gpu } from "./gpu/gpu.ts";
@@ -74,12 +75,13 @@ const sideOf = (size: number) => size >= 64 ? 2 : 1; // in fours
 const threadsOf = (size: number) => (size / (4 * sideOf(size))) ** 2; // of a slice
 const bytesOf = (t: Tile) => 8 * (t.depth + 1) * t.size * t.slices;
 
-/** Overrides for tests and tuning: the index of the tile, how operands are read (false: by vec4s where they can be), and steps of k unrolled. */
-export const matmulTuning: { tile: number | null; scalar: boolean | null; unroll: number | null } = {
-  tile: null,
-  scalar: null,
-  unroll: null,
-};
+/** Overrides for tests and tuning: the index of the tile, pieces along k, how operands are read (false: by vec4s where they can be), and steps of k unrolled. */
+export const matmulTuning: {
+  tile: number | null;
+  pieces: number | null;
+  scalar: boolean | null;
+  unroll: number | null;
+} = { tile: null, pieces: null, scalar: null, unroll: null };
 
 /** Whether the device has the threads and the workgroup memory for a tile. */
 function fits(t: Tile): boolean {
@@ -363,16 +365,24 @@ function modeOf(scalar: boolean, x: Strided, k: number, across: number, size: nu
   return "s";
 }
 
-/** The tile for a product: the one of which a model of the device expects the least time. */
-function tileFor(rows: number, columns: number, depth: number, batches: number): number {
-  if (matmulTuning.tile !== null) return matmulTuning.tile;
-  const time = gpu().info.isSoftware ? softwareTime : deviceTime;
-  let best = 0, least = Infinity;
-  for (let i = 0; i < TILES.length; i++) {
-    const t = TILES[i];
-    if (!fits(t)) continue;
-    const expected = time(t, Math.ceil(rows / t.size) * Math.ceil(columns / t.size) * batches, depth);
-    if (expected < least) [best, least] = [i, expected];
+/** Pieces along k that a product without an epilogue may be cut into, whose sums are added up afterwards. */
+const PIECES = [1, 2, 4, 8, 16];
+
+/** The tile for a product, and the pieces: those of which a model of the device expects the least time. */
+function choose(rows: number, columns: number, depth: number, batches: number, cut: boolean): [number, number] {
+  const { isSoftware } = gpu().info;
+  let best = [0, 1] as [number, number], least = Infinity;
+  for (const pieces of matmulTuning.pieces ? [matmulTuning.pieces] : cut && !isSoftware ? PIECES : [1]) {
+    if (pieces > 1 && (depth % (4 * pieces) !== 0 || (depth < 256 * pieces && !matmulTuning.pieces))) break;
+    // the sums are written and read once more, in a launch of their own
+    const more = pieces === 1 ? 0 : 4 + 8 * pieces * rows * columns / 2.5e6;
+    for (let i = 0; i < TILES.length; i++) {
+      const t = TILES[i];
+      if (!fits(t) || i !== (matmulTuning.tile ?? i)) continue;
+      const groups = Math.ceil(rows / t.size) * Math.ceil(columns / t.size) * batches * pieces;
+      const expected = more + (isSoftware ? softwareTime(t, groups) : deviceTime(t, groups, depth / pieces));
+      if (expected < least || least === Infinity) [best, least] = [[i, pieces], expected];
+    }
   }
   return best;
 }
@@ -391,6 +401,20 @@ function deviceTime({ depth: slab, slices, time }: Tile, groups: number, depth: 
   return Math.floor(each / time.together) * wave(time.together) + wave(each % time.together);
 }
 
+const sumPieces: (key: string) => Kernel = variants((key: string): KernelSpec => {
+  const [element, add] = key.split(",") as [Element, string];
+  return {
+    name: "matmul pieces",
+    buffers: { partial: "read f32", c: `write ${element}` },
+    params: { size: "u32", pieces: "u32", cOffset: "u32" },
+    main: `if (thread >= params.size) { return; }
+  let at = params.c_offset + thread;
+  var sum = ${add === "add" ? "f32(c[at])" : "0.0"};
+  for (var p = 0u; p < params.pieces; p++) { sum += partial[p * params.size + thread]; }
+  c[at] = ${element}(sum);`,
+  };
+});
+
 /** c[b] = a[b]·b[b] and its epilogue, with a [rows, depth] and b [depth, columns] in each batch; `c` lies row by row, from `offset` on. */
 export function matmul(
   a: Strided,
@@ -402,8 +426,21 @@ export function matmul(
   batches: number,
   { bias, activation, slope, plus, add, sums }: Epilogue = {},
 ): void {
-  const index = tileFor(rows, columns, depth, batches), tile = TILES[index];
+  const plain = !bias && !activation && !slope && !plus && !sums && batches === 1;
+  const [index, pieces] = choose(rows, columns, depth, batches, plain), tile = TILES[index];
   const cOffset = c.offset ?? 0, { isSoftware } = gpu().info;
+  if (pieces > 1 && plain) {
+    const size = rows * columns, part = depth / pieces;
+    const partial = gpu().pool.take(4 * pieces * size);
+    const [aPart, bPart] = [{ ...a, batch: part * a.column }, { ...b, batch: part * b.row }];
+    matmul(aPart, bPart, { memory: partial, element: "f32" }, rows, columns, part, pieces);
+    sumPieces(`${c.element},${add ? "add" : "set"}`).run(
+      { partial, c: c.memory },
+      { size, pieces, cOffset },
+      Math.ceil(size / 256),
+    );
+    return partial.free();
+  }
   // a compiler for CPUs takes half a second for each variant and gains little by vec4s and long bodies: there, one variant serves all strides
   const scalar = matmulTuning.scalar ?? isSoftware, unroll = matmulTuning.unroll ?? (isSoftware ? 4 : tile.depth);
   const tail = depth % (tile.depth * tile.slices) !== 0;

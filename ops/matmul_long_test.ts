@@ -1,5 +1,5 @@
 import { assert } from "@std/assert";
-import { init, linear } from "@limbeck/limbeck";
+import { init, linear, matmul } from "@limbeck/limbeck";
 import { fittingTiles, matmulTuning } from "../kernels/matmul.ts";
 import { checkOps, type OpCase } from "../testing/op.ts";
 import { elementwise, product, transposed } from "../testing/reference.ts";
@@ -28,5 +28,30 @@ Deno.test("matmul: every tile, by elements and by vec4s, forward and backward", 
     }
   } finally {
     Object.assign(matmulTuning, { tile: null, scalar: null });
+  }
+});
+
+Deno.test("matmul: pieces along k, set and added, in every layout", async () => {
+  await init();
+  const cases = [false, true].flatMap((transposeA) =>
+    [false, true].flatMap((transposeB) =>
+      [2, 8].map((pieces): [number, OpCase] => [pieces, {
+        name: `matmul of ${pieces} pieces`,
+        op: (x, y) => matmul(x, y, { transposeA, transposeB }),
+        reference: (x, y) => product(transposeA ? transposed(x) : x, transposeB ? transposed(y) : y),
+        shapes: [transposeA ? [64, 20] : [20, 64], transposeB ? [32, 64] : [64, 32]],
+        value: 2e-6,
+        gradient: 5e-6,
+        samples: 12,
+      }])
+    )
+  );
+  try {
+    for (const [pieces, one] of cases) {
+      matmulTuning.pieces = pieces;
+      await checkOps([one]);
+    }
+  } finally {
+    matmulTuning.pieces = null;
   }
 });
