@@ -56,6 +56,9 @@ export interface AttentionBuffers {
   lse: Memory;
 }
 
+/** Overrides for tests: whether loops are written out. */
+export const attentionTuning: { unrolled: boolean | null } = { unrolled: null };
+
 interface Shape {
   element: Element;
   /** vec4s of a row. */
@@ -67,6 +70,8 @@ interface Shape {
   /** Rows of the tile that stays, and of those that pass. */
   rows: number;
   others: number;
+  /** Whether loops are written out: compilers for GPUs do not unroll them, those for CPUs take long over long bodies. */
+  unrolled: boolean;
 }
 
 const stride = (quads: number) => quads | 1;
@@ -96,12 +101,13 @@ function shapeKey(element: Element, s: AttentionSizes, b: AttentionBuffers, side
     b.mask ? "mask" : "",
     b.state ? "dropout" : "",
     ...tilesFor(quads, sides, tables),
+    attentionTuning.unrolled ?? !gpu().info.isSoftware ? "unrolled" : "",
   ]
     .join();
 }
 
 function parseShape(key: string): Shape {
-  const [element, quads, wide, mask, dropout, rows, others] = key.split(",");
+  const [element, quads, wide, mask, dropout, rows, others, unrolled] = key.split(",");
   return {
     element: element as Element,
     quads: Number(quads),
@@ -110,6 +116,7 @@ function parseShape(key: string): Shape {
     dropout: dropout !== "",
     rows: Number(rows),
     others: Number(others),
+    unrolled: unrolled !== "",
   };
 }
 
@@ -161,32 +168,32 @@ function common(
   loads: string[],
   stores: Record<string, string>,
 ): string {
-  const base = (name: string) => {
-    const [, s, offset] = LAYOUT[name];
-    return `params.${offset}_offset + head / params.heads * params.${s}_batch + head % params.heads * params.${s}_head + row * params.${s}_row`;
-  };
+  const at = (name: string) => `base + row * (params.${LAYOUT[name][1]}_row${wide ? " / 4u) + quad" : ") + quad * 4u"}`;
   return `const QUADS = ${quads}u;
 const LOW = -3.4e38;
 ${
     loads.map((name) => `
-fn load_${name}(head: u32, row: u32, quad: u32) -> vec4f {
-  if (row >= params.${LAYOUT[name][0]}) { return vec4f(0.0); }
-  let at = ${base(name)} + quad * 4u;
+fn load_${name}(base: u32, wanted: u32, quad: u32) -> vec4f {
+  let row = min(wanted, params.${LAYOUT[name][0]} - 1u);
+  let at = ${at(name)};
   ${
-      wide ? `return vec4f(${name}[at / 4u]);` : `let left = params.depth - quad * 4u;
+      wide
+        ? `let x = vec4f(${name}[at]); let inside = vec4<bool>(row == wanted);`
+        : `let left = params.depth - quad * 4u;
   let x = vec4f(${[0, 1, 2, 3].map((j) => `f32(${name}[at + min(${j}u, left - 1u)])`).join(", ")});
-  return select(vec4f(0.0), x, vec4u(0u, 1u, 2u, 3u) < vec4u(left));`
+  let inside = vec4<bool>(row == wanted) & (vec4u(0u, 1u, 2u, 3u) < vec4u(left));`
     }
+  return select(vec4f(0.0), x, inside);
 }`).join("")
   }
 ${
     Object.entries(stores).map(([name, buffer]) => `
-fn store_${name}(head: u32, row: u32, quad: u32, x: vec4f) {
+fn store_${name}(base: u32, row: u32, quad: u32, x: vec4f) {
   if (row >= params.${LAYOUT[name][0]} || quad >= QUADS) { return; }
-  let at = ${base(name)} + quad * 4u;
+  let at = ${at(name)};
   ${
       wide
-        ? `${buffer}[at / 4u] = ${vectorOf[element]}(x);`
+        ? `${buffer}[at] = ${vectorOf[element]}(x);`
         : lanes.map((l, j) => `if (quad * 4u + ${j}u < params.depth) { ${buffer}[at + ${j}u] = ${element}(x.${l}); }`)
           .join(" ")
     }
@@ -225,10 +232,16 @@ const buffer = (access: "read" | "write", { element, wide }: Shape): BufferType 
   `${access} ${wide ? vectorOf[element] : element}`;
 
 /** Pieces of text for tiles of `rows` that stay and `others` that pass; a thread has rows 4r … 4r + 3 and others 4c … 4c + 3. */
-function tiles({ quads, rows, others }: Shape) {
+function tiles({ quads, wide, rows, others, unrolled }: Shape) {
   const across = others / 4, threads = rows / 4 * across, long = stride(quads), mine = Math.ceil(quads / across);
   const places = (count: number) => (i: number | string, at: string) => `(${i}u * ${count / 4}u + ${at})`;
   const own = places(rows), other = places(others);
+  // the rounds of a loop one after the other, eight at a time where there are more than 16
+  const loop = (count: number, body: (at: string) => string) => {
+    if (!unrolled || (count > 16 && count % 8)) return `for (var at = 0u; at < ${count}u; at++) { ${body("at")} }`;
+    if (count <= 16) return each(count, (i) => `{ ${body(`${i}u`)} }`);
+    return `for (var at = 0u; at < ${count}u; at += 8u) { ${each(8, (i) => `{ ${body(`(at + ${i}u)`)} }`)} }`;
+  };
   return {
     threads,
     across,
@@ -236,60 +249,79 @@ function tiles({ quads, rows, others }: Shape) {
     declare: (name: string, count: number) => `var<workgroup> ${name}: array<array<vec4f, ${long}>, ${count}>;`,
     table: (name: string) => `var<workgroup> ${name}: array<vec4f, ${rows * (across + 1)}>;`,
     /** Copies rows from `first` on into tiles. */
-    fill: (names: string[], to: string[], count: number, first: string) =>
-      `for (var unit = lane; unit < ${count}u * QUADS; unit += ${threads}u) {
-      let i = unit / QUADS; let at = i % 4u * ${count / 4}u + i / 4u;
-      ${
-        names.map((name, n) => `${to[n]}[at][unit % QUADS] = load_${name}(head, ${first} + i, unit % QUADS);`).join(" ")
+    fill: (names: string[], to: string[], count: number, first: string) => {
+      const load = (unit: string, n: number) =>
+        `load_${names[n]}(base_${names[n]}, ${first} + ${unit} / QUADS, ${unit} % QUADS)`;
+      const put = (unit: string, n: number, x: string) =>
+        `${to[n]}[${unit} / QUADS % 4u * ${count / 4}u + ${unit} / QUADS / 4u][${unit} % QUADS] = ${x};`;
+      const rounds = count * quads / threads;
+      if (!unrolled || !Number.isInteger(rounds) || rounds > 16) {
+        return `for (var unit = lane; unit < ${count}u * QUADS; unit += ${threads}u) { ${
+          each(names.length, (n) => put("unit", n, load("unit", n)))
+        } }`;
       }
-    }`,
+      // every read is on its way before the first is waited for
+      const unit = (i: number) => `(lane + ${threads * i}u)`;
+      return `{ ${each(rounds, (i) => each(names.length, (n) => `let x${i}_${n} = ${load(unit(i), n)};`))}
+      ${each(rounds, (i) => each(names.length, (n) => put(unit(i), n, `x${i}_${n}`)))} }`;
+    },
     /** Defines NAME0 … NAME3: the thread's four products of each of its rows, between two tiles. */
     products: (of: [string, string, string][]) =>
       `${of.map(([name]) => each(4, (i) => `var ${name}${i} = vec4f(0.0);`)).join(" ")}
-    for (var d = 0u; d < QUADS; d++) {
-      ${
-        of.map(([name, a, b]) =>
-          `{ ${each(4, (j) => `let y${j} = ${b}[${other(j, "c")}][d];`)}
+    ${
+        loop(quads, (d) =>
+          of.map(([name, a, b]) =>
+            `{ ${each(4, (j) => `let y${j} = ${b}[${other(j, "c")}][${d}];`)}
         ${
-            each(4, (i) =>
-              `{ let x = ${a}[${
-                own(i, "r")
-              }][d]; ${name}${i} += vec4f(dot(x, y0), dot(x, y1), dot(x, y2), dot(x, y3)); }`)
-          } }`
-        ).join("\n      ")
-      }
-    }`,
+              each(4, (i) =>
+                `{ let x = ${a}[${own(i, "r")}][${d}]; ${
+                  lanes.map((l) => `${name}${i} += x.${l} * vec4f(y0.${l}, y1.${l}, y2.${l}, y3.${l});`).join(" ")
+                } }`)
+            } }`
+          ).join("\n      "))
+      }`,
     put: (table: string, i: number, x: string) => `${table}[${own(i, "r")} * ${across + 1}u + c] = ${x};`,
     /** Adds Σ over the others of table·tile to the thread's rows NAMEi_m. */
     gather: (of: [string, string, string][]) =>
-      `for (var k = 0u; k < ${across}u; k++) {
-      ${
-        of.map(([name, table, tile]) =>
-          `{ ${each(4, (i) => `let w${i} = ${table}[${own(i, "r")} * ${across + 1}u + k];`)}
+      loop(
+        across,
+        (k) =>
+          of.map(([name, table, tile]) =>
+            `{ ${each(4, (i) => `let w${i} = ${table}[${own(i, "r")} * ${across + 1}u + ${k}];`)}
         ${
-            numbers(4).map((j) =>
-              each(mine, (m) =>
-                `{ let y = ${tile}[${other(j, "k")}][min(c + ${across * m}u, QUADS - 1u)]; ${
-                  each(4, (i) => `${name}${i}_${m} += w${i}.${lanes[j]} * y;`)
-                } }`)
-            ).join("\n        ")
-          } }`
-        ).join("\n      ")
-      }
-    }`,
+              numbers(4).map((j) =>
+                each(mine, (m) =>
+                  `{ let y = ${tile}[${other(j, k)}][min(c + ${across * m}u, QUADS - 1u)]; ${
+                    each(4, (i) => `${name}${i}_${m} += w${i}.${lanes[j]} * y;`)
+                  } }`)
+              ).join("\n        ")
+            } }`
+          ).join("\n      "),
+      ),
     zero: (name: string) => each(4, (i) => each(mine, (m) => `var ${name}${i}_${m} = vec4f(0.0);`)),
     store: (name: string, sums: string, first: string, x: (i: number) => string) =>
       each(
         4,
         (i) =>
           each(mine, (m) =>
-            `store_${name}(head, ${first} + r * 4u + ${i}u, c + ${across * m}u, ${sums}${i}_${m}${x(i)});`),
+            `store_${name}(base_${name}, ${first} + r * 4u + ${i}u, c + ${across * m}u, ${sums}${i}_${m}${x(i)});`),
       ),
-    start: (total: string) =>
+    /** Which head and rows a workgroup has: those with the most to do come first, the last queries and the first keys of a causal mask. */
+    start: (total: "queries" | "keys", names: string[]) =>
       `let tiles = (params.${total} + ${rows - 1}u) / ${rows}u;
-  let head = group / tiles; // of all batches
-  if (head >= params.batches * params.heads) { return; }
-  let first = (group % tiles) * ${rows}u;
+  let all_heads = params.batches * params.heads;
+  let head = group % all_heads; // of all batches
+  let tile = group / all_heads;
+  if (tile >= tiles) { return; }
+  let first = ${total === "queries" ? "(tiles - 1u - tile)" : "tile"} * ${rows}u;
+  ${
+        names.map((name) => {
+          const [, s, offset] = LAYOUT[name];
+          return `let base_${name} = (params.${offset}_offset + head / params.heads * params.${s}_batch + head % params.heads * params.${s}_head)${
+            wide ? " / 4u" : ""
+          };`;
+        }).join("\n  ")
+      }
   let r = lane / ${across}u;
   let c = lane % ${across}u;`,
   };
@@ -320,7 +352,7 @@ const forwardKernel: (key: string) => Kernel = variants((key: string): KernelSpe
 ${t.declare("query_tile", rows)} ${t.declare("key_tile", others)} // then the values
 ${t.table("weights")}
 var<workgroup> meeting: array<vec4f, ${rows / 4 * t.across}>;`,
-    main: `${t.start("queries")}
+    main: `${t.start("queries", ["q", "k", "v", "o"])}
   ${t.fill(["q"], ["query_tile"], rows, "first")}
   ${t.zero("sum")}
   var largest = vec4f(LOW); // of the thread's four queries
@@ -420,6 +452,8 @@ const backwardKernel: (key: string) => Kernel = variants((key: string): KernelSp
   const [side, rest] = key.split(":"), shape = parseShape(rest), { rows, others } = shape, t = tiles(shape);
   const forQueries = side === "queries", packed = side === "keys, packed";
   const [own, other] = forQueries ? [["q", "d_o"], ["k", "v"]] : [["k", "v"], ["q", "d_o"]];
+  const loads = ["q", "k", "v", "d_o", ...forQueries ? ["o"] : []];
+  const stores: Record<string, string> = forQueries ? { d_q: "d_q" } : { d_k: "d_k", d_v: packed ? "d_k" : "d_v" };
   const at = (i: number, j: number) => {
     const row = `first + r * 4u + ${i}u`, column = `start + c * 4u + ${j}u`;
     return forQueries ? `${row}, ${column}` : `${column}, ${row}`; // query, key
@@ -452,18 +486,12 @@ const backwardKernel: (key: string) => Kernel = variants((key: string): KernelSp
     },
     params: PARAMS,
     workgroup: t.threads,
-    head: `${
-      common(
-        shape,
-        ["q", "k", "v", "d_o", ...forQueries ? ["o"] : []],
-        forQueries ? { d_q: "d_q" } : { d_k: "d_k", d_v: packed ? "d_k" : "d_v" },
-      )
-    }
+    head: `${common(shape, loads, stores)}
 ${t.declare("own_a", rows)} ${t.declare("own_b", rows)} ${t.declare("other_a", others)} ${t.declare("other_b", others)}
 ${t.table("slopes")} ${
       forQueries ? `var<workgroup> meeting: array<vec4f, ${rows / 4 * t.across}>;` : t.table("weights")
     }`,
-    main: `${t.start(forQueries ? "queries" : "keys")}
+    main: `${t.start(forQueries ? "queries" : "keys", [...loads, ...Object.keys(stores)])}
   ${t.fill(own, ["own_a", "own_b"], rows, "first")}
   ${t.zero("a")} ${forQueries ? "" : t.zero("b")}
   ${
@@ -473,7 +501,7 @@ ${t.table("slopes")} ${
   for (var d = c; d < QUADS; d += ${t.across}u) {
     ${
           each(4, (i) =>
-            `delta4.${lanes[i]} += dot(own_b[${i * rows / 4}u + r][d], load_o(head, first + r * 4u + ${i}u, d));`)
+            `delta4.${lanes[i]} += dot(own_b[${i * rows / 4}u + r][d], load_o(base_o, first + r * 4u + ${i}u, d));`)
         }
   }
   ${

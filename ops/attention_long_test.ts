@@ -1,0 +1,28 @@
+import { assert } from "@std/assert";
+import { init, manualSeed, randn, scaledDotProductAttention, Tape } from "@limbeck/limbeck";
+import { attentionTuning } from "../kernels/attention.ts";
+import { largestError } from "../testing/compare.ts";
+
+// what GPUs get takes a compiler for CPUs some seconds a kernel
+Deno.test("attention: loops that are written out give what loops give", async () => {
+  await init();
+  try {
+    for (const [T, D, causal] of [[70, 20, true], [33, 10, false]] as const) {
+      const results: Float32Array[][] = [];
+      for (const unrolled of [false, true]) {
+        attentionTuning.unrolled = unrolled;
+        manualSeed(T);
+        using _tape = new Tape();
+        const inputs = [0, 1, 2].map(() => randn([1, 2, T, D], { requiresGrad: true }));
+        const o = scaledDotProductAttention(inputs[0], inputs[1], inputs[2], { causal });
+        o.backward(randn(o.shape));
+        results.push(
+          await Promise.all([o, ...inputs.map((x) => x.grad!)].map((x) => x.data() as Promise<Float32Array>)),
+        );
+      }
+      results[0].forEach((want, i) => assert(largestError(results[1][i], want) < 2e-6, `result ${i} of [${T}, ${D}]`));
+    }
+  } finally {
+    attentionTuning.unrolled = null;
+  }
+});
