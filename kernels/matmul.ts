@@ -43,7 +43,7 @@ export interface Epilogue {
   plus?: Memory;
   /** Whether the old content of C and `sums` is added. */
   add?: boolean;
-  /** Where the sums of A's rows go; one batch only. */
+  /** Where the sums of A's rows go, batch after batch. */
   sums?: Plain;
 }
 
@@ -144,7 +144,11 @@ const kernel: (key: string) => Kernel = variants((key: string): KernelSpec => {
     wide = cWide === "wide",
     tail = tail_ === "tail",
     unroll = Number(unroll_);
-  const quads = size / 4, threads = threadsOf(size), across = size / (4 * sideOf(size));
+  // the row sums of a slab are shared among `parts` threads a quad
+  const quads = size / 4,
+    threads = threadsOf(size),
+    parts = Math.min(depth, threads / quads),
+    across = size / (4 * sideOf(size));
   const sides = [0, 1].slice(0, sideOf(size)), sum = (h: number, i: number, w: number) => `sum_${h}${i}${w}`;
   const all = sides.flatMap((h) => lanes.flatMap((_, i) => sides.map((w) => [h, i, w] as const)));
   const each = (f: (h: number, i: number, w: number, n: number) => string) =>
@@ -288,8 +292,13 @@ ${fetcher("b", bMode, "columns", tail)}`,
     ${multiply}
     ${
       has(sums)
-        ? `if (tile_n == 0u && own < ${quads}u) {
-      for (var k = 0u; k < ${depth}u; k++) { row_sums += slabs[slab + own][k]; }
+        ? `if (tile_n == 0u) {
+      ${
+          Array.from(
+            { length: depth / parts },
+            (_, k) => `row_sums += slabs[slab + own % ${quads}u][own / ${quads}u + ${k * parts}u];`,
+          ).join(" ")
+        }
     }`
         : ""
     }
@@ -298,15 +307,19 @@ ${fetcher("b", bMode, "columns", tail)}`,
   ${meet}
   ${
       has(sums)
-        ? `if (tile_n == 0u && own < ${quads}u) { slabs[slab + own][0] = row_sums; }
+        ? `if (tile_n == 0u) { slabs[slab + own % ${quads}u][own / ${quads}u] = row_sums; }
   workgroupBarrier();
   if (tile_n == 0u && lane < ${quads}u) {
-    for (var s = 1u; s < ${slices}u; s++) { row_sums += slabs[s * ${2 * quads}u + lane][0]; }
+    row_sums = vec4f(0.0);
+    for (var s = 0u; s < ${slices}u; s++) {
+      for (var part = 0u; part < ${parts}u; part++) { row_sums += slabs[s * ${2 * quads}u + lane][part]; }
+    }
     let m = tile_m + lane * 4u;
+    let sums_base = batch * params.rows;
     ${
           lanes.map((l, i) =>
-            `if (m + ${i}u < params.rows) { sums[m + ${i}u] = ${sums}(row_sums.${l}${
-              add === "add" ? ` + f32(sums[m + ${i}u])` : ""
+            `if (m + ${i}u < params.rows) { sums[sums_base + m + ${i}u] = ${sums}(row_sums.${l}${
+              add === "add" ? ` + f32(sums[sums_base + m + ${i}u])` : ""
             }); }`
           ).join(" ")
         }
@@ -372,8 +385,9 @@ const PIECES = [1, 2, 4, 8, 16];
 function choose(rows: number, columns: number, depth: number, batches: number, cut: boolean): [number, number] {
   const { isSoftware } = gpu().info;
   let best = [0, 1] as [number, number], least = Infinity;
-  for (const pieces of matmulTuning.pieces ? [matmulTuning.pieces] : cut && !isSoftware ? PIECES : [1]) {
-    if (pieces > 1 && (depth % (4 * pieces) !== 0 || (depth < 256 * pieces && !matmulTuning.pieces))) break;
+  const forced = cut && matmulTuning.pieces;
+  for (const pieces of forced && depth % (4 * forced) === 0 ? [forced] : cut && !isSoftware ? PIECES : [1]) {
+    if (pieces > 1 && !forced && (depth % (4 * pieces) !== 0 || depth < 256 * pieces)) break;
     // the sums are written and read once more, in a launch of their own
     const more = pieces === 1 ? 0 : 4 + 8 * pieces * rows * columns / 2.5e6;
     for (let i = 0; i < TILES.length; i++) {
@@ -402,16 +416,27 @@ function deviceTime({ depth: slab, slices, time }: Tile, groups: number, depth: 
 }
 
 const sumPieces: (key: string) => Kernel = variants((key: string): KernelSpec => {
-  const [element, add] = key.split(",") as [Element, string];
+  const [element, sums, add] = key.split(",") as [Element, Element | "none", string];
+  const join = (from: string, to: string, element: Element, at: string, i: string, size: string) =>
+    `var sum = ${add === "add" ? `f32(${to}[${at}])` : "0.0"};
+    for (var p = 0u; p < params.pieces; p++) { sum += ${from}[p * ${size} + ${i}]; }
+    ${to}[${at}] = ${element}(sum);`;
   return {
     name: "matmul pieces",
-    buffers: { partial: "read f32", c: `write ${element}` },
-    params: { size: "u32", pieces: "u32", cOffset: "u32" },
-    main: `if (thread >= params.size) { return; }
-  let at = params.c_offset + thread;
-  var sum = ${add === "add" ? "f32(c[at])" : "0.0"};
-  for (var p = 0u; p < params.pieces; p++) { sum += partial[p * params.size + thread]; }
-  c[at] = ${element}(sum);`,
+    buffers: {
+      partial: "read f32",
+      c: `write ${element}`,
+      ...sums !== "none" ? { partialSums: "read f32" as const, sums: `write ${sums}` as const } : {},
+    },
+    params: { size: "u32", rows: "u32", pieces: "u32", cOffset: "u32" },
+    main: `if (thread < params.size) {
+    ${join("partial", "c", element, "params.c_offset + thread", "thread", "params.size")}
+  }${
+      sums === "none" ? "" : ` else if (thread - params.size < params.rows) {
+    let row = thread - params.size;
+    ${join("partial_sums", "sums", sums, "row", "row", "params.rows")}
+  }`
+    }`,
   };
 });
 
@@ -426,20 +451,22 @@ export function matmul(
   batches: number,
   { bias, activation, slope, plus, add, sums }: Epilogue = {},
 ): void {
-  const plain = !bias && !activation && !slope && !plus && !sums && batches === 1;
+  const plain = !bias && !activation && !slope && !plus && batches === 1;
   const [index, pieces] = choose(rows, columns, depth, batches, plain), tile = TILES[index];
   const cOffset = c.offset ?? 0, { isSoftware } = gpu().info;
-  if (pieces > 1 && plain) {
+  if (pieces > 1) {
     const size = rows * columns, part = depth / pieces;
-    const partial = gpu().pool.take(4 * pieces * size);
+    const take = (count: number) => ({ memory: gpu().pool.take(4 * pieces * count), element: "f32" as const });
+    const partial = take(size), partialSums = sums && take(rows);
     const [aPart, bPart] = [{ ...a, batch: part * a.column }, { ...b, batch: part * b.row }];
-    matmul(aPart, bPart, { memory: partial, element: "f32" }, rows, columns, part, pieces);
-    sumPieces(`${c.element},${add ? "add" : "set"}`).run(
-      { partial, c: c.memory },
-      { size, pieces, cOffset },
-      Math.ceil(size / 256),
+    matmul(aPart, bPart, partial, rows, columns, part, pieces, { sums: partialSums });
+    sumPieces(`${c.element},${sums?.element ?? "none"},${add ? "add" : "set"}`).run(
+      { partial: partial.memory, c: c.memory, ...sums && { partialSums: partialSums!.memory, sums: sums.memory } },
+      { size, rows, pieces, cOffset },
+      Math.ceil((size + (sums ? rows : 0)) / 256),
     );
-    return partial.free();
+    partialSums?.memory.free();
+    return partial.memory.free();
   }
   // a compiler for CPUs takes half a second for each variant and gains little by vec4s and long bodies: there, one variant serves all strides
   const scalar = matmulTuning.scalar ?? isSoftware, unroll = matmulTuning.unroll ?? (isSoftware ? 4 : tile.depth);

@@ -4,19 +4,21 @@ import { fittingTiles, matmulTuning } from "../kernels/matmul.ts";
 import { checkOps, type OpCase } from "../testing/op.ts";
 import { elementwise, product, transposed } from "../testing/reference.ts";
 
+const linearCase = (m: number, n: number, k: number): OpCase => ({
+  name: "linear",
+  op: (x, w, b) => linear(x, w, b),
+  reference: (x, w, b) => elementwise((y, c) => y + c)(product(x, transposed(w)), b),
+  shapes: [[m, k], [n, k], [n]],
+  value: 2e-6,
+  gradient: 5e-6,
+  samples: 12,
+});
+
 // every tile is a kernel of its own, half a second each to compile on a CPU
 Deno.test("matmul: every tile, by elements and by vec4s, forward and backward", async () => {
   await init();
   const shapes = [[33, 20, 40], [68, 132, 36]]; // rows, columns, depth
-  const cases = shapes.map(([m, n, k]): OpCase => ({
-    name: "linear",
-    op: (x, w, b) => linear(x, w, b),
-    reference: (x, w, b) => elementwise((y, c) => y + c)(product(x, transposed(w)), b),
-    shapes: [[m, k], [n, k], [n]],
-    value: 2e-6,
-    gradient: 5e-6,
-    samples: 12,
-  }));
+  const cases = shapes.map(([m, n, k]) => linearCase(m, n, k));
   const tiles = fittingTiles();
   assert(tiles.length >= 6);
   try {
@@ -33,7 +35,7 @@ Deno.test("matmul: every tile, by elements and by vec4s, forward and backward", 
 
 Deno.test("matmul: pieces along k, set and added, in every layout", async () => {
   await init();
-  const cases = [false, true].flatMap((transposeA) =>
+  const cases: [number, OpCase][] = [false, true].flatMap((transposeA) =>
     [false, true].flatMap((transposeB) =>
       [2, 8].map((pieces): [number, OpCase] => [pieces, {
         name: `matmul of ${pieces} pieces`,
@@ -46,6 +48,8 @@ Deno.test("matmul: pieces along k, set and added, in every layout", async () => 
       }])
     )
   );
+  // with a bias, whose gradient comes from the product of the weight's
+  cases.push([4, { ...linearCase(20, 32, 64), name: "linear of 4 pieces" }], [4, linearCase(64, 64, 16)]);
   try {
     for (const [pieces, one] of cases) {
       matmulTuning.pieces = pieces;
