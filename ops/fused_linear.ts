@@ -74,12 +74,18 @@ function headRows(op: string, names: [string, string, string], { hidden, weight,
   return { rows, columns, shape };
 }
 
-const CHUNK_BYTES = 2 ** 27;
+// of a chunk of logits, and the rows of the largest tile of a product: on an H100 2048×1024×128256 took 1.6 times as long as unfused in chunks of
+// 261 rows, which are three tiles wide and fill two, and which the weight's gradient is read and written for
+const CHUNK_BYTES = 2 ** 28, TILE = 128;
 
 function chunkRows(op: string, asked: number | undefined, { rows, columns }: Rows): number {
   const limit = Math.floor(gpu().info.limits.maxStorageBufferBindingSize / (4 * columns));
   if (limit < 1) throw new RangeError(`${op}: one row of ${columns} logits is more than this adapter binds at once`);
-  if (asked === undefined) return Math.max(1, Math.min(rows, limit, Math.floor(CHUNK_BYTES / (4 * columns))));
+  if (asked === undefined) {
+    const most = Math.max(1, Math.min(limit, Math.floor(CHUNK_BYTES / (4 * columns))));
+    const even = Math.ceil(rows / Math.ceil(rows / most) / TILE) * TILE; // chunks of one size
+    return rows <= most ? Math.max(1, rows) : even <= most ? even : most - most % (most < TILE ? 1 : TILE);
+  }
   checkNumber(op, "chunkSize", asked, { integer: true, min: 1 });
   return Math.min(asked, limit, Math.max(1, rows));
 }
