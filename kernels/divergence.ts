@@ -177,7 +177,7 @@ const kernel: (key: string) => Kernel = variants((key: string): KernelSpec => {
   const studentMean = v.dStudent && formula.student, teacherMean = v.dTeacher && formula.teacher;
   const centred = (side: "student" | "teacher") => `(${h(side)} - ${side}_h)`;
   // where registers keep both rows and one gradient is all that is left to do, they take what it is made of
-  const left = plan.kept > 1 && !plan.rest && !v.crossEntropy
+  const left = plan.quads > 0 && !v.crossEntropy
     ? studentMean && !v.dTeacher ? "student" : teacherMean && !v.dStudent ? "teacher" : null
     : null;
   const leave = left ? `kept_student = ${left === "student" ? "q4" : "p4"}; kept_teacher = ${centred(left)};` : "";

@@ -389,7 +389,7 @@ function choose(rows: number, columns: number, depth: number, batches: number, c
   for (const pieces of forced && depth % (4 * forced) === 0 ? [forced] : cut && !isSoftware ? PIECES : [1]) {
     if (pieces > 1 && !forced && (depth % (4 * pieces) !== 0 || depth < 256 * pieces)) break;
     // the sums are written and read once more, in a launch of their own
-    const more = pieces === 1 ? 0 : 4 + 8 * pieces * rows * columns / 2.5e6;
+    const more = pieces === 1 ? 0 : 7 + 8 * pieces * rows * columns / 2.5e6;
     for (let i = 0; i < TILES.length; i++) {
       const t = TILES[i];
       if (!fits(t) || i !== (matmulTuning.tile ?? i)) continue;

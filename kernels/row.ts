@@ -7,15 +7,10 @@ import type { Element } from "./elementwise.ts";
 import { gpu } from "./gpu/gpu.ts";
 import type { BufferType } from "./gpu/kernel.ts";
 
-/** How a row is walked: what is not in registers, every loop reads again. */
+/** How a row is walked. `quads` vec4s a thread of each stream stay in registers, the whole row; 0: every loop reads the row again. */
 export interface RowPlan {
   threads: number;
-  /** Vec4s of a stream that a thread keeps in registers, */
   quads: number;
-  /** of the first `kept` streams; */
-  kept: number;
-  /** and whether the row goes on beyond them. */
-  rest: boolean;
   /** Whether memory is read by whole vec4s: the row's length is a multiple of 4. */
   wide: boolean;
   /** Whether threads meet through subgroups rather than a tree in workgroup memory. */
@@ -30,42 +25,37 @@ export const rowTuning: { registers: boolean | null; subgroups: boolean | null; 
 };
 
 /**
- * The plan for rows of `columns`, of which `streams` inputs are read. On an H100 cross-entropy of 16384×8192 took 0.37 ms with its rows in registers, as long as
- * a copy, and 0.50 ms reading them again; 4096×32000 0.37 and 0.49; 2048×128256, which do not fit, 1.06 ms with 1,024 threads a row and 1.46 with 256. With two
- * streams a thread has registers for eight vec4s of each.
+ * The plan for rows of `columns`, of which `streams` inputs are read. On an H100 cross-entropy of 16384×8192 and of 4096×32000 took 0.37 ms with its rows in
+ * registers, as long as a copy, and 0.50 ms reading them again; 2048×128256, which do not fit, 1.06 ms with 1,024 threads a row, and no less with part of
+ * a row in registers. With two streams a thread has registers for eight vec4s of each; forwardKl of 4096×32000, which has more, took 0.89 ms with
+ * 256 threads a row and 0.98 with the student's rows in registers and the teacher's read again.
  */
 export function planRow(columns: number, streams: number): RowPlan {
   const { isSoftware, limits, subgroups: able } = gpu().info;
   const rest = { wide: columns % 4 === 0, subgroups: able && (rowTuning.subgroups ?? true), ...rowTuning.plan };
   const inRow = Math.ceil(columns / 4), most = limits.maxComputeInvocationsPerWorkgroup;
   if (rowTuning.registers ?? !isSoftware) {
-    for (const [kept, widest] of streams > 1 ? [[streams, 512], [1, 1024]] : [[1, 1024]]) {
-      for (const threads of [32, 64, 128, 256, 512, 1024]) {
-        const quads = Math.max(1, Math.ceil(inRow / threads));
-        if (threads <= Math.min(most, widest) && quads <= 8) return { threads, quads, kept, rest: false, ...rest };
-      }
+    for (const threads of streams > 1 ? [32, 64, 128, 256, 512] : [32, 64, 128, 256, 512, 1024]) {
+      const quads = Math.max(1, Math.ceil(inRow / threads));
+      if (threads <= most && quads <= 8) return { threads, quads, ...rest };
     }
-    return { threads: Math.min(1024, most), quads: 8, kept: 1, rest: true, ...rest };
   }
-  const threads = inRow <= 64 ? 32 : Math.min(256, most);
-  return { threads, quads: 0, kept: 0, rest: true, ...rest };
+  const many = isSoftware || streams > 1 ? 256 : 1024;
+  const threads = inRow <= 64 ? 32 : Math.min(many, most);
+  return { threads, quads: 0, ...rest };
 }
 
 /** A short text that names a plan, for keys of kernel variants. */
-export function planKey({ threads, quads, kept, rest, wide, subgroups }: RowPlan): string {
-  return `${threads},${quads},${kept},${rest ? "rest" : "all"},${wide ? "wide" : "narrow"},${
-    subgroups ? "subgroups" : "tree"
-  }`;
+export function planKey({ threads, quads, wide, subgroups }: RowPlan): string {
+  return `${threads},${quads},${wide ? "wide" : "narrow"},${subgroups ? "subgroups" : "tree"}`;
 }
 
 /** The plan that `planKey` named. */
 export function parsePlan(key: string): RowPlan {
-  const [threads, quads, kept, rest, wide, subgroups] = key.split(",");
+  const [threads, quads, wide, subgroups] = key.split(",");
   return {
     threads: Number(threads),
     quads: Number(quads),
-    kept: Number(kept),
-    rest: rest === "rest",
     wide: wide === "wide",
     subgroups: subgroups === "subgroups",
   };
@@ -113,7 +103,7 @@ const MEETINGS: Meeting[] = ["f32", "vec2f", "vec4f"];
  * The code for rows of `params.columns` columns: `streams` are read, `outputs` written (by WGSL name: `store_NAME(row_base, columns4, live4, x)`). An output may be a stream.
  */
 export function rowCode(plan: RowPlan, streams: Record<string, Element>, outputs: Record<string, Element>): RowCode {
-  const { threads, quads, rest, wide, subgroups } = plan;
+  const { threads, quads, wide, subgroups } = plan;
   const width = wide ? 4 : 1;
   const lanes = [..."xyzw"];
   // a column that does not exist reads the row's first, so that there is no branch and many reads are under way
@@ -145,28 +135,25 @@ export function rowCode(plan: RowPlan, streams: Record<string, Element>, outputs
   // a turn over four columns; all of them exist unless it may be the row's last
   const where = (step: string, sure: boolean) =>
     `let columns4 = ${columns(step)}; let live4 = ${sure ? "vec4<bool>(true)" : "columns4 < vec4u(params.columns)"};`;
-  const turns = Array.from({ length: quads }, (_, q) => q), sure = (q: number) => rest || q < quads - 1;
-  const stays = new Set(names.slice(0, plan.kept));
-  const loaded = (name: string) => `load_${name}(row_base, columns4, live4)`;
+  const kept = Array.from({ length: quads }, (_, q) => q), sure = (q: number) => q < quads - 1;
   let loops = 0;
   const each = (body: string) => {
     const backward = loops++ % 2 === 1;
     // a branch that is always taken keeps compilers from moving one turn's work into another's: they run out of registers
-    const inRegisters = turns.map((q) =>
+    const turns = kept.map((q) =>
       `${sure(q) ? `if (${4 * threads * q}u < params.columns) ` : ""}{
     let step = ${q}u; ${where("step", sure(q))}
-    ${names.map((name) => `let ${name}4 = ${stays.has(name) ? `${name}_${q}` : loaded(name)};`).join(" ")}
+    ${names.map((name) => `let ${name}4 = ${name}_${q};`).join(" ")}
     ${body.replaceAll(/\bkept_(\w+)/g, `$1_${q}`)}
   }`
     );
+    if (quads > 0) return turns.join("\n  ");
     const steps = `(params.columns + ${4 * threads - 1}u) / ${4 * threads}u`;
-    const loop = `for (var turn = ${quads}u; turn < ${steps}; turn++) {
-    let step = ${backward ? `${steps} - 1u - (turn - ${quads}u)` : "turn"}; ${where("step", false)}
-    ${names.map((name) => `let ${name}4 = ${loaded(name)};`).join(" ")}
+    return `for (var turn = 0u; turn < ${steps}; turn++) {
+    let step = ${backward ? `${steps} - 1u - turn` : "turn"}; ${where("step", false)}
+    ${names.map((name) => `let ${name}4 = load_${name}(row_base, columns4, live4);`).join(" ")}
     ${body}
   }`;
-    const parts = [...inRegisters, ...rest ? [loop] : []];
-    return (backward ? parts.reverse() : parts).join("\n  ");
   };
   let meetings = 0;
   // two regions by turns, so that one barrier a meeting is enough
@@ -181,16 +168,18 @@ ${store}
 ${subgroups ? subgroupMeetings(threads) : treeMeetings(threads)}
 ${ROW_FUNCTIONS}`,
     begin: `let row_base = row * (params.columns / ${width}u);
-  ${[...stays].flatMap((name) => turns.map((q) => `var ${name}_${q}: vec4f;`)).join(" ")}
+  ${names.flatMap((name) => kept.map((q) => `var ${name}_${q}: vec4f;`)).join(" ")}
   ${
-      turns.map((q) =>
-        `{ ${where(`${q}u`, sure(q))} ${[...stays].map((name) => `${name}_${q} = ${loaded(name)};`).join(" ")} }`
+      kept.map((q) =>
+        `{ ${where(`${q}u`, sure(q))} ${
+          names.map((name) => `${name}_${q} = load_${name}(row_base, columns4, live4);`).join(" ")
+        } }`
       ).join("\n  ")
     }`,
     each,
     sum,
     max,
-    normalise: (of, also = "") => (rest ? normaliseOnline : normaliseKept)(of, also, each, sum, max),
+    normalise: (of, also = "") => (quads > 0 ? normaliseKept : normaliseOnline)(of, also, each, sum, max),
   };
 }
 
@@ -269,7 +258,7 @@ const normaliseKept: Normalise = (of, also, each, sum, max) =>
   ${pair.map(({ name, at }, i) => at ? `let ${name}_at = besides${p}.${lanes[i]};` : "").join(" ")}`;
   }).join("\n  ");
 
-/** Rows longer than the registers: maxima and terms in one loop. */
+/** Rows that are read again by every loop: maxima and terms in one loop. */
 const normaliseOnline: Normalise = (of, also, each, sum, max) =>
   `${of.map(({ name }) => `var ${name}_part = vec2f(LOW, -1.0);`).join(" ")}
   ${of.filter(({ at }) => at).map(({ name }) => `var ${name}_best = vec2f(LOW, LOW);`).join(" ")}

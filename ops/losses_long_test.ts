@@ -1,4 +1,4 @@
-/** What takes too long for every run: all class counts under all row plans, the longest rows, and more rows than one dimension dispatches. */
+/** What takes too long for every run: all class counts under both row plans, the longest rows, and more rows than one dimension dispatches. */
 import { assertEquals } from "@std/assert";
 import {
   crossEntropy,
@@ -15,7 +15,6 @@ import {
   tensor,
   totalVariation,
 } from "@limbeck/limbeck";
-import { rowTuning } from "../kernels/row.ts";
 import {
   assertSmall,
   crossEntropy as crossEntropyReference,
@@ -68,22 +67,6 @@ Deno.test("losses: all class counts under both row plans", async () => {
   await underBothPlans(async (registers) => {
     for (const V of COUNTS) await checkAll(2, V, `${V} classes, registers ${registers}`);
   });
-});
-
-Deno.test("losses: rows of which registers keep a part", async () => {
-  await init();
-  rowTuning.registers = true;
-  try {
-    for (const V of [300, 301]) {
-      const whole = { threads: 32, quads: Math.ceil(V / 128), kept: 1, rest: false };
-      for (const plan of [whole, { ...whole, quads: 2, rest: true }, { ...whole, quads: 1, kept: 2, rest: true }]) {
-        rowTuning.plan = plan;
-        await checkAll(2, V, `${V} classes, ${JSON.stringify(plan)}`);
-      }
-    }
-  } finally {
-    Object.assign(rowTuning, { registers: null, plan: {} });
-  }
 });
 
 Deno.test("losses: rows of 262,144 classes", async () => {
