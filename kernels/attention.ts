@@ -248,22 +248,31 @@ function tiles({ quads, wide, rows, others, unrolled }: Shape) {
     mine,
     declare: (name: string, count: number) => `var<workgroup> ${name}: array<array<vec4f, ${long}>, ${count}>;`,
     table: (name: string) => `var<workgroup> ${name}: array<vec4f, ${rows * (across + 1)}>;`,
-    /** Copies rows from `first` on into tiles. */
-    fill: (names: string[], to: string[], count: number, first: string) => {
-      const load = (unit: string, n: number) =>
+    /** Copies rows from some place on into tiles: `fetch(first)` begins to read them, `put(first)` has them in the tiles. */
+    copy: (names: string[], to: string[], count: number) => {
+      const load = (unit: string, n: number, first: string) =>
         `load_${names[n]}(base_${names[n]}, ${first} + ${unit} / QUADS, ${unit} % QUADS)`;
-      const put = (unit: string, n: number, x: string) =>
+      const store = (unit: string, n: number, x: string) =>
         `${to[n]}[${unit} / QUADS % 4u * ${count / 4}u + ${unit} / QUADS / 4u][${unit} % QUADS] = ${x};`;
-      const rounds = count * quads / threads;
-      if (!unrolled || !Number.isInteger(rounds) || rounds > 16) {
-        return `for (var unit = lane; unit < ${count}u * QUADS; unit += ${threads}u) { ${
-          each(names.length, (n) => put("unit", n, load("unit", n)))
-        } }`;
+      const rounds = count * quads / threads, unit = (i: number) => `(lane + ${threads * i}u)`;
+      const all = (text: (i: number, n: number, x: string) => string) =>
+        each(rounds, (i) => each(names.length, (n) => text(i, n, `next_${names[n]}${i}`)));
+      // as many as registers hold are on their way at once, while something else is computed
+      if (unrolled && Number.isInteger(rounds) && rounds * names.length <= 16) {
+        return {
+          declare: all((_i, _n, x) => `var ${x}: vec4f;`),
+          fetch: (first: string) => all((i, n, x) => `${x} = ${load(unit(i), n, first)};`),
+          put: (_: string) => all((i, n, x) => store(unit(i), n, x)),
+        };
       }
-      // every read is on its way before the first is waited for
-      const unit = (i: number) => `(lane + ${threads * i}u)`;
-      return `{ ${each(rounds, (i) => each(names.length, (n) => `let x${i}_${n} = ${load(unit(i), n)};`))}
-      ${each(rounds, (i) => each(names.length, (n) => put(unit(i), n, `x${i}_${n}`)))} }`;
+      return {
+        declare: "",
+        fetch: (_: string) => "",
+        put: (first: string) =>
+          `for (var unit = lane; unit < ${count}u * QUADS; unit += ${threads}u) { ${
+            each(names.length, (n) => store("unit", n, load("unit", n, first)))
+          } }`,
+      };
     },
     /** Defines NAME0 … NAME3: the thread's four products of each of its rows, between two tiles. */
     products: (of: [string, string, string][]) =>
@@ -336,6 +345,8 @@ const meet = ({ across }: { across: number }, rows: number, x: string, join: (a:
 
 const forwardKernel: (key: string) => Kernel = variants((key: string): KernelSpec => {
   const shape = parseShape(key), { rows, others } = shape, t = tiles(shape);
+  const own = t.copy(["q"], ["query_tile"], rows);
+  const [k, v] = ["k", "v"].map((name) => t.copy([name], ["key_tile"], others));
   return {
     name: "attention",
     buffers: {
@@ -353,15 +364,17 @@ ${t.declare("query_tile", rows)} ${t.declare("key_tile", others)} // then the va
 ${t.table("weights")}
 var<workgroup> meeting: array<vec4f, ${rows / 4 * t.across}>;`,
     main: `${t.start("queries", ["q", "k", "v", "o"])}
-  ${t.fill(["q"], ["query_tile"], rows, "first")}
+  ${own.declare} ${own.fetch("first")} ${own.put("first")}
   ${t.zero("sum")}
   var largest = vec4f(LOW); // of the thread's four queries
   var total = vec4f(0.0);
   let end = select(params.keys, min(params.keys, first + ${rows}u), params.causal == 1u);
+  ${k.declare} ${v.declare} ${k.fetch("0u")}
   for (var start = 0u; start < end; start += ${others}u) {
     workgroupBarrier();
-    ${t.fill(["k"], ["key_tile"], others, "start")}
+    ${k.put("start")}
     workgroupBarrier();
+    ${v.fetch("start")}
     ${t.products([["score", "query_tile", "key_tile"]])}
     ${
       each(4, (i) =>
@@ -394,7 +407,8 @@ var<workgroup> meeting: array<vec4f, ${rows / 4 * t.across}>;`,
         }
       ${each(t.mine, (m) => `sum${i}_${m} *= factor.${lanes[i]};`)} }`)
     }
-    ${t.fill(["v"], ["key_tile"], others, "start")}
+    ${v.put("start")}
+    ${k.fetch(`start + ${others}u`)}
     workgroupBarrier();
     ${t.gather([["sum", "weights", "key_tile"]])}
   }
@@ -451,7 +465,8 @@ function parameters({ q, k, v, o, causal, ...s }: AttentionSizes): Record<string
 const backwardKernel: (key: string) => Kernel = variants((key: string): KernelSpec => {
   const [side, rest] = key.split(":"), shape = parseShape(rest), { rows, others } = shape, t = tiles(shape);
   const forQueries = side === "queries", packed = side === "keys, packed";
-  const [own, other] = forQueries ? [["q", "d_o"], ["k", "v"]] : [["k", "v"], ["q", "d_o"]];
+  const sides = [["q", "d_o"], ["k", "v"]], [ownNames, otherNames] = forQueries ? sides : sides.toReversed();
+  const own = t.copy(ownNames, ["own_a", "own_b"], rows), other = t.copy(otherNames, ["other_a", "other_b"], others);
   const loads = ["q", "k", "v", "d_o", ...forQueries ? ["o"] : []];
   const stores: Record<string, string> = forQueries ? { d_q: "d_q" } : { d_k: "d_k", d_v: packed ? "d_k" : "d_v" };
   const at = (i: number, j: number) => {
@@ -492,7 +507,7 @@ ${t.table("slopes")} ${
       forQueries ? `var<workgroup> meeting: array<vec4f, ${rows / 4 * t.across}>;` : t.table("weights")
     }`,
     main: `${t.start(forQueries ? "queries" : "keys", [...loads, ...Object.keys(stores)])}
-  ${t.fill(own, ["own_a", "own_b"], rows, "first")}
+  ${own.declare} ${own.fetch("first")} ${own.put("first")}
   ${t.zero("a")} ${forQueries ? "" : t.zero("b")}
   ${
       forQueries
@@ -521,10 +536,12 @@ ${t.table("slopes")} ${
         : `let begin = select(0u, first / ${others}u * ${others}u, params.causal == 1u);
   let end = params.queries;`
     }
+  ${other.declare} ${other.fetch("begin")}
   for (var start = begin; start < end; start += ${others}u) {
     workgroupBarrier();
-    ${t.fill(other, ["other_a", "other_b"], others, "start")}
+    ${other.put("start")}
     workgroupBarrier();
+    ${other.fetch(`start + ${others}u`)}
     ${
       forQueries
         ? ""
