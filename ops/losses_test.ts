@@ -310,7 +310,7 @@ Deno.test("entropy and crossEntropyOfDistributions", async () => {
         (s, t) => crossEntropyOfDistributions(s, t, o),
         (s, t) => reduce(rowsOf(s, 5).map((row, r) => cross(row, rowsOf(t, 5)[r], temperature)), reduction),
         [as(A), as(B)],
-        { gradient: 1e-4 }, // the teacher's, where it is peaked: logarithms of size 20 less their mean, times p
+        { gradient: 3e-4 }, // the teacher's, where it is peaked: logarithms of size 20 less their mean, times p (1.6e-4 on an H100)
       );
     }
   }

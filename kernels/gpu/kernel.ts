@@ -203,7 +203,9 @@ export function elementPointer(wgsl: string): string | undefined {
   for (let i = 0; i < code.length; i++) {
     const call = calls.at(-1);
     if (code[i] === "(" || code[i] === "[") {
-      calls.push({ name: code[i] === "(" ? /(\w*)\s*$/.exec(code.slice(0, i))![1] : "", from: i + 1 });
+      // names are looked for a little way back only: all the way would take the square of a long text's time
+      const name = code[i] === "(" ? /(\w*)\s*$/.exec(code.slice(Math.max(0, i - 200), i))![1] : "";
+      calls.push({ name, from: i + 1 });
     } else if (call && ")],".includes(code[i])) {
       const text = code.slice(call.from, i);
       const builtIn = call.name === "" ||
