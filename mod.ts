@@ -4,8 +4,10 @@
  *
  * @module
  */
-export { dispose, flush, init } from "./kernels/gpu/gpu.ts";
+export { init } from "./kernels/autotune.ts";
+export { dispose, flush } from "./kernels/gpu/gpu.ts";
 export type { GpuInfo, InitOptions } from "./kernels/gpu/device.ts";
+export type { RowLimits, RowWork, Tuning } from "./kernels/gpu/tuning.ts";
 export { type KernelTime, type Profile, profile } from "./kernels/gpu/profile.ts";
 export type { Counters, Memory } from "./kernels/gpu/memory.ts";
 export { type BufferType, defineKernel, type Kernel, type KernelSpec } from "./kernels/gpu/kernel.ts";

@@ -315,7 +315,7 @@ export function crossEntropyRows(
   b: CrossEntropyBuffers,
   n: CrossEntropyNumbers,
 ): void {
-  const plan = planRow(n.columns, target === "index" ? 1 : 2);
+  const plan = planRow(n.columns, target === "index" ? "one" : "much");
   const variant: CrossEntropyVariant & { plan: string } = {
     logits,
     target,

@@ -402,7 +402,7 @@ export function divergenceRows(
     dTeacher: dTeacher !== null,
     crossEntropy: parts !== null,
     inPlace,
-    plan: planKey(planRow(n.columns, 2)),
+    plan: planKey(planRow(n.columns, FORMULAS[name].mixture || parts ? "much" : "two")),
   };
   const buffers: Record<string, Memory> = {
     student: b.student,

@@ -383,7 +383,7 @@ const PIECES = [1, 2, 4, 8, 16];
 
 /** The tile for a product, and the pieces: those of which a model of the device expects the least time. */
 function choose(rows: number, columns: number, depth: number, batches: number, cut: boolean): [number, number] {
-  const { isSoftware } = gpu().info;
+  const { isSoftware, tuning } = gpu().info;
   let best = [0, 1] as [number, number], least = Infinity;
   const forced = cut && matmulTuning.pieces;
   for (const pieces of forced && depth % (4 * forced) === 0 ? [forced] : cut && !isSoftware ? PIECES : [1]) {
@@ -394,11 +394,20 @@ function choose(rows: number, columns: number, depth: number, batches: number, c
       const t = TILES[i];
       if (!fits(t) || i !== (matmulTuning.tile ?? i)) continue;
       const groups = Math.ceil(rows / t.size) * Math.ceil(columns / t.size) * batches * pieces;
-      const expected = more + (isSoftware ? softwareTime(t, groups) : deviceTime(t, groups, depth / pieces));
+      const expected = more + (tuning?.tiles[i] ?? 1) * expectedTime(t, groups, depth / pieces);
       if (expected < least || least === Infinity) [best, least] = [[i, pieces], expected];
     }
   }
   return best;
+}
+
+const expectedTime = (t: Tile, groups: number, depth: number) =>
+  gpu().info.isSoftware ? softwareTime(t, groups) : deviceTime(t, groups, depth);
+
+/** What the model expects of a product in one tile: microseconds on the device that it was fitted to, infinite where the tile is never taken. */
+export function expectedOf(tile: number, rows: number, columns: number, depth: number): number {
+  const { size } = TILES[tile];
+  return expectedTime(TILES[tile], Math.ceil(rows / size) * Math.ceil(columns / size), depth);
 }
 
 // a core takes a tile at a time: what counts is the area, and how often a value read serves

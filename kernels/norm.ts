@@ -70,7 +70,7 @@ export function normRows(
 ): void {
   const kind = b.bias ? "layerNorm" : "rmsNorm";
   const { bias, ...rest } = b;
-  forwardKernel(`${kind}/${element}/${planKey(planRow(columns, 1))}`).run(bias ? { ...rest, bias } : rest, {
+  forwardKernel(`${kind}/${element}/${planKey(planRow(columns, "one"))}`).run(bias ? { ...rest, bias } : rest, {
     rows,
     columns,
     eps,
@@ -197,7 +197,9 @@ export function normRowsBackward(
 ): void {
   const { x, weight, stats, dY, plus, dX, dWeight, dBias } = b;
   if (dX) {
-    const key = `${layer ? "layerNorm" : "rmsNorm"}/${element}/${planKey(planRow(columns, 2))}/${plus ? "plus" : ""}`;
+    const key = `${layer ? "layerNorm" : "rmsNorm"}/${element}/${planKey(planRow(columns, "much"))}/${
+      plus ? "plus" : ""
+    }`;
     backwardKernel(key).run({ x, weight, stats, dY, dX, ...plus ? { plus } : {} }, { rows, columns }, rows);
   }
   if (!dWeight && !dBias) return;

@@ -6,6 +6,7 @@
 import type { Element } from "./elementwise.ts";
 import { gpu } from "./gpu/gpu.ts";
 import type { BufferType } from "./gpu/kernel.ts";
+import type { RowLimits, RowWork } from "./gpu/tuning.ts";
 
 /** How a row is walked. `quads` vec4s a thread of each stream stay in registers, the whole row; 0: every loop reads the row again. */
 export interface RowPlan {
@@ -25,24 +26,34 @@ export const rowTuning: { registers: boolean | null; subgroups: boolean | null; 
 };
 
 /**
- * The plan for rows of `columns`, of which `streams` inputs are read. On an H100 cross-entropy of 16384×8192 and of 4096×32000 took 0.37 ms with its rows in
- * registers, as long as a copy, and 0.50 ms reading them again; 2048×128256, which do not fit, 1.06 ms with 1,024 threads a row, and no less with part of
- * a row in registers. With two streams a thread has registers for eight vec4s of each; forwardKl of 4096×32000, which has more, took 0.89 ms with
- * 256 threads a row and 0.98 with the student's rows in registers and the teacher's read again.
+ * What an adapter gets that was not measured. On an H100 (copy 2.88 TB/s) cross-entropy of 4096×32000 took 0.37 ms, 99 % of a copy's speed, with rows in registers
+ * of 512 or 1,024 threads, and of 4096×32003 0.44 and 0.48 ms; forwardKl of 4096×32000 0.77 ms with 16 vec4s of each matrix a thread, 0.89 reading them again; jsd
+ * spills with as many (2.9 ms) and took 1.28 ms reading again. 2048×128256, which do not fit, took cross-entropy 1.06 ms with 1,024 threads a row.
  */
-export function planRow(columns: number, streams: number): RowPlan {
-  const { isSoftware, limits, subgroups: able } = gpu().info;
-  const rest = { wide: columns % 4 === 0, subgroups: able && (rowTuning.subgroups ?? true), ...rowTuning.plan };
-  const inRow = Math.ceil(columns / 4), most = limits.maxComputeInvocationsPerWorkgroup;
-  if (rowTuning.registers ?? !isSoftware) {
-    for (const threads of streams > 1 ? [32, 64, 128, 256, 512] : [32, 64, 128, 256, 512, 1024]) {
-      const quads = Math.max(1, Math.ceil(inRow / threads));
-      if (threads <= most && quads <= 8) return { threads, quads, ...rest };
-    }
+export function defaultRowLimits(isSoftware: boolean): Record<RowWork, RowLimits> {
+  if (isSoftware) {
+    const limits = { threads: 512, quads: 0, again: 256 };
+    return { one: limits, two: limits, much: limits };
   }
-  const many = isSoftware || streams > 1 ? 256 : 1024;
-  const threads = inRow <= 64 ? 32 : Math.min(many, most);
-  return { threads, quads: 0, ...rest };
+  return {
+    one: { threads: 512, quads: 16, again: 1024 },
+    two: { threads: 512, quads: 16, again: 256 },
+    much: { threads: 512, quads: 8, again: 256 },
+  };
+}
+
+/** The plan for rows of `columns`. */
+export function planRow(columns: number, work: RowWork): RowPlan {
+  const { isSoftware, limits, subgroups: able, tuning } = gpu().info;
+  const rest = { wide: columns % 4 === 0, subgroups: able && (rowTuning.subgroups ?? true), ...rowTuning.plan };
+  const inRow = Math.ceil(columns / 4), fit = limits.maxComputeInvocationsPerWorkgroup;
+  const { threads, quads, again } = (tuning?.rows ?? defaultRowLimits(isSoftware))[work];
+  const most = Math.min(threads, fit), registers = rowTuning.registers ?? quads > 0;
+  for (let n = 32; registers && n <= most; n *= 2) {
+    const each = Math.max(1, Math.ceil(inRow / n));
+    if (each <= (n === most ? quads || 8 : Math.min(quads || 8, 8))) return { threads: n, quads: each, ...rest };
+  }
+  return { threads: inRow <= 64 ? 32 : Math.min(again, fit), quads: 0, ...rest };
 }
 
 /** A short text that names a plan, for keys of kernel variants. */

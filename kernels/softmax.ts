@@ -68,7 +68,7 @@ export function softmaxRows(
   rows: number,
   columns: number,
 ): void {
-  const plan = planRow(columns, 1);
+  const plan = planRow(columns, "one");
   forwardKernel(`${kind}/${element}/${planKey(plan)}`).run({ x, y }, { rows, columns }, rows);
 }
 
@@ -82,6 +82,6 @@ export function softmaxRowsBackward(
   rows: number,
   columns: number,
 ): void {
-  const plan = planRow(columns, 2);
+  const plan = planRow(columns, "much");
   backwardKernel(`${kind}/${element}/${planKey(plan)}`).run({ y, dY, dX }, { rows, columns }, rows);
 }

@@ -1,5 +1,7 @@
 /** Checkpoints: everything that a training run needs to go on as if it had not stopped. */
 import { checkBoolean, checkNumber, checkOptions, describe } from "../kernels/check.ts";
+import { gpu } from "../kernels/gpu/gpu.ts";
+import { checkTuning, type Tuning } from "../kernels/gpu/tuning.ts";
 import { randomState, setRandomState } from "../autograd/random.ts";
 import type { Tensor } from "../autograd/tensor.ts";
 import { Module } from "./module.ts";
@@ -36,7 +38,7 @@ function parts(op: string, { model, optimizer }: Partial<Checkpoint>): void {
 }
 
 /**
- * Saves model, optimizer, step and random state to a safetensors file: a run that is loaded from it repeats the unbroken run bit for bit on the
+ * Saves model, optimizer, step, random state and `info.tuning` to a safetensors file: a run that is loaded from it repeats the unbroken run bit for bit on the
  * same adapter. Written under a temporary name and renamed: a kill at any moment leaves the old or the new file whole.
  *
  * Throws an Error rather than overwrite with less: where the file is a checkpoint of a later step, or has tensors that this one lacks (an optimizer, a larger model), or is
@@ -74,6 +76,7 @@ export async function saveCheckpoint(
       step,
       extra,
       random: randomState(),
+      tuning: gpu().info.tuning,
       optimizer: state && { ...state, tensors: undefined },
     });
     // encoded at once: a training loop may go on while the old file is looked at
@@ -87,7 +90,7 @@ export async function saveCheckpoint(
 }
 
 /**
- * Loads what `saveCheckpoint` saved into a model and optimizer of the same make, and sets the random state. Returns the step and `extra`.
+ * Loads what `saveCheckpoint` saved into a model and optimizer of the same make, and sets the random state and the tuning. Returns the step and `extra`.
  * Throws an Error where the file is no checkpoint or does not fit; then the random state is as it was.
  */
 export async function loadCheckpoint(
@@ -104,7 +107,8 @@ export async function loadCheckpoint(
     }
     const saved = parseState(metadata.limbeck);
     if (!saved) throw new Error(`${op}: the state in ${JSON.stringify(path)} is damaged`);
-    const { step, extra, random, optimizer } = saved;
+    const { step, extra, random, tuning = null, optimizer } = saved;
+    if (tuning) checkTuning(`${op}: tuning`, tuning);
     if (into.optimizer && !optimizer) throw new Error(`${op}: ${JSON.stringify(path)} holds no optimizer`);
     const tensors = await load();
     try {
@@ -123,6 +127,7 @@ export async function loadCheckpoint(
       for (const x of Object.values(tensors)) x.dispose();
     }
     setRandomState(random);
+    gpu().info.tuning = tuning;
     return { step, extra };
   });
 }
@@ -153,6 +158,7 @@ interface State {
   step: number;
   extra: unknown;
   random: { seed: number; counter: number };
+  tuning?: Tuning | null;
   optimizer?: Omit<OptimizerState, "tensors">;
 }
 

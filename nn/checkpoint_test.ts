@@ -147,6 +147,22 @@ Deno.test("checkpoint: a model alone", async () => {
   });
 });
 
+Deno.test("checkpoint: brings back the numbers that were tuned for the adapter", async () => {
+  const info = await init(), limits = { threads: 64, quads: 0, again: 64 };
+  const tuning = { rows: { one: limits, two: limits, much: limits }, tiles: [1, 0.5] };
+  await inDirectory(async (directory) => {
+    const model = makeModel(), path = `${directory}/c.safetensors`;
+    for (const saved of [tuning, null]) {
+      info.tuning = saved;
+      await saveCheckpoint(path, { model });
+      info.tuning = saved ? null : tuning;
+      await loadCheckpoint(path, { model });
+      assertEquals(info.tuning, saved);
+    }
+    model.dispose();
+  });
+});
+
 Deno.test("checkpoint: what it refuses changes nothing", async () => {
   await init();
   await inDirectory(async (directory) => {

@@ -331,6 +331,7 @@ row("init", (d) => [d.options({
   features: { good: undefined, bad: wrong(["array", "strings"], [5], [null]) },
   memoryLimit: { good: undefined, bad: wrong(["number"], 0, -1, NaN, -Infinity) },
   debug: { good: undefined, bad: not("boolean") },
+  autotune: { good: undefined, bad: are(5, "on", {}, { rows: {}, tiles: [] }, { rows: null, tiles: [1] }) },
 })]);
 row("flush stats resetPeak trimPool", () => []);
 const returning = (d: Draw) => {

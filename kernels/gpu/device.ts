@@ -1,4 +1,5 @@
 import { checkBoolean, checkNumber, checkOneOf, checkOptions, describe } from "../check.ts";
+import { checkTuning, type Tuning } from "./tuning.ts";
 
 /** What `init` takes. */
 export interface InitOptions {
@@ -17,6 +18,11 @@ export interface InitOptions {
    * lists forgotten tensors with the lines that made them. Slow; false unless given.
    */
   debug?: boolean;
+  /**
+   * Whether the numbers that differ between adapters (threads and registers of row kernels, tiles of matrix products) are measured, which takes seconds; they are kept in
+   * `localStorage`, where there is one, for the next time. Or such numbers, as `info.tuning` shows them. False unless given: fixed numbers.
+   */
+  autotune?: boolean | Tuning;
 }
 
 /** What `init` found. */
@@ -37,6 +43,8 @@ export interface GpuInfo {
   subgroups: boolean;
   /** Whether GPU timestamps can be taken. */
   timestamps: boolean;
+  /** The numbers measured for this adapter or handed in; null: the fixed ones. */
+  tuning: Tuning | null;
   /** The device's features. */
   features: string[];
   /** The limits that matter to compute, in bytes and counts. */
@@ -64,8 +72,16 @@ export function whatToInstall(platform: string): string {
 
 /** Throws unless the options of `init` are what they must be. */
 export function checkInitOptions(options: InitOptions): void {
-  checkOptions("init", options, ["device", "adapter", "powerPreference", "features", "memoryLimit", "debug"]);
-  const { device, adapter, powerPreference, features, memoryLimit, debug } = options;
+  checkOptions("init", options, [
+    "device",
+    "adapter",
+    "powerPreference",
+    "features",
+    "memoryLimit",
+    "debug",
+    "autotune",
+  ]);
+  const { device, adapter, powerPreference, features, memoryLimit, debug, autotune } = options;
   if (device !== undefined && !(device?.createShaderModule instanceof Function)) {
     throw new TypeError(`init: device must be a GPUDevice, got ${describe(device)}`);
   }
@@ -82,6 +98,7 @@ export function checkInitOptions(options: InitOptions): void {
     checkNumber("init", "memoryLimit", memoryLimit, { above: 0 });
   }
   if (debug !== undefined) checkBoolean("init", "debug", debug);
+  if (autotune !== undefined && typeof autotune !== "boolean") checkTuning("init: autotune", autotune);
 }
 
 /** What a shader that uses subgroups must begin with: naga refuses the directive that Dawn demands. Null where neither compiles. */
@@ -149,6 +166,7 @@ function describeDevice(device: GPUDevice, adapter: GPUAdapterInfo | undefined):
     f16: device.features.has("shader-f16"),
     subgroups: false,
     timestamps: device.features.has("timestamp-query"),
+    tuning: null,
     features: [...device.features].sort(),
     limits: {
       maxBufferSize: device.limits.maxBufferSize,

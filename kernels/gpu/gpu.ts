@@ -44,25 +44,20 @@ export function gpu(): Gpu {
   return current;
 }
 
-/**
- * Opens the GPU. Call it once, before the first tensor; a second call returns the same until `dispose()` or device loss.
- *
- * It asks the adapter for its full limits and, where present, for `timestamp-query` and `shader-f16`.
- * Throws an Error that says what to install where there is no adapter, a RangeError for a feature that the adapter lacks, a TypeError for a wrong option.
- *
- * @example
- * ```ts
- * import { init } from "@limbeck/limbeck";
- *
- * const info = await init();
- * console.log(info.adapter);
- * ```
- */
-export async function init(options: InitOptions = {}): Promise<GpuInfo> {
+/** Opens the device, unless it is open; `prepare` is done before anyone gets it. */
+export async function open(options: InitOptions, prepare: () => Promise<void>): Promise<GpuInfo> {
   checkInitOptions(options);
-  if (current) await current.errors.news();
+  if (current && !starting) await current.errors.news();
+  if (starting) return await starting; // by another call, perhaps meanwhile
   if (current && current.errors.lost === null) return current.info;
-  return await (starting ??= start(options).finally(() => starting = null));
+  starting = start(options).then(async (info) => {
+    await prepare().catch(async (error) => {
+      await dispose();
+      throw error;
+    });
+    return info;
+  });
+  return await starting.finally(() => starting = null);
 }
 
 async function start(options: InitOptions): Promise<GpuInfo> {

@@ -1,0 +1,196 @@
+/** `init`, and the measurement of what differs between adapters: how rows are walked, and what the tiles of matrix products take. */
+import { crossEntropyRows } from "./cross_entropy.ts";
+import { type DivergenceName, divergenceRows } from "./divergence.ts";
+import type { GpuInfo, InitOptions } from "./gpu/device.ts";
+import { gpu, open } from "./gpu/gpu.ts";
+import type { Memory } from "./gpu/memory.ts";
+import { profile } from "./gpu/profile.ts";
+import { checkTuning, type RowLimits, type RowWork, type Tuning } from "./gpu/tuning.ts";
+import { expectedOf, fittingTiles, matmul, matmulTuning } from "./matmul.ts";
+import { fill, random } from "./random.ts";
+import { defaultRowLimits } from "./row.ts";
+
+/**
+ * Opens the GPU. Call it once, before the first tensor; a second call returns the same until `dispose()` or device loss.
+ *
+ * It asks the adapter for its full limits and, where present, for `timestamp-query` and `shader-f16`. With `autotune: true` it measures, the first time on an
+ * adapter, which threads, registers and tiles are fast there (some 10 s).
+ * Throws an Error that says what to install where there is no adapter, a RangeError for a feature that the adapter lacks, a TypeError for a wrong option.
+ *
+ * @example
+ * ```ts
+ * import { init } from "@limbeck/limbeck";
+ *
+ * const info = await init();
+ * console.log(info.adapter);
+ * ```
+ */
+export async function init(options: InitOptions = {}): Promise<GpuInfo> {
+  return await open(options, async () => {
+    const { info } = gpu(), { autotune = false } = options;
+    info.tuning = autotune === true ? remembered() ?? remember(await tune()) : autotune || null;
+  });
+}
+
+const place = () => {
+  const { adapter, limits: { maxComputeInvocationsPerWorkgroup: threads, maxComputeWorkgroupStorageSize: bytes } } =
+    gpu().info;
+  return `limbeck tuning 1: ${adapter}, ${threads} threads, ${bytes} bytes`;
+};
+
+/** What was measured for this adapter before, if a storage kept it. */
+function remembered(): Tuning | null {
+  try {
+    const tuning = JSON.parse(localStorage.getItem(place())!);
+    checkTuning("autotune", tuning);
+    return tuning;
+  } catch {
+    return null; // no storage, or nothing there that is any use
+  }
+}
+
+function remember(tuning: Tuning): Tuning {
+  try {
+    localStorage.setItem(place(), JSON.stringify(tuning));
+  } catch {
+    // measured again the next time
+  }
+  return tuning;
+}
+
+const ROW_WORK: Record<RowWork, "crossEntropy" | DivergenceName> = {
+  one: "crossEntropy",
+  two: "forwardKl",
+  much: "jsd",
+};
+/** Widths of rows that may stay in registers, and one of rows that never do. */
+const WIDTHS = [4096, 8192, 16384, 32768], WIDE = 65536;
+const NUMBERS = { mean: true, ignoreIndex: -100, temperature: 1, upstreamStride: 0 };
+
+async function tune(): Promise<Tuning> {
+  const { counters, pool, info, queue } = gpu(), { isSoftware, limits } = info;
+  const bytes = Math.min(isSoftware ? 2 ** 20 : 2 ** 28, limits.maxStorageBufferBindingSize, pool.limit / 8);
+  const size = 2 ** Math.floor(Math.log2(bytes / 4)); // of a matrix
+  const taken: Memory[] = [];
+  const take = (count: number) => taken[taken.push(pool.take(4 * count, "", "init: autotune")) - 1];
+  try {
+    const [student, teacher, dStudent] = [take(size), take(size), take(size)], rows = Math.ceil(size / WIDTHS[0]);
+    const [labels, counts, loss] = [take(rows), take(256), take(rows)];
+    for (const [op, y] of [student, teacher].entries()) random("normal", y, labels, op, size, "f32", 0, 0);
+    fill(labels, 0, rows, "i32");
+    const walk = (work: RowWork, columns: number) => () => {
+      const name = ROW_WORK[work],
+        numbers = { rows: Math.floor(size / columns), firstRow: 0, allRows: rows, columns, ...NUMBERS };
+      if (name === "crossEntropy") {
+        const b = {
+          logits: student,
+          target: labels,
+          counts,
+          weight: null,
+          upstream: null,
+          loss,
+          extras: null,
+          dLogits: dStudent,
+        };
+        return crossEntropyRows("f32", "index", b, { ...numbers, smoothing: 0, zLoss: 0, softcap: 0 });
+      }
+      const b = { student, teacher, labels: null, counts, upstream: null, loss, parts: null, dStudent, dTeacher: null };
+      divergenceRows(name, "f32", "f32", b, { ...numbers, drop: false, beta: 0.5, ceFactor: 0, divergenceFactor: 1 });
+    };
+    const found: Partial<Tuning["rows"]> = {};
+    for (const work of ["one", "two", "much"] as const) {
+      found[work] = await tuneRows(work, (columns) => walk(work, columns));
+    }
+    info.tuning = null;
+    return { rows: found as Tuning["rows"], tiles: await tuneTiles([student, teacher, dStudent], size) };
+  } finally {
+    info.tuning = null;
+    matmulTuning.tile = matmulTuning.pieces = null;
+    queue.submit();
+    for (const memory of taken) memory.free();
+    pool.trim();
+    counters.peakBytes = counters.liveBytes;
+  }
+}
+
+/** The limits under which `walk` takes the least time: first where rows are read again, then where they may stay. */
+async function tuneRows(work: RowWork, walk: (columns: number) => () => void): Promise<RowLimits> {
+  const { info } = gpu(), { isSoftware, limits: { maxComputeInvocationsPerWorkgroup: fit } } = info;
+  const fixed = defaultRowLimits(isSoftware)[work];
+  const best = async (candidates: RowLimits[], widths: number[]) => {
+    const runs = candidates.flatMap((limits) =>
+      widths.map((columns) => () => {
+        info.tuning = { rows: { one: limits, two: limits, much: limits }, tiles: [] };
+        walk(columns)();
+      })
+    );
+    const times = await measure(runs);
+    const totals = candidates.map((_, i) =>
+      times.slice(i * widths.length, (i + 1) * widths.length).reduce((a, b) => a + b)
+    );
+    return candidates[totals.indexOf(Math.min(...totals))];
+  };
+  const threads = [64, 128, 256, 512, 1024].filter((n) => n <= fit && (isSoftware ? n <= 256 : n >= 256));
+  const { again } = await best(threads.map((again) => ({ ...fixed, quads: 0, again })), [
+    isSoftware ? WIDTHS[0] : WIDE,
+  ]);
+  if (isSoftware) return { ...fixed, again }; // there is no memory nearer than the cache
+  const stay = ([[256, 8], [256, 16], [512, 8], [512, 16], [1024, 8]] as const).filter(([threads]) => threads <= fit);
+  return await best([{ ...fixed, again }, ...stay.map(([threads, quads]) => ({ threads, quads, again }))], WIDTHS);
+}
+
+/** What each tile takes, as a multiple of what is expected of it: the geometric mean of a product of few tiles and one of many. */
+async function tuneTiles([a, b, c]: Memory[], size: number): Promise<number[]> {
+  const tiles = fittingTiles().filter((tile) => expectedOf(tile, 64, 64, 64) < Infinity);
+  const factors: number[] = new Array(Math.max(...tiles) + 1).fill(1);
+  const whole = Math.min(2048, 2 ** Math.floor(Math.log2(size) / 2)), sides = [whole, whole / 4];
+  const operand = (memory: Memory, side: number) => ({
+    memory,
+    element: "f32" as const,
+    batch: 0,
+    row: side,
+    column: 1,
+  });
+  const runs = tiles.flatMap((tile) =>
+    sides.map((side) => () => {
+      matmulTuning.tile = tile;
+      matmulTuning.pieces = 1;
+      matmul(operand(a, side), operand(b, side), { memory: c, element: "f32" }, side, side, side, 1);
+    })
+  );
+  const times = await measure(runs);
+  for (const [i, tile] of tiles.entries()) {
+    const ratios = sides.map((side, j) => 1000 * times[i * sides.length + j] / expectedOf(tile, side, side, side));
+    factors[tile] = Math.exp(ratios.reduce((sum, ratio) => sum + Math.log(ratio), 0) / ratios.length);
+  }
+  return factors;
+}
+
+/**
+ * Milliseconds of each run, one launch each: the least of those in the last third of some 300 ms of work in which all take turns, since a GPU at rest first has to
+ * raise its clock, and compiles before that.
+ */
+async function measure(runs: (() => void)[]): Promise<number[]> {
+  const { device, info: { timestamps }, queue } = gpu();
+  const round = async (times: number) => {
+    if (timestamps) {
+      const { trace } = await profile(() => {
+        for (let i = 0; i < times; i++) for (const run of runs) run();
+      });
+      return trace.traceEvents.map(({ dur }) => dur / 1000);
+    }
+    const all: number[] = [];
+    for (let i = 0; i < times * runs.length; i++) { // a clock and a wait for each: with what the wait costs
+      const start = performance.now();
+      runs[i % runs.length]();
+      queue.submit();
+      await device.queue.onSubmittedWorkDone();
+      all.push(performance.now() - start);
+    }
+    return all;
+  };
+  await round(1);
+  const once = (await round(1)).reduce((a, b) => a + b, 0);
+  const turns = 3 * Math.ceil(Math.min(Math.max(100 / once, 1), 100)), all = await round(turns);
+  return runs.map((_, i) => Math.min(...all.filter((_, n) => n % runs.length === i).slice(-turns / 3)));
+}

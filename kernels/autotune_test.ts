@@ -1,0 +1,76 @@
+import { assert, assertEquals, assertRejects } from "@std/assert";
+import { crossEntropy, dispose, init, jsd, stats, type Tuning, zeros } from "@limbeck/limbeck";
+import { fittingTiles } from "./matmul.ts";
+import { planRow } from "./row.ts";
+
+const WORKS = ["one", "two", "much"] as const;
+
+Deno.test("init: autotune measures once an adapter, and leaves nothing behind", async () => {
+  await dispose();
+  try {
+    localStorage.clear();
+    const { tuning, limits } = await init({ autotune: true });
+    assert(stats().dispatches > 0);
+    assertEquals([stats().liveBytes, stats().pooledBytes, stats().peakBytes], [0, 0, 0]);
+    for (const work of WORKS) {
+      const { threads, again } = tuning!.rows[work];
+      assert(Math.max(threads, again) <= limits.maxComputeInvocationsPerWorkgroup);
+    }
+    assert(tuning!.tiles.length > 1 && tuning!.tiles.length <= fittingTiles().length);
+    assert(
+      new Set(tuning!.tiles).size > 1 && tuning!.tiles.every((factor) => factor > 0 && Number.isFinite(factor)),
+      `${tuning!.tiles}`,
+    );
+
+    await dispose();
+    assertEquals((await init({ autotune: true })).tuning, tuning);
+    assertEquals(stats().dispatches, 0); // it was kept
+
+    // what is computed under it is right
+    const uniform = zeros([4, 4096]), target = zeros([4], { dtype: "i32" });
+    const ce = await crossEntropy(uniform, target).item(), same = await jsd(uniform, uniform).item();
+    assert(Math.abs(ce - Math.log(4096)) < 1e-6, `${ce}`);
+    assertEquals(same, 0);
+  } finally {
+    localStorage.clear();
+    await dispose();
+  }
+});
+
+Deno.test("init: autotune takes numbers that were measured before, and none unless asked", async () => {
+  await dispose();
+  const limits = { threads: 64, quads: 4, again: 128 };
+  const tuning: Tuning = { rows: { one: limits, two: limits, much: limits }, tiles: [2, 3] };
+  try {
+    assertEquals((await init({ autotune: tuning })).tuning, tuning);
+    for (const work of WORKS) {
+      const plans = [256, 1024, 1028].map((columns) => planRow(columns, work));
+      assertEquals(plans.map(({ threads, quads }) => [threads, quads]), [[32, 2], [64, 4], [128, 0]]);
+    }
+    await dispose();
+    assertEquals((await init()).tuning, null);
+  } finally {
+    await dispose();
+  }
+});
+
+Deno.test("init: autotune refuses what is no tuning", async () => {
+  await dispose();
+  const limits = { threads: 64, quads: 4, again: 128 }, rows = { one: limits, two: limits, much: limits };
+  for (
+    const [autotune, message] of [
+      ["yes", "init: autotune: options must be an object, got"],
+      [{ rows, tiles: 1 }, "init: autotune: tiles must be an array of numbers, got 1"],
+      [{ rows, tiles: [0] }, "init: autotune: tiles must be a finite number, above 0, got 0"],
+      [
+        { rows: { ...rows, one: { ...limits, again: 100 } }, tiles: [] },
+        "init: autotune.rows.one: again must be a power of two, got 100",
+      ],
+      [{ rows: { ...rows, three: limits }, tiles: [] }, 'init: autotune.rows: unknown option "three"'],
+    ] as const
+  ) {
+    // deno-lint-ignore no-explicit-any
+    const error = await assertRejects(() => init({ autotune: autotune as any }));
+    assert(error instanceof Error && error.message.startsWith(message), `${error}`);
+  }
+});
