@@ -239,7 +239,7 @@ export class Tape extends Scope {
     record.finish("walked");
   }
 
-  /** Closes the tape: frees what it owns and submits what was encoded. */
+  /** Closes the tape: frees what it owns and, where it is enough for a submit, submits what was encoded. */
   override [Symbol.dispose](): void {
     if (this.closed) return;
     for (const record of this.#records) record.finish("closed");
@@ -247,7 +247,7 @@ export class Tape extends Scope {
     super[Symbol.dispose]();
     if (openTape === this) openTape = null;
     try {
-      gpu().queue.submit();
+      gpu().queue.stepped();
     } catch {
       // closing never throws: a lost device says so at the next call
     }
