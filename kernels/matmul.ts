@@ -10,42 +10,18 @@
  * pieces along k, products of their own whose sums a second launch adds up.
  */
 import type { Element } from "./elementwise.ts";
+import {
+  type Epilogue,
+  epilogueCode,
+  epilogueKey,
+  epilogueMemories,
+  lanes,
+  type Plain,
+  type Strided,
+  vectorOf,
+} from "./epilogue.ts";
 import { gpu } from "./gpu/gpu.ts";
 import { type BufferType, type Kernel, type KernelSpec, variants } from "./gpu/kernel.ts";
-import type { Memory } from "./gpu/memory.ts";
-import { type Activation, ACTIVATIONS, MATH } from "./math.ts";
-
-/** A matrix in memory: element (i, j) of batch b at offset + b·batch + i·row + j·column. */
-export interface Strided {
-  memory: Memory;
-  element: Element;
-  offset?: number;
-  batch: number;
-  row: number;
-  column: number;
-}
-
-/** A vector or matrix that lies without gaps. */
-export interface Plain {
-  memory: Memory;
-  element: Element;
-}
-
-/** What follows a product, in this order. Matrices lie as C does, with C's element. */
-export interface Epilogue {
-  /** Added to every row. */
-  bias?: Plain;
-  /** C becomes f(product + bias); `before` keeps product + bias where f's slope needs it. */
-  activation?: { name: Activation; before: Memory | null };
-  /** C becomes product·f'(of), with what f's slope is a function of. */
-  slope?: { name: Activation; of: Memory };
-  /** Added: a residual. */
-  plus?: Memory;
-  /** Whether the old content of C and `sums` is added. */
-  add?: boolean;
-  /** Where the sums of A's rows go, batch after batch. */
-  sums?: Plain;
-}
 
 /** A square tile, of which a thread computes 8×8 (4×4 of small ones); `slices` times as many threads share it. A slab is `depth` deep. */
 interface Tile {
@@ -95,9 +71,6 @@ export function fittingTiles(): number[] {
   return TILES.flatMap((t, i) => fits(t) ? [i] : []);
 }
 
-const lanes = [..."xyzw"];
-const vectorOf = { f32: "vec4f", f16: "vec4h", i32: "vec4i", u32: "vec4u" } as const;
-
 /**
  * A function that fetches a block of 4 k by 4 of the other direction (m or n), a column of the matrix for each k. How `mode` reads:
  * "k" vec4s along k, "x" vec4s along the other direction, "s" elements with any strides. `places_NAME` gives where the block's rows (of "x"
@@ -136,12 +109,10 @@ fn fetch_${name}(places: vec4u, k: u32) -> mat4x4f {
 }
 
 const kernel: (key: string) => Kernel = variants((key: string): KernelSpec => {
-  const [index, unroll_, a, aMode, b, bMode, tail_, c, cWide, bias, after, activation, plus, add, sums] = key.split(
-    ",",
-  );
+  const [index, unroll_, a, aMode, b, bMode, tail_, after] = key.split(",");
   const tile = TILES[Number(index)],
     { size, slices, depth } = tile,
-    wide = cWide === "wide",
+    end = epilogueCode(after),
     tail = tail_ === "tail",
     unroll = Number(unroll_);
   // the row sums of a slab are shared among `parts` threads a quad
@@ -216,32 +187,14 @@ const kernel: (key: string) => Kernel = variants((key: string): KernelSpec => {
     ${each((h, i, w, n) => `${sum(h, i, w)} += ${met(n)};`)}
   }
   workgroupBarrier();`).join("");
-  const buffer = (access: "read" | "write", element: string): BufferType =>
-    `${access} ${wide ? vectorOf[element as Element] : element as Element}`;
   const operand = (element: string, mode: string): BufferType =>
     `read ${mode === "s" ? element as Element : vectorOf[element as Element]}`;
-  const f = activation === "none" ? null : ACTIVATIONS[activation as Activation];
-  const has = (x: string) => x !== "none";
-  // one vec4 of a row (or what of it there is) from column n on
-  const load = (name: string) =>
-    wide ? `vec4f(${name}[at / 4u])` : `vec4f(${lanes.map((_, j) => `f32(${name}[min(at + ${j}u, end)])`).join(", ")})`;
-  const write = (name: string, element: string, x: string) =>
-    wide
-      ? `${name}[at / 4u] = ${vectorOf[element as Element]}(${x});`
-      : lanes.map((l, j) => `if (n + ${j}u < params.columns) { ${name}[at + ${j}u] = ${element}(${x}.${l}); }`).join(
-        " ",
-      );
-  const map = (g: string, x: string) => `vec4f(${lanes.map((l) => `${g}(${x}.${l})`).join(", ")})`;
   return {
     name: "matmul",
     buffers: {
       a: operand(a, aMode),
       b: operand(b, bMode),
-      ...has(bias) ? { bias: `read ${bias as Element}` as const } : {},
-      ...has(after) ? { beside: buffer(after === "before" ? "write" : "read", c) } : {},
-      ...has(plus) ? { plus: buffer("read", c) } : {},
-      c: buffer("write", c),
-      ...has(sums) ? { sums: `write ${sums as Element}` as const } : {},
+      ...end.buffers,
     },
     params: {
       rows: "u32",
@@ -259,8 +212,7 @@ const kernel: (key: string) => Kernel = variants((key: string): KernelSpec => {
       cOffset: "u32",
     },
     workgroup: threads * slices,
-    head: `${f ? MATH : ""}
-${f ? `fn activated(a: f32) -> f32 { return ${after === "slope" ? f.slope : f.value}; }` : ""}
+    head: `${end.head}
 // of each slice the rows of A's slab, four m each, then those of B's; an odd length keeps neighbours in different banks
 var<workgroup> slabs: array<array<vec4f, ${depth + 1}>, ${2 * quads * slices}>;
 ${fetcher("a", aMode, "rows", tail)}
@@ -280,7 +232,7 @@ ${fetcher("b", bMode, "columns", tail)}`,
   let at_b = slab + ${quads}u + thread_n;
   ${each((h, i, w) => `var ${sum(h, i, w)} = vec4f(0.0);`)}
   ${begin}
-  ${has(sums) ? "var row_sums = vec4f(0.0);" : ""}
+  ${end.sums ? "var row_sums = vec4f(0.0);" : ""}
   { let begins = slice * ${depth}u; ${fetch} }
   for (var first = 0u; first < params.depth; first += ${depth * slices}u) {
     workgroupBarrier();
@@ -291,7 +243,7 @@ ${fetcher("b", bMode, "columns", tail)}`,
     if (first + ${depth * slices}u < params.depth) { ${fetch} }
     ${multiply}
     ${
-      has(sums)
+      end.sums
         ? `if (tile_n == 0u) {
       ${
           Array.from(
@@ -306,7 +258,7 @@ ${fetcher("b", bMode, "columns", tail)}`,
   workgroupBarrier();
   ${meet}
   ${
-      has(sums)
+      end.sums
         ? `if (tile_n == 0u) { slabs[slab + own % ${quads}u][own / ${quads}u] = row_sums; }
   workgroupBarrier();
   if (tile_n == 0u && lane < ${quads}u) {
@@ -315,14 +267,7 @@ ${fetcher("b", bMode, "columns", tail)}`,
       for (var part = 0u; part < ${parts}u; part++) { row_sums += slabs[s * ${2 * quads}u + lane][part]; }
     }
     let m = tile_m + lane * 4u;
-    let sums_base = batch * params.rows;
-    ${
-          lanes.map((l, i) =>
-            `if (m + ${i}u < params.rows) { sums[sums_base + m + ${i}u] = ${sums}(row_sums.${l}${
-              add === "add" ? ` + f32(sums[sums_base + m + ${i}u])` : ""
-            }); }`
-          ).join(" ")
-        }
+    ${lanes.map((l, i) => end.sum(`(m + ${i}u)`, `row_sums.${l}`)).join(" ")}
   }`
         : ""
     }
@@ -333,33 +278,12 @@ ${fetcher("b", bMode, "columns", tail)}`,
         `{
     let n = tile_n + thread_n * 4u + ${w * size / 2}u;
     if (n < params.columns) {
-      ${
-          has(bias)
-            ? `let bias4 = vec4f(${lanes.map((_, j) => `f32(bias[min(n + ${j}u, params.columns - 1u)])`).join(", ")});`
-            : ""
-        }
+      ${end.column}
       ${
           sides.flatMap((h) =>
             lanes.map((_, i) =>
-              `{
-        let m = tile_m + thread_m * 4u + ${h * size / 2 + i}u;
-        if (m < params.rows) {
-          let at = c_base + m * params.columns + n;
-          let end = c_base + (m + 1u) * params.columns - 1u;
-          var result = ${sum(h, i, w)}${has(bias) ? " + bias4" : ""};
-          ${after === "before" ? write("beside", c, "result") : ""}
-          ${
-                !f
-                  ? ""
-                  : after === "slope"
-                  ? `let of4 = ${load("beside")}; result *= ${map("activated", "of4")};`
-                  : `result = ${map("activated", "result")};`
-              }
-          ${has(plus) ? `result += ${load("plus")};` : ""}
-          ${add === "add" ? `result += ${load("c")};` : ""}
-          ${write("c", c, "result")}
-        }
-      }`
+              `{ let m = tile_m + thread_m * 4u + ${h * size / 2 + i}u;
+        ${end.row("m", sum(h, i, w))} }`
             )
           ).join(" ")
         }
@@ -453,13 +377,14 @@ const sumPieces: (key: string) => Kernel = variants((key: string): KernelSpec =>
 export function matmul(
   a: Strided,
   b: Strided,
-  c: { memory: Memory; element: Element; offset?: number },
+  c: Plain & { offset?: number },
   rows: number,
   columns: number,
   depth: number,
   batches: number,
-  { bias, activation, slope, plus, add, sums }: Epilogue = {},
+  epilogue: Epilogue = {},
 ): void {
+  const { bias, activation, slope, plus, add, sums } = epilogue;
   const plain = !bias && !activation && !slope && !plus && batches === 1;
   const [index, pieces] = choose(rows, columns, depth, batches, plain), tile = TILES[index];
   const cOffset = c.offset ?? 0, { isSoftware } = gpu().info;
@@ -481,18 +406,10 @@ export function matmul(
   const scalar = matmulTuning.scalar ?? isSoftware, unroll = matmulTuning.unroll ?? (isSoftware ? 4 : tile.depth);
   const tail = depth % (tile.depth * tile.slices) !== 0;
   const wide = !scalar && columns % 4 === 0 && cOffset % 4 === 0;
-  const after = slope ? "slope" : activation?.before ? "before" : "none";
   const key = `${index},${unroll},${a.element},${modeOf(scalar, a, a.column, a.row, rows, depth)},${b.element},${
     modeOf(scalar, b, b.row, b.column, columns, depth)
-  },${tail ? "tail" : "whole"},${c.element},${wide ? "wide" : "narrow"},${bias?.element ?? "none"},${after},${
-    (activation ?? slope)?.name ?? "none"
-  },${plus ? "plus" : "none"},${add ? "add" : "none"},${sums?.element ?? "none"}`;
-  const buffers: Record<string, Memory> = { a: a.memory, b: b.memory, c: c.memory };
-  if (bias) buffers.bias = bias.memory;
-  const beside = slope?.of ?? activation?.before;
-  if (beside) buffers.beside = beside;
-  if (plus) buffers.plus = plus;
-  if (sums) buffers.sums = sums.memory;
+  },${tail ? "tail" : "whole"},${epilogueKey(c.element, wide, epilogue)}`;
+  const buffers = { a: a.memory, b: b.memory, ...epilogueMemories(c.memory, epilogue) };
   const groups = Math.ceil(rows / tile.size) * Math.ceil(columns / tile.size) * batches;
   kernel(key).run(buffers, {
     rows,

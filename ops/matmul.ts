@@ -1,6 +1,7 @@
 /** Matrix products. */
 import { checkBoolean, checkOptions } from "../kernels/check.ts";
-import { matmul as product, type Strided } from "../kernels/matmul.ts";
+import type { Strided } from "../kernels/epilogue.ts";
+import { matmul as product } from "../kernels/matmul.ts";
 import type { Activation } from "../kernels/math.ts";
 import type { MatmulOptions } from "../autograd/methods.ts";
 import { hidden, record } from "../autograd/tape.ts";

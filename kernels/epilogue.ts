@@ -1,0 +1,130 @@
+/** Operands of matrix products, and what can follow a product without a trip of its own. */
+import type { Element } from "./elementwise.ts";
+import type { BufferType } from "./gpu/kernel.ts";
+import type { Memory } from "./gpu/memory.ts";
+import { type Activation, ACTIVATIONS, MATH } from "./math.ts";
+
+/** A matrix in memory: element (i, j) of batch b at offset + b·batch + i·row + j·column. */
+export interface Strided {
+  memory: Memory;
+  element: Element;
+  offset?: number;
+  batch: number;
+  row: number;
+  column: number;
+}
+
+/** A vector or matrix that lies without gaps. */
+export interface Plain {
+  memory: Memory;
+  element: Element;
+}
+
+/** What follows a product, in this order. Matrices lie as C does, with C's element. */
+export interface Epilogue {
+  /** Added to every row. */
+  bias?: Plain;
+  /** C becomes f(product + bias); `before` keeps product + bias where f's slope needs it. */
+  activation?: { name: Activation; before: Memory | null };
+  /** C becomes product·f'(of), with what f's slope is a function of. */
+  slope?: { name: Activation; of: Memory };
+  /** Added: a residual. */
+  plus?: Memory;
+  /** Whether the old content of C and `sums` is added. */
+  add?: boolean;
+  /** Where the sums of A's rows go, batch after batch. */
+  sums?: Plain;
+}
+
+export const lanes: string[] = [..."xyzw"];
+export const vectorOf = { f32: "vec4f", f16: "vec4h", i32: "vec4i", u32: "vec4u" } as const;
+
+/** The choices of an epilogue that are compiled in; `wide`: C is written by vec4s. */
+export function epilogueKey(c: Element, wide: boolean, { bias, activation, slope, plus, add, sums }: Epilogue): string {
+  const after = slope ? "slope" : activation?.before ? "before" : "none";
+  return [
+    c,
+    wide ? "wide" : "narrow",
+    bias?.element ?? "none",
+    after,
+    (activation ?? slope)?.name ?? "none",
+    plus ? "plus" : "none",
+    add ? "add" : "none",
+    sums?.element ?? "none",
+  ].join("/");
+}
+
+/** What an epilogue binds, C among it. */
+export function epilogueMemories(c: Memory, { bias, activation, slope, plus, sums }: Epilogue): Record<string, Memory> {
+  const buffers: Record<string, Memory> = { c }, beside = slope?.of ?? activation?.before;
+  if (bias) buffers.bias = bias.memory;
+  if (beside) buffers.beside = beside;
+  if (plus) buffers.plus = plus;
+  if (sums) buffers.sums = sums.memory;
+  return buffers;
+}
+
+/** The pieces of a kernel that end a product. They need `c_base`, where the batch of C begins, and `params` rows and columns. */
+export interface EpilogueCode {
+  buffers: Record<string, BufferType>;
+  head: string;
+  /** In front of the rows of column `n` (a multiple of 4, of which the column exists). */
+  column: string;
+  /** Finishes columns n to n + 3 of row `m`, of which `x` is the product. */
+  row: (m: string, x: string) => string;
+  /** Writes the sum of A's row `m`, which the epilogue wants. */
+  sum: (m: string, x: string) => string;
+  /** Whether it wants the sums of A's rows. */
+  sums: boolean;
+}
+
+/** The code for what `epilogueKey` named. */
+export function epilogueCode(key: string): EpilogueCode {
+  const [c, cWide, bias, after, activation, plus, add, sums] = key.split("/");
+  const wide = cWide === "wide", has = (x: string) => x !== "none";
+  const buffer = (access: "read" | "write"): BufferType => `${access} ${wide ? vectorOf[c as Element] : c as Element}`;
+  const f = has(activation) ? ACTIVATIONS[activation as Activation] : null;
+  // one vec4 of a row (or what of it there is) from column n on
+  const load = (name: string) =>
+    wide ? `vec4f(${name}[at / 4u])` : `vec4f(${lanes.map((_, j) => `f32(${name}[min(at + ${j}u, end)])`).join(", ")})`;
+  const write = (name: string, x: string) =>
+    wide
+      ? `${name}[at / 4u] = ${vectorOf[c as Element]}(${x});`
+      : lanes.map((l, j) => `if (n + ${j}u < params.columns) { ${name}[at + ${j}u] = ${c}(${x}.${l}); }`).join(" ");
+  const map = (g: string, x: string) => `vec4f(${lanes.map((l) => `${g}(${x}.${l})`).join(", ")})`;
+  return {
+    buffers: {
+      ...has(bias) ? { bias: `read ${bias as Element}` as const } : {},
+      ...has(after) ? { beside: buffer(after === "before" ? "write" : "read") } : {},
+      ...has(plus) ? { plus: buffer("read") } : {},
+      c: buffer("write"),
+      ...has(sums) ? { sums: `write ${sums as Element}` as const } : {},
+    },
+    head: f ? `${MATH}\nfn activated(a: f32) -> f32 { return ${after === "slope" ? f.slope : f.value}; }` : "",
+    column: has(bias)
+      ? `let bias4 = vec4f(${lanes.map((_, j) => `f32(bias[min(n + ${j}u, params.columns - 1u)])`).join(", ")});`
+      : "",
+    row: (m, x) =>
+      `if (${m} < params.rows) {
+          let at = c_base + ${m} * params.columns + n;
+          let end = c_base + (${m} + 1u) * params.columns - 1u;
+          var result = ${x}${has(bias) ? " + bias4" : ""};
+          ${after === "before" ? write("beside", "result") : ""}
+          ${
+        !f
+          ? ""
+          : after === "slope"
+          ? `let of4 = ${load("beside")}; result *= ${map("activated", "of4")};`
+          : `result = ${map("activated", "result")};`
+      }
+          ${has(plus) ? `result += ${load("plus")};` : ""}
+          ${has(add) ? `result += ${load("c")};` : ""}
+          ${write("c", "result")}
+        }`,
+    sum: (m, x) =>
+      `if (${m} < params.rows) { let at = batch * params.rows + ${m}; sums[at] = ${sums}(${x}${
+        has(add) ? " + f32(sums[at])" : ""
+      }); }`,
+    sums: has(sums),
+  };
+}
