@@ -22,6 +22,7 @@ import {
 } from "./epilogue.ts";
 import { gpu } from "./gpu/gpu.ts";
 import { type BufferType, type Kernel, type KernelSpec, variants } from "./gpu/kernel.ts";
+import { tensorMatmul } from "./tensor_cores.ts";
 
 /** A square tile, of which a thread computes 8×8 (4×4 of small ones); `slices` times as many threads share it. A slab is `depth` deep. */
 interface Tile {
@@ -384,10 +385,29 @@ export function matmul(
   batches: number,
   epilogue: Epilogue = {},
 ): void {
-  const { bias, activation, slope, plus, add, sums } = epilogue;
+  const { bias, activation, slope, plus, add, sums } = epilogue, { isSoftware } = gpu().info, cOffset = c.offset ?? 0;
+  const values = {
+    rows,
+    columns,
+    depth,
+    batches,
+    aOffset: a.offset ?? 0,
+    aBatch: a.batch,
+    aK: a.column,
+    aAcross: a.row,
+    bOffset: b.offset ?? 0,
+    bBatch: b.batch,
+    bK: b.row,
+    bAcross: b.column,
+    cOffset,
+  };
+  // a compiler for CPUs takes half a second for each variant and gains little by vec4s and long bodies: there, one variant serves all strides
+  const scalar = matmulTuning.scalar ?? isSoftware, wide = !scalar && columns % 4 === 0 && cOffset % 4 === 0;
+  const aMode = modeOf(scalar, a, a.column, a.row, rows, depth),
+    bMode = modeOf(scalar, b, b.row, b.column, columns, depth);
+  if (tensorMatmul(a, aMode, b, bMode, c, wide, values, epilogue)) return;
   const plain = !bias && !activation && !slope && !plus && batches === 1;
   const [index, pieces] = choose(rows, columns, depth, batches, plain), tile = TILES[index];
-  const cOffset = c.offset ?? 0, { isSoftware } = gpu().info;
   if (pieces > 1) {
     const size = rows * columns, part = depth / pieces;
     const take = (count: number) => ({ memory: gpu().pool.take(4 * pieces * count), element: "f32" as const });
@@ -402,28 +422,11 @@ export function matmul(
     partialSums?.memory.free();
     return partial.memory.free();
   }
-  // a compiler for CPUs takes half a second for each variant and gains little by vec4s and long bodies: there, one variant serves all strides
-  const scalar = matmulTuning.scalar ?? isSoftware, unroll = matmulTuning.unroll ?? (isSoftware ? 4 : tile.depth);
-  const tail = depth % (tile.depth * tile.slices) !== 0;
-  const wide = !scalar && columns % 4 === 0 && cOffset % 4 === 0;
-  const key = `${index},${unroll},${a.element},${modeOf(scalar, a, a.column, a.row, rows, depth)},${b.element},${
-    modeOf(scalar, b, b.row, b.column, columns, depth)
-  },${tail ? "tail" : "whole"},${epilogueKey(c.element, wide, epilogue)}`;
+  const unroll = matmulTuning.unroll ?? (isSoftware ? 4 : tile.depth), tail = depth % (tile.depth * tile.slices) !== 0;
+  const key = `${index},${unroll},${a.element},${aMode},${b.element},${bMode},${tail ? "tail" : "whole"},${
+    epilogueKey(c.element, wide, epilogue)
+  }`;
   const buffers = { a: a.memory, b: b.memory, ...epilogueMemories(c.memory, epilogue) };
   const groups = Math.ceil(rows / tile.size) * Math.ceil(columns / tile.size) * batches;
-  kernel(key).run(buffers, {
-    rows,
-    columns,
-    depth,
-    batches,
-    aOffset: a.offset ?? 0,
-    aBatch: a.batch,
-    aK: a.column,
-    aAcross: a.row,
-    bOffset: b.offset ?? 0,
-    bBatch: b.batch,
-    bK: b.row,
-    bAcross: b.column,
-    cOffset,
-  }, groups);
+  kernel(key).run(buffers, values, groups);
 }

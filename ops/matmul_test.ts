@@ -221,6 +221,7 @@ Deno.test("perceptron: layers, activations and a residual in the products' kerne
   await check([8, 16, 12, 4], [6], ["relu", "relu", undefined]);
   await check([8, 16, 12, 4], [6], ["relu", "gelu", undefined], { biases: false });
   await check([6, 5, 4], [70], ["gelu", undefined], { dtype: "f16", residual: true });
+  await check([64, 48, 32], [70], ["gelu", undefined], { dtype: "f16", residual: true });
   await check([8, 16, 4], [6], ["gelu", undefined], { frozen: ["x", "weight 1", "bias 1"], residual: true });
   await check([8, 16, 4], [6], ["relu", undefined], { frozen: ["weight 1", "weight 2", "bias 1"] });
   await check([8, 16, 4], [6], ["relu", undefined], { frozen: ["weight 1", "weight 2", "bias 2"] });

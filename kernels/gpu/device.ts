@@ -41,6 +41,8 @@ export interface GpuInfo {
   f16: boolean;
   /** Whether kernels may use subgroup operations. */
   subgroups: boolean;
+  /** Whether products of f16 run on tensor cores: Chromium's experimental subgroup matrices, on a device that was made with them. */
+  tensorCores: boolean;
   /** Whether GPU timestamps can be taken. */
   timestamps: boolean;
   /** The numbers measured for this adapter or handed in; null: the fixed ones. */
@@ -101,23 +103,50 @@ export function checkInitOptions(options: InitOptions): void {
   if (autotune !== undefined && typeof autotune !== "boolean") checkTuning("init: autotune", autotune);
 }
 
+/** Whether the device compiles a kernel. */
+async function compiles(device: GPUDevice, code: string): Promise<boolean> {
+  device.pushErrorScope("validation");
+  try {
+    device.createComputePipeline({
+      layout: "auto",
+      compute: { module: device.createShaderModule({ code }), entryPoint: "main" },
+    });
+  } catch {
+    // the scope says what it was
+  }
+  return await device.popErrorScope() === null;
+}
+
 /** What a shader that uses subgroups must begin with: naga refuses the directive that Dawn demands. Null where neither compiles. */
 export async function subgroupDirective(device: GPUDevice): Promise<string | null> {
   for (const directive of ["", "enable subgroups;\n"]) {
-    device.pushErrorScope("validation");
     const code = `${directive}@group(0) @binding(0) var<storage, read_write> y: array<f32>;
 @compute @workgroup_size(64) fn main(@builtin(subgroup_invocation_id) id: u32) { y[id] = subgroupAdd(1.0) + subgroupMax(1.0); }`;
-    try {
-      device.createComputePipeline({
-        layout: "auto",
-        compute: { module: device.createShaderModule({ code }), entryPoint: "main" },
-      });
-    } catch {
-      // the scope says what it was
-    }
-    if (await device.popErrorScope() === null) return directive;
+    if (await compiles(device, code)) return directive;
   }
   return null;
+}
+
+const MATRICES = "chromium-experimental-subgroup-matrix";
+
+/** Whether the device multiplies fragments of 16×16 f16 and sums them in f32, with subgroups of 32. */
+export async function hasTensorCores(device: GPUDevice): Promise<boolean> {
+  const { subgroupMinSize, subgroupMaxSize } = device.adapterInfo;
+  if (!(device.features as ReadonlySet<string>).has(MATRICES) || subgroupMinSize !== 32 || subgroupMaxSize !== 32) {
+    return false;
+  }
+  const of = (kind: string, element: string) => `subgroup_matrix_${kind}<${element}, 16, 16>`;
+  return await compiles(
+    device,
+    `enable f16; enable subgroups; enable chromium_experimental_subgroup_matrix;
+var<workgroup> x: array<f16, 256>;
+@group(0) @binding(0) var<storage, read_write> y: array<f32>;
+@compute @workgroup_size(32) fn main() {
+  let a = subgroupMatrixLoad<${of("left", "f16")}, row_major>(&x, 0u, 16u);
+  let b = subgroupMatrixLoad<${of("right", "f16")}, col_major>(&x, 0u, 16u);
+  subgroupMatrixStore<row_major>(&y, 0u, subgroupMatrixMultiplyAccumulate(a, b, ${of("result", "f32")}()), 16u);
+}`,
+  );
 }
 
 /** Asks for a device with the adapter's full limits and the optional features that the engine can use. */
@@ -138,7 +167,7 @@ export async function openDevice(options: InitOptions): Promise<{ device: GPUDev
     const limit = adapter.limits[name as keyof GPUSupportedLimits];
     if (typeof limit === "number") requiredLimits[name] = limit;
   }
-  const optional = ["timestamp-query", "shader-f16"].filter((f) => adapter.features.has(f));
+  const optional = ["timestamp-query", "shader-f16", MATRICES].filter((f) => adapter.features.has(f));
   for (const f of options.features ?? []) {
     if (!adapter.features.has(f)) {
       throw new RangeError(
@@ -165,6 +194,7 @@ function describeDevice(device: GPUDevice, adapter: GPUAdapterInfo | undefined):
     isSoftware: /llvmpipe|lavapipe|swiftshader|software|basic render/i.test(name),
     f16: device.features.has("shader-f16"),
     subgroups: false,
+    tensorCores: false,
     timestamps: device.features.has("timestamp-query"),
     tuning: null,
     features: [...device.features].sort(),

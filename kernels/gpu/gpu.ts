@@ -2,6 +2,7 @@ import {
   checkInitOptions,
   DeviceErrors,
   type GpuInfo,
+  hasTensorCores,
   type InitOptions,
   openDevice,
   subgroupDirective,
@@ -65,6 +66,7 @@ async function start(options: InitOptions): Promise<GpuInfo> {
   const { device, info } = await openDevice(options);
   const directive = await subgroupDirective(device);
   info.subgroups = directive !== null;
+  info.tensorCores = await hasTensorCores(device);
   const counters: Counters = {
     liveTensors: 0,
     liveBytes: 0,

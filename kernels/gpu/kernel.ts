@@ -18,6 +18,8 @@ export interface KernelSpec {
   workgroup?: number;
   /** Whether the kernel uses subgroups (`info.subgroups` tells whether it may): `subgroup_size` and `subgroup_lane` are defined for its functions. */
   subgroups?: boolean;
+  /** WGSL directives (`enable …;`, `diagnostic(…);`), which come first. */
+  directives?: string;
   /** Functions and workgroup variables. */
   head?: string;
   /**
@@ -40,7 +42,7 @@ const snake = (name: string) => name.replace(/[A-Z]/g, (c) => `_${c.toLowerCase(
 
 /** The whole WGSL text of a kernel. */
 export function wgsl(
-  { name: _, buffers, params = {}, workgroup = 256, subgroups = false, head = "", main }: KernelSpec,
+  { name: _, buffers, params = {}, workgroup = 256, subgroups = false, directives = "", head = "", main }: KernelSpec,
   subgroupDirective = "",
 ): string {
   const f16 = Object.values(buffers).some((type) => type.endsWith("f16") || type.endsWith("vec4h"));
@@ -56,9 +58,8 @@ export function wgsl(
   const builtins = subgroups
     ? ", @builtin(subgroup_size) size_of_subgroup: u32, @builtin(subgroup_invocation_id) lane_of_subgroup: u32"
     : "";
-  return `${f16 ? "enable f16;\n" : ""}${
-    subgroups ? `${subgroupDirective}var<private> subgroup_size: u32;\nvar<private> subgroup_lane: u32;\n` : ""
-  }${bindings.join("\n")}
+  return `${f16 ? "enable f16;\n" : ""}${subgroups ? subgroupDirective : ""}${directives}
+${subgroups ? `var<private> subgroup_size: u32;\nvar<private> subgroup_lane: u32;\n` : ""}${bindings.join("\n")}
 ${uniform}
 ${head}
 @compute @workgroup_size(${workgroup})
@@ -149,9 +150,9 @@ export function defineKernel(spec: KernelSpec): Kernel {
 const BUFFER_TYPE = /^(read|write) (f32|f16|i32|u32|vec4f|vec4h|vec4i|vec4u)$/;
 
 function checkSpec(spec: KernelSpec): void {
-  const known = ["name", "buffers", "params", "workgroup", "subgroups", "head", "main"];
+  const known = ["name", "buffers", "params", "workgroup", "subgroups", "directives", "head", "main"];
   checkOptions("defineKernel", spec, known);
-  const { name, buffers, params = {}, workgroup = 256, subgroups = false, head = "", main } = spec;
+  const { name, buffers, params = {}, workgroup = 256, subgroups = false, directives = "", head = "", main } = spec;
   if (typeof name !== "string") throw new TypeError(`defineKernel: name must be a string, got ${describe(name)}`);
   const op = `defineKernel: ${name}`;
   for (const [what, record] of [["buffers", buffers], ["params", params]] as const) {
@@ -178,7 +179,7 @@ function checkSpec(spec: KernelSpec): void {
   if (count > 64) throw new TypeError(`${op}: at most 64 params fit, got ${count}`);
   checkNumber(op, "workgroup", workgroup, { integer: true, min: 1 });
   checkBoolean(op, "subgroups", subgroups);
-  for (const [what, text] of [["head", head], ["main", main]]) {
+  for (const [what, text] of [["directives", directives], ["head", head], ["main", main]]) {
     if (typeof text !== "string") throw new TypeError(`${op}: ${what} must be a string of WGSL, got ${describe(text)}`);
     const pointer = elementPointer(text);
     if (pointer) {
