@@ -123,10 +123,15 @@ var<workgroup> results: array<f32, ${4 * 16 * half}>;`,
   for (var q = lane % 32u; q < ${4 * half}u; q += 32u) {
     let n = tile_n + own_n + q % ${half / 4}u * 4u;
     let m = tile_m + own_m + ${16 * i}u + q / ${half / 4}u;
-    let from = own * ${16 * half}u + 4u * q;
+    let at_result = own * ${16 * half}u + 4u * q;
     if (n < params.columns) {
       ${end.column}
-      ${end.row("m", "vec4f(results[from], results[from + 1u], results[from + 2u], results[from + 3u])")}
+      ${
+          end.row(
+            "m",
+            "vec4f(results[at_result], results[at_result + 1u], results[at_result + 2u], results[at_result + 3u])",
+          )
+        }
     }
   }`
       )
