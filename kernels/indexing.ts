@@ -3,10 +3,8 @@
  * atomics. An index out of range gives NaN. Loops over positions are nested, since some drivers cut a loop at 65,535 rounds.
  */
 import type { Element } from "./elementwise.ts";
-import { gpu } from "./gpu/gpu.ts";
-import { defineKernel, type Kernel, type KernelSpec, variants } from "./gpu/kernel.ts";
+import { type Kernel, type KernelSpec, variants } from "./gpu/kernel.ts";
 import type { Memory } from "./gpu/memory.ts";
-import { fill } from "./random.ts";
 
 const NAN = "var nan_bits = 0x7fc00000u; let nan = bitcast<f32>(nan_bits);";
 
@@ -36,43 +34,33 @@ export function embedding(
   embeddingKernel(element).run({ weight, index, y }, { size, width, rows }, Math.ceil(size / 256));
 }
 
-/** links[n] = [whether n is the first of its index, the next position of the same index or `count`]. */
-const linkKernel: Kernel = defineKernel({
-  name: "embedding links",
-  buffers: { index: "read i32", links: "write u32" },
-  params: { count: "u32" },
-  main: `if (thread >= params.count) { return; }
-  let mine = index[thread];
-  var first = 1u;
-  for (var block = 0u; block < thread && first == 1u; block += 4096u) {
-    for (var n = block; n < min(block + 4096u, thread); n++) { if (index[n] == mine) { first = 0u; break; } }
-  }
-  var next = params.count;
-  for (var block = thread + 1u; block < params.count && next == params.count; block += 4096u) {
-    for (var n = block; n < min(block + 4096u, params.count); n++) { if (index[n] == mine) { next = n; break; } }
-  }
-  links[2u * thread] = first;
-  links[2u * thread + 1u] = next;`,
-});
-
+// a workgroup adds up 128 columns of one row: it marks which of 1,024 positions name the row, then walks those that do
 const embeddingBackwardKernel: (element: Element) => Kernel = variants((element: Element): KernelSpec => ({
   name: "embedding backward",
-  buffers: { index: "read i32", links: "read u32", dY: `read ${element}`, dWeight: `write ${element}` },
-  params: { size: "u32", width: "u32", rows: "u32", count: "u32" },
-  main: `if (thread >= params.size) { return; }
-  let start = thread / params.width;
-  let row = index[start];
-  if (links[2u * start] == 0u || row < 0 || u32(row) >= params.rows) { return; }
-  let column = thread % params.width;
+  buffers: { index: "read i32", dY: `read ${element}`, dWeight: `write ${element}` },
+  params: { count: "u32", width: "u32", rows: "u32", tiles: "u32" },
+  workgroup: 128,
+  head: "var<workgroup> marks: array<atomic<u32>, 32>;",
+  main: `let row = group / params.tiles;
+  if (row >= params.rows) { return; }
+  let column = group % params.tiles * 128u + lane;
   var sum = 0.0;
-  var n = start;
-  for (var outer = 0u; outer < 65536u && n < params.count; outer++) {
-    for (var inner = 0u; inner < 4096u && n < params.count; inner++) {
-      sum += f32(d_y[n * params.width + column]);
-      n = links[2u * n + 1u];
+  for (var block = 0u; block < params.count; block += 1024u) {
+    if (lane < 32u) { atomicStore(&marks[lane], 0u); }
+    workgroupBarrier();
+    for (var i = lane; i < min(1024u, params.count - block); i += 128u) {
+      if (index[block + i] == i32(row)) { atomicOr(&marks[i / 32u], 1u << (i % 32u)); }
     }
+    workgroupBarrier();
+    for (var word = 0u; word < 32u; word++) {
+      for (var bits = atomicLoad(&marks[word]); bits != 0u; bits &= bits - 1u) {
+        let n = block + word * 32u + firstTrailingBit(bits);
+        sum += f32(d_y[n * params.width + min(column, params.width - 1u)]);
+      }
+    }
+    workgroupBarrier();
   }
-  d_weight[u32(row) * params.width + column] = ${element}(sum);`,
+  if (column < params.width) { d_weight[row * params.width + column] = ${element}(sum); }`,
 }));
 
 /** dWeight[row] = the sum of dY over the positions of that row, in their order; rows that no index names get 0. */
@@ -85,15 +73,8 @@ export function embeddingBackward(
   width: number,
   rows: number,
 ): void {
-  fill(dWeight, 0, rows * width, element);
-  const links = gpu().pool.take(8 * count), size = count * width;
-  linkKernel.run({ index, links }, { count }, Math.ceil(count / 256));
-  embeddingBackwardKernel(element).run(
-    { index, links, dY, dWeight },
-    { size, width, rows, count },
-    Math.ceil(size / 256),
-  );
-  links.free();
+  const tiles = Math.ceil(width / 128);
+  embeddingBackwardKernel(element).run({ index, dY, dWeight }, { count, width, rows, tiles }, rows * tiles);
 }
 
 /** Sizes of a gather along the middle of [outer, from, inner]: `to` elements are taken of `from`. */
