@@ -286,9 +286,11 @@ ${
           { name: "t", value: "teacher4", k: "k", at: late ? "student" : undefined },
           ...v.crossEntropy ? [{ name: "s1", value: "student4", k: "1.0" }] : [],
         ],
-        `let used4 = live4 & (max(student4, teacher4) >= vec4f(-1e38));
-    let gap4 = student4 - teacher4;
-    range_part = max(range_part, vec2f(max_of(select(vec4f(LOW), gap4, used4)), max_of(select(vec4f(LOW), -gap4, used4))));`,
+        `if ((range_part.x + range_part.y) * k <= 1.0) { // a wide range only grows
+      let used4 = live4 & (max(student4, teacher4) >= vec4f(-1e38));
+      let gap4 = student4 - teacher4;
+      range_part = max(range_part, vec2f(max_of(select(vec4f(LOW), gap4, used4)), max_of(select(vec4f(LOW), -gap4, used4))));
+    }`,
       )
     }
   let log_s = log1p_(s_rest);

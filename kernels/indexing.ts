@@ -34,34 +34,57 @@ export function embedding(
   embeddingKernel(element).run({ weight, index, y }, { size, width, rows }, Math.ceil(size / 256));
 }
 
-// a workgroup adds up 128 columns of one row: it marks which of 1,024 positions name the row, then walks those that do
-const embeddingBackwardKernel: (element: Element) => Kernel = variants((element: Element): KernelSpec => ({
-  name: "embedding backward",
-  buffers: { index: "read i32", dY: `read ${element}`, dWeight: `write ${element}` },
-  params: { count: "u32", width: "u32", rows: "u32", tiles: "u32" },
-  workgroup: 128,
-  head: "var<workgroup> marks: array<atomic<u32>, 32>;",
-  main: `let row = group / params.tiles;
-  if (row >= params.rows) { return; }
+// A workgroup adds up 128 columns of one row or of eight: it marks which of 1,024 positions name each row, then walks those that do. On an H100 1,024 tokens of 32,000
+// took 0.04 ms with eight rows each and 0.3 with one, as a zeroing, a list of equal tokens and a walk along it 0.13 ms; few rows fill the GPU better one by one.
+const embeddingBackwardKernel: (key: string) => Kernel = variants((key: string): KernelSpec => {
+  const [element, count] = key.split("/") as [Element, string];
+  const rows = Array.from({ length: Number(count) }, (_, r) => r),
+    each = (f: (r: number) => string) => rows.map(f).join("\n  ");
+  return {
+    name: "embedding backward",
+    buffers: { index: "read i32", dY: `read ${element}`, dWeight: `write ${element}` },
+    params: { count: "u32", width: "u32", rows: "u32", tiles: "u32" },
+    workgroup: 128,
+    head: `var<workgroup> marks: array<atomic<u32>, ${32 * rows.length}>;
+var<workgroup> named: atomic<u32>; // rows, a bit each`,
+    main: `let first = group / params.tiles * ${count}u;
+  if (first >= params.rows) { return; }
   let column = group % params.tiles * 128u + lane;
-  var sum = 0.0;
+  let there = column < params.width;
+  ${each((r) => `var sum${r} = 0.0;`)}
   for (var block = 0u; block < params.count; block += 1024u) {
-    if (lane < 32u) { atomicStore(&marks[lane], 0u); }
+    if (lane == 0u) { atomicStore(&named, 0u); }
+    for (var i = lane; i < ${32 * rows.length}u; i += 128u) { atomicStore(&marks[i], 0u); }
     workgroupBarrier();
     for (var i = lane; i < min(1024u, params.count - block); i += 128u) {
-      if (index[block + i] == i32(row)) { atomicOr(&marks[i / 32u], 1u << (i % 32u)); }
-    }
-    workgroupBarrier();
-    for (var word = 0u; word < 32u; word++) {
-      for (var bits = atomicLoad(&marks[word]); bits != 0u; bits &= bits - 1u) {
-        let n = block + word * 32u + firstTrailingBit(bits);
-        sum += f32(d_y[n * params.width + min(column, params.width - 1u)]);
+      let row = u32(index[block + i]) - first; // a negative index is far above every row
+      if (row < ${count}u) {
+        atomicOr(&marks[row * 32u + i / 32u], 1u << (i % 32u));
+        atomicOr(&named, 1u << row);
       }
     }
     workgroupBarrier();
+    let found = atomicLoad(&named);
+    ${
+      each((r) =>
+        `if ((found & ${1 << r}u) != 0u && there) {
+      for (var word = 0u; word < 32u; word++) {
+        for (var bits = atomicLoad(&marks[${32 * r}u + word]); bits != 0u; bits &= bits - 1u) {
+          sum${r} += f32(d_y[(block + word * 32u + firstTrailingBit(bits)) * params.width + column]);
+        }
+      }
+    }`
+      )
+    }
+    workgroupBarrier();
   }
-  if (column < params.width) { d_weight[row * params.width + column] = ${element}(sum); }`,
-}));
+  ${
+      each((r) =>
+        `if (there && first + ${r}u < params.rows) { d_weight[(first + ${r}u) * params.width + column] = ${element}(sum${r}); }`
+      )
+    }`,
+  };
+});
 
 /** dWeight[row] = the sum of dY over the positions of that row, in their order; rows that no index names get 0. */
 export function embeddingBackward(
@@ -73,8 +96,12 @@ export function embeddingBackward(
   width: number,
   rows: number,
 ): void {
-  const tiles = Math.ceil(width / 128);
-  embeddingBackwardKernel(element).run({ index, dY, dWeight }, { count, width, rows, tiles }, rows * tiles);
+  const tiles = Math.ceil(width / 128), each = rows * tiles < 4096 ? 1 : 8;
+  embeddingBackwardKernel(`${element}/${each}`).run(
+    { index, dY, dWeight },
+    { count, width, rows, tiles },
+    Math.ceil(rows / each) * tiles,
+  );
 }
 
 /** Sizes of a gather along the middle of [outer, from, inner]: `to` elements are taken of `from`. */

@@ -125,20 +125,18 @@ const kernel: (key: string) => Kernel = variants((key: string): KernelSpec => {
   const all = sides.flatMap((h) => lanes.flatMap((_, i) => sides.map((w) => [h, i, w] as const)));
   const each = (f: (h: number, i: number, w: number, n: number) => string) =>
     all.map(([h, i, w], n) => f(h, i, w, n)).join(" ");
-  // the blocks of 4×4 of A's slab, then those of B's: neighbouring threads take 128 bytes along m or n, then those along k
-  const blocks = quads * depth / 4, elements: Record<string, string> = { a, b };
+  // the blocks of 4×4 of A's slab, then those of B's: neighbouring threads take up to eight along m or n, then those along k
+  const blocks = quads * depth / 4, run = Math.min(8, quads);
   const rounds = Array.from({ length: Math.ceil(2 * blocks / threads) }, (_, r) => r);
   // which operand the blocks of a round are of; "" where that differs among threads
   const side = (r: number) => (r + 1) * threads <= blocks ? "a" : r * threads >= blocks ? "b" : "";
   // neighbouring threads take blocks that are neighbours in memory
-  const order = (r: number, operand: string, mode: string) => {
-    if (mode === "k") {
-      return `let x${operand}${r} = place${r} / ${depth / 4}u; let k${operand}${r} = place${r} % ${depth / 4}u;`;
-    }
-    const run = Math.min(elements[operand] === "f16" ? 16 : 8, quads); // 128 bytes
-    return `let x${operand}${r} = place${r} % ${run}u + place${r} / ${run * depth / 4}u * ${run}u;
-  let k${operand}${r} = place${r} / ${run}u % ${depth / 4}u;`;
-  };
+  const order = (r: number, operand: string, mode: string) =>
+    mode === "k"
+      ? `let x${operand}${r} = place${r} / ${depth / 4}u; let k${operand}${r} = place${r} % ${depth / 4}u;`
+      : `let x${operand}${r} = place${r} % ${run}u + place${r} / ${
+        run * depth / 4
+      }u * ${run}u; let k${operand}${r} = place${r} / ${run}u % ${depth / 4}u;`;
   const begin = rounds.map((r) =>
     `let unit${r} = own + ${r * threads}u;
   let of_a${r} = unit${r} < ${blocks}u;
