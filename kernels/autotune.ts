@@ -117,6 +117,7 @@ async function tune(): Promise<Tuning> {
 async function tuneRows(work: RowWork, walk: (columns: number) => () => void): Promise<RowLimits> {
   const { info } = gpu(), { isSoftware, limits: { maxComputeInvocationsPerWorkgroup: fit } } = info;
   const fixed = defaultRowLimits(isSoftware)[work];
+  fixed.threads = Math.min(fixed.threads, fit);
   const best = async (candidates: RowLimits[], widths: number[]) => {
     const runs = candidates.flatMap((limits) =>
       widths.map((columns) => () => {
