@@ -132,12 +132,16 @@ async function tuneRows(work: RowWork, walk: (columns: number) => () => void): P
     return candidates[totals.indexOf(Math.min(...totals))];
   };
   const threads = [64, 128, 256, 512, 1024].filter((n) => n <= fit && (isSoftware ? n <= 256 : n >= 256));
-  const { again } = await best(threads.map((again) => ({ ...fixed, quads: 0, again })), [
-    isSoftware ? WIDTHS[0] : WIDE,
-  ]);
-  if (isSoftware) return { ...fixed, again }; // there is no memory nearer than the cache
+  const wide = threads.flatMap((again) =>
+    (isSoftware ? [0] : [0, 8]).map((hold) => ({ ...fixed, quads: 0, again, hold }))
+  );
+  const { again, hold } = await best(wide, [isSoftware ? WIDTHS[0] : WIDE]);
+  if (isSoftware) return { ...fixed, again, hold }; // there is no memory nearer than the cache
   const stay = ([[256, 8], [256, 16], [512, 8], [512, 16], [1024, 8]] as const).filter(([threads]) => threads <= fit);
-  return await best([{ ...fixed, again }, ...stay.map(([threads, quads]) => ({ threads, quads, again }))], WIDTHS);
+  return await best(
+    [{ ...fixed, again, hold }, ...stay.map(([threads, quads]) => ({ threads, quads, again, hold }))],
+    WIDTHS,
+  );
 }
 
 /** What each tile takes, as a multiple of what is expected of it: the geometric mean of a product of few tiles and one of many. */

@@ -39,13 +39,17 @@ Deno.test("init: autotune measures once an adapter, and leaves nothing behind", 
 
 Deno.test("init: autotune takes numbers that were measured before, and none unless asked", async () => {
   await dispose();
-  const limits = { threads: 64, quads: 4, again: 128 };
+  const limits = { threads: 64, quads: 4, again: 128, hold: 2 };
   const tuning: Tuning = { rows: { one: limits, two: limits, much: limits }, tiles: [2, 3] };
   try {
     assertEquals((await init({ autotune: tuning })).tuning, tuning);
     for (const work of WORKS) {
       const plans = [256, 1024, 1028].map((columns) => planRow(columns, work));
-      assertEquals(plans.map(({ threads, quads }) => [threads, quads]), [[32, 2], [64, 4], [128, 0]]);
+      assertEquals(plans.map(({ threads, quads, rest }) => [threads, quads, rest]), [
+        [32, 2, false],
+        [64, 4, false],
+        [128, 2, true],
+      ]);
     }
     await dispose();
     assertEquals((await init()).tuning, null);
@@ -56,7 +60,7 @@ Deno.test("init: autotune takes numbers that were measured before, and none unle
 
 Deno.test("init: autotune refuses what is no tuning", async () => {
   await dispose();
-  const limits = { threads: 64, quads: 4, again: 128 }, rows = { one: limits, two: limits, much: limits };
+  const limits = { threads: 64, quads: 4, again: 128, hold: 2 }, rows = { one: limits, two: limits, much: limits };
   for (
     const [autotune, message] of [
       ["yes", "init: autotune: options must be an object, got"],

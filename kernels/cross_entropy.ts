@@ -115,7 +115,7 @@ const kernel: (key: string) => Kernel = variants((key: string): KernelSpec => {
       ...soft ? { probability: rowBuffer("read", v.target as Element, plan) } : { labels: "read i32" as BufferType },
       counts: "read f32",
       upstream: "read f32",
-      ...v.weight ? { weight: "read f32" as BufferType } : {},
+      ...v.weight ? { weight: rowBuffer("read", "f32", plan) } : {},
       loss: "write f32",
       ...v.extras
         ? { zRows: "write f32" as BufferType, predictions: "write i32" as BufferType, hits: "write f32" as BufferType }
@@ -143,8 +143,13 @@ ${
       v.weight
         ? `fn weights(c: vec4u) -> vec4f {
   let last = params.columns - 1u;
-  return vec4f(weight[min(c.x, last)], weight[min(c.y, last)], weight[min(c.z, last)], weight[min(c.w, last)]);
-}`
+  return ${
+          plan.wide
+            ? "weight[min(c.x, last) / 4u]"
+            : `vec4f(${[..."xyzw"].map((l) => `weight[min(c.${l}, last)]`).join(", ")})`
+        };
+}
+fn weight_of(c: u32) -> f32 { return weight[c${plan.wide ? " / 4u][c % 4u]" : "]"}; }`
         : ""
     }
 ${soft ? "" : "var<workgroup> label_logit_shared: f32;"}
@@ -210,7 +215,7 @@ fn capped(logit: f32) -> f32 {
   // through memory, so that it is rounded as m is, and a row's only likely class has loss 0
   if (lane == 0u) { label_logit_shared = capped(element(row, select(0u, label, known))); }
   let label_logit = workgroupUniformLoad(&label_logit_shared);
-  let label_weight = ${v.weight ? "weight[select(0u, label, known)]" : "1.0"} + poison;
+  let label_weight = ${v.weight ? "weight_of(select(0u, label, known))" : "1.0"} + poison;
   let label_loss = log_sum - (label_logit - m) * k;
 
   let label_excess = expm1_(-label_loss);`

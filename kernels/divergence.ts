@@ -12,7 +12,7 @@
 import type { Element } from "./elementwise.ts";
 import { type BufferType, type Kernel, type KernelSpec, variants } from "./gpu/kernel.ts";
 import type { Memory } from "./gpu/memory.ts";
-import { fit, MATH, MATH4 } from "./math.ts";
+import { fit, horner, MATH, MATH4 } from "./math.ts";
 import { parsePlan, planKey, planRow, rowBuffer, rowCode } from "./row.ts";
 
 /** The divergences that have a kernel. */
@@ -28,15 +28,22 @@ interface Side {
   near: Near | null;
 }
 
-/** One divergence: WGSL of p4, q4, d4, diff4 (q − p), beta and alpha = 1 − β. `near` is the value where |d| < 1, as a multiple of p (null: `value` all the same). */
+/**
+ * One divergence: WGSL of p4, q4, d4, excess4 (eᵈ − 1 − d, where |d| < 1), diff4 (q − p), beta and alpha = 1 − β. `near` is the value where |d| < 1, in WGSL or as a
+ * function that gives it as a multiple of p (null: `value` all the same).
+ */
 interface Formula {
   value: string;
-  near: Near | null;
+  near: Near | string | null;
   /** null stands for a gradient of ±(q − p). */
   student: Side | null;
   teacher: Side | null;
-  /** Whether u, v and r are used. */
-  mixture: boolean;
+  /** What is computed of d4 before anything else: u4, v4 and r4 for what has a mixture. */
+  first: string;
+  /** p4 and q4. */
+  sides: string;
+  /** Whether h has a bound, so that no weight of 0 meets an infinity. */
+  bounded: boolean;
 }
 
 // weight·x, where 0·∞ = 0
@@ -47,8 +54,7 @@ const r: Near = (d, beta) => expm1(d) / (1 + (1 - beta) * expm1(d));
 
 // `share` ≤ ½ is the smaller weight in the mixture, y the log of its side over the other: log(m/other) = log(1 − share + share·eʸ), which does
 // not cancel while share·(eʸ − 1) ≤ 1, that is y ≤ gentle; beyond, log(m/side) = log(share + (1 − share)·e⁻ʸ). One exponential and one logarithm do
-const MIXTURE = `
-  let flip = beta > 0.5; // then q's side has the smaller weight
+const MIXTURE = `let flip = beta > 0.5; // then q's side has the smaller weight
   let y4 = select(-d4, d4, flip);
   let gentle4 = y4 <= vec4f(params.gentle);
   let e4 = exp(min(select(-y4, y4, gentle4), vec4f(60.0)));
@@ -64,27 +70,75 @@ const MIXTURE = `
   let gap4 = log_gap4_(x4, log4);
   let r4 = select(1.0 - e4, e4 - 1.0, over_p4) / m4;`;
 
-const FORMULAS: Record<DivergenceName, Formula> = {
+const SIDES = `let p4 = select(vec4f(0.0), exp((teacher4 - t_max) * k - log_t), live4);
+    let q4 = select(vec4f(0.0), exp((student4 - s_max) * k - log_s), live4);`;
+
+const far = Math.log(2),
+  series = (f: (x: number) => number, x: string, to: number, terms: number) => horner(x, fit(f, 0, to, terms));
+const logCosh = (x: number) => log1p(2 * Math.sinh(x / 2) ** 2);
+const root = Math.sqrt;
+// β = ½, D = d/2, a = |D|: u = ln cosh D + D, v = ln cosh D − D, where ln cosh D = a + λ with λ = log1p(e) − ln 2 and e = e⁻²ᵃ; the value is
+// √pq·(D·sinh D − cosh D·ln cosh D), a function of D². One exponential gives the larger of p and q, one the other. On an H100 jsd of 16384×8192 took TODO
+const HALF = `let half4 = 0.5 * d4;
+  let a4 = select(abs(half4), vec4f(100.0), abs(half4) > vec4f(100.0)); // where e is 0
+  let square4 = half4 * half4;
+  let root4 = exp(-a4);
+  let e4 = root4 * root4;
+  let lambda4 = e4 * ${series((e) => log1p(e) / e, "e4", exp(-1), 8)} - ${far};
+  let log_cosh4 = square4 * ${series((z) => logCosh(root(z)) / z, "square4", 0.25, 6)}; // where |d| < 1
+  let rising4 = d4 > vec4f(0.0);`;
+
+const HALF_SIDES =
+  `let larger4 = select(vec4f(0.0), exp(max((teacher4 - t_max) * k - log_t, (student4 - s_max) * k - log_s)), live4);
+    let p4 = larger4 * select(vec4f(1.0), e4, rising4);
+    let q4 = larger4 * select(e4, vec4f(1.0), rising4);`;
+
+const FORMULAS: Record<DivergenceName | "halfJsd", Formula> = {
   forwardKl: {
     value: `diff4 - ${times("p4", "d4")}`,
-    near: (d) => expm1(d) - d,
+    near: "p4 * excess4",
     student: null,
     teacher: { weight: "1.0", h: "-d4", near: null },
-    mixture: false,
+    first: "",
+    sides: SIDES,
+    bounded: false,
   },
   reverseKl: {
     value: `${times("q4", "d4")} - diff4`,
-    near: (d) => exp(d) * d - expm1(d),
+    near: "p4 * (d4 * (d4 + excess4) - excess4)",
     student: { weight: "1.0", h: "d4", near: null },
     teacher: null,
-    mixture: false,
+    first: "",
+    sides: SIDES,
+    bounded: false,
   },
   jsd: { // β·(m − p − p·u) + (1 − β)·(m − q − q·v), where all but the logarithms adds up to nothing
     value: `-beta * ${times("p4", "u4")} - alpha * ${times("q4", "v4")}`,
     near: (d, beta) => -beta * u(d, beta) - (1 - beta) * exp(d) * v(d, beta),
     student: { weight: "alpha", h: "-v4", near: (d, beta) => -v(d, beta) },
     teacher: { weight: "beta", h: "-u4", near: (d, beta) => -u(d, beta) },
-    mixture: true,
+    first: MIXTURE,
+    sides: SIDES,
+    bounded: false,
+  },
+  halfJsd: {
+    value: "larger4 * (-e4 * a4 - (0.5 + 0.5 * e4) * lambda4)",
+    near: `larger4 * root4 * square4 * ${
+      series((z) => root(z) * Math.sinh(root(z)) / z - Math.cosh(root(z)) * logCosh(root(z)) / z, "square4", 0.25, 6)
+    }`,
+    student: {
+      weight: "alpha",
+      h: "select(select(-2.0 * a4 - lambda4, -lambda4, rising4), half4 - log_cosh4, near4)",
+      near: null,
+    },
+    teacher: {
+      weight: "beta",
+      h: "select(select(-lambda4, -2.0 * a4 - lambda4, rising4), -half4 - log_cosh4, near4)",
+      near: null,
+    },
+    first: HALF,
+    sides: HALF_SIDES,
+    bounded: true,
   },
   skewForwardKl: { // m = αp + (1−α)q: β = α; m − p − p·u, from m/p where that is at hand
     value: `select(alpha * diff4 - ${times("p4", "u4")}, ${times("p4", "gap4")}, over_p4)`,
@@ -99,7 +153,9 @@ const FORMULAS: Record<DivergenceName, Formula> = {
       h: "-u4 + beta * alpha * r4",
       near: (d, beta) => -u(d, beta) + beta * (1 - beta) * r(d, beta),
     },
-    mixture: true,
+    first: MIXTURE,
+    sides: SIDES,
+    bounded: false,
   },
   skewReverseKl: { // m = (1−α)p + αq: β = 1−α; m − q − q·v, likewise
     value: `select(${times("q4", "gap4")}, -beta * diff4 - ${times("q4", "v4")}, over_p4)`,
@@ -110,14 +166,18 @@ const FORMULAS: Record<DivergenceName, Formula> = {
       near: (d, beta) => -v(d, beta) - beta * (1 - beta) * r(d, beta),
     },
     teacher: { weight: "1.0", h: "-beta * beta * r4", near: (d, beta) => -beta * beta * r(d, beta) },
-    mixture: true,
+    first: MIXTURE,
+    sides: SIDES,
+    bounded: false,
   },
   totalVariation: {
     value: "0.5 * abs(diff4)",
     near: null,
     student: { weight: "1.0", h: "0.5 * sign(d4)", near: null },
     teacher: { weight: "1.0", h: "-0.5 * sign(d4)", near: null },
-    mixture: false,
+    first: "",
+    sides: SIDES,
+    bounded: true,
   },
 };
 
@@ -128,7 +188,7 @@ const polynomial = (name: string) =>
 
 /** Compile-time choices. */
 interface Variant {
-  name: DivergenceName;
+  name: DivergenceName | "halfJsd";
   student: Element;
   teacher: Element;
   dStudent: boolean;
@@ -147,7 +207,7 @@ function polynomials({ name, dStudent, dTeacher }: Variant): { name: string; nea
     { name: "value", near, power: 2 },
     { name: "student", near: dStudent && student && student.near, power: 1 },
     { name: "teacher", near: dTeacher && teacher && teacher.near, power: 1 },
-  ].filter((x): x is { name: string; near: Near; power: number } => Boolean(x.near));
+  ].filter((x): x is { name: string; near: Near; power: number } => typeof x.near === "function");
 }
 
 const kernel: (key: string) => Kernel = variants((key: string): KernelSpec => {
@@ -158,47 +218,46 @@ const kernel: (key: string) => Kernel = variants((key: string): KernelSpec => {
   if (v.dStudent) outputs[dStudentName] = v.student;
   if (v.dTeacher) outputs[dTeacherName] = v.teacher;
   const { head, begin, each, sum, max, normalise } = rowCode(plan, { student: v.student, teacher: v.teacher }, outputs);
-  const mixture = formula.mixture ? MIXTURE : "";
+  const weighed = (weight: string, x: string) => formula.bounded ? `${weight} * (${x})` : times(weight, x);
   const h = (side: "student" | "teacher") => {
     const { h, near } = formula[side]!;
     return near ? `select(${h}, d4 * ${polynomial(side)}, near4)` : h;
   };
-  const value = formula.near
-    ? `select(${formula.value}, p4 * (d4 * d4 * ${polynomial("value")}), near4)`
-    : formula.value;
+  const nearValue = typeof formula.near === "function" ? `p4 * (d4 * d4 * ${polynomial("value")})` : formula.near;
+  const value = nearValue ? `select(${formula.value}, ${nearValue}, near4)` : formula.value;
   const terms = `
-    let p4 = select(vec4f(0.0), exp((teacher4 - t_max) * k - log_t), live4);
-    let q4 = select(vec4f(0.0), exp((student4 - s_max) * k - log_s), live4);
     let dead4 = max(student4, teacher4) < vec4f(-1e38);
     let d4 = select(((student4 - teacher4) - shift) * k - c, vec4f(0.0), dead4);
     let near4 = abs(d4) < vec4f(1.0);
-    let diff4 = select(q4 - p4, p4 * expm1_series4_(d4), near4);
-    ${mixture}`;
+    ${formula.first}
+    ${formula.sides}
+    let excess4 = excess_series4_(d4);
+    let diff4 = select(q4 - p4, p4 * (d4 + excess4), near4);`;
   const studentMean = v.dStudent && formula.student, teacherMean = v.dTeacher && formula.teacher;
   const centred = (side: "student" | "teacher") => `(${h(side)} - ${side}_h)`;
   // where registers keep both rows and one gradient is all that is left to do, they take what it is made of
-  const left = plan.quads > 0 && !v.crossEntropy
+  const left = !plan.rest && !v.crossEntropy
     ? studentMean && !v.dTeacher ? "student" : teacherMean && !v.dStudent ? "teacher" : null
     : null;
   const leave = left ? `kept_student = ${left === "student" ? "q4" : "p4"}; kept_teacher = ${centred(left)};` : "";
-  const add = `part += vec4f(sum_of(${value}), ${studentMean ? `sum_of(${times("q4", centred("student"))})` : "0.0"}, ${
-    teacherMean ? `sum_of(${times("p4", centred("teacher"))})` : "0.0"
-  }, 0.0);`;
+  const add = `part += vec4f(sum_of(${value}), ${
+    studentMean ? `sum_of(${weighed("q4", centred("student"))})` : "0.0"
+  }, ${teacherMean ? `sum_of(${weighed("p4", centred("teacher"))})` : "0.0"}, 0.0);`;
   const ceGradient = v.crossEntropy
     ? ` + ce_scale * select(exp(student4 - s_max - log_s1), vec4f(label_excess), columns4 == vec4u(label))`
     : "";
   const dStudent = studentMean
     ? `${studentMean.weight} * ${
       left
-        ? times("student4", "settled4_(teacher4) - sums.y")
-        : times("q4", `settled4_(${centred("student")}) - sums.y`)
+        ? weighed("student4", "settled4_(teacher4) - sums.y")
+        : weighed("q4", `settled4_(${centred("student")}) - sums.y`)
     }`
     : "diff4";
   const dTeacher = teacherMean
     ? `${teacherMean.weight} * ${
       left
-        ? times("student4", "settled4_(teacher4) - sums.z")
-        : times("p4", `settled4_(${centred("teacher")}) - sums.z`)
+        ? weighed("student4", "settled4_(teacher4) - sums.z")
+        : weighed("p4", `settled4_(${centred("teacher")}) - sums.z`)
     }`
     : "-diff4";
   const writeStudent = v.dStudent
@@ -214,7 +273,7 @@ const kernel: (key: string) => Kernel = variants((key: string): KernelSpec => {
   const late = (lateStudent ? writeStudent : "") + (lateTeacher ? writeTeacher : "");
   const zero = Object.keys(outputs).map((name) => `store_${name}(row_base, columns4, live4, vec4f(0.0));`).join(" ");
   return {
-    name: v.crossEntropy ? "distillation" : v.name,
+    name: v.crossEntropy ? "distillation" : v.name === "halfJsd" ? "jsd" : v.name,
     buffers: {
       student: rowBuffer(v.inPlace && v.dStudent ? "write" : "read", v.student, plan),
       teacher: rowBuffer(v.inPlace && v.dTeacher ? "write" : "read", v.teacher, plan),
@@ -241,7 +300,7 @@ const kernel: (key: string) => Kernel = variants((key: string): KernelSpec => {
       alpha: "f32",
       ceFactor: "f32",
       divergenceFactor: "f32",
-      ...formula.mixture ? { share: "f32" as const, gentle: "f32" as const } : {},
+      ...formula.first === MIXTURE ? { share: "f32" as const, gentle: "f32" as const } : {},
       ...Object.fromEntries(polynomials(v).flatMap(({ name }) => coefficients(name).map((c) => [c, "f32" as const]))),
     },
     workgroup: plan.threads,
@@ -327,8 +386,8 @@ ${
   var teacher_h = 0.0;
   {
     let d4 = (vec4f(s_max - s_at, t_at - t_max, 0.0, 0.0) - shift) * k - c; // as in the loops, to the last bit
-    ${mixture}
     let near4 = abs(d4) < vec4f(1.0);
+    ${formula.first}
     ${studentMean ? `student_h = (${h("student")}).x;` : ""}
     ${teacherMean ? `teacher_h = (${h("teacher")}).y;` : ""}
   }`
@@ -397,14 +456,14 @@ export function divergenceRows(
   const { labels, counts, upstream, parts, dStudent, dTeacher } = b;
   const inPlace = dStudent === b.student || dTeacher === b.teacher;
   const variant: Variant = {
-    name,
+    name: name === "jsd" && n.beta === 0.5 ? "halfJsd" : name,
     student,
     teacher,
     dStudent: dStudent !== null,
     dTeacher: dTeacher !== null,
     crossEntropy: parts !== null,
     inPlace,
-    plan: planKey(planRow(n.columns, FORMULAS[name].mixture || parts ? "much" : "two")),
+    plan: planKey(planRow(n.columns, FORMULAS[name].first || parts ? "much" : "two")),
   };
   const buffers: Record<string, Memory> = {
     student: b.student,

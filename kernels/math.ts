@@ -15,7 +15,7 @@ const f32: Lane = { suffix: "", float: "f32", int: "i32", uint: "u32" };
 const vec4: Lane = { suffix: "4", float: "vec4f", int: "vec4i", uint: "vec4u" };
 
 /** Horner's scheme for coefficients from the constant on. */
-function polynomial(x: string, coefficients: number[]): string {
+export function horner(x: string, coefficients: number[]): string {
   const literal = (c: number) => Number.isInteger(c) ? `${c}.0` : `${c}`;
   return coefficients.slice(0, -1).reduceRight(
     (inner, c) => `(${literal(c)} + ${x} * ${inner})`,
@@ -58,12 +58,12 @@ fn log_of_sum${s}_(f: ${F}, x: ${F}) -> ${F} {
   let m = select(mantissa, x, k == ${I}(0));
   let z = m * m;
   // log 2 in two parts, so that k times the first is exact
-  return ${F}(k) * 0.693359375 + (m - z * (0.5 - m * ${polynomial("m", LOG1P)}) - ${F}(k) * 2.12194440e-4);
+  return ${F}(k) * 0.693359375 + (m - z * (0.5 - m * ${horner("m", LOG1P)}) - ${F}(k) * 2.12194440e-4);
 }
 
 // x − log(1 + x), given the logarithm
 fn log_gap${s}_(x: ${F}, log: ${F}) -> ${F} {
-  return select(x - log, x * x * (0.5 - x * ${polynomial("x", LOG1P)}), (x > ${F}(-0.29)) & (x < ${F}(0.41)));
+  return select(x - log, x * x * (0.5 - x * ${horner("x", LOG1P)}), (x > ${F}(-0.29)) & (x < ${F}(0.41)));
 }
 
 fn log${s}_(x: ${F}) -> ${F} { return log_special${s}_(x, x - 1.0); }
@@ -85,10 +85,10 @@ fn log_special${s}_(f: ${F}, x: ${F}) -> ${F} {
 fn exp${s}_(x: ${F}) -> ${F} { return select(exp(x), x, (bitcast<${U}>(x) & ${U}(0x7fffffffu)) > ${U}(0x7f800000u)); }
 
 // exp x − 1 for |x| < 1
-fn expm1_series${s}_(x: ${F}) -> ${F} { return x * ${polynomial("x", EXPM1)}; }
+fn expm1_series${s}_(x: ${F}) -> ${F} { return x * ${horner("x", EXPM1)}; }
 
 // exp x − 1 − x for |x| < 1: x²/2 near 0
-fn excess_series${s}_(x: ${F}) -> ${F} { return x * x * ${polynomial("x", EXCESS)}; }
+fn excess_series${s}_(x: ${F}) -> ${F} { return x * x * ${horner("x", EXCESS)}; }
 
 fn expm1${s}_(x: ${F}) -> ${F} { return select(exp(x) - 1.0, expm1_series${s}_(x), abs(x) < ${F}(1.0)); }
 
@@ -96,7 +96,7 @@ fn expm1${s}_(x: ${F}) -> ${F} { return select(exp(x) - 1.0, expm1_series${s}_(x
 fn tanh${s}_(x: ${F}) -> ${F} {
   let e = exp(-2.0 * abs(x));
   let z = x * x;
-  return select(sign(x) * ((1.0 - e) / (1.0 + e)), x + x * z * ${polynomial("z", TANH)}, z < ${F}(0.3));
+  return select(sign(x) * ((1.0 - e) / (1.0 + e)), x + x * z * ${horner("z", TANH)}, z < ${F}(0.3));
 }
 
 // 1/cosh² x, which 1 − tanh² x loses in its tails
@@ -127,11 +127,11 @@ fn erf_(x: f32) -> f32 {
   let a = abs(x);
   let w = x * x;
   let series = x * 1.1283791671 * ${
-  polynomial("w", [1, -1 / 3, 1 / 10, -1 / 42, 1 / 216, -1 / 1320, 1 / 9360, -1 / 75600, 1 / 685440])
+  horner("w", [1, -1 / 3, 1 / 10, -1 / 42, 1 / 216, -1 / 1320, 1 / 9360, -1 / 75600, 1 / 685440])
 };
   let t = 1.0 / (1.0 + 0.5 * a);
   let fit = t * exp(-a * a + ${
-  polynomial("t", [
+  horner("t", [
     -1.26551223,
     1.00002368,
     0.37409196,
@@ -154,9 +154,9 @@ fn sin_shifted_(x: f32, quarter: i32) -> f32 {
   let r = x - k * 1.5703125 - k * 4.837512969970703e-4 - k * 7.549789954891882e-8;
   let z = r * r;
   let quadrant = i32(k) + quarter;
-  let sine = r + r * z * ${polynomial("z", [-1.6666654611e-1, 8.3321608736e-3, -1.9515295891e-4])};
+  let sine = r + r * z * ${horner("z", [-1.6666654611e-1, 8.3321608736e-3, -1.9515295891e-4])};
   let cosine = 1.0 - 0.5 * z + z * z * ${
-  polynomial("z", [4.166664568298827e-2, -1.388731625493765e-3, 2.443315711809948e-5])
+  horner("z", [4.166664568298827e-2, -1.388731625493765e-3, 2.443315711809948e-5])
 };
   let value = select(sine, cosine, (quadrant & 1) == 1);
   return select(value, -value, (quadrant & 2) == 2);

@@ -8,19 +8,25 @@ import { gpu } from "./gpu/gpu.ts";
 import type { BufferType } from "./gpu/kernel.ts";
 import type { RowLimits, RowWork } from "./gpu/tuning.ts";
 
-/** How a row is walked. `quads` vec4s a thread of each stream stay in registers, the whole row; 0: every loop reads the row again. */
+/** How a row is walked. */
 export interface RowPlan {
   threads: number;
+  /** vec4s a thread of each stream that stay in registers. */
   quads: number;
+  /** Whether the row goes on behind those: every loop reads the rest again. */
+  rest: boolean;
   /** Whether memory is read by whole vec4s: the row's length is a multiple of 4. */
   wide: boolean;
   /** Whether threads meet through subgroups rather than a tree in workgroup memory. */
   subgroups: boolean;
 }
 
-/** Overrides for tests and tuning: `registers` forces rows into registers or never does, `subgroups` likewise (where there are any), `plan` single numbers. */
-export const rowTuning: { registers: boolean | null; subgroups: boolean | null; plan: Partial<RowPlan> } = {
-  registers: null,
+/** What of a row stays in registers. */
+export type RowStay = "whole" | "part" | "none";
+
+/** Overrides for tests and tuning: `stay` forces rows into registers, short parts of them or nothing, `subgroups` likewise (where there are any), `plan` single numbers. */
+export const rowTuning: { stay: RowStay | null; subgroups: boolean | null; plan: Partial<RowPlan> } = {
+  stay: null,
   subgroups: null,
   plan: {},
 };
@@ -32,41 +38,48 @@ export const rowTuning: { registers: boolean | null; subgroups: boolean | null; 
  */
 export function defaultRowLimits(isSoftware: boolean): Record<RowWork, RowLimits> {
   if (isSoftware) {
-    const limits = { threads: 512, quads: 0, again: 256 };
+    const limits = { threads: 512, quads: 0, again: 256, hold: 0 };
     return { one: limits, two: limits, much: limits };
   }
   return {
-    one: { threads: 512, quads: 16, again: 1024 },
-    two: { threads: 512, quads: 16, again: 256 },
-    much: { threads: 512, quads: 8, again: 256 },
+    one: { threads: 512, quads: 16, again: 1024, hold: 0 },
+    two: { threads: 512, quads: 16, again: 256, hold: 0 },
+    much: { threads: 512, quads: 8, again: 256, hold: 0 },
   };
 }
 
 /** The plan for rows of `columns`. */
 export function planRow(columns: number, work: RowWork): RowPlan {
   const { isSoftware, limits, subgroups: able, tuning } = gpu().info;
-  const rest = { wide: columns % 4 === 0, subgroups: able && (rowTuning.subgroups ?? true), ...rowTuning.plan };
+  const more = { wide: columns % 4 === 0, subgroups: able && (rowTuning.subgroups ?? true), ...rowTuning.plan };
   const inRow = Math.ceil(columns / 4), fit = limits.maxComputeInvocationsPerWorkgroup;
-  const { threads, quads, again } = (tuning?.rows ?? defaultRowLimits(isSoftware))[work];
-  const most = Math.min(threads, fit), registers = rowTuning.registers ?? quads > 0;
-  for (let n = 32; registers && n <= most; n *= 2) {
+  const { threads, quads, again, hold } = (tuning?.rows ?? defaultRowLimits(isSoftware))[work];
+  const most = Math.min(threads, fit), { stay } = rowTuning;
+  for (let n = 32; (stay ? stay === "whole" : quads > 0) && n <= most; n *= 2) {
     const each = Math.max(1, Math.ceil(inRow / n));
-    if (each <= (n === most ? quads || 8 : Math.min(quads || 8, 8))) return { threads: n, quads: each, ...rest };
+    if (each <= (n === most ? quads || 8 : Math.min(quads || 8, 8))) {
+      return { threads: n, quads: each, rest: false, ...more };
+    }
   }
-  return { threads: inRow <= 64 ? 32 : Math.min(again, fit), quads: 0, ...rest };
+  const across = inRow <= 64 || stay === "part" ? 32 : Math.min(again, fit);
+  const held = stay ? stay === "part" ? 2 : 0 : hold;
+  return { threads: across, quads: Math.min(held, Math.floor(columns / (4 * across))), rest: true, ...more };
 }
 
 /** A short text that names a plan, for keys of kernel variants. */
-export function planKey({ threads, quads, wide, subgroups }: RowPlan): string {
-  return `${threads},${quads},${wide ? "wide" : "narrow"},${subgroups ? "subgroups" : "tree"}`;
+export function planKey({ threads, quads, rest, wide, subgroups }: RowPlan): string {
+  return `${threads},${quads},${rest ? "rest" : "whole"},${wide ? "wide" : "narrow"},${
+    subgroups ? "subgroups" : "tree"
+  }`;
 }
 
 /** The plan that `planKey` named. */
 export function parsePlan(key: string): RowPlan {
-  const [threads, quads, wide, subgroups] = key.split(",");
+  const [threads, quads, rest, wide, subgroups] = key.split(",");
   return {
     threads: Number(threads),
     quads: Number(quads),
+    rest: rest === "rest",
     wide: wide === "wide",
     subgroups: subgroups === "subgroups",
   };
@@ -97,7 +110,7 @@ export interface RowCode {
   /**
    * A loop over the row. The body sees `columns4` (vec4u), `live4` (whether those exist), `step` (which columns the workgroup is at: those from
    * step·4·THREADS on) and one `NAME4` (vec4f) a stream; a column past the end reads LOW. Loops run forward and backward by turns: what was read last is in the cache.
-   * Where registers keep the row, a body may leave something else for the next loop: `kept_NAME = x`.
+   * Where registers keep the whole row, a body may leave something else for the next loop: `kept_NAME = x`.
    */
   each: (body: string) => string;
   /** The sum or maximum of an f32, vec2f or vec4f over the workgroup, which every thread gets. Not inside a branch. */
@@ -114,7 +127,7 @@ const MEETINGS: Meeting[] = ["f32", "vec2f", "vec4f"];
  * The code for rows of `params.columns` columns: `streams` are read, `outputs` written (by WGSL name: `store_NAME(row_base, columns4, live4, x)`). An output may be a stream.
  */
 export function rowCode(plan: RowPlan, streams: Record<string, Element>, outputs: Record<string, Element>): RowCode {
-  const { threads, quads, wide, subgroups } = plan;
+  const { threads, quads, rest, wide, subgroups } = plan;
   const width = wide ? 4 : 1;
   const lanes = [..."xyzw"];
   // a column that does not exist reads the row's first, so that there is no branch and many reads are under way
@@ -146,7 +159,7 @@ export function rowCode(plan: RowPlan, streams: Record<string, Element>, outputs
   // a turn over four columns; all of them exist unless it may be the row's last
   const where = (step: string, sure: boolean) =>
     `let columns4 = ${columns(step)}; let live4 = ${sure ? "vec4<bool>(true)" : "columns4 < vec4u(params.columns)"};`;
-  const kept = Array.from({ length: quads }, (_, q) => q), sure = (q: number) => q < quads - 1;
+  const kept = Array.from({ length: quads }, (_, q) => q), sure = (q: number) => rest || q < quads - 1;
   let loops = 0;
   const each = (body: string) => {
     const backward = loops++ % 2 === 1;
@@ -158,13 +171,14 @@ export function rowCode(plan: RowPlan, streams: Record<string, Element>, outputs
     ${body.replaceAll(/\bkept_(\w+)/g, `$1_${q}`)}
   }`
     );
-    if (quads > 0) return turns.join("\n  ");
+    if (!rest) return turns.join("\n  ");
     const steps = `(params.columns + ${4 * threads - 1}u) / ${4 * threads}u`;
-    return `for (var turn = 0u; turn < ${steps}; turn++) {
-    let step = ${backward ? `${steps} - 1u - turn` : "turn"}; ${where("step", false)}
+    const loop = `for (var turn = ${quads}u; turn < ${steps}; turn++) {
+    let step = ${backward ? `${steps} - 1u + ${quads}u - turn` : "turn"}; ${where("step", false)}
     ${names.map((name) => `let ${name}4 = load_${name}(row_base, columns4, live4);`).join(" ")}
     ${body}
   }`;
+    return (backward ? [loop, ...turns] : [...turns, loop]).join("\n  ");
   };
   let meetings = 0;
   // two regions by turns, so that one barrier a meeting is enough
@@ -190,7 +204,7 @@ ${ROW_FUNCTIONS}`,
     each,
     sum,
     max,
-    normalise: (of, also = "") => (quads > 0 ? normaliseKept : normaliseOnline)(of, also, each, sum, max),
+    normalise: (of, also = "") => (rest ? normaliseOnline : normaliseKept)(of, also, each, sum, max),
   };
 }
 
@@ -269,26 +283,26 @@ const normaliseKept: Normalise = (of, also, each, sum, max) =>
   ${pair.map(({ name, at }, i) => at ? `let ${name}_at = besides${p}.${lanes[i]};` : "").join(" ")}`;
   }).join("\n  ");
 
-/** Rows that are read again by every loop: maxima and terms in one loop. */
+/** Rows that loops read again: maxima and terms in one loop. */
 const normaliseOnline: Normalise = (of, also, each, sum, max) =>
-  `${of.map(({ name }) => `var ${name}_part = vec2f(LOW, -1.0);`).join(" ")}
-  ${of.filter(({ at }) => at).map(({ name }) => `var ${name}_best = vec2f(LOW, LOW);`).join(" ")}
+  `${of.map(({ name }) => `var ${name}_part = vec3f(LOW, 0.0, 0.0);`).join(" ")}
+  ${of.filter(({ at }) => at).map(({ name }) => `var ${name}_beside = LOW;`).join(" ")}
   ${
-    each(`${
-      of.map(({ name, value, k }) =>
-        `${name}_part = add_normaliser(${name}_part, select(vec4f(LOW), ${value}, live4), live4, ${k});`
-      ).join(" ")
-    }
-    ${
-      of.filter(({ at }) => at).map(({ name, value, at }) =>
-        `{ let best = max_of(${value}); if (best > ${name}_best.x) { ${name}_best = vec2f(best, where_equal(${value}, best, ${at}4)); } }`
-      ).join(" ")
-    } ${also}`)
+    each(
+      of.map(({ name, value, k, at }) =>
+        `{ let x = select(vec4f(LOW), ${value}, live4); let top = max_of(x);
+      if (top >= ${name}_part.x) {
+        ${at ? `${name}_beside = beside(${name}_beside, top > ${name}_part.x, x, top, ${at}4);` : ""}
+        ${name}_part = raised_normaliser(${name}_part, x, top, live4, ${k});
+      }
+      ${name}_part.y += sum_of(select(exp((x - ${name}_part.x) * ${k}), vec4f(0.0), (x == vec4f(${name}_part.x)) | !live4)); }`
+      ).join("\n    ") + ` ${also}`,
+    )
   }
   ${
     pairs(of).map((pair, p) => {
       const [a, b] = [pair[0], pair[1] ?? pair[0]];
-      const best = (x: Normaliser) => x.at ? `select(LOW, ${x.name}_best.y, ${x.name}_best.x == ${x.name}_max)` : "LOW";
+      const best = (x: Normaliser) => x.at ? `select(LOW, ${x.name}_beside, ${x.name}_part.x == ${x.name}_max)` : "LOW";
       return `let tops${p} = ${max(`vec2f(${a.name}_part.x, ${b.name}_part.x)`, "vec2f")};
   ${pair.map(({ name }, i) => `let ${name}_max = tops${p}.${lanes[i]};`).join(" ")}
   let sums${p} = ${
@@ -366,37 +380,24 @@ ${
 }
 
 const ROW_FUNCTIONS = `
-// y where x is m, at the first such place
-fn where_equal(x: vec4f, m: f32, y: vec4f) -> f32 {
-  return select(select(select(y.w, y.z, x.z == m), y.y, x.y == m), y.x, x.x == m);
-}
-
 fn sum_of(x: vec4f) -> f32 { return (x.x + x.y) + (x.z + x.w); }
 fn max_of(x: vec4f) -> f32 { return max(max(x.x, x.y), max(x.z, x.w)); }
 
-// A normaliser (m, r) of x/T, with k = 1/T, stands for eᵐᵏ·(1 + r): r is the sum of all but the largest term relative to it, so that a
-// peaked row keeps its digits: log Σ = mk + log1p(r). m is not scaled, so that x − m is exact for near ones. The empty one is (LOW, −1).
-// What it adds to (m, ·) of the whole row: to the sum of the others, and to the number of largest terms.
-fn moved_normaliser(n: vec2f, m: f32, k: f32) -> vec2f {
-  return select(vec2f((n.y + 1.0) * exp((n.x - m) * k), 0.0), vec2f(n.y, 1.0), n.x == m);
+// A normaliser (m, r, n) of x/T, with k = 1/T, stands for eᵐᵏ·(r + n): r is the sum of the terms below the largest relative to it, n how many are as large, so that a
+// peaked row keeps its digits: log Σ = mk + log1p(r + n − 1). m is not scaled, so that x − m is exact for near ones. The empty one is (LOW, 0, 0).
+// What it adds to (m, ·, ·) of the whole row: to r and to n.
+fn moved_normaliser(n: vec3f, m: f32, k: f32) -> vec2f {
+  return select(vec2f((n.y + n.z) * exp((n.x - m) * k), 0.0), n.yz, n.x == m);
 }
 
-// adds the terms that are live
-fn add_normaliser(n: vec2f, x: vec4f, live: vec4<bool>, k: f32) -> vec2f {
-  let m = max_of(x);
-  if (m > n.x) { // the old largest becomes one of the others
-    let e = select(vec4f(0.0), exp((x - m) * k), live);
-    // all four but one instance of the largest
-    return vec2f(m, (n.y + 1.0) * exp((n.x - m) * k) + rest_of(e));
-  }
-  return vec2f(n.x, n.y + sum_of(select(vec4f(0.0), exp((x - n.x) * k), live)));
+// where the largest of x, \`top\`, is no less than m: m is that, and n counts it
+fn raised_normaliser(n: vec3f, x: vec4f, top: f32, live: vec4<bool>, k: f32) -> vec3f {
+  let moved = moved_normaliser(n, top, k);
+  return vec3f(top, moved.x, moved.y + sum_of(select(vec4f(0.0), vec4f(1.0), live & (x == vec4f(top)))));
 }
 
-// the sum of four numbers without one that is exactly 1
-fn rest_of(e: vec4f) -> f32 {
-  if (e.x == 1.0) { return e.y + e.z + e.w; }
-  if (e.y == 1.0) { return e.x + e.z + e.w; }
-  if (e.z == 1.0) { return e.x + e.y + e.w; }
-  return e.x + e.y + e.z;
+// the largest y of those where x is m, and, unless \`fresh\`, of an earlier one
+fn beside(before: f32, fresh: bool, x: vec4f, m: f32, y: vec4f) -> f32 {
+  return max(select(before, LOW, fresh), max_of(select(vec4f(LOW), y, x == vec4f(m))));
 }
 `;

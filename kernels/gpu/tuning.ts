@@ -10,8 +10,10 @@ export interface RowLimits {
   threads: number;
   /** Most vec4s of each matrix that one of so many threads keeps; 0: rows never stay. */
   quads: number;
-  /** Threads of a row that is read again by each loop. */
+  /** Threads of a row that loops read again. */
   again: number;
+  /** Most vec4s of each matrix that one of those keeps all the same. */
+  hold: number;
 }
 
 /** Numbers that differ between adapters. They decide in which order sums are taken: runs repeat bit for bit under the same ones, and checkpoints hold them. */
@@ -29,13 +31,14 @@ export function checkTuning(op: string, tuning: Tuning): void {
   checkOptions(`${op}.rows`, tuning.rows, works);
   for (const work of works) {
     const limits = tuning.rows[work], name = `${op}.rows.${work}`;
-    checkOptions(name, limits, ["threads", "quads", "again"]);
-    const { threads, quads, again } = limits;
+    checkOptions(name, limits, ["threads", "quads", "again", "hold"]);
+    const { threads, quads, again, hold } = limits;
     for (const [option, n] of [["threads", threads], ["again", again]] as const) {
       checkNumber(name, option, n, { integer: true, min: 32, max: 1024 });
       if (!Number.isInteger(Math.log2(n))) throw new RangeError(`${name}: ${option} must be a power of two, got ${n}`);
     }
     checkNumber(name, "quads", quads, { integer: true, min: 0, max: 64 });
+    checkNumber(name, "hold", hold, { integer: true, min: 0, max: 64 });
   }
   if (!Array.isArray(tuning.tiles)) {
     throw new TypeError(`${op}: tiles must be an array of numbers, got ${describe(tuning.tiles)}`);
