@@ -108,8 +108,8 @@ fn fetch_${name}(places: vec4u, k: u32) -> mat4x4${f} {
 }
 
 /** The column for k = j of a block that was fetched. */
-const columnOf = (block: string, mode: string, j: number) =>
-  `vec4f(${mode === "k" ? lanes.map((_, i) => `${block}[${i}][${j}]`).join(", ") : `${block}[${j}]`})`;
+const columnOf = (block: string, mode: string, j: number, f: "f" | "h") =>
+  `vec4f(${mode === "k" ? `vec4${f}(${lanes.map((_, i) => `${block}[${i}][${j}]`).join(", ")})` : `${block}[${j}]`})`;
 
 const kernel: (key: string) => Kernel = variants((key: string): KernelSpec => {
   const [index, unroll_, a, aMode, b, bMode, tail_, after] = key.split(",");
@@ -165,7 +165,7 @@ const kernel: (key: string) => Kernel = variants((key: string): KernelSpec => {
   }).join(" ");
   const keep = rounds.map((r) => {
     const [a, b] = [aMode, bMode].map((mode) =>
-      lanes.map((_, j) => `slabs[at${r}][k${r} + ${j * depth / 4}u] = ${columnOf(`block${r}`, mode, j)};`).join(" ")
+      lanes.map((_, j) => `slabs[at${r}][k${r} + ${j * depth / 4}u] = ${columnOf(`block${r}`, mode, j, f)};`).join(" ")
     );
     return `${(r + 1) * threads <= 2 * blocks ? "" : `if (unit${r} < ${2 * blocks}u) `}{ ${
       { a, b, "": a === b ? a : `if (of_a${r}) { ${a} } else { ${b} }` }[side(r)]

@@ -1,8 +1,10 @@
 import { assertEquals, assertThrows } from "@std/assert";
 import { gelu, init, linear, matmul, randn, relu, Scope, Tape, type Tensor, tensor, zeros } from "@limbeck/limbeck";
 import { largestError } from "../testing/compare.ts";
+import { integers } from "../testing/loss_reference.ts";
 import { checkOps, type OpCase } from "../testing/op.ts";
 import { type Array64, elementwise, product, transposed } from "../testing/reference.ts";
+import { matmulTuning } from "../kernels/matmul.ts";
 import { type Layer, perceptron } from "./matmul.ts";
 
 /** Sums of k products err by k roundings at worst and by about √k in fact; values are below 4k. */
@@ -93,6 +95,31 @@ Deno.test("matmul: empty operands", async () => {
   zeros([4]).add(7).dispose();
   assertEquals(await matmul(zeros([2, 0]), zeros([0, 2])).array(), [[0, 0], [0, 0]]);
   await checkOps([{ ...multiplied([2, 0], [0, 3]) }, { ...multiplied([0, 2], [2, 3]) }]);
+});
+
+Deno.test("matmul: f16 by elements and by vec4s, in every layout", async () => {
+  const { f16 } = await init();
+  if (!f16) return void assertThrows(() => zeros([1], { dtype: "f16" }), Error, "shader-f16");
+  using _scope = new Scope();
+  const [m, k, n] = [36, 28, 44], whole = (size: number, seed: number) => integers(size, 9, seed).map((x) => x - 4);
+  const matrix = (rows: number, columns: number): Array64 => ({
+    data: Float64Array.from(whole(rows * columns, rows)),
+    shape: [rows, columns],
+  });
+  const a = matrix(m, k), b = matrix(k, n), want = Array.from(product(a, b).data); // sums of so small integers are exact
+  const stored = ({ data, shape }: Array64) => tensor(Float16Array.from(data), [...shape]);
+  try {
+    for (const scalar of [false, true]) {
+      matmulTuning.scalar = scalar;
+      for (const [transposeA, transposeB] of [[false, false], [false, true], [true, false], [true, true]]) {
+        const x = stored(transposeA ? transposed(a) : a), y = stored(transposeB ? transposed(b) : b);
+        const got = await matmul(x, y, { transposeA, transposeB }).data();
+        assertEquals(Array.from(got), want, `${scalar ? "elements" : "vec4s"}, ${transposeA}, ${transposeB}`);
+      }
+    }
+  } finally {
+    matmulTuning.scalar = null;
+  }
 });
 
 Deno.test("matmul: NaN and infinities reach only what they belong to", async () => {

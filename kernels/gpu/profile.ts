@@ -58,6 +58,7 @@ export async function profile<T>(fn: () => T | Promise<T>): Promise<Profile<T>> 
   try {
     result = await fn();
     queue.submit();
+    await errors.settle(); // some drivers wait forever for timestamps of a batch that failed
     finished = true;
   } finally {
     queue.timestamps = null;

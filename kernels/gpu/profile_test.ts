@@ -1,5 +1,5 @@
 import { assert, assertEquals, assertRejects } from "@std/assert";
-import { init, profile, Scope, stats, Tape, tensor } from "@limbeck/limbeck";
+import { defineKernel, init, profile, Scope, stats, Tape, tensor, zeros } from "@limbeck/limbeck";
 
 /** Runs a test where the adapter has timestamps; elsewhere `profile` says so. */
 function test(name: string, fn: () => Promise<void>): void {
@@ -105,6 +105,8 @@ test("one at a time; an error inside ends it", async () => {
     "of its own",
   );
   await assertRejects(() => profile(() => Promise.reject(new Error("later"))), Error, "later");
+  const broken = defineKernel({ name: "broken", buffers: { y: "write f32" }, main: "y[lane] = nothing;" });
+  await assertRejects(() => profile(() => broken.run({ y: zeros([1]).memory }, {}, 1)), Error, "WGSL of broken");
   assertEquals((await profile(() => x.exp())).kernels.length, 1);
   // deno-lint-ignore no-explicit-any
   await assertRejects(() => profile(5 as any), TypeError, "profile: fn must be a function, got 5");
