@@ -75,41 +75,39 @@ export function fittingTiles(): number[] {
 /**
  * A function that fetches a block of 4 k by 4 of the other direction (m or n), a column of the matrix for each k. How `mode` reads:
  * "k" vec4s along k, "x" vec4s along the other direction, "s" elements with any strides. `places_NAME` gives where the block's rows (of "x"
- * the block itself) begin, which stays the same along k; a slab that may reach beyond the product's depth has a `tail`. A block of "k" comes as its rows:
- * `columnOf` reads it.
+ * the block itself) begin, which stays the same along k; a slab that may reach beyond the product's depth has a `tail`.
  */
-function fetcher(name: "a" | "b", mode: string, size: string, tail: boolean, f: "f" | "h"): string {
+function fetcher(name: "a" | "b", mode: string, size: string, tail: boolean): string {
   const from = `(params.${name}_offset + batch * params.${name}_batch)`, last = `params.${size} - 1u`;
   const places = {
     k: `(${from} + min(x + vec4u(0u, 1u, 2u, 3u), vec4u(${last})) * params.${name}_across) / 4u`,
     x: `vec4u((${from} + min(x, params.${size} - 4u)) / 4u)`,
     s: `${from} + min(x + vec4u(0u, 1u, 2u, 3u), vec4u(${last})) * params.${name}_across`,
   }[mode];
-  const inside = (j: number, x: string) => tail ? `select(vec4${f}(0.0), ${x}, k + ${j}u < params.depth)` : x;
+  const inside = (j: number, x: string) => tail ? `select(vec4f(0.0), ${x}, k + ${j}u < params.depth)` : x;
   const at = (j: number) => tail ? `min(k + ${j}u, params.depth - 1u)` : `(k + ${j}u)`;
   const block = {
-    k: lanes.map((l) => inside(0, `vec4${f}(${name}[places.${l} + ${tail ? "min(k, params.depth - 4u)" : "k"} / 4u])`)),
-    x: lanes.map((_, j) => inside(j, `vec4${f}(${name}[places.x + ${at(j)} * (params.${name}_k / 4u)])`)),
-    s: lanes.map((_, j) =>
-      inside(
-        j,
-        `vec4${f}(${
-          lanes.map((l) => `${f === "h" ? "f16" : "f32"}(${name}[places.${l} + ${at(j)} * params.${name}_k])`).join(
-            ", ",
-          )
-        })`,
-      )
-    ),
-  }[mode]!;
+    k: `transpose(mat4x4f(${
+      lanes.map((l) => inside(0, `vec4f(${name}[places.${l} + ${tail ? "min(k, params.depth - 4u)" : "k"} / 4u])`))
+        .join(", ")
+    }))`,
+    x: `mat4x4f(${
+      lanes.map((_, j) => inside(j, `vec4f(${name}[places.x + ${at(j)} * (params.${name}_k / 4u)])`)).join(", ")
+    })`,
+    s: `mat4x4f(${
+      lanes.map((_, j) =>
+        inside(
+          j,
+          `vec4f(${lanes.map((l) => `f32(${name}[places.${l} + ${at(j)} * params.${name}_k])`).join(", ")})`,
+        )
+      ).join(", ")
+    })`,
+  }[mode];
   return `fn places_${name}(batch: u32, x: u32) -> vec4u { return ${places}; }
-fn fetch_${name}(places: vec4u, k: u32) -> mat4x4${f} {
-  return mat4x4${f}(${block.join(", ")});
+fn fetch_${name}(places: vec4u, k: u32) -> mat4x4f {
+  return ${block};
 }`;
 }
-
-/** The column for k = j of a block that was fetched. */
-const columnOf = (block: string, mode: string, j: number, f: "f" | "h") =>
-  `vec4f(${mode === "k" ? `vec4${f}(${lanes.map((_, i) => `${block}[${i}][${j}]`).join(", ")})` : `${block}[${j}]`})`;
 
 const kernel: (key: string) => Kernel = variants((key: string): KernelSpec => {
   const [index, unroll_, a, aMode, b, bMode, tail_, after] = key.split(",");
@@ -123,8 +121,6 @@ const kernel: (key: string) => Kernel = variants((key: string): KernelSpec => {
     threads = threadsOf(size),
     parts = Math.min(depth, threads / quads),
     across = size / (4 * sideOf(size));
-  // halves become floats when they are kept: in the branch that fetches, the conversion would wait for them there
-  const f = a === "f16" && b === "f16" ? "h" : "f";
   const sides = [0, 1].slice(0, sideOf(size)), sum = (h: number, i: number, w: number) => `sum_${h}${i}${w}`;
   const all = sides.flatMap((h) => lanes.flatMap((_, i) => sides.map((w) => [h, i, w] as const)));
   const each = (f: (h: number, i: number, w: number, n: number) => string) =>
@@ -157,20 +153,17 @@ const kernel: (key: string) => Kernel = variants((key: string): KernelSpec => {
         "": `select(places_b(batch, tile_n + x${r} * 4u), places_a(batch, tile_m + x${r} * 4u), of_a${r})`,
       }[side(r)]
     };
-  var block${r}: mat4x4${f};`
+  var block${r}: mat4x4f;`
   ).join("\n  ");
   const fetch = rounds.map((r) => {
     const [a, b] = ["a", "b"].map((x) => `block${r} = fetch_${x}(places${r}, begins + k${r} * 4u);`);
     return { a, b, "": `if (of_a${r}) { ${a} } else { ${b} }` }[side(r)];
   }).join(" ");
-  const keep = rounds.map((r) => {
-    const [a, b] = [aMode, bMode].map((mode) =>
-      lanes.map((_, j) => `slabs[at${r}][k${r} + ${j * depth / 4}u] = ${columnOf(`block${r}`, mode, j, f)};`).join(" ")
-    );
-    return `${(r + 1) * threads <= 2 * blocks ? "" : `if (unit${r} < ${2 * blocks}u) `}{ ${
-      { a, b, "": a === b ? a : `if (of_a${r}) { ${a} } else { ${b} }` }[side(r)]
-    } }`;
-  }).join("\n    ");
+  const keep = rounds.map((r) =>
+    `${(r + 1) * threads <= 2 * blocks ? "" : `if (unit${r} < ${2 * blocks}u) `}{ ${
+      lanes.map((_, j) => `slabs[at${r}][k${r} + ${j * depth / 4}u] = block${r}[${j}];`).join(" ")
+    } }`
+  ).join("\n    ");
   // k lies at k % 4 · depth/4 + k / 4, so that threads that keep blocks beside each other along k write beside each other
   const placeOf = (k: number) => k % 4 * depth / 4 + Math.floor(k / 4);
   const step = (k: number) => `
@@ -223,8 +216,8 @@ const kernel: (key: string) => Kernel = variants((key: string): KernelSpec => {
     head: `${end.head}
 // of each slice the rows of A's slab, four m each, then those of B's; an odd length keeps neighbours in different banks
 var<workgroup> slabs: array<array<vec4f, ${depth + 1}>, ${2 * quads * slices}>;
-${fetcher("a", aMode, "rows", tail, f)}
-${fetcher("b", bMode, "columns", tail, f)}`,
+${fetcher("a", aMode, "rows", tail)}
+${fetcher("b", bMode, "columns", tail)}`,
     main: `let tiles_n = (params.columns + ${size - 1}u) / ${size}u;
   let tiles_m = (params.rows + ${size - 1}u) / ${size}u;
   let batch = group / (tiles_n * tiles_m);
