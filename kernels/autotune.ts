@@ -60,8 +60,7 @@ function remember(tuning: Tuning): Tuning {
 
 const ROW_WORK: Record<RowWork, "crossEntropy" | DivergenceName> = {
   one: "crossEntropy",
-  two: "forwardKl",
-  much: "jsd",
+  two: "jsd",
 };
 /** Widths of rows that may stay in registers, and one of rows that never do. */
 const WIDTHS = [4096, 8192, 16384, 32768], WIDE = 65536;
@@ -98,7 +97,7 @@ async function tune(): Promise<Tuning> {
       divergenceRows(name, "f32", "f32", b, { ...numbers, drop: false, beta: 0.5, ceFactor: 0, divergenceFactor: 1 });
     };
     const found: Partial<Tuning["rows"]> = {};
-    for (const work of ["one", "two", "much"] as const) {
+    for (const work of ["one", "two"] as const) {
       found[work] = await tuneRows(work, (columns) => walk(work, columns));
     }
     info.tuning = null;
@@ -121,7 +120,7 @@ async function tuneRows(work: RowWork, walk: (columns: number) => () => void): P
   const best = async (candidates: RowLimits[], widths: number[]) => {
     const runs = candidates.flatMap((limits) =>
       widths.map((columns) => () => {
-        info.tuning = { rows: { one: limits, two: limits, much: limits }, tiles: [] };
+        info.tuning = { rows: { one: limits, two: limits }, tiles: [] };
         walk(columns)();
       })
     );
@@ -132,16 +131,12 @@ async function tuneRows(work: RowWork, walk: (columns: number) => () => void): P
     return candidates[totals.indexOf(Math.min(...totals))];
   };
   const threads = [64, 128, 256, 512, 1024].filter((n) => n <= fit && (isSoftware ? n <= 256 : n >= 256));
-  const wide = threads.flatMap((again) =>
-    (isSoftware ? [0] : [0, 8]).map((hold) => ({ ...fixed, quads: 0, again, hold }))
-  );
-  const { again, hold } = await best(wide, [isSoftware ? WIDTHS[0] : WIDE]);
-  if (isSoftware) return { ...fixed, again, hold }; // there is no memory nearer than the cache
+  const { again } = await best(threads.map((again) => ({ ...fixed, quads: 0, again })), [
+    isSoftware ? WIDTHS[0] : WIDE,
+  ]);
+  if (isSoftware) return { ...fixed, again }; // there is no memory nearer than the cache
   const stay = ([[256, 8], [256, 16], [512, 8], [512, 16], [1024, 8]] as const).filter(([threads]) => threads <= fit);
-  return await best(
-    [{ ...fixed, again, hold }, ...stay.map(([threads, quads]) => ({ threads, quads, again, hold }))],
-    WIDTHS,
-  );
+  return await best([{ ...fixed, again }, ...stay.map(([threads, quads]) => ({ threads, quads, again }))], WIDTHS);
 }
 
 /** What each tile takes, as a multiple of what is expected of it: the geometric mean of a product of few tiles and one of many. */

@@ -79,9 +79,7 @@ const kernel: (key: string) => Kernel = variants((key: string): KernelSpec => {
   const soft = v.target !== "index", dLogits = v.inPlace ? "logits" : "d_logits";
   const streams: Record<string, Element> = { logits: v.logits, ...soft ? { probability: v.target as Element } : {} };
   const { head, begin, each, sum, normalise } = rowCode(plan, streams, v.gradient ? { [dLogits]: v.logits } : {});
-  const x = v.softcap
-    ? "let u4 = logits4 * params.inverse_temperature / params.softcap; let x4 = params.softcap * tanh4_(u4);"
-    : "let x4 = logits4;";
+  const x = v.softcap ? "let u4 = logits4 * params.to_cap; let x4 = params.softcap * tanh4_(u4);" : "let x4 = logits4;";
   const weight = v.weight ? "let w4 = weights(columns4);" : "let w4 = vec4f(1.0);";
   // t' and the gradient's sum of weights
   const t =
@@ -135,6 +133,7 @@ const kernel: (key: string) => Kernel = variants((key: string): KernelSpec => {
       zLoss: "f32",
       inverseTemperature: "f32",
       softcap: "f32",
+      toCap: "f32",
     },
     workgroup: plan.threads,
     subgroups: plan.subgroups,
@@ -158,13 +157,9 @@ fn element(row: u32, c: u32) -> f32 {
   let at = row * params.columns + c;
   return f32(logits[at${plan.wide ? " / 4u][at % 4u]" : "]"});
 }
-${
-      v.softcap
-        ? "fn capped4(logits: vec4f) -> vec4f { return params.softcap * tanh4_(logits * params.inverse_temperature / params.softcap); }"
-        : ""
-    }
+${v.softcap ? "fn capped4(logits: vec4f) -> vec4f { return params.softcap * tanh4_(logits * params.to_cap); }" : ""}
 fn capped(logit: f32) -> f32 {
-  ${v.softcap ? "return params.softcap * tanh_(logit * params.inverse_temperature / params.softcap);" : "return logit;"}
+  ${v.softcap ? "return params.softcap * tanh_(logit * params.to_cap);" : "return logit;"}
 }`,
     main: `let row = group;
   if (row >= params.rows) { return; }
@@ -320,7 +315,7 @@ export function crossEntropyRows(
   b: CrossEntropyBuffers,
   n: CrossEntropyNumbers,
 ): void {
-  const plan = planRow(n.columns, target === "index" ? "one" : "much");
+  const plan = planRow(n.columns, target === "index" ? "one" : "two");
   const variant: CrossEntropyVariant & { plan: string } = {
     logits,
     target,
@@ -354,5 +349,6 @@ export function crossEntropyRows(
     zLoss: n.zLoss,
     inverseTemperature: 1 / n.temperature,
     softcap: n.softcap,
+    toCap: n.softcap > 0 ? 1 / n.temperature / n.softcap : 0,
   }, n.rows);
 }

@@ -217,7 +217,11 @@ const kernel: (key: string) => Kernel = variants((key: string): KernelSpec => {
   const [dStudentName, dTeacherName] = v.inPlace ? ["student", "teacher"] : ["d_student", "d_teacher"];
   if (v.dStudent) outputs[dStudentName] = v.student;
   if (v.dTeacher) outputs[dTeacherName] = v.teacher;
-  const { head, begin, each, sum, max, normalise } = rowCode(plan, { student: v.student, teacher: v.teacher }, outputs);
+  const { head, begin, each, leaves, sum, max, normalise } = rowCode(
+    plan,
+    { student: v.student, teacher: v.teacher },
+    outputs,
+  );
   const weighed = (weight: string, x: string) => formula.bounded ? `${weight} * (${x})` : times(weight, x);
   const h = (side: "student" | "teacher") => {
     const { h, near } = formula[side]!;
@@ -236,7 +240,7 @@ const kernel: (key: string) => Kernel = variants((key: string): KernelSpec => {
   const studentMean = v.dStudent && formula.student, teacherMean = v.dTeacher && formula.teacher;
   const centred = (side: "student" | "teacher") => `(${h(side)} - ${side}_h)`;
   // where registers keep both rows and one gradient is all that is left to do, they take what it is made of
-  const left = !plan.rest && !v.crossEntropy
+  const left = leaves && !v.crossEntropy
     ? studentMean && !v.dTeacher ? "student" : teacherMean && !v.dStudent ? "teacher" : null
     : null;
   const leave = left ? `kept_student = ${left === "student" ? "q4" : "p4"}; kept_teacher = ${centred(left)};` : "";
@@ -463,7 +467,7 @@ export function divergenceRows(
     dTeacher: dTeacher !== null,
     crossEntropy: parts !== null,
     inPlace,
-    plan: planKey(planRow(n.columns, FORMULAS[name].first || parts ? "much" : "two")),
+    plan: planKey(planRow(n.columns, "two")),
   };
   const buffers: Record<string, Memory> = {
     student: b.student,

@@ -197,7 +197,7 @@ export function normRowsBackward(
 ): void {
   const { x, weight, stats, dY, plus, dX, dWeight, dBias } = b;
   if (dX) {
-    const key = `${layer ? "layerNorm" : "rmsNorm"}/${element}/${planKey(planRow(columns, "much"))}/${
+    const key = `${layer ? "layerNorm" : "rmsNorm"}/${element}/${planKey(planRow(columns, "two"))}/${
       plus ? "plus" : ""
     }`;
     backwardKernel(key).run({ x, weight, stats, dY, dX, ...plus ? { plus } : {} }, { rows, columns }, rows);

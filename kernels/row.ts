@@ -8,44 +8,34 @@ import { gpu } from "./gpu/gpu.ts";
 import type { BufferType } from "./gpu/kernel.ts";
 import type { RowLimits, RowWork } from "./gpu/tuning.ts";
 
-/** How a row is walked. */
+/** How a row is walked. `quads` vec4s a thread of each stream stay in registers, the whole row; 0: every loop reads the row again. */
 export interface RowPlan {
   threads: number;
-  /** vec4s a thread of each stream that stay in registers. */
   quads: number;
-  /** Whether the row goes on behind those: every loop reads the rest again. */
-  rest: boolean;
   /** Whether memory is read by whole vec4s: the row's length is a multiple of 4. */
   wide: boolean;
   /** Whether threads meet through subgroups rather than a tree in workgroup memory. */
   subgroups: boolean;
 }
 
-/** What of a row stays in registers. */
-export type RowStay = "whole" | "part" | "none";
-
-/** Overrides for tests and tuning: `stay` forces rows into registers, short parts of them or nothing, `subgroups` likewise (where there are any), `plan` single numbers. */
-export const rowTuning: { stay: RowStay | null; subgroups: boolean | null; plan: Partial<RowPlan> } = {
-  stay: null,
+/** Overrides for tests and tuning: `registers` forces rows into registers or never does, `subgroups` likewise (where there are any), `plan` single numbers. */
+export const rowTuning: { registers: boolean | null; subgroups: boolean | null; plan: Partial<RowPlan> } = {
+  registers: null,
   subgroups: null,
   plan: {},
 };
 
 /**
- * What an adapter gets that was not measured. On an H100 (copy 2.88 TB/s) cross-entropy of 4096×32000 took 0.37 ms, 99 % of a copy's speed, with rows in registers
- * of 512 or 1,024 threads, and of 4096×32003 0.44 and 0.48 ms; forwardKl of 4096×32000 0.77 ms with 16 vec4s of each matrix a thread, 0.89 reading them again; jsd
- * spills with as many (2.9 ms) and took 1.28 ms reading again. 2048×128256, which do not fit, took cross-entropy 1.06 ms with 1,024 threads a row.
+ * What an adapter gets that was not measured. On an H200 (copy 3.98 TB/s) cross-entropy of 4096×32000 took 0.29 ms, 91 % of a copy's speed, with rows in registers
+ * of 512 threads; forwardKl 0.64 ms reading rows again, 0.66 with 16 vec4s of each matrix a thread, which spill, and 0.70 or more with a part of the row in registers
+ * or in workgroup memory; jsd 0.95, 1.75 and 1.08 ms.
  */
 export function defaultRowLimits(isSoftware: boolean): Record<RowWork, RowLimits> {
   if (isSoftware) {
-    const limits = { threads: 512, quads: 0, again: 256, hold: 0 };
-    return { one: limits, two: limits, much: limits };
+    const limits = { threads: 512, quads: 0, again: 256 };
+    return { one: limits, two: limits };
   }
-  return {
-    one: { threads: 512, quads: 16, again: 1024, hold: 0 },
-    two: { threads: 512, quads: 16, again: 256, hold: 0 },
-    much: { threads: 512, quads: 8, again: 256, hold: 0 },
-  };
+  return { one: { threads: 512, quads: 16, again: 1024 }, two: { threads: 512, quads: 8, again: 256 } };
 }
 
 /** The plan for rows of `columns`. */
@@ -53,33 +43,26 @@ export function planRow(columns: number, work: RowWork): RowPlan {
   const { isSoftware, limits, subgroups: able, tuning } = gpu().info;
   const more = { wide: columns % 4 === 0, subgroups: able && (rowTuning.subgroups ?? true), ...rowTuning.plan };
   const inRow = Math.ceil(columns / 4), fit = limits.maxComputeInvocationsPerWorkgroup;
-  const { threads, quads, again, hold } = (tuning?.rows ?? defaultRowLimits(isSoftware))[work];
-  const most = Math.min(threads, fit), { stay } = rowTuning;
-  for (let n = 32; (stay ? stay === "whole" : quads > 0) && n <= most; n *= 2) {
+  const { threads, quads, again } = (tuning?.rows ?? defaultRowLimits(isSoftware))[work];
+  const most = Math.min(threads, fit), registers = rowTuning.registers ?? quads > 0;
+  for (let n = 32; registers && n <= most; n *= 2) {
     const each = Math.max(1, Math.ceil(inRow / n));
-    if (each <= (n === most ? quads || 8 : Math.min(quads || 8, 8))) {
-      return { threads: n, quads: each, rest: false, ...more };
-    }
+    if (each <= (n === most ? quads || 8 : Math.min(quads || 8, 8))) return { threads: n, quads: each, ...more };
   }
-  const across = inRow <= 64 || stay === "part" ? 32 : Math.min(again, fit);
-  const held = stay ? stay === "part" ? 2 : 0 : hold;
-  return { threads: across, quads: Math.min(held, Math.floor(columns / (4 * across))), rest: true, ...more };
+  return { threads: inRow <= 64 ? 32 : Math.min(again, fit), quads: 0, ...more };
 }
 
 /** A short text that names a plan, for keys of kernel variants. */
-export function planKey({ threads, quads, rest, wide, subgroups }: RowPlan): string {
-  return `${threads},${quads},${rest ? "rest" : "whole"},${wide ? "wide" : "narrow"},${
-    subgroups ? "subgroups" : "tree"
-  }`;
+export function planKey({ threads, quads, wide, subgroups }: RowPlan): string {
+  return `${threads},${quads},${wide ? "wide" : "narrow"},${subgroups ? "subgroups" : "tree"}`;
 }
 
 /** The plan that `planKey` named. */
 export function parsePlan(key: string): RowPlan {
-  const [threads, quads, rest, wide, subgroups] = key.split(",");
+  const [threads, quads, wide, subgroups] = key.split(",");
   return {
     threads: Number(threads),
     quads: Number(quads),
-    rest: rest === "rest",
     wide: wide === "wide",
     subgroups: subgroups === "subgroups",
   };
@@ -90,6 +73,9 @@ export function rowBuffer(access: "read" | "write", element: Element, plan: RowP
   const vector = { f32: "vec4f", f16: "vec4h", i32: "vec4i", u32: "vec4u" } as const;
   return `${access} ${plan.wide ? vector[element] : element}`;
 }
+
+/** The vector that an element is read as. */
+const kindOf = (element: Element) => element === "f16" ? "vec4h" : "vec4f";
 
 /** One softmax normaliser of a row: of `value` (a vec4f in the body of `each`) times `k`. Defines NAME_max and NAME_rest: log Σ eᵏˣ = k·max + log1p(rest). */
 export interface Normaliser {
@@ -109,10 +95,12 @@ export interface RowCode {
   begin: string;
   /**
    * A loop over the row. The body sees `columns4` (vec4u), `live4` (whether those exist), `step` (which columns the workgroup is at: those from
-   * step·4·THREADS on) and one `NAME4` (vec4f) a stream; a column past the end reads LOW. Loops run forward and backward by turns: what was read last is in the cache.
-   * Where registers keep the whole row, a body may leave something else for the next loop: `kept_NAME = x`.
+   * step·4·THREADS on) and one `NAME4` (vec4f) a stream; a column past the end reads LOW, or, where rows are
+   * read by whole vec4s, is not seen at all. Loops run forward and backward by turns: what was read last is in the cache.
    */
   each: (body: string) => string;
+  /** Whether a body may leave something else in a stream's place for the next loop: `kept_NAME = x`. */
+  leaves: boolean;
   /** The sum or maximum of an f32, vec2f or vec4f over the workgroup, which every thread gets. Not inside a branch. */
   sum: (x: string, type?: Meeting) => string;
   max: (x: string, type?: Meeting) => string;
@@ -127,21 +115,20 @@ const MEETINGS: Meeting[] = ["f32", "vec2f", "vec4f"];
  * The code for rows of `params.columns` columns: `streams` are read, `outputs` written (by WGSL name: `store_NAME(row_base, columns4, live4, x)`). An output may be a stream.
  */
 export function rowCode(plan: RowPlan, streams: Record<string, Element>, outputs: Record<string, Element>): RowCode {
-  const { threads, quads, rest, wide, subgroups } = plan;
+  const { threads, quads, wide, subgroups } = plan;
   const width = wide ? 4 : 1;
   const lanes = [..."xyzw"];
   // a column that does not exist reads the row's first, so that there is no branch and many reads are under way
-  const load = Object.keys(streams).map((name) =>
-    `fn load_${name}(base: u32, c: vec4u, live: vec4<bool>) -> vec4f {
-  ${
+  const load = Object.entries(streams).map(([name, element]) => {
+    const to = kindOf(element);
+    return `fn load_${name}(base: u32, c: vec4u, live: vec4<bool>) -> ${to} {
+  return ${to}(${
       wide
-        ? `return select(vec4f(LOW), vec4f(${name}[base + select(0u, c.x / 4u, live.x)]), live);`
-        : `return select(vec4f(LOW), vec4f(${
-          lanes.map((l) => `f32(${name}[base + select(0u, c.${l}, live.${l})])`).join(", ")
-        }), live);`
-    }
-}`
-  ).join("\n");
+        ? `${name}[base + select(0u, c.x / 4u, live.x)]`
+        : lanes.map((l) => `${name}[base + select(0u, c.${l}, live.${l})]`).join(", ")
+    });
+}`;
+  }).join("\n");
   const store = Object.entries(outputs).map(([name, element]) =>
     `fn store_${name}(base: u32, c: vec4u, live: vec4<bool>, x: vec4f) {
   ${
@@ -155,30 +142,40 @@ export function rowCode(plan: RowPlan, streams: Record<string, Element>, outputs
     wide
       ? `(${step} * ${threads}u + lane) * 4u + vec4u(0u, 1u, 2u, 3u)`
       : `${step} * ${4 * threads}u + lane + vec4u(0u, ${threads}u, ${2 * threads}u, ${3 * threads}u)`;
-  const names = Object.keys(streams);
-  // a turn over four columns; all of them exist unless it may be the row's last
-  const where = (step: string, sure: boolean) =>
-    `let columns4 = ${columns(step)}; let live4 = ${sure ? "vec4<bool>(true)" : "columns4 < vec4u(params.columns)"};`;
-  const kept = Array.from({ length: quads }, (_, q) => q), sure = (q: number) => rest || q < quads - 1;
+  const names = Object.keys(streams), floats = names.every((name) => kindOf(streams[name]) === "vec4f");
+  // halves take half the registers, unless there are enough
+  const kindKept = (name: string) => quads > 8 ? kindOf(streams[name]) : "vec4f";
+  const kept = Array.from({ length: quads }, (_, q) => q);
+  // whether all columns of a turn exist, as of all but the row's last
+  const sure = (q: number) => q < quads - 1;
+  const live = (sure: boolean) => sure ? "vec4<bool>(true)" : "(columns4 < vec4u(params.columns))";
+  // a turn over four columns: where they are neighbours, all of them exist or none
+  const turn = (step: string, sure: boolean, from: (name: string) => string, body: string) =>
+    `let step = ${step}; let columns4 = ${columns("step")};
+    ${wide && !sure ? "if (columns4.x < params.columns) " : ""}{ let live4 = ${live(wide || sure)};
+    ${names.map((name) => `let ${name}4 = select(vec4f(LOW), vec4f(${from(name)}), live4);`).join(" ")}
+    ${body} }`;
   let loops = 0;
   const each = (body: string) => {
     const backward = loops++ % 2 === 1;
     // a branch that is always taken keeps compilers from moving one turn's work into another's: they run out of registers
     const turns = kept.map((q) =>
       `${sure(q) ? `if (${4 * threads * q}u < params.columns) ` : ""}{
-    let step = ${q}u; ${where("step", sure(q))}
-    ${names.map((name) => `let ${name}4 = ${name}_${q};`).join(" ")}
-    ${body.replaceAll(/\bkept_(\w+)/g, `$1_${q}`)}
+    ${turn(`${q}u`, sure(q), (name) => `${name}_${q}`, body.replaceAll(/\bkept_(\w+)/g, `$1_${q}`))}
   }`
     );
-    if (!rest) return turns.join("\n  ");
+    if (quads > 0) return turns.join("\n  ");
     const steps = `(params.columns + ${4 * threads - 1}u) / ${4 * threads}u`;
-    const loop = `for (var turn = ${quads}u; turn < ${steps}; turn++) {
-    let step = ${backward ? `${steps} - 1u + ${quads}u - turn` : "turn"}; ${where("step", false)}
-    ${names.map((name) => `let ${name}4 = load_${name}(row_base, columns4, live4);`).join(" ")}
-    ${body}
+    return `for (var turn = 0u; turn < ${steps}; turn++) {
+    ${
+      turn(
+        backward ? `${steps} - 1u - turn` : "turn",
+        false,
+        (name) => `load_${name}(row_base, columns4, live4)`,
+        body,
+      )
+    }
   }`;
-    return (backward ? [loop, ...turns] : [...turns, loop]).join("\n  ");
   };
   let meetings = 0;
   // two regions by turns, so that one barrier a meeting is enough
@@ -193,18 +190,20 @@ ${store}
 ${subgroups ? subgroupMeetings(threads) : treeMeetings(threads)}
 ${ROW_FUNCTIONS}`,
     begin: `let row_base = row * (params.columns / ${width}u);
-  ${names.flatMap((name) => kept.map((q) => `var ${name}_${q}: vec4f;`)).join(" ")}
+  ${names.flatMap((name) => kept.map((q) => `var ${name}_${q}: ${kindKept(name)};`)).join(" ")}
   ${
       kept.map((q) =>
-        `{ ${where(`${q}u`, sure(q))} ${
-          names.map((name) => `${name}_${q} = load_${name}(row_base, columns4, live4);`).join(" ")
+        `{ let columns4 = ${columns(`${q}u`)}; ${
+          names.map((name) => `${name}_${q} = ${kindKept(name)}(load_${name}(row_base, columns4, ${live(sure(q))}));`)
+            .join(" ")
         } }`
       ).join("\n  ")
     }`,
     each,
+    leaves: quads > 0 && (floats || quads <= 8),
     sum,
     max,
-    normalise: (of, also = "") => (rest ? normaliseOnline : normaliseKept)(of, also, each, sum, max),
+    normalise: (of, also = "") => (quads > 0 ? normaliseKept : normaliseOnline)(of, also, each, sum, max),
   };
 }
 

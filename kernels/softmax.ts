@@ -82,6 +82,6 @@ export function softmaxRowsBackward(
   rows: number,
   columns: number,
 ): void {
-  const plan = planRow(columns, "much");
+  const plan = planRow(columns, "two");
   backwardKernel(`${kind}/${element}/${planKey(plan)}`).run({ y, dY, dX }, { rows, columns }, rows);
 }

@@ -26,7 +26,7 @@ import {
   measure,
   normals,
   rowError,
-  underEachPlan,
+  underBothPlans,
 } from "../testing/loss_reference.ts";
 
 // Shares of the largest number of the loss and of each row's gradient: some 15 and 40 roundings of f32 (6e-8).
@@ -128,16 +128,16 @@ for (const soft of [false, true]) {
 }
 
 // the rest of the counts are in the long tests: each takes a pipeline or two
-Deno.test("crossEntropy: class counts under each row plan", async () => {
+Deno.test("crossEntropy: class counts under both row plans", async () => {
   await init();
   const errors: [string, number, number][] = [], rows = 3;
-  await underEachPlan(async (stay) => {
+  await underBothPlans(async (registers) => {
     for (const V of [1, 3, 4, 33, 256, 1025]) {
       const logits = normals(rows * V, 3, V), target = integers(rows, V, V + 1);
       const o = { labelSmoothing: 0.1, zLoss: 1e-3 }, want = reference(logits, target, V, o);
       const inputs = [{ values: logits, shape: [rows, V] }];
       const { loss, gradients } = await measure((x) => crossEntropy(x, labelsOf(target), o), inputs);
-      const name = `${V} classes, ${stay} in registers`;
+      const name = `${V} classes, registers ${registers}`;
       errors.push([name, rowError(loss, want.loss, 1, 1e-3), VALUE]);
       errors.push([name, rowError(gradients[0], want.dLogits, V, 1e-6), GRADIENT]);
     }
@@ -293,7 +293,7 @@ Deno.test("crossEntropy: predictions are the first of the largest", async () => 
     const rows = 6, values = integers(rows * V, 3, V); // many ties
     values.fill(-Infinity, 0, V - 1); // the only finite logit is the last
     const want = reference(values, integers(rows, V, 5), V);
-    await underEachPlan(async () => {
+    await underBothPlans(async () => {
       const labels = zeros([rows], { dtype: "i32" });
       const { predictions } = crossEntropy(tensor(values, [rows, V]), labels, { returnPredictions: true });
       assertEquals(predictions!.dtype, "i32");

@@ -1,4 +1,4 @@
-/** What takes too long for every run: all class counts under each row plan, the longest rows, and more rows than one dimension dispatches. */
+/** What takes too long for every run: all class counts under both row plans, the longest rows, and more rows than one dimension dispatches. */
 import { assertEquals } from "@std/assert";
 import {
   crossEntropy,
@@ -26,7 +26,7 @@ import {
   measure,
   normals,
   rowError,
-  underEachPlan,
+  underBothPlans,
 } from "../testing/loss_reference.ts";
 
 // Shares of the largest number of the loss and of each row's gradient: some 30 and 80 roundings of f32 (6e-8).
@@ -62,10 +62,10 @@ async function checkAll(rows: number, V: number, what: string, names = NAMES, fl
   assertSmall(errors);
 }
 
-Deno.test("losses: all class counts under each row plan", async () => {
+Deno.test("losses: all class counts under both row plans", async () => {
   await init();
-  await underEachPlan(async (stay) => {
-    for (const V of COUNTS) await checkAll(2, V, `${V} classes, ${stay} in registers`);
+  await underBothPlans(async (registers) => {
+    for (const V of COUNTS) await checkAll(2, V, `${V} classes, registers ${registers}`);
   });
 });
 

@@ -5,7 +5,7 @@
 import { assertEquals } from "@std/assert";
 import type { CrossEntropyOptions, DivergenceName, LossReduction, Tensor } from "@limbeck/limbeck";
 import { Scope, Tape, tensor } from "@limbeck/limbeck";
-import { type RowStay, rowTuning } from "../kernels/row.ts";
+import { rowTuning } from "../kernels/row.ts";
 import { random } from "./op.ts";
 
 /** A batch of rows, flat, or class indices. */
@@ -351,15 +351,15 @@ export function integers(count: number, below: number, seed: number): number[] {
 /** Class indices as a tensor. */
 export const labelsOf = (labels: readonly number[], shape?: number[]): Tensor => tensor(Int32Array.from(labels), shape);
 
-/** Runs `check` with rows kept in registers, with parts of them, and with rows that are read again. */
-export async function underEachPlan(check: (stay: RowStay) => Promise<void>): Promise<void> {
+/** Runs `check` with rows kept in registers, and with rows that are read again. */
+export async function underBothPlans(check: (registers: boolean) => Promise<void>): Promise<void> {
   try {
-    for (const stay of ["whole", "part", "none"] as const) {
-      rowTuning.stay = stay;
-      await check(stay);
+    for (const registers of [true, false]) {
+      rowTuning.registers = registers;
+      await check(registers);
     }
   } finally {
-    rowTuning.stay = null;
+    rowTuning.registers = null;
   }
 }
 

@@ -1,8 +1,8 @@
 /** The numbers that differ between adapters: what they are; `kernels/autotune.ts` measures them. */
 import { checkNumber, checkOptions, describe } from "../check.ts";
 
-/** What a kernel does with its rows: it reads one matrix, two, or two with much arithmetic on them, which takes registers. */
-export type RowWork = "one" | "two" | "much";
+/** How many matrices a kernel keeps rows of: one, or two (or one with much arithmetic), which takes registers. */
+export type RowWork = "one" | "two";
 
 /** How rows are walked on a device, for one kind of work. */
 export interface RowLimits {
@@ -10,10 +10,8 @@ export interface RowLimits {
   threads: number;
   /** Most vec4s of each matrix that one of so many threads keeps; 0: rows never stay. */
   quads: number;
-  /** Threads of a row that loops read again. */
+  /** Threads of a row that is read again by each loop. */
   again: number;
-  /** Most vec4s of each matrix that one of those keeps all the same. */
-  hold: number;
 }
 
 /** Numbers that differ between adapters. They decide in which order sums are taken: runs repeat bit for bit under the same ones, and checkpoints hold them. */
@@ -27,18 +25,17 @@ export interface Tuning {
 /** Throws unless this is a tuning, of any adapter. */
 export function checkTuning(op: string, tuning: Tuning): void {
   checkOptions(op, tuning, ["rows", "tiles"]);
-  const works = ["one", "two", "much"] as const;
+  const works = ["one", "two"] as const;
   checkOptions(`${op}.rows`, tuning.rows, works);
   for (const work of works) {
     const limits = tuning.rows[work], name = `${op}.rows.${work}`;
-    checkOptions(name, limits, ["threads", "quads", "again", "hold"]);
-    const { threads, quads, again, hold } = limits;
+    checkOptions(name, limits, ["threads", "quads", "again"]);
+    const { threads, quads, again } = limits;
     for (const [option, n] of [["threads", threads], ["again", again]] as const) {
       checkNumber(name, option, n, { integer: true, min: 32, max: 1024 });
       if (!Number.isInteger(Math.log2(n))) throw new RangeError(`${name}: ${option} must be a power of two, got ${n}`);
     }
     checkNumber(name, "quads", quads, { integer: true, min: 0, max: 64 });
-    checkNumber(name, "hold", hold, { integer: true, min: 0, max: 64 });
   }
   if (!Array.isArray(tuning.tiles)) {
     throw new TypeError(`${op}: tiles must be an array of numbers, got ${describe(tuning.tiles)}`);
