@@ -140,15 +140,8 @@ export const LOSSES: Loss[] = [
     },
     everyOption: {
       fused: ({ student, teacher, labels }) =>
-        distillation(student, teacher, labels, {
-          alpha: 0.3,
-          temperature: 3,
-          divergence: "jsd",
-          beta: 0.3,
-          normalize: true,
-          dropIgnored: true,
-        }),
-      twin: (x) => crossEntropyTwin(x.student, x).mul(0.3).add(jsdTwin(x, 3, 0.3).mul(0.7 * 9 / 0.21)),
+        distillation(student, teacher, labels, { alpha: 0.3, temperature: 3, dropIgnored: true }),
+      twin: (x) => crossEntropyTwin(x.student, x).mul(0.3).add(forwardKlTwin(x, 3).mul(0.7 * 9)),
     },
   },
 ];

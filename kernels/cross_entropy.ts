@@ -13,6 +13,9 @@ import type { Memory } from "./gpu/memory.ts";
 import { MATH, MATH4 } from "./math.ts";
 import { parsePlan, planKey, planRow, rowBuffer, rowCode } from "./row.ts";
 
+// loads that a thread has on their way at once: one after the other, 16,384 labels took 33 µs on an H200, 128,256 weights 120 µs
+const AHEAD = [0, 1, 2, 3, 4, 5, 6, 7];
+
 /** Kept rows and the sum of their weights, for the divisors of mean: counts = [kept, Σ w_y, W]. One workgroup. */
 const countKernel: Kernel = defineKernel({
   name: "count kept rows",
@@ -21,14 +24,25 @@ const countKernel: Kernel = defineKernel({
   head: `var<workgroup> meeting: array<vec3f, 256>;`,
   main: `if (group > 0u) { return; }
   var sum = vec3f(0.0);
-  for (var row = lane; row < params.rows; row += 256u) {
-    let y = labels[row];
-    if (y == params.ignore_index) { continue; }
-    let known = params.weighted == 1u && y >= 0 && u32(y) < params.columns;
-    sum += vec3f(1.0, select(1.0, weight[select(0, y, known)], known), 0.0);
+  for (var block = lane; block < params.rows; block += ${AHEAD.length * 256}u) {
+    ${AHEAD.map((j) => `let y${j} = labels[min(block + ${256 * j}u, params.rows - 1u)];`).join(" ")}
+    ${
+    AHEAD.map((j) =>
+      `let known${j} = params.weighted == 1u && y${j} >= 0 && u32(y${j}) < params.columns;
+    let w${j} = select(1.0, weight[select(0, y${j}, known${j})], known${j});`
+    ).join("\n    ")
+  }
+    ${
+    AHEAD.map((j) =>
+      `if (block + ${256 * j}u < params.rows && y${j} != params.ignore_index) { sum += vec3f(1.0, w${j}, 0.0); }`
+    ).join("\n    ")
+  }
   }
   if (params.weighted == 1u) {
-    for (var c = lane; c < params.columns; c += 256u) { sum.z += weight[c]; }
+    for (var block = lane; block < params.columns; block += ${AHEAD.length * 256}u) {
+      ${AHEAD.map((j) => `let w${j} = weight[min(block + ${256 * j}u, params.columns - 1u)];`).join(" ")}
+      ${AHEAD.map((j) => `sum.z += select(0.0, w${j}, block + ${256 * j}u < params.columns);`).join(" ")}
+    }
   }
   meeting[lane] = sum;
   for (var half = 128u; half > 0u; half /= 2u) {

@@ -145,6 +145,24 @@ Deno.test("crossEntropy: class counts under both row plans", async () => {
   assertSmall(errors);
 });
 
+Deno.test("crossEntropy: class weights over many rows, and over many classes", async () => {
+  await init();
+  const errors: [string, number, number][] = [];
+  for (const [rows, V] of [[5000, 3], [2, 5003]]) { // kept rows and weights are counted in blocks of 2,048
+    const logits = normals(rows * V, 3, V), weight = normals(V, 1, 7).map((w) => Math.fround(0.1 + w * w));
+    const target = integers(rows, V, V + 1).map((y, i) => i % 5 === 4 ? -100 : y);
+    const o = { labelSmoothing: 0.1, zLoss: 1e-3 }, want = reference(logits, target, V, { ...o, weight });
+    const { loss, gradients } = await measure(
+      (x) => crossEntropy(x, labelsOf(target), { ...o, weight: tensor(weight) }),
+      [{ values: logits, shape: [rows, V] }],
+    );
+    const name = `${rows}×${V}`;
+    errors.push([name, rowError(loss, want.loss, 1, 1e-3), VALUE]);
+    errors.push([name, rowError(gradients[0], want.dLogits, V, 0.1 / rows), GRADIENT]); // sure rows' are small
+  }
+  assertSmall(errors);
+});
+
 Deno.test("crossEntropy: shapes", async () => {
   await init();
   const x = LOGITS.slice(0, CLASSES), want = reference(x, [3], CLASSES);
