@@ -22,6 +22,7 @@ import {
   totalVariation,
   zeros,
 } from "@limbeck/limbeck";
+import { rowTuning } from "../kernels/row.ts";
 import {
   assertSmall,
   combinations,
@@ -466,6 +467,28 @@ Deno.test("divergences: f16 logits, one side or both", async () => {
       })),
     );
     assert([...same.loss, ...same.gradients.flat()].every((v) => v === 0), name);
+  }
+});
+
+Deno.test("divergences: f16 rows of many vec4s a thread stay in registers as halves", async () => {
+  const { f16 } = await init();
+  if (!f16) return;
+  const V = 1100, shape = [2, V], round = (x: number[]) => Array.from(Float16Array.from(x));
+  const [student, teacher] = [1, 2].map((seed) => round(normals(2 * V, 2, seed)));
+  const input = (values: number[], requiresGrad: boolean) => ({ values, shape, dtype: "f16" as const, requiresGrad });
+  try {
+    Object.assign(rowTuning, { registers: true, plan: { threads: 32, quads: 9 } });
+    for (const name of ["reverseKl", "jsd"] as const) {
+      const want = reference(name, student, teacher, V, { reduction: "sum" });
+      const { loss, gradients } = await measure((s, t) => OPS[name](s, t, { reduction: "sum" }), [
+        input(student, true),
+        input(teacher, false),
+      ]);
+      assert(rowError(loss, want.loss, 1) <= VALUE, name);
+      assertEquals(f16Errors(gradients[0], want.dStudent, V, GRADIENT), [], name);
+    }
+  } finally {
+    Object.assign(rowTuning, { registers: null, plan: {} });
   }
 });
 
