@@ -8,7 +8,6 @@ import { profile } from "./gpu/profile.ts";
 import { checkTuning, type RowLimits, type RowWork, type Tuning } from "./gpu/tuning.ts";
 import { expectedOf, fittingTiles, matmul, matmulTuning } from "./matmul.ts";
 import { fill, random } from "./random.ts";
-import { defaultRowLimits } from "./row.ts";
 
 /**
  * Opens the GPU. Call it once, before the first tensor; a second call returns the same until `dispose()` or device loss.
@@ -35,7 +34,7 @@ export async function init(options: InitOptions = {}): Promise<GpuInfo> {
 const place = () => {
   const { adapter, limits: { maxComputeInvocationsPerWorkgroup: threads, maxComputeWorkgroupStorageSize: bytes } } =
     gpu().info;
-  return `limbeck tuning 1: ${adapter}, ${threads} threads, ${bytes} bytes`;
+  return `limbeck tuning 2: ${adapter}, ${threads} threads, ${bytes} bytes`;
 };
 
 /** What was measured for this adapter before, if a storage kept it. */
@@ -62,8 +61,8 @@ const ROW_WORK: Record<RowWork, "crossEntropy" | DivergenceName> = {
   one: "crossEntropy",
   two: "jsd",
 };
-/** Widths of rows that may stay in registers, and one of rows that never do. */
-const WIDTHS = [4096, 8192, 16384, 32768], WIDE = 65536;
+/** Widths of rows: some stay in registers as a whole, some in part. */
+const WIDTHS = [4096, 8192, 16384, 32768, 65536];
 const NUMBERS = { mean: true, ignoreIndex: -100, temperature: 1, upstreamStride: 0 };
 
 async function tune(): Promise<Tuning> {
@@ -112,31 +111,29 @@ async function tune(): Promise<Tuning> {
   }
 }
 
-/** The limits under which `walk` takes the least time: first where rows are read again, then where they may stay. */
+/** The limits under which `walk` takes the least time over all widths. */
 async function tuneRows(work: RowWork, walk: (columns: number) => () => void): Promise<RowLimits> {
   const { info } = gpu(), { isSoftware, limits: { maxComputeInvocationsPerWorkgroup: fit } } = info;
-  const fixed = defaultRowLimits(isSoftware)[work];
-  fixed.threads = Math.min(fixed.threads, fit);
-  const best = async (candidates: RowLimits[], widths: number[]) => {
-    const runs = candidates.flatMap((limits) =>
-      widths.map((columns) => () => {
-        info.tuning = { rows: { one: limits, two: limits }, tiles: [] };
-        walk(columns)();
-      })
-    );
-    const times = await measure(runs);
-    const totals = candidates.map((_, i) =>
-      times.slice(i * widths.length, (i + 1) * widths.length).reduce((a, b) => a + b)
-    );
-    return candidates[totals.indexOf(Math.min(...totals))];
-  };
-  const threads = [64, 128, 256, 512, 1024].filter((n) => n <= fit && (isSoftware ? n <= 256 : n >= 256));
-  const { again } = await best(threads.map((again) => ({ ...fixed, quads: 0, again })), [
-    isSoftware ? WIDTHS[0] : WIDE,
-  ]);
-  if (isSoftware) return { ...fixed, again }; // there is no memory nearer than the cache
-  const stay = ([[256, 8], [256, 16], [512, 8], [512, 16], [1024, 8]] as const).filter(([threads]) => threads <= fit);
-  return await best([{ ...fixed, again }, ...stay.map(([threads, quads]) => ({ threads, quads, again }))], WIDTHS);
+  const numbers = isSoftware // where there is no memory nearer than the cache
+    ? [[64, 0], [128, 0], [256, 0]]
+    : [[256, 0], [256, 8], [512, 4], [512, 8], [512, 12], [1024, 0], [1024, 4], [1024, 6], [1024, 8]];
+  const candidates: RowLimits[] = numbers.filter(([threads]) => threads <= fit).map(([threads, quads]) => ({
+    threads,
+    quads,
+  }));
+  const widths = isSoftware ? WIDTHS.slice(0, 1) : WIDTHS;
+  const runs = candidates.flatMap((limits) =>
+    widths.map((columns) => () => {
+      info.tuning = { rows: { one: limits, two: limits }, tiles: [] };
+      walk(columns)();
+    })
+  );
+  const times = await measure(runs);
+  // each width counts alike
+  const totals = candidates.map((_, i) =>
+    times.slice(i * widths.length, (i + 1) * widths.length).reduce((a, b) => a + b)
+  );
+  return candidates[totals.indexOf(Math.min(...totals))];
 }
 
 /** What each tile takes, as a multiple of what is expected of it: the geometric mean of a product of few tiles and one of many. */

@@ -13,8 +13,7 @@ Deno.test("init: autotune measures once an adapter, and leaves nothing behind", 
     assert(stats().dispatches > 0);
     assertEquals([stats().liveBytes, stats().pooledBytes, stats().peakBytes], [0, 0, 0]);
     for (const work of WORKS) {
-      const { threads, again } = tuning!.rows[work];
-      assert(Math.max(threads, again) <= limits.maxComputeInvocationsPerWorkgroup);
+      assert(tuning!.rows[work].threads <= limits.maxComputeInvocationsPerWorkgroup);
     }
     assert(tuning!.tiles.length > 1 && tuning!.tiles.length <= fittingTiles().length);
     assert(
@@ -39,13 +38,17 @@ Deno.test("init: autotune measures once an adapter, and leaves nothing behind", 
 
 Deno.test("init: autotune takes numbers that were measured before, and none unless asked", async () => {
   await dispose();
-  const limits = { threads: 64, quads: 4, again: 128 };
+  const limits = { threads: 64, quads: 4 };
   const tuning: Tuning = { rows: { one: limits, two: limits }, tiles: [2, 3] };
   try {
     assertEquals((await init({ autotune: tuning })).tuning, tuning);
     for (const work of WORKS) {
       const plans = [256, 1024, 1028].map((columns) => planRow(columns, work));
-      assertEquals(plans.map(({ threads, quads }) => [threads, quads]), [[32, 2], [64, 4], [128, 0]]);
+      assertEquals(plans.map(({ threads, quads, more }) => [threads, quads, more]), [
+        [32, 2, false],
+        [64, 4, false],
+        [64, 4, true],
+      ]);
     }
     await dispose();
     assertEquals((await init()).tuning, null);
@@ -56,15 +59,15 @@ Deno.test("init: autotune takes numbers that were measured before, and none unle
 
 Deno.test("init: autotune refuses what is no tuning", async () => {
   await dispose();
-  const limits = { threads: 64, quads: 4, again: 128 }, rows = { one: limits, two: limits };
+  const limits = { threads: 64, quads: 4 }, rows = { one: limits, two: limits };
   for (
     const [autotune, message] of [
       ["yes", "init: autotune: options must be an object, got"],
       [{ rows, tiles: 1 }, "init: autotune: tiles must be an array of numbers, got 1"],
       [{ rows, tiles: [0] }, "init: autotune: tiles must be a finite number, above 0, got 0"],
       [
-        { rows: { ...rows, one: { ...limits, again: 100 } }, tiles: [] },
-        "init: autotune.rows.one: again must be a power of two, got 100",
+        { rows: { ...rows, one: { ...limits, threads: 100 } }, tiles: [] },
+        "init: autotune.rows.one: threads must be a power of two, got 100",
       ],
       [{ rows: { ...rows, three: limits }, tiles: [] }, 'init: autotune.rows: unknown option "three"'],
     ] as const

@@ -96,7 +96,8 @@ fn expm1${s}_(x: ${F}) -> ${F} { return select(exp(x) - 1.0, expm1_series${s}_(x
 fn tanh${s}_(x: ${F}) -> ${F} {
   let e = exp(-2.0 * abs(x));
   let z = x * x;
-  return select(sign(x) * ((1.0 - e) * (1.0 / (1.0 + e))), x + x * z * ${horner("z", TANH)}, z < ${F}(0.3));
+  let far = (1.0 - e) * (1.0 / (1.0 + e));
+  return select(select(far, -far, x < ${F}(0.0)), x + x * z * ${horner("z", TANH)}, z < ${F}(0.3));
 }
 
 // 1/cosh² x, which 1 − tanh² x loses in its tails; beside tanh x it takes no exponential and no division of its own

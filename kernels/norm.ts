@@ -6,17 +6,7 @@ import type { Element } from "./elementwise.ts";
 import { gpu } from "./gpu/gpu.ts";
 import { type Kernel, type KernelSpec, variants } from "./gpu/kernel.ts";
 import type { Memory } from "./gpu/memory.ts";
-import { parsePlan, planKey, planRow, rowBuffer, rowCode } from "./row.ts";
-
-const vector = (name: string, wide: boolean) =>
-  `fn ${name}_at(c: vec4u) -> vec4f {
-  let last = params.columns - 1u;
-  ${
-    wide
-      ? `return vec4f(${name}[min(c.x, last) / 4u]);`
-      : `return vec4f(${[..."xyzw"].map((l) => `f32(${name}[min(c.${l}, last)])`).join(", ")});`
-  }
-}`;
+import { columnBuffer, columnReader, parsePlan, planKey, planRow, rowBuffer, rowCode } from "./row.ts";
 
 const forwardKernel: (key: string) => Kernel = variants((key: string): KernelSpec => {
   const [kind, element, plan_] = key.split("/") as ["layerNorm" | "rmsNorm", Element, string];
@@ -25,16 +15,16 @@ const forwardKernel: (key: string) => Kernel = variants((key: string): KernelSpe
   return {
     name: kind,
     buffers: {
-      x: rowBuffer("read", element, plan),
-      weight: rowBuffer("read", element, plan),
-      ...layer ? { bias: rowBuffer("read", element, plan) } : {},
-      y: rowBuffer("write", element, plan),
+      x: rowBuffer("read", element),
+      weight: columnBuffer(element, plan),
+      ...layer ? { bias: columnBuffer(element, plan) } : {},
+      y: rowBuffer("write", element),
       stats: "write f32",
     },
     params: { rows: "u32", columns: "u32", eps: "f32" },
     workgroup: plan.threads,
     subgroups: plan.subgroups,
-    head: head + vector("weight", plan.wide) + (layer ? vector("bias", plan.wide) : ""),
+    head: head + columnReader("weight", plan) + (layer ? columnReader("bias", plan) : ""),
     main: `let row = group;
   if (row >= params.rows) { return; }
   ${begin}
@@ -86,17 +76,17 @@ const backwardKernel: (key: string) => Kernel = variants((key: string): KernelSp
   return {
     name: `${kind} backward`,
     buffers: {
-      x: rowBuffer("read", element, plan),
-      weight: rowBuffer("read", element, plan),
+      x: rowBuffer("read", element),
+      weight: columnBuffer(element, plan),
       stats: "read f32",
-      dY: rowBuffer("read", element, plan),
-      ...plus ? { plus: rowBuffer("read", element, plan) } : {},
-      dX: rowBuffer("write", element, plan),
+      dY: rowBuffer("read", element),
+      ...plus ? { plus: rowBuffer("read", element) } : {},
+      dX: rowBuffer("write", element),
     },
     params: { rows: "u32", columns: "u32" },
     workgroup: plan.threads,
     subgroups: plan.subgroups,
-    head: head + vector("weight", plan.wide),
+    head: head + columnReader("weight", plan),
     main: `let row = group;
   if (row >= params.rows) { return; }
   ${begin}

@@ -1,81 +1,107 @@
 /**
  * What kernels that work a row at a time share: a workgroup takes a row, its threads take columns four at a time, and loops over the row
- * are written once as `each(body)`. A plan says how a body becomes code: a real loop that reads memory again each time, or, where the row
- * fits the registers of the workgroup, one read and unrolled copies of the body.
+ * are written once as `each(body)`. A plan says how a body becomes code: unrolled copies for the part of the row that the workgroup keeps in
+ * registers, which is read once, and a real loop that reads memory each time for the rest, if there is one.
  */
 import type { Element } from "./elementwise.ts";
 import { gpu } from "./gpu/gpu.ts";
 import type { BufferType } from "./gpu/kernel.ts";
 import type { RowLimits, RowWork } from "./gpu/tuning.ts";
 
-/** How a row is walked. `quads` vec4s a thread of each stream stay in registers, the whole row; 0: every loop reads the row again. */
+/** How a row is walked. `quads` vec4s a thread of each stream stay in registers. */
 export interface RowPlan {
   threads: number;
   quads: number;
-  /** Whether memory is read by whole vec4s: the row's length is a multiple of 4. */
+  /** Whether there is more of the row than that, which every loop reads again. */
+  more: boolean;
+  /** Whether the row's length is a multiple of 4, so that it is whole vec4s; of another, a few columns in front and behind are not. */
   wide: boolean;
   /** Whether threads meet through subgroups rather than a tree in workgroup memory. */
   subgroups: boolean;
 }
 
 /** Overrides for tests and tuning: `registers` forces rows into registers or never does, `subgroups` likewise (where there are any), `plan` single numbers. */
-export const rowTuning: { registers: boolean | null; subgroups: boolean | null; plan: Partial<RowPlan> } = {
+export const rowTuning: {
+  registers: boolean | null;
+  subgroups: boolean | null;
+  plan: Partial<RowPlan>;
+  group: number;
+} = {
+  group: 1,
   registers: null,
   subgroups: null,
   plan: {},
 };
 
 /**
- * What an adapter gets that was not measured. On an H200 (copy 3.98 TB/s) cross-entropy of 4096×32000 took 0.29 ms, 91 % of a copy's speed, with rows in registers
- * of 512 threads; forwardKl 0.64 ms reading rows again, 0.66 with 16 vec4s of each matrix a thread, which spill, and 0.70 or more with a part of the row in registers
- * or in workgroup memory; jsd 0.95, 1.75 and 1.08 ms.
+ * What an adapter gets that was not measured. On an H100 (copy 2.92 TB/s) rows of 32,000 take the least time with 1,024 threads, which have 64 registers each:
+ * of one matrix they keep 8 vec4s a thread, the whole row (100 % of a copy's speed), of two 5 and read the rest from the cache nearest to them (jsd 92 %, with
+ * 4 of them 87 %, with none 51 %, and with 8, which spill, 78 %).
  */
 export function defaultRowLimits(isSoftware: boolean): Record<RowWork, RowLimits> {
   if (isSoftware) {
-    const limits = { threads: 512, quads: 0, again: 256 };
+    const limits = { threads: 256, quads: 0 };
     return { one: limits, two: limits };
   }
-  return { one: { threads: 512, quads: 16, again: 1024 }, two: { threads: 512, quads: 8, again: 256 } };
+  return { one: { threads: 1024, quads: 8 }, two: { threads: 1024, quads: 4 } };
 }
 
 /** The plan for rows of `columns`. */
 export function planRow(columns: number, work: RowWork): RowPlan {
   const { isSoftware, limits, subgroups: able, tuning } = gpu().info;
-  const more = { wide: columns % 4 === 0, subgroups: able && (rowTuning.subgroups ?? true), ...rowTuning.plan };
-  const inRow = Math.ceil(columns / 4), fit = limits.maxComputeInvocationsPerWorkgroup;
-  const { threads, quads, again } = (tuning?.rows ?? defaultRowLimits(isSoftware))[work];
-  const most = Math.min(threads, fit), registers = rowTuning.registers ?? quads > 0;
-  for (let n = 32; registers && n <= most; n *= 2) {
-    const each = Math.max(1, Math.ceil(inRow / n));
-    if (each <= (n === most ? quads || 8 : Math.min(quads || 8, 8))) return { threads: n, quads: each, ...more };
-  }
-  return { threads: inRow <= 64 ? 32 : Math.min(again, fit), quads: 0, ...more };
+  const { threads, quads } = (tuning?.rows ?? defaultRowLimits(isSoftware))[work];
+  const most = Math.min(threads, limits.maxComputeInvocationsPerWorkgroup), wide = columns % 4 === 0;
+  const inRow = wide ? columns / 4 : columns - 3 * Math.max(0, Math.floor((columns - 3) / 4)); // vec4s, and columns at the ends
+  const keep = rowTuning.registers ?? quads > 0 ? quads || 8 : 0;
+  // four vec4s a thread are enough reads under way; rows of 8,192 took 3 times as long with 1,024 threads, whose meetings cost
+  let n = 32;
+  while (n < most && inRow > (keep ? 4 : 2) * n) n *= 2;
+  const each = Math.max(1, Math.ceil(inRow / n)), kept = Math.min(each, keep);
+  return {
+    threads: n,
+    quads: kept,
+    more: kept < each,
+    wide,
+    subgroups: able && (rowTuning.subgroups ?? true),
+    ...rowTuning.plan,
+  };
 }
 
 /** A short text that names a plan, for keys of kernel variants. */
-export function planKey({ threads, quads, wide, subgroups }: RowPlan): string {
-  return `${threads},${quads},${wide ? "wide" : "narrow"},${subgroups ? "subgroups" : "tree"}`;
+export function planKey({ threads, quads, more, wide, subgroups }: RowPlan): string {
+  return `${threads},${quads},${more ? "more" : "whole"},${wide ? "wide" : "narrow"},${
+    subgroups ? "subgroups" : "tree"
+  }`;
 }
 
 /** The plan that `planKey` named. */
 export function parsePlan(key: string): RowPlan {
-  const [threads, quads, wide, subgroups] = key.split(",");
+  const [threads, quads, more, wide, subgroups] = key.split(",");
   return {
     threads: Number(threads),
     quads: Number(quads),
+    more: more === "more",
     wide: wide === "wide",
     subgroups: subgroups === "subgroups",
   };
 }
 
-/** How a buffer of rows is declared under a plan. */
-export function rowBuffer(access: "read" | "write", element: Element, plan: RowPlan): BufferType {
-  const vector = { f32: "vec4f", f16: "vec4h", i32: "vec4i", u32: "vec4u" } as const;
-  return `${access} ${plan.wide ? vector[element] : element}`;
+/** How a vector of one element a column is declared under a plan: rows of whole vec4s meet it so. */
+export function columnBuffer(element: Element, plan: RowPlan): BufferType {
+  return plan.wide ? rowBuffer("read", element) : `read ${element}`;
 }
 
-/** The vector that an element is read as. */
-const kindOf = (element: Element) => element === "f16" ? "vec4h" : "vec4f";
+/** A function NAME_at that reads such a vector at `columns4`. */
+export function columnReader(name: string, plan: RowPlan): string {
+  const at = [..."xyzw"].map((l) => `f32(${name}[min(c.${l}, params.columns - 1u)])`).join(", ");
+  return `fn ${name}_at(c: vec4u) -> vec4f { return ${plan.wide ? `vec4f(${name}[c.x / 4u])` : `vec4f(${at})`}; }`;
+}
+
+/** How a buffer of rows is declared. */
+export function rowBuffer(access: "read" | "write", element: Element): BufferType {
+  const vector = { f32: "vec4f", f16: "vec4h", i32: "vec4i", u32: "vec4u" } as const;
+  return `${access} ${vector[element]}`;
+}
 
 /** One softmax normaliser of a row: of `value` (a vec4f in the body of `each`) times `k`. Defines NAME_max and NAME_rest: log Σ eᵏˣ = k·max + log1p(rest). */
 export interface Normaliser {
@@ -86,6 +112,9 @@ export interface Normaliser {
   at?: string;
   /** What `value` is a growing function of, and that function of an f32: then the largest is looked for without it. */
   grows?: { from: string; by: string };
+  /** Code of the loop that sums, in front of its use of `value` and behind it, where the whole row is kept: there it may leave something in a stream's place. */
+  before?: string;
+  after?: string;
 }
 
 /** The pieces of a kernel over rows. */
@@ -94,13 +123,15 @@ export interface RowCode {
   /** Defines `row_base` and reads what registers keep. Needs `row`. */
   begin: string;
   /**
-   * A loop over the row. The body sees `columns4` (vec4u), `live4` (whether those exist), `step` (which columns the workgroup is at: those from
-   * step·4·THREADS on) and one `NAME4` (vec4f) a stream; a column past the end reads LOW, or, where rows are
-   * read by whole vec4s, is not seen at all. Loops run forward and backward by turns: what was read last is in the cache.
+   * A loop over the row. The body sees `columns4` (vec4u), `live4` (whether those exist: a column at an end of a row comes with three that do not)
+   * and one `NAME4` (vec4f) a stream; what does not exist reads LOW. Loops run forward and backward by turns: what was read last is in the cache.
+   * `kept` is the body of what registers keep, where it is another: it may leave something else in a stream's place for the next loop, `kept_NAME = x`.
    */
-  each: (body: string) => string;
-  /** Whether a body may leave something else in a stream's place for the next loop: `kept_NAME = x`. */
-  leaves: boolean;
+  each: (body: string, kept?: string) => string;
+  /** A loop over what registers keep, or else over the workgroup's first columns. */
+  first: (body: string) => string;
+  /** The lane of the thread that sees a column. */
+  ownerOf: (column: string) => string;
   /** The sum or maximum of an f32, vec2f or vec4f over the workgroup, which every thread gets. Not inside a branch. */
   sum: (x: string, type?: Meeting) => string;
   max: (x: string, type?: Meeting) => string;
@@ -115,67 +146,71 @@ const MEETINGS: Meeting[] = ["f32", "vec2f", "vec4f"];
  * The code for rows of `params.columns` columns: `streams` are read, `outputs` written (by WGSL name: `store_NAME(row_base, columns4, live4, x)`). An output may be a stream.
  */
 export function rowCode(plan: RowPlan, streams: Record<string, Element>, outputs: Record<string, Element>): RowCode {
-  const { threads, quads, wide, subgroups } = plan;
-  const width = wide ? 4 : 1;
-  const lanes = [..."xyzw"];
-  // a column that does not exist reads the row's first, so that there is no branch and many reads are under way
-  const load = Object.entries(streams).map(([name, element]) => {
-    const to = kindOf(element);
-    return `fn load_${name}(base: u32, c: vec4u, live: vec4<bool>) -> ${to} {
-  return ${to}(${
-      wide
-        ? `${name}[base + select(0u, c.x / 4u, live.x)]`
-        : lanes.map((l) => `${name}[base + select(0u, c.${l}, live.${l})]`).join(", ")
-    });
-}`;
-  }).join("\n");
+  const { threads, quads, more, wide, subgroups } = plan;
+  const names = Object.keys(streams), vector = (element: Element) => element === "f16" ? "vec4h" : "vec4f";
+  // a row that is no whole vec4s begins anywhere in one: its first columns up to the next, `lead` of them, and the last that make none are units of their own
+  const index = wide ? "base + c.x / 4u" : "(base + c.x) / 4u";
+  const load = names.map((name) =>
+    wide
+      ? `fn load_${name}(base: u32, c: vec4u, live: vec4<bool>) -> vec4f { return vec4f(${name}[${index}]); }`
+      : `fn load_${name}(base: u32, c: vec4u, live: vec4<bool>) -> vec4f {
+  let x = vec4f(${name}[${index}]);
+  return select(vec4f(x[(base + c.x) % 4u], LOW, LOW, LOW), x, live.y);
+}`
+  ).join("\n");
+  // of a vec4 that two rows share each writes its own components, which no other thread does
   const store = Object.entries(outputs).map(([name, element]) =>
     `fn store_${name}(base: u32, c: vec4u, live: vec4<bool>, x: vec4f) {
   ${
       wide
-        ? `if (live.x) { ${name}[base + c.x / 4u] = ${element === "f16" ? "vec4h" : "vec4f"}(x); }`
-        : lanes.map((l) => `if (live.${l}) { ${name}[base + c.${l}] = ${element}(x.${l}); }`).join(" ")
+        ? `${name}[${index}] = ${vector(element)}(x);`
+        : `if (live.y) { ${name}[${index}] = ${vector(element)}(x); } else { ${name}[${index}][(base + c.x) % 4u] = ${
+          element === "f16" ? "f16" : "f32"
+        }(x.x); }`
     }
 }`
   ).join("\n");
-  const columns = (step: string) =>
-    wide
-      ? `(${step} * ${threads}u + lane) * 4u + vec4u(0u, 1u, 2u, 3u)`
-      : `${step} * ${4 * threads}u + lane + vec4u(0u, ${threads}u, ${2 * threads}u, ${3 * threads}u)`;
-  const names = Object.keys(streams), floats = names.every((name) => kindOf(streams[name]) === "vec4f");
-  // halves take half the registers, unless there are enough
-  const kindKept = (name: string) => quads > 8 ? kindOf(streams[name]) : "vec4f";
-  const kept = Array.from({ length: quads }, (_, q) => q);
-  // whether all columns of a turn exist, as of all but the row's last
-  const sure = (q: number) => q < quads - 1;
-  const live = (sure: boolean) => sure ? "vec4<bool>(true)" : "(columns4 < vec4u(params.columns))";
-  // a turn over four columns: where they are neighbours, all of them exist or none
+  const held = Array.from({ length: quads }, (_, q) => q);
+  // whether all units of a turn exist and are whole vec4s
+  const sure = (q: number) => q < quads - (wide ? 1 : 2) + (more ? 1 : 0);
+  // the columns of a turn, and whether there are any
+  const place = (step: string, sure: boolean) =>
+    wide || sure
+      ? `let columns4 = ${
+        wide ? "" : "lead + "
+      }(${step} * ${threads}u + lane) * 4u + vec4u(0u, 1u, 2u, 3u); let live4 = vec4<bool>(true);`
+      : `let unit = min(${step} * ${threads}u + lane, units - 1u); let end = unit - inner; let whole = unit < inner;
+    let columns4 = select(vec4u(select(4u * inner, 0u, end < lead) + end, vec3u(0xffffffffu)), lead + unit * 4u + vec4u(0u, 1u, 2u, 3u), whole);
+    let live4 = vec4<bool>(true, whole, whole, whole);`;
+  const exists = (step: string) =>
+    wide ? `(${step} * ${threads}u + lane) * 4u < params.columns` : `${step} * ${threads}u + lane < units`;
   const turn = (step: string, sure: boolean, from: (name: string) => string, body: string) =>
-    `let step = ${step}; let columns4 = ${columns("step")};
-    ${wide && !sure ? "if (columns4.x < params.columns) " : ""}{ let live4 = ${live(wide || sure)};
-    ${names.map((name) => `let ${name}4 = select(vec4f(LOW), vec4f(${from(name)}), live4);`).join(" ")}
+    `${sure ? "" : `if (${exists(step)}) `}{ ${place(step, sure)}
+    ${names.map((name) => `let ${name}4 = ${from(name)};`).join(" ")}
     ${body} }`;
-  let loops = 0;
-  const each = (body: string) => {
-    const backward = loops++ % 2 === 1;
-    // a branch that is always taken keeps compilers from moving one turn's work into another's: they run out of registers
-    const turns = kept.map((q) =>
-      `${sure(q) ? `if (${4 * threads * q}u < params.columns) ` : ""}{
+  const reading = (step: string, body: string) =>
+    turn(`(${step})`, false, (name) => `load_${name}(row_base, columns4, live4)`, body);
+  // a branch that is always taken keeps compilers from moving one turn's work into another's: they run out of registers
+  const keeping = (body: string) =>
+    held.map((q) => {
+      const text = `{
     ${turn(`${q}u`, sure(q), (name) => `${name}_${q}`, body.replaceAll(/\bkept_(\w+)/g, `$1_${q}`))}
-  }`
-    );
-    if (quads > 0) return turns.join("\n  ");
-    const steps = `(params.columns + ${4 * threads - 1}u) / ${4 * threads}u`;
-    return `for (var turn = 0u; turn < ${steps}; turn++) {
-    ${
-      turn(
-        backward ? `${steps} - 1u - turn` : "turn",
-        false,
-        (name) => `load_${name}(row_base, columns4, live4)`,
-        body,
-      )
-    }
+  }`,
+        g = rowTuning.group;
+      const opens = sure(q) && q % g === 0, closes = sure(q) && (q % g === g - 1 || !sure(q + 1) || q + 1 === quads);
+      return `${opens ? `if (${4 * threads * q}u < params.columns) {` : ""}${text}${closes ? "}" : ""}`;
+    }).join("\n  ");
+  let loops = 0;
+  const each = (body: string, kept = body) => {
+    const backward = loops++ % 2 === 1;
+    if (!more) return keeping(kept);
+    const steps = wide
+      ? `(params.columns + ${4 * threads - 1}u) / ${4 * threads}u`
+      : `(units + ${threads - 1}u) / ${threads}u`;
+    const rest = `for (var turn = ${quads}u; turn < ${steps}; turn++) {
+    ${reading(backward ? `${steps} + ${quads - 1}u - turn`.replace("+ -1u", "- 1u") : "turn", body)}
   }`;
+    return backward ? `${rest}\n  ${keeping(kept)}` : `${keeping(kept)}\n  ${rest}`;
   };
   let meetings = 0;
   // two regions by turns, so that one barrier a meeting is enough
@@ -189,21 +224,32 @@ ${load}
 ${store}
 ${subgroups ? subgroupMeetings(threads) : treeMeetings(threads)}
 ${ROW_FUNCTIONS}`,
-    begin: `let row_base = row * (params.columns / ${width}u);
-  ${names.flatMap((name) => kept.map((q) => `var ${name}_${q}: ${kindKept(name)};`)).join(" ")}
+    begin: `${
+      wide ? "let row_base = row * (params.columns / 4u);" : `let row_base = row * params.columns;
+  let lead = min((4u - row_base % 4u) % 4u, params.columns);
+  let inner = (params.columns - lead) / 4u;
+  let units = params.columns - 3u * inner;`
+    }
+  ${names.flatMap((name) => held.map((q) => `var ${name}_${q}: vec4f;`)).join(" ")}
   ${
-      kept.map((q) =>
-        `{ let columns4 = ${columns(`${q}u`)}; ${
-          names.map((name) => `${name}_${q} = ${kindKept(name)}(load_${name}(row_base, columns4, ${live(sure(q))}));`)
-            .join(" ")
-        } }`
+      held.map((q) =>
+        `{ ${place(`${q}u`, sure(q))} ${
+          wide && !sure(q)
+            ? "let at4 = select(vec4u(0u), columns4, columns4.x < params.columns);"
+            : "let at4 = columns4;"
+        }
+    ${names.map((name) => `${name}_${q} = load_${name}(row_base, at4, live4);`).join(" ")} }`
       ).join("\n  ")
     }`,
     each,
-    leaves: quads > 0 && (floats || quads <= 8),
+    ownerOf: (c) =>
+      wide
+        ? `(${c} / 4u % ${threads}u)`
+        : `(select(inner + select(${c} - 4u * inner, ${c}, ${c} < lead), (${c} - lead) / 4u, ${c} >= lead && ${c} < lead + 4u * inner) % ${threads}u)`,
+    first: (body) => quads > 0 ? keeping(body) : `{ ${reading("0u", body)} }`,
     sum,
     max,
-    normalise: (of, also = "") => (quads > 0 ? normaliseKept : normaliseOnline)(of, also, each, sum, max),
+    normalise: (of, also = "") => (quads > 0 && !more ? normaliseKept : normaliseOnline)(of, also, each, sum, max),
   };
 }
 
@@ -248,16 +294,7 @@ const normaliseKept: Normalise = (of, also, each, sum, max) =>
   ${pair.map(({ name }, i) => `let ${name}_max = tops${p}${field(i)};`).join(" ")}
   var terms${p} = vec4f(0.0);
   ${companions ? `var beside${p} = vec2f(LOW);` : ""}
-  ${
-      // without the largest terms, so that the sum of the others keeps its digits
-      each(
-        pair.map((n, i) =>
-          `terms${p}.${lanes[2 * i]} += sum_of(select(exp((${n.value} - ${n.name}_max) * ${n.k}), vec4f(0.0), ${
-            isMax(n, i)
-          } | !live4));`
-        ).join("\n    "),
-      )}
-  // those are counted by the threads that have them
+  // the largest terms are counted by the threads that have them
   if (${pair.map(mine).join(" || ")}) {
     ${
       each(
@@ -273,6 +310,17 @@ const normaliseKept: Normalise = (of, also, each, sum, max) =>
       )
     }
   }
+  ${
+      // and left out of the sum of the others, so that it keeps its digits
+      each(
+        pair.map((n, i) =>
+          `${n.before ?? ""} terms${p}.${
+            lanes[2 * i]
+          } += sum_of(select(exp((${n.value} - ${n.name}_max) * ${n.k}), vec4f(0.0), ${isMax(n, i)} | !live4)); ${
+            n.after ?? ""
+          }`
+        ).join("\n    "),
+      )}
   let sums${p} = ${sum(`terms${p}`)};
   ${
       pair.map(({ name }, i) => `let ${name}_rest = sums${p}.${lanes[2 * i]} + (sums${p}.${lanes[2 * i + 1]} - 1.0);`)
@@ -282,7 +330,7 @@ const normaliseKept: Normalise = (of, also, each, sum, max) =>
   ${pair.map(({ name, at }, i) => at ? `let ${name}_at = besides${p}.${lanes[i]};` : "").join(" ")}`;
   }).join("\n  ");
 
-/** Rows that loops read again: maxima and terms in one loop. */
+/** Rows of which loops read some again: maxima and terms in one loop. */
 const normaliseOnline: Normalise = (of, also, each, sum, max) =>
   `${of.map(({ name }) => `var ${name}_part = vec3f(LOW, 0.0, 0.0);`).join(" ")}
   ${of.filter(({ at }) => at).map(({ name }) => `var ${name}_beside = LOW;`).join(" ")}

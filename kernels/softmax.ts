@@ -12,7 +12,7 @@ const forwardKernel: (key: string) => Kernel = variants((key: string): KernelSpe
   const { head, begin, each, normalise } = rowCode(plan, { x: element }, { y: element });
   return {
     name: kind,
-    buffers: { x: rowBuffer("read", element, plan), y: rowBuffer("write", element, plan) },
+    buffers: { x: rowBuffer("read", element), y: rowBuffer("write", element) },
     params: { rows: "u32", columns: "u32" },
     workgroup: plan.threads,
     subgroups: plan.subgroups,
@@ -41,9 +41,9 @@ const backwardKernel: (key: string) => Kernel = variants((key: string): KernelSp
   return {
     name: `${kind} backward`,
     buffers: {
-      y: rowBuffer("read", element, plan),
-      dY: rowBuffer("read", element, plan),
-      dX: rowBuffer("write", element, plan),
+      y: rowBuffer("read", element),
+      dY: rowBuffer("read", element),
+      dX: rowBuffer("write", element),
     },
     params: { rows: "u32", columns: "u32" },
     workgroup: plan.threads,

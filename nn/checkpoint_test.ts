@@ -148,7 +148,7 @@ Deno.test("checkpoint: a model alone", async () => {
 });
 
 Deno.test("checkpoint: brings back the numbers that were tuned for the adapter", async () => {
-  const info = await init(), limits = { threads: 64, quads: 0, again: 64 };
+  const info = await init(), limits = { threads: 64, quads: 0 };
   const tuning = { rows: { one: limits, two: limits }, tiles: [1, 0.5] };
   await inDirectory(async (directory) => {
     const model = makeModel(), path = `${directory}/c.safetensors`;

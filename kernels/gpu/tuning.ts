@@ -6,12 +6,10 @@ export type RowWork = "one" | "two";
 
 /** How rows are walked on a device, for one kind of work. */
 export interface RowLimits {
-  /** Most threads of a row that stays in registers. */
+  /** Most threads that share a row. */
   threads: number;
-  /** Most vec4s of each matrix that one of so many threads keeps; 0: rows never stay. */
+  /** Most vec4s of each matrix that a thread keeps in registers; what is beyond, each loop reads again. */
   quads: number;
-  /** Threads of a row that is read again by each loop. */
-  again: number;
 }
 
 /** Numbers that differ between adapters. They decide in which order sums are taken: runs repeat bit for bit under the same ones, and checkpoints hold them. */
@@ -29,13 +27,13 @@ export function checkTuning(op: string, tuning: Tuning): void {
   checkOptions(`${op}.rows`, tuning.rows, works);
   for (const work of works) {
     const limits = tuning.rows[work], name = `${op}.rows.${work}`;
-    checkOptions(name, limits, ["threads", "quads", "again"]);
-    const { threads, quads, again } = limits;
-    for (const [option, n] of [["threads", threads], ["again", again]] as const) {
-      checkNumber(name, option, n, { integer: true, min: 32, max: 1024 });
-      if (!Number.isInteger(Math.log2(n))) throw new RangeError(`${name}: ${option} must be a power of two, got ${n}`);
+    checkOptions(name, limits, ["threads", "quads"]);
+    const { threads, quads } = limits;
+    checkNumber(name, "threads", threads, { integer: true, min: 32, max: 1024 });
+    if (!Number.isInteger(Math.log2(threads))) {
+      throw new RangeError(`${name}: threads must be a power of two, got ${threads}`);
     }
-    checkNumber(name, "quads", quads, { integer: true, min: 0, max: 64 });
+    checkNumber(name, "quads", quads, { integer: true, min: 0, max: 16 });
   }
   if (!Array.isArray(tuning.tiles)) {
     throw new TypeError(`${op}: tiles must be an array of numbers, got ${describe(tuning.tiles)}`);
