@@ -115,9 +115,8 @@ const kernel: (key: string) => Kernel = variants((key: string): KernelSpec => {
   // t' and the gradient's sum of weights
   const t =
     "let t4 = select(vec4f(0.0), (1.0 - params.smoothing) * probability4 + params.smoothing / f32(params.columns), live4);";
-  // what a column adds to Σ w·t'·(m − x) or Σ w·(m − x); 0·∞ = 0
-  const spread = (w: string) =>
-    `let w_spread4 = ${w}; spread += sum_of(select(w_spread4 * ((m - x4) * k), vec4f(0.0), (w_spread4 == vec4f(0.0)) | !live4));`;
+  // what a column adds to Σ w·t'·(m − x) or Σ w·(m − x): VAST stands for infinity, so that 0·∞ = 0
+  const spread = (w: string) => `spread += sum_of(${w} * select(vec4f(0.0), min(m - x4, vec4f(VAST)), live4));`;
   // 1 − tanh², which near ±1 has the digits of u, not of y
   const slope = capped
     ? `var bend4 = 1.0 - y4 * y4;
@@ -177,6 +176,7 @@ const kernel: (key: string) => Kernel = variants((key: string): KernelSpec => {
     workgroup: plan.threads,
     subgroups: plan.subgroups,
     head: `${MATH}${MATH4}${head}
+const VAST = 1e34;
 ${
       v.weight
         ? `${columnReader("weight", plan)}
@@ -278,7 +278,12 @@ fn capped(logit: f32) -> f32 {
         ? each(spreadLoop)
         : `if (params.smoothing > 0.0) { ${each(spreadLoop)} }`
     }
-  let spread_sum = ${soft ? sum("spread", "f32") : `select(0.0, ${sum("spread", "f32")}, params.smoothing > 0.0)`};
+  ${
+      soft ? `let spread_all = ${sum("spread", "f32")};` : `var spread_all = 0.0;
+  if (params.smoothing > 0.0) { spread_all = ${sum("spread", "f32")}; }`
+    }
+  var infinity = 0x7f800000u;
+  let spread_sum = select(spread_all * k, bitcast<f32>(infinity), spread_all > 1e-14 * VAST);
   let z = select(0.0, params.z_loss * lse * lse * z_scale, params.z_loss > 0.0); // lse² may overflow
   if (lane == 0u ${v.extras ? "&& !ignored" : ""}) {
     ${

@@ -104,13 +104,17 @@ const logCosh = (x: number) => log1p(2 * sinh(x / 2) ** 2);
 
 // β = ½, D = d/2, a = |D|: u = log cosh D + D, v = log cosh D − D, where log cosh D = a + λ with λ = log1p(e) − log 2 and e = e⁻²ᵃ; the value is
 // √pq·(D·sinh D − cosh D·log cosh D). What is even in D is a series in D². One exponential gives the larger of p and q, one the other
-const FAST_HALF = `let a4 = 0.5 * min(abs(d4), vec4f(200.0)); // where e is 0
+const HALF_OF = `let a4 = 0.5 * min(abs(d4), vec4f(200.0)); // where e is 0
   let lambda4 = e4 * ${series((e) => log1p(e) / e, "e4", 1, 9)} - ${LN2};`;
 const HALF = `let half4 = 0.5 * d4;
   let root4 = exp(-abs(half4));
   let e4 = root4 * root4;
   let rising4 = d4 > vec4f(0.0);
-  ${FAST_HALF}`;
+  ${HALF_OF}`;
+const FAST_HALF = `let e4 = exp(-abs(d4));
+  let rising4 = d4 > vec4f(0.0);
+  let larger4 = max(p4, q4);
+  ${HALF_OF}`;
 const HALF_NEAR = `let square4 = half4 * half4;
   let log_cosh4 = square4 * ${series((z) => logCosh(sqrt(z)) / z, "square4", 0.25, 6)};`;
 
@@ -232,6 +236,7 @@ function polynomials({ name, dStudent, dTeacher }: Variant): { name: string; nea
 const TRUSTED = 0.01;
 // the least columns that they are tried with: in a sum of so many the roundings of its terms are small next to the sum's own
 const MANY = 64;
+const LARGER = "exp2(select(s4 - gap4, s4, ahead4) * k2)"; // of eˢ and eᵗ
 const LOG2E = "1.44269504089";
 
 const kernel: (key: string) => Kernel = variants((key: string): KernelSpec => {
@@ -243,7 +248,8 @@ const kernel: (key: string) => Kernel = variants((key: string): KernelSpec => {
   if (v.dTeacher) outputs[dTeacherName] = v.teacher;
   const { first: fastFirst, value: fastValue } = formula.fast ?? { first, value: formula.value };
   const streams = { student: v.student, teacher: v.teacher };
-  const fast = rowCode(plan, streams, outputs), exact = rowCode({ ...plan, quads: 0, more: true }, streams, outputs);
+  const fast = rowCode(plan, streams, outputs, true),
+    exact = rowCode({ ...plan, quads: 0, more: true }, streams, outputs);
   const weighed = (weight: string, x: string) => formula.bounded ? `${weight} * (${x})` : times(weight, x);
   const student = v.dStudent ? formula.student : null, teacher = v.dTeacher ? formula.teacher : null;
   const label = (e1: string) =>
@@ -264,31 +270,34 @@ const kernel: (key: string) => Kernel = variants((key: string): KernelSpec => {
   }
   }`;
 
-  // the first loops: s = student − own.x, rounded, is what all is made of, so that its error cancels where the terms do
-  const beside = `let s4 = student4 - own.x; let t4 = teacher4 - own.y;`;
-  const side4 = mean === "teacher" ? "et4" : "es4", field = mean === "teacher" ? "y" : "x";
+  // the first loops: s = student − own.x and t, rounded, are what all is made of, each q or p with the other and d, so that their errors cancel where
+  // the terms do. Registers take the larger of eˢ and eᵗ (s, where it is wanted at two temperatures too) and s − t for the second
+  const weight4 = mean === "teacher" ? "et4" : "es4", field = mean === "teacher" ? "y" : "x";
   const squares = mean && (mean === "student" ? student : teacher) !== null;
+  const beside = "let s4 = student4 - own.x; let gap4 = s4 - (teacher4 - own.y);";
   const gather = `${beside}
-    let es4 = exp2(s4 * k2); let et4 = exp2(t4 * k2);
-    ${
-    mean
-      ? `let gap4 = s4 - t4;
-    let term4 = ${times(side4, "gap4")};
-    ${squares ? `squares += sum_of(${times(side4, "term4 * gap4")});` : ""}`
-      : ""
-  }
-    part += vec4f(sum_of(es4), sum_of(et4), ${mean ? "sum_of(term4)" : "0.0"}, ${
+    let es4 = exp2(s4 * k2); let et4 = exp2((teacher4 - own.y) * k2);
+    below = max(below, max_of(-gap4));
+    ${squares ? `squares += sum_of(${weight4} * gap4 * gap4);` : ""}
+    part += vec4f(sum_of(es4), sum_of(et4), ${mean ? `sum_of(${weight4} * gap4)` : "0.0"}, ${
     v.crossEntropy ? `sum_of(exp2(s4 * ${LOG2E}))` : "0.0"
   });`;
-  const fastTerms = `${beside}
-    let d4 = select((s4 - t4) * k + own_d, vec4f(0.0), max(student4, teacher4) < vec4f(-1e38));
-    let rising4 = d4 > vec4f(0.0);
-    let e4 = exp(-abs(d4));
-    let larger4 = exp2(select(t4, s4, rising4) * k2) * select(vec4f(p_scale), vec4f(q_scale), rising4);
-    let p4 = larger4 * select(vec4f(1.0), e4, rising4);
-    let q4 = larger4 * select(e4, vec4f(1.0), rising4);
+  const gatherKept = `${gather}
+    kept_student = ${v.crossEntropy ? "s4" : "select(et4, es4, gap4 >= vec4f(0.0))"}; kept_teacher = gap4;`;
+  const fastTermsOf = (given: string) =>
+    `${given}
+    let ahead4 = gap4 >= vec4f(0.0);
+    let d4 = gap4 * k + own_d;
+    let one4 = ${LARGER} * select(vec4f(p_scale), vec4f(q_scale), ahead4);
+    let two4 = one4 * exp(select(d4, -d4, ahead4));
+    let q4 = select(two4, one4, ahead4);
+    let p4 = select(one4, two4, ahead4);
     let diff4 = q4 - p4;
     ${fastFirst}`;
+  const fastTerms = fastTermsOf(beside);
+  const fastTermsKept = fastTermsOf(
+    v.crossEntropy ? "let s4 = student4; let gap4 = teacher4;" : "let gap4 = teacher4;",
+  ).replace(v.crossEntropy ? "" : LARGER, v.crossEntropy ? "" : "student4");
   const expected = (side: Side | null, weight: string, x: string) =>
     side ? `sum_of(${weighed(weight, x.replaceAll("h4", `(${side.h})`))})` : "0.0";
   const fastGradient = (side: Side | null, weight: string, sum: string, difference: string) =>
@@ -303,7 +312,8 @@ const kernel: (key: string) => Kernel = variants((key: string): KernelSpec => {
     : null;
   const leave = left ? `kept_student = ${left === student ? "q4" : "p4"}; kept_teacher = ${left.h};` : "";
   const leftGradient = weighed("student4", `teacher4 - ${left === student ? "sums.y" : "sums.z"}`);
-  const fastLate = `${fastTerms}
+  const fastLateOf = (terms: string) =>
+    `${terms}
     ${mean ? `part.x += sum_of(${fastValue});` : ""}
     ${writeStudent(fastGradient(student, "q4", "sums.y", "diff4"), `exp2(s4 * ${LOG2E}) * q1_scale`)}
     ${writeTeacher(fastGradient(teacher, "p4", "sums.z", "-diff4"))}`;
@@ -316,13 +326,14 @@ const kernel: (key: string) => Kernel = variants((key: string): KernelSpec => {
   // a mean of h next to which h hardly varies is not told from h
   const varies = (square: string, mean: string) => ` && 0.9 * ${square} >= ${mean} * ${mean}`;
   const fastLoops = `
-  var own = vec2f(-1e30);
+  var own = vec2f(LEAST);
   ${fast.first(`own = max(own, vec2f(max_of(student4), max_of(teacher4)));`)}
   var part = vec4f(0.0);
   var squares = 0.0;
-  ${fast.each(gather)}
-  let tops = ${fast.max("own", "vec2f")};
-  let away = own - tops;
+  var below = 0.0; // how far the student is below the teacher
+  ${fast.each(gather, gatherKept)}
+  let tops = ${fast.max("vec4f(own, below, 0.0)")};
+  let away = own - tops.xy;
   let moved = exp2(away * k2);
   let between = away.x - away.y;
   let totals = ${
@@ -360,7 +371,7 @@ const kernel: (key: string) => Kernel = variants((key: string): KernelSpec => {
           : "let certain = 50.0 * value >= abs(mean_d) + abs(log_ratio);"
       }`
       : `part = vec4f(0.0);
-  ${fast.each(`${fastTerms}\n    ${add}`, `${fastTerms}\n    ${add}\n    ${leave}`)}
+  ${fast.each(`${fastTerms}\n    ${add}`, `${fastTermsKept}\n    ${add}\n    ${leave}`)}
   let sums = ${fast.sum("part")};
   ${student && teacher ? `let square = ${fast.sum("squares", "f32")};` : ""}
   let value = sums.x;
@@ -369,13 +380,19 @@ const kernel: (key: string) => Kernel = variants((key: string): KernelSpec => {
       };`
   }
   if (lane == 0u) {
-    trusted = select(0u, 1u, certain && value >= ${TRUSTED} * (${formula.scale}) && value <= 1e30${
+    // a student that is 0 in f32 where the teacher is not, and rows of nothing but −∞, are not for these loops
+    let finite = tops.z * k <= 40.0 && min(tops.x, tops.y) > 0.1 * LEAST;
+    trusted = select(0u, 1u, finite && certain && value >= ${TRUSTED} * (${formula.scale}) && value <= 1e30${
     v.crossEntropy ? " && (ignored || (known && ce >= 0.03 * (1.0 + abs(label_logit - tops.x)) && ce <= 1e30))" : ""
   });
   }
   if (workgroupUniformLoad(&trusted) == 1u) {
     ${mean ? "part = vec4f(0.0);" : finish}
-    ${mean || v.dStudent || v.dTeacher ? fast.each(fastLate, left ? fastLeft : fastLate) : ""}
+    ${
+    mean || v.dStudent || v.dTeacher
+      ? fast.each(fastLateOf(fastTerms), left ? fastLeft : fastLateOf(fastTermsKept))
+      : ""
+  }
     ${mean ? `let value = ${fast.sum("part.x", "f32")}; ${finish}` : ""}
     return;
   }`;

@@ -12,6 +12,8 @@ import type { RowLimits, RowWork } from "./gpu/tuning.ts";
 export interface RowPlan {
   threads: number;
   quads: number;
+  /** How many of those turns have nothing but whole vec4s in them, whatever the row. */
+  sure: number;
   /** Whether there is more of the row than that, which every loop reads again. */
   more: boolean;
   /** Whether the row's length is a multiple of 4, so that it is whole vec4s; of another, a few columns in front and behind are not. */
@@ -21,13 +23,7 @@ export interface RowPlan {
 }
 
 /** Overrides for tests and tuning: `registers` forces rows into registers or never does, `subgroups` likewise (where there are any), `plan` single numbers. */
-export const rowTuning: {
-  registers: boolean | null;
-  subgroups: boolean | null;
-  plan: Partial<RowPlan>;
-  group: number;
-} = {
-  group: 1,
+export const rowTuning: { registers: boolean | null; subgroups: boolean | null; plan: Partial<RowPlan> } = {
   registers: null,
   subgroups: null,
   plan: {},
@@ -56,10 +52,13 @@ export function planRow(columns: number, work: RowWork): RowPlan {
   // four vec4s a thread are enough reads under way; rows of 8,192 took 3 times as long with 1,024 threads, whose meetings cost
   let n = 32;
   while (n < most && inRow > (keep ? 4 : 2) * n) n *= 2;
-  const each = Math.max(1, Math.ceil(inRow / n)), kept = Math.min(each, keep);
+  const each = Math.max(1, Math.ceil(inRow / n)),
+    inside = Math.floor((wide ? inRow : Math.max(0, (columns - 3) / 4)) / n);
+  const kept = each <= keep ? each : Math.min(keep, inside);
   return {
     threads: n,
     quads: kept,
+    sure: Math.min(kept, inside),
     more: kept < each,
     wide,
     subgroups: able && (rowTuning.subgroups ?? true),
@@ -68,18 +67,19 @@ export function planRow(columns: number, work: RowWork): RowPlan {
 }
 
 /** A short text that names a plan, for keys of kernel variants. */
-export function planKey({ threads, quads, more, wide, subgroups }: RowPlan): string {
-  return `${threads},${quads},${more ? "more" : "whole"},${wide ? "wide" : "narrow"},${
+export function planKey({ threads, quads, sure, more, wide, subgroups }: RowPlan): string {
+  return `${threads},${quads},${sure},${more ? "more" : "whole"},${wide ? "wide" : "narrow"},${
     subgroups ? "subgroups" : "tree"
   }`;
 }
 
 /** The plan that `planKey` named. */
 export function parsePlan(key: string): RowPlan {
-  const [threads, quads, more, wide, subgroups] = key.split(",");
+  const [threads, quads, sure, more, wide, subgroups] = key.split(",");
   return {
     threads: Number(threads),
     quads: Number(quads),
+    sure: Number(sure),
     more: more === "more",
     wide: wide === "wide",
     subgroups: subgroups === "subgroups",
@@ -144,8 +144,14 @@ const MEETINGS: Meeting[] = ["f32", "vec2f", "vec4f"];
 
 /**
  * The code for rows of `params.columns` columns: `streams` are read, `outputs` written (by WGSL name: `store_NAME(row_base, columns4, live4, x)`). An output may be a stream.
+ * `finite`: what is less than LEAST, −∞ too, reads LEAST.
  */
-export function rowCode(plan: RowPlan, streams: Record<string, Element>, outputs: Record<string, Element>): RowCode {
+export function rowCode(
+  plan: RowPlan,
+  streams: Record<string, Element>,
+  outputs: Record<string, Element>,
+  finite = false,
+): RowCode {
   const { threads, quads, more, wide, subgroups } = plan;
   const names = Object.keys(streams), vector = (element: Element) => element === "f16" ? "vec4h" : "vec4f";
   // a row that is no whole vec4s begins anywhere in one: its first columns up to the next, `lead` of them, and the last that make none are units of their own
@@ -171,8 +177,7 @@ export function rowCode(plan: RowPlan, streams: Record<string, Element>, outputs
 }`
   ).join("\n");
   const held = Array.from({ length: quads }, (_, q) => q);
-  // whether all units of a turn exist and are whole vec4s
-  const sure = (q: number) => q < quads - (wide ? 1 : 2) + (more ? 1 : 0);
+  const sure = (q: number) => q < plan.sure;
   // the columns of a turn, and whether there are any
   const place = (step: string, sure: boolean) =>
     wide || sure
@@ -188,18 +193,19 @@ export function rowCode(plan: RowPlan, streams: Record<string, Element>, outputs
     `${sure ? "" : `if (${exists(step)}) `}{ ${place(step, sure)}
     ${names.map((name) => `let ${name}4 = ${from(name)};`).join(" ")}
     ${body} }`;
-  const reading = (step: string, body: string) =>
-    turn(`(${step})`, false, (name) => `load_${name}(row_base, columns4, live4)`, body);
+  const read = (name: string, at: string) => {
+    const x = `load_${name}(row_base, ${at}, live4)`;
+    return finite ? `at_least(${x})` : x;
+  };
+  const reading = (step: string, sure: boolean, body: string) =>
+    turn(`(${step})`, sure, (name) => read(name, "columns4"), body);
   // a branch that is always taken keeps compilers from moving one turn's work into another's: they run out of registers
   const keeping = (body: string) =>
-    held.map((q) => {
-      const text = `{
+    held.map((q) =>
+      `${sure(q) ? `if (${4 * threads * q}u < params.columns) ` : ""}{
     ${turn(`${q}u`, sure(q), (name) => `${name}_${q}`, body.replaceAll(/\bkept_(\w+)/g, `$1_${q}`))}
-  }`,
-        g = rowTuning.group;
-      const opens = sure(q) && q % g === 0, closes = sure(q) && (q % g === g - 1 || !sure(q + 1) || q + 1 === quads);
-      return `${opens ? `if (${4 * threads * q}u < params.columns) {` : ""}${text}${closes ? "}" : ""}`;
-    }).join("\n  ");
+  }`
+    ).join("\n  ");
   let loops = 0;
   const each = (body: string, kept = body) => {
     const backward = loops++ % 2 === 1;
@@ -207,9 +213,15 @@ export function rowCode(plan: RowPlan, streams: Record<string, Element>, outputs
     const steps = wide
       ? `(params.columns + ${4 * threads - 1}u) / ${4 * threads}u`
       : `(units + ${threads - 1}u) / ${threads}u`;
-    const rest = `for (var turn = ${quads}u; turn < ${steps}; turn++) {
-    ${reading(backward ? `${steps} + ${quads - 1}u - turn`.replace("+ -1u", "- 1u") : "turn", body)}
+    const loop = (from: string, to: string, sure: boolean) =>
+      `for (var turn = ${from}; turn < ${to}; turn++) {
+    ${reading(backward ? `${from} + (${to} - 1u - turn)` : "turn", sure, body)}
   }`;
+    const inside = `max(inner / ${threads}u, ${quads}u)`;
+    const parts = wide
+      ? [loop(`${quads}u`, steps, false)]
+      : [loop(`${quads}u`, inside, true), loop(inside, steps, false)];
+    const rest = (backward ? parts.reverse() : parts).join("\n  ");
     return backward ? `${rest}\n  ${keeping(kept)}` : `${keeping(kept)}\n  ${rest}`;
   };
   let meetings = 0;
@@ -219,7 +231,9 @@ export function rowCode(plan: RowPlan, streams: Record<string, Element>, outputs
   const sum = meet("sum"), max = meet("max");
   return {
     head: `const LOW = -3.40282346638528859812e38; // the least finite number
+const LEAST = -1e30;
 const THREADS = ${threads}u;
+fn at_least(x: vec4f) -> vec4f { return select(x, vec4f(LEAST), x < vec4f(LEAST)); } // keeps NaN
 ${load}
 ${store}
 ${subgroups ? subgroupMeetings(threads) : treeMeetings(threads)}
@@ -238,7 +252,7 @@ ${ROW_FUNCTIONS}`,
             ? "let at4 = select(vec4u(0u), columns4, columns4.x < params.columns);"
             : "let at4 = columns4;"
         }
-    ${names.map((name) => `${name}_${q} = load_${name}(row_base, at4, live4);`).join(" ")} }`
+    ${names.map((name) => `${name}_${q} = ${read(name, "at4")};`).join(" ")} }`
       ).join("\n  ")
     }`,
     each,
@@ -246,7 +260,7 @@ ${ROW_FUNCTIONS}`,
       wide
         ? `(${c} / 4u % ${threads}u)`
         : `(select(inner + select(${c} - 4u * inner, ${c}, ${c} < lead), (${c} - lead) / 4u, ${c} >= lead && ${c} < lead + 4u * inner) % ${threads}u)`,
-    first: (body) => quads > 0 ? keeping(body) : `{ ${reading("0u", body)} }`,
+    first: (body) => quads > 0 ? keeping(body) : `{ ${reading("0u", false, body)} }`,
     sum,
     max,
     normalise: (of, also = "") => (quads > 0 && !more ? normaliseKept : normaliseOnline)(of, also, each, sum, max),
@@ -294,33 +308,36 @@ const normaliseKept: Normalise = (of, also, each, sum, max) =>
   ${pair.map(({ name }, i) => `let ${name}_max = tops${p}${field(i)};`).join(" ")}
   var terms${p} = vec4f(0.0);
   ${companions ? `var beside${p} = vec2f(LOW);` : ""}
-  // the largest terms are counted by the threads that have them
-  if (${pair.map(mine).join(" || ")}) {
+  ${
+      // the threads that have the largest terms count them, and leave them out of the sum of the others, so that it keeps its digits
+      `if (${pair.map(mine).join(" || ")}) {
     ${
-      each(
-        pair.map((n, i) =>
-          `{ let is_max4 = live4 & ${isMax(n, i)};
+        each(
+          pair.map((n, i) =>
+            `${n.before ?? ""} { let is_max4 = live4 & ${isMax(n, i)};
+      terms${p}.${
+              lanes[2 * i]
+            } += sum_of(select(exp((${n.value} - ${n.name}_max) * ${n.k}), vec4f(0.0), is_max4 | !live4));
       terms${p}.${lanes[2 * i + 1]} += sum_of(select(vec4f(0.0), vec4f(1.0), is_max4));
       ${
-            n.at
-              ? `beside${p}.${lanes[i]} = max(beside${p}.${lanes[i]}, max_of(select(vec4f(LOW), ${n.at}4, is_max4)));`
-              : ""
-          } }`
-        ).join("\n    "),
-      )
-    }
-  }
-  ${
-      // and left out of the sum of the others, so that it keeps its digits
-      each(
-        pair.map((n, i) =>
-          `${n.before ?? ""} terms${p}.${
-            lanes[2 * i]
-          } += sum_of(select(exp((${n.value} - ${n.name}_max) * ${n.k}), vec4f(0.0), ${isMax(n, i)} | !live4)); ${
-            n.after ?? ""
-          }`
-        ).join("\n    "),
-      )}
+              n.at
+                ? `beside${p}.${lanes[i]} = max(beside${p}.${lanes[i]}, max_of(select(vec4f(LOW), ${n.at}4, is_max4)));`
+                : ""
+            } } ${n.after ?? ""}`
+          ).join("\n    "),
+        )
+      }
+  } else {
+    ${
+        each(
+          pair.map((n, i) =>
+            `${n.before ?? ""} terms${p}.${
+              lanes[2 * i]
+            } += sum_of(select(vec4f(0.0), exp((${n.value} - ${n.name}_max) * ${n.k}), live4)); ${n.after ?? ""}`
+          ).join("\n    "),
+        )
+      }
+  }`}
   let sums${p} = ${sum(`terms${p}`)};
   ${
       pair.map(({ name }, i) => `let ${name}_rest = sums${p}.${lanes[2 * i]} + (sums${p}.${lanes[2 * i + 1]} - 1.0);`)
