@@ -49,8 +49,8 @@ interface Formula {
   /** What is computed of d4 before anything else: u4, v4 and r4 for what has a mixture; and what `near` formulas need beside it. */
   first?: string;
   firstNear?: string;
-  /** The same and the value where rows are not close. */
-  fast?: { first: string; value: string };
+  /** The same and the value where rows are not close and all is finite. */
+  fast?: { first?: string; value: string };
   /** p4 and q4, unless they are computed by themselves. */
   sides?: string;
   /** Whether h has a bound, so that no weight of 0 meets an infinity. */
@@ -128,6 +128,7 @@ const FORMULAS: Record<DivergenceName | "halfJsd", Formula> = {
     value: `diff4 - ${times("p4", "d4")}`,
     near: "p4 * excess4",
     mean: "teacher",
+    fast: { value: "diff4 - p4 * d4" },
     scale: "1.0",
     student: null,
     teacher: { weight: "1.0", h: "-d4", near: null },
@@ -136,6 +137,7 @@ const FORMULAS: Record<DivergenceName | "halfJsd", Formula> = {
     value: `${times("q4", "d4")} - diff4`,
     near: "p4 * (d4 * (d4 + excess4) - excess4)",
     mean: "student",
+    fast: { value: "q4 * d4 - diff4" },
     scale: "1.0",
     student: { weight: "1.0", h: "d4", near: null },
     teacher: null,
@@ -147,7 +149,7 @@ const FORMULAS: Record<DivergenceName | "halfJsd", Formula> = {
     teacher: { weight: "beta", h: "-u4", near: (d, beta) => -u(d, beta) },
     scale: "alpha * beta",
     first: MIXTURE,
-    fast: { first: FAST_MIXTURE, value: `-beta * ${times("p4", "u4")} - alpha * ${times("q4", "v4")}` },
+    fast: { first: FAST_MIXTURE, value: "-beta * p4 * u4 - alpha * q4 * v4" },
   },
   halfJsd: {
     value: "larger4 * (-e4 * a4 - (0.5 + 0.5 * e4) * lambda4)",
@@ -178,7 +180,7 @@ const FORMULAS: Record<DivergenceName | "halfJsd", Formula> = {
     },
     scale: "alpha * alpha",
     first: MIXTURE,
-    fast: { first: FAST_MIXTURE, value: `alpha * diff4 - ${times("p4", "u4")}` },
+    fast: { first: FAST_MIXTURE, value: "alpha * diff4 - p4 * u4" },
   },
   skewReverseKl: { // m = (1−α)p + αq: β = 1−α; m − q − q·v, likewise
     value: `select(${times("q4", "gap4")}, -beta * diff4 - ${times("q4", "v4")}, over_p4)`,
@@ -191,7 +193,7 @@ const FORMULAS: Record<DivergenceName | "halfJsd", Formula> = {
     teacher: { weight: "1.0", h: "-beta * beta * r4", near: (d, beta) => -beta * beta * r(d, beta) },
     scale: "beta * beta",
     first: MIXTURE,
-    fast: { first: FAST_MIXTURE, value: `-beta * diff4 - ${times("q4", "v4")}` },
+    fast: { first: FAST_MIXTURE, value: "-beta * diff4 - q4 * v4" },
   },
   totalVariation: {
     value: "0.5 * abs(diff4)",
@@ -232,11 +234,11 @@ function polynomials({ name, dStudent, dTeacher }: Variant): { name: string; nea
   ].filter((x): x is { name: string; near: Near; power: number } => typeof x.near === "function");
 }
 
-// the least value, next to the formula's scale, that the first loops are trusted with: |d| of some 0.14, where terms have lost four bits of their 24
-const TRUSTED = 0.01;
+// the least value, next to the formula's scale, that the first loops are trusted with: |d| of some 0.25, and of 0.5 where terms of both sides cancel
+const TRUSTED = 0.03, TRUSTED_MIXTURE = 0.15;
 // the least columns that they are tried with: in a sum of so many the roundings of its terms are small next to the sum's own
 const MANY = 64;
-const LARGER = "exp2(select(s4 - gap4, s4, ahead4) * k2)"; // of eˢ and eᵗ
+const LARGER = "exp2(select(t4, s4, ahead4) * k2)"; // of eˢ and eᵗ
 const LOG2E = "1.44269504089";
 
 const kernel: (key: string) => Kernel = variants((key: string): KernelSpec => {
@@ -246,7 +248,7 @@ const kernel: (key: string) => Kernel = variants((key: string): KernelSpec => {
   const [dStudentName, dTeacherName] = v.inPlace ? ["student", "teacher"] : ["d_student", "d_teacher"];
   if (v.dStudent) outputs[dStudentName] = v.student;
   if (v.dTeacher) outputs[dTeacherName] = v.teacher;
-  const { first: fastFirst, value: fastValue } = formula.fast ?? { first, value: formula.value };
+  const { first: fastFirst = first, value: fastValue } = formula.fast ?? { first, value: formula.value };
   const streams = { student: v.student, teacher: v.teacher };
   const fast = rowCode(plan, streams, outputs, true),
     exact = rowCode({ ...plan, quads: 0, more: true }, streams, outputs);
@@ -274,10 +276,9 @@ const kernel: (key: string) => Kernel = variants((key: string): KernelSpec => {
   // the terms do. Registers take the larger of eˢ and eᵗ (s, where it is wanted at two temperatures too) and s − t for the second
   const weight4 = mean === "teacher" ? "et4" : "es4", field = mean === "teacher" ? "y" : "x";
   const squares = mean && (mean === "student" ? student : teacher) !== null;
-  const beside = "let s4 = student4 - own.x; let gap4 = s4 - (teacher4 - own.y);";
+  const beside = "let s4 = student4 - own.x; let t4 = teacher4 - own.y; let gap4 = s4 - t4;";
   const gather = `${beside}
-    let es4 = exp2(s4 * k2); let et4 = exp2((teacher4 - own.y) * k2);
-    below = max(below, max_of(-gap4));
+    let es4 = exp2(s4 * k2); let et4 = exp2(t4 * k2);
     ${squares ? `squares += sum_of(${weight4} * gap4 * gap4);` : ""}
     part += vec4f(sum_of(es4), sum_of(et4), ${mean ? `sum_of(${weight4} * gap4)` : "0.0"}, ${
     v.crossEntropy ? `sum_of(exp2(s4 * ${LOG2E}))` : "0.0"
@@ -296,12 +297,12 @@ const kernel: (key: string) => Kernel = variants((key: string): KernelSpec => {
     ${fastFirst}`;
   const fastTerms = fastTermsOf(beside);
   const fastTermsKept = fastTermsOf(
-    v.crossEntropy ? "let s4 = student4; let gap4 = teacher4;" : "let gap4 = teacher4;",
+    v.crossEntropy ? "let s4 = student4; let gap4 = teacher4; let t4 = s4 - gap4;" : "let gap4 = teacher4;",
   ).replace(v.crossEntropy ? "" : LARGER, v.crossEntropy ? "" : "student4");
   const expected = (side: Side | null, weight: string, x: string) =>
-    side ? `sum_of(${weighed(weight, x.replaceAll("h4", `(${side.h})`))})` : "0.0";
+    side ? `sum_of(${weight} * (${x.replaceAll("h4", `(${side.h})`)}))` : "0.0";
   const fastGradient = (side: Side | null, weight: string, sum: string, difference: string) =>
-    side ? weighed(weight, `${side.h} - ${sum}`) : difference;
+    side ? `${weight} * (${side.h} - ${sum})` : difference;
   // where one gradient is all that is left to do, registers take what it is made of
   const left = mean || v.crossEntropy
     ? null
@@ -311,7 +312,7 @@ const kernel: (key: string) => Kernel = variants((key: string): KernelSpec => {
     ? teacher
     : null;
   const leave = left ? `kept_student = ${left === student ? "q4" : "p4"}; kept_teacher = ${left.h};` : "";
-  const leftGradient = weighed("student4", `teacher4 - ${left === student ? "sums.y" : "sums.z"}`);
+  const leftGradient = `student4 * (teacher4 - ${left === student ? "sums.y" : "sums.z"})`;
   const fastLateOf = (terms: string) =>
     `${terms}
     ${mean ? `part.x += sum_of(${fastValue});` : ""}
@@ -324,16 +325,15 @@ const kernel: (key: string) => Kernel = variants((key: string): KernelSpec => {
   }, ${expected(student ?? teacher, student ? "q4" : "p4", "h4 * h4")});
     ${student && teacher ? `squares += ${expected(teacher, "p4", "h4 * h4")};` : ""}`;
   // a mean of h next to which h hardly varies is not told from h
-  const varies = (square: string, mean: string) => ` && 0.9 * ${square} >= ${mean} * ${mean}`;
+  const varies = (square: string, mean: string) => ` && 0.8 * ${square} >= ${mean} * ${mean}`;
   const fastLoops = `
   var own = vec2f(LEAST);
   ${fast.first(`own = max(own, vec2f(max_of(student4), max_of(teacher4)));`)}
   var part = vec4f(0.0);
   var squares = 0.0;
-  var below = 0.0; // how far the student is below the teacher
   ${fast.each(gather, gatherKept)}
-  let tops = ${fast.max("vec4f(own, below, 0.0)")};
-  let away = own - tops.xy;
+  let tops = ${fast.max("own", "vec2f")};
+  let away = own - tops;
   let moved = exp2(away * k2);
   let between = away.x - away.y;
   let totals = ${
@@ -367,7 +367,7 @@ const kernel: (key: string) => Kernel = variants((key: string): KernelSpec => {
             fast.sum(`(squares + between * (2.0 * part.z + between * part.${field})) * moved.${field}`, "f32")
           } / totals.${field} * k * k;
   let variance = square - mean_d * mean_d;
-  let certain = 50.0 * value >= abs(mean_d) + abs(log_ratio) && variance >= 0.1 * square && variance >= 0.1 * value * value;`
+  let certain = 50.0 * value >= abs(mean_d) + abs(log_ratio) && variance >= 0.2 * square && variance >= 0.2 * value * value;`
           : "let certain = 50.0 * value >= abs(mean_d) + abs(log_ratio);"
       }`
       : `part = vec4f(0.0);
@@ -380,9 +380,10 @@ const kernel: (key: string) => Kernel = variants((key: string): KernelSpec => {
       };`
   }
   if (lane == 0u) {
-    // a student that is 0 in f32 where the teacher is not, and rows of nothing but −∞, are not for these loops
-    let finite = tops.z * k <= 40.0 && min(tops.x, tops.y) > 0.1 * LEAST;
-    trusted = select(0u, 1u, finite && certain && value >= ${TRUSTED} * (${formula.scale}) && value <= 1e30${
+    let finite = min(tops.x, tops.y) > 0.1 * LEAST; // not a row of nothing but −∞
+    trusted = select(0u, 1u, finite && certain && value >= ${
+    mean ? TRUSTED : TRUSTED_MIXTURE
+  } * (${formula.scale}) && value <= 1e6${
     v.crossEntropy ? " && (ignored || (known && ce >= 0.03 * (1.0 + abs(label_logit - tops.x)) && ce <= 1e30))" : ""
   });
   }
@@ -509,7 +510,7 @@ ${
         : ""
     }
 
-  if (params.columns >= ${MANY}u) {
+  if (params.columns >= ${MANY}u && k <= 1e6) {
   ${fastLoops}
   }
 

@@ -39,7 +39,7 @@ export function defaultRowLimits(isSoftware: boolean): Record<RowWork, RowLimits
     const limits = { threads: 256, quads: 0 };
     return { one: limits, two: limits };
   }
-  return { one: { threads: 1024, quads: 8 }, two: { threads: 1024, quads: 4 } };
+  return { one: { threads: 1024, quads: 8 }, two: { threads: 1024, quads: 5 } };
 }
 
 /** The plan for rows of `columns`. */
@@ -128,7 +128,7 @@ export interface RowCode {
    * `kept` is the body of what registers keep, where it is another: it may leave something else in a stream's place for the next loop, `kept_NAME = x`.
    */
   each: (body: string, kept?: string) => string;
-  /** A loop over what registers keep, or else over the workgroup's first columns. */
+  /** The first turn of a loop. */
   first: (body: string) => string;
   /** The lane of the thread that sees a column. */
   ownerOf: (column: string) => string;
@@ -200,8 +200,8 @@ export function rowCode(
   const reading = (step: string, sure: boolean, body: string) =>
     turn(`(${step})`, sure, (name) => read(name, "columns4"), body);
   // a branch that is always taken keeps compilers from moving one turn's work into another's: they run out of registers
-  const keeping = (body: string) =>
-    held.map((q) =>
+  const keeping = (body: string, turns = held) =>
+    turns.map((q) =>
       `${sure(q) ? `if (${4 * threads * q}u < params.columns) ` : ""}{
     ${turn(`${q}u`, sure(q), (name) => `${name}_${q}`, body.replaceAll(/\bkept_(\w+)/g, `$1_${q}`))}
   }`
@@ -260,7 +260,7 @@ ${ROW_FUNCTIONS}`,
       wide
         ? `(${c} / 4u % ${threads}u)`
         : `(select(inner + select(${c} - 4u * inner, ${c}, ${c} < lead), (${c} - lead) / 4u, ${c} >= lead && ${c} < lead + 4u * inner) % ${threads}u)`,
-    first: (body) => quads > 0 ? keeping(body) : `{ ${reading("0u", false, body)} }`,
+    first: (body) => quads > 0 ? keeping(body, held.slice(0, 1)) : `{ ${reading("0u", false, body)} }`,
     sum,
     max,
     normalise: (of, also = "") => (quads > 0 && !more ? normaliseKept : normaliseOnline)(of, also, each, sum, max),
@@ -308,36 +308,33 @@ const normaliseKept: Normalise = (of, also, each, sum, max) =>
   ${pair.map(({ name }, i) => `let ${name}_max = tops${p}${field(i)};`).join(" ")}
   var terms${p} = vec4f(0.0);
   ${companions ? `var beside${p} = vec2f(LOW);` : ""}
-  ${
-      // the threads that have the largest terms count them, and leave them out of the sum of the others, so that it keeps its digits
-      `if (${pair.map(mine).join(" || ")}) {
+  // the largest terms are counted by the threads that have them
+  if (${pair.map(mine).join(" || ")}) {
     ${
-        each(
-          pair.map((n, i) =>
-            `${n.before ?? ""} { let is_max4 = live4 & ${isMax(n, i)};
-      terms${p}.${
-              lanes[2 * i]
-            } += sum_of(select(exp((${n.value} - ${n.name}_max) * ${n.k}), vec4f(0.0), is_max4 | !live4));
+      each(
+        pair.map((n, i) =>
+          `{ let is_max4 = live4 & ${isMax(n, i)};
       terms${p}.${lanes[2 * i + 1]} += sum_of(select(vec4f(0.0), vec4f(1.0), is_max4));
       ${
-              n.at
-                ? `beside${p}.${lanes[i]} = max(beside${p}.${lanes[i]}, max_of(select(vec4f(LOW), ${n.at}4, is_max4)));`
-                : ""
-            } } ${n.after ?? ""}`
-          ).join("\n    "),
-        )
-      }
-  } else {
-    ${
-        each(
-          pair.map((n, i) =>
-            `${n.before ?? ""} terms${p}.${
-              lanes[2 * i]
-            } += sum_of(select(vec4f(0.0), exp((${n.value} - ${n.name}_max) * ${n.k}), live4)); ${n.after ?? ""}`
-          ).join("\n    "),
-        )
-      }
-  }`}
+            n.at
+              ? `beside${p}.${lanes[i]} = max(beside${p}.${lanes[i]}, max_of(select(vec4f(LOW), ${n.at}4, is_max4)));`
+              : ""
+          } }`
+        ).join("\n    "),
+      )
+    }
+  }
+  ${
+      // and left out of the sum of the others, so that it keeps its digits
+      each(
+        pair.map((n, i) =>
+          `${n.before ?? ""} terms${p}.${
+            lanes[2 * i]
+          } += sum_of(select(exp((${n.value} - ${n.name}_max) * ${n.k}), vec4f(0.0), ${isMax(n, i)} | !live4)); ${
+            n.after ?? ""
+          }`
+        ).join("\n    "),
+      )}
   let sums${p} = ${sum(`terms${p}`)};
   ${
       pair.map(({ name }, i) => `let ${name}_rest = sums${p}.${lanes[2 * i]} + (sums${p}.${lanes[2 * i + 1]} - 1.0);`)
