@@ -73,6 +73,19 @@ Deno.test("dispose: in the middle of training, everything old can still be freed
   await dispose();
 });
 
+Deno.test("dispose: says what the device has refused and nobody has heard", async () => {
+  await init();
+  defineKernel({ name: "unheard", buffers: { y: "write f32" }, main: "y[thread] = nonsense;" }).run(
+    { y: zeros([4]).memory },
+    {},
+    1,
+  );
+  await assertRejects(() => dispose(), Error, "the WGSL of unheard (y [4])");
+  await init();
+  assertEquals(await tensor([1]).add(1).array(), [2]);
+  await dispose();
+});
+
 Deno.test("init: memoryLimit", async () => {
   await init({ memoryLimit: 2 ** 20 });
   using _scope = new Scope();
@@ -81,6 +94,9 @@ Deno.test("init: memoryLimit", async () => {
   assertEquals((await half.data())[0], 0);
   half.dispose();
   zeros([3 * 2 ** 16]).dispose(); // the pool's 512 KiB are given up for it
+  const upload = () => tensor(new Float32Array(10_000)); // 40 KiB, which have a place of their own
+  assertThrows(() => Array.from({ length: 100 }, upload), RangeError, "tensor: 40960 bytes (shape [10000]) more would");
+  assert(stats().liveBytes + stats().pooledBytes <= 2 ** 20);
   await dispose();
   await assertRejects(() => init({ memoryLimit: 0 }), RangeError, "init: memoryLimit must be");
 });

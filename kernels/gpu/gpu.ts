@@ -79,7 +79,7 @@ async function start(options: InitOptions): Promise<GpuInfo> {
   };
   const errors = new DeviceErrors(device);
   const queue: Queue = new Queue(device, () => pool, counters, errors);
-  const pool = new Pool(device, counters, limit, errors, () => queue.forget());
+  const pool = new Pool(device, counters, limit, errors, () => queue.trim());
   current = {
     device,
     info,
@@ -95,17 +95,24 @@ async function start(options: InitOptions): Promise<GpuInfo> {
   return info;
 }
 
-/** Ends the engine: frees its GPU memory and, unless it was handed in, destroys the device. Tensors made before are gone. */
+/** Ends the engine: frees its GPU memory and, unless it was handed in, destroys the device. Tensors made before are gone. Throws what the device has reported and no call has said. */
 export async function dispose(): Promise<void> {
   const ending = current;
   current = null;
-  if (!ending) return;
-  if (ending.errors.lost === null) {
-    ending.queue.destroy();
-    ending.pool.trim();
-    if (ending.ownsDevice) ending.device.destroy();
+  if (!ending || ending.errors.lost !== null) return;
+  const { queue, pool, errors, device, ownsDevice } = ending;
+  try {
+    queue.submit();
+    await errors.settle();
+  } catch (error) {
+    if (!errors.lost?.startsWith("destroyed")) throw error; // whoever handed it in destroyed it already
+  } finally {
+    if (errors.lost === null) {
+      queue.destroy();
+      pool.trim();
+      if (ownsDevice) device.destroy();
+    }
   }
-  await Promise.resolve();
 }
 
 /** Submits everything that was encoded so far and throws what the device has reported; does not wait for the results. */
