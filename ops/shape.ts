@@ -16,7 +16,7 @@ const ANY: readonly DType[] = ["f32", "f16", "i32", "u32"];
 export function reshape(x: Tensor, shape: readonly number[]): Tensor {
   checkTensor("reshape", "x", x, ANY);
   if (!Array.isArray(shape)) throw new TypeError(`reshape: shape must be an array of sizes, got ${describe(shape)}`);
-  const unknown = shape.indexOf(-1), wanted = [...shape];
+  const unknown = shape.indexOf(-1), wanted = [...shape].map((n) => Object.is(n, -0) ? 0 : n);
   const areSizes = () => wanted.every((n) => Number.isInteger(n) && n >= 0 && n < 2 ** 31);
   if (unknown >= 0) wanted[unknown] = 1;
   if (unknown >= 0 && areSizes()) {
@@ -162,7 +162,7 @@ function checkTensors(op: string, xs: readonly Tensor[]): void {
   if (!Array.isArray(xs) || xs.length === 0) {
     throw new TypeError(`${op}: xs must be an array of at least one tensor, got ${describe(xs)}`);
   }
-  xs.forEach((x, i) => checkTensor(op, `xs[${i}]`, x, i === 0 ? ANY : [xs[0].dtype]));
+  for (const [i, x] of xs.entries()) checkTensor(op, `xs[${i}]`, x, i === 0 ? ANY : [xs[0].dtype]); // holes too
 }
 
 /** Tensors behind each other along `dim`; they must agree in all other dimensions. */
