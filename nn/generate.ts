@@ -42,6 +42,9 @@ export function sample(
   options: { temperature: number; topK?: number; topP?: number },
   random: () => number,
 ): number {
+  if (Array.prototype.some.call(logits, Number.isNaN)) {
+    throw new RangeError("generate: gpt must give numbers, got NaN among its logits");
+  }
   const order = Array.from(logits, (_, i) => i).sort((a, b) => logits[b] - logits[a] || a - b);
   if (options.temperature === 0) return order[0];
   const largest = logits[order[0]];

@@ -64,6 +64,11 @@ Deno.test("dispose: in the middle of training, everything old can still be freed
   await dispose();
   tape.close(); // never throws
   await init();
+  await assertRejects(
+    () => meter.read(),
+    TypeError,
+    "Meter.read: the values are on a device that was disposed or lost",
+  );
   for (const old of [optimizer, layer, meter]) old.dispose();
   assertEquals([stats().liveTensors, stats().liveBytes], [0, 0]);
   using _tape = new Tape();
@@ -99,6 +104,38 @@ Deno.test("init: memoryLimit", async () => {
   assert(stats().liveBytes + stats().pooledBytes <= 2 ** 20);
   await dispose();
   await assertRejects(() => init({ memoryLimit: 0 }), RangeError, "init: memoryLimit must be");
+});
+
+Deno.test("init: where the memory limit ends a constructor in the middle, nothing of it stays", async () => {
+  const make: Record<string, () => void> = {
+    Linear: () => new nn.Linear(40, 30).dispose(),
+    Conv2d: () => new nn.Conv2d(8, 8, 3).dispose(),
+    Gpt: () => new nn.Gpt({ vocabulary: 9, context: 8, layers: 1, width: 8, heads: 2 }).dispose(),
+    Adam: () => {
+      using _scope = new Scope();
+      using optimizer = new optim.Adam([zeros([100, 10], { requiresGrad: true })]);
+      for (const x of Object.values(optimizer.stateDict().tensors)) x.dispose();
+    },
+  };
+  for (const [name, fn] of Object.entries(make)) {
+    let refused = 0, worked = false;
+    for (let memoryLimit = 1024; !worked; memoryLimit = Math.ceil(1.3 * memoryLimit)) {
+      await init({ memoryLimit });
+      try {
+        fn();
+        worked = true;
+      } catch (error) {
+        assert(
+          error instanceof RangeError && error.message.includes("would pass the memory limit"),
+          `${name}: ${error}`,
+        );
+        refused++;
+      }
+      assertEquals([stats().liveTensors, stats().liveBytes], [0, 0], `${name} with ${memoryLimit} bytes`);
+      await dispose();
+    }
+    assert(refused > 3, `${name}: only ${refused} limits were too low`);
+  }
 });
 
 Deno.test("init: an injected device stays its maker's", async () => {
