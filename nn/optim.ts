@@ -126,6 +126,10 @@ export abstract class Optimizer {
         if (!x.requiresGrad || x.record) {
           throw new TypeError(`${this.name}: params must be leaves that require a gradient, got ${x}`);
         }
+        if (x.grad) { // it may have been set by hand
+          checkTensor(this.name, "grad", x.grad, ["f32"]);
+          checkShape(this.name, "grad", x.grad, x.shape);
+        }
         const other = found.get(x);
         if (other && other !== group) {
           throw new RangeError(`${this.name}: a parameter of shape [${x.shape.join(", ")}] is in two groups`);

@@ -91,6 +91,38 @@ Deno.test("dispose: says what the device has refused and nobody has heard", asyn
   await dispose();
 });
 
+Deno.test("init: a device or an adapter that cannot be used says so", async () => {
+  const lost = await (await navigator.gpu.requestAdapter())!.requestDevice();
+  lost.destroy();
+  await assertRejects(() => init({ device: lost }), Error, "init: the device was lost before it could be used");
+  // deno-lint-ignore no-explicit-any
+  const start = (options: any) => () => init(options);
+  const adapter = (requestDevice: () => unknown) => ({ requestDevice, features: new Set(), limits: {} });
+  await assertRejects(
+    start({ device: { createShaderModule() {} } }),
+    TypeError,
+    "device must be a GPUDevice, got an O",
+  );
+  await assertRejects(start({ adapter: { requestDevice() {} } }), TypeError, "adapter must be a GPUAdapter, got an O");
+  const none = "init: the adapter gave no device";
+  await assertRejects(start({ adapter: adapter(() => Promise.reject(new Error("busy"))) }), Error, `${none}: busy`);
+  await assertRejects(start({ adapter: adapter(() => Promise.resolve(null)) }), Error, none);
+  await init();
+  assertEquals(await tensor([1]).add(1).array(), [2]);
+  await dispose();
+});
+
+Deno.test("gpu: a device that is lost in the middle of reads says so and nothing else", async () => {
+  const device = await (await navigator.gpu.requestAdapter())!.requestDevice();
+  await init({ device });
+  const x = tensor([1, 2]).add(1);
+  device.destroy(); // nobody has heard of it yet
+  for (const read of [() => x.data(), () => x.array()]) await assertRejects(read, Error, "GPU: the device was lost");
+  assertThrows(() => x.add(1), Error, "the device was lost");
+  await init();
+  await dispose();
+});
+
 Deno.test("init: memoryLimit", async () => {
   await init({ memoryLimit: 2 ** 20 });
   using _scope = new Scope();

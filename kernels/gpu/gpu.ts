@@ -64,6 +64,9 @@ export async function open(options: InitOptions, prepare: () => Promise<void>): 
 async function start(options: InitOptions): Promise<GpuInfo> {
   const limit = options.memoryLimit ?? Infinity;
   const { device, info } = await openDevice(options);
+  const errors = new DeviceErrors(device);
+  await errors.news();
+  if (errors.lost !== null) throw new Error(`init: the device was lost before it could be used (${errors.lost})`);
   const directive = await subgroupDirective(device);
   info.subgroups = directive !== null;
   info.tensorCores = await hasTensorCores(device);
@@ -77,7 +80,6 @@ async function start(options: InitOptions): Promise<GpuInfo> {
     dispatches: 0,
     submits: 0,
   };
-  const errors = new DeviceErrors(device);
   const queue: Queue = new Queue(device, () => pool, counters, errors);
   const pool = new Pool(device, counters, limit, errors, () => queue.trim());
   current = {

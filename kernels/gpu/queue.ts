@@ -279,18 +279,23 @@ export class Queue {
       await this.errors.settle();
       return new ArrayBuffer(0);
     }
-    const size = sizeClass(bytes);
-    const staging = this.#staging.get(size)?.pop() ?? this.#createStaging(size);
-    this.#endPass();
-    const copied = Math.ceil(bytes / 4) * 4;
-    this.#openEncoder().copyBufferToBuffer(memory.buffer, memory.offset, staging, 0, copied);
-    memory.batch = this.batch;
-    this.submit();
-    const range = await mapped(staging, copied).catch(async (reason) => {
+    const size = sizeClass(bytes), copied = Math.ceil(bytes / 4) * 4;
+    const failed = async (reason: Error) => {
       await this.errors.news();
       await this.errors.settle(); // why, if the device has said it
       throw new Error(`GPU: reading ${bytes} bytes failed: ${reason?.message ?? reason}`);
-    });
+    };
+    let staging: GPUBuffer;
+    try {
+      staging = this.#staging.get(size)?.pop() ?? this.#createStaging(size);
+    } catch (error) {
+      return await failed(error as Error);
+    }
+    this.#endPass();
+    this.#openEncoder().copyBufferToBuffer(memory.buffer, memory.offset, staging, 0, copied);
+    memory.batch = this.batch;
+    this.submit();
+    const range = await mapped(staging, copied).catch(failed);
     const result = range.slice(0, bytes);
     staging.unmap();
     const free = this.#staging.get(size);
