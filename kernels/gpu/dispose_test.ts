@@ -16,6 +16,14 @@ Deno.test("dispose: before init and twice", async () => {
 Deno.test("init: a second call returns the same, also while the first runs", async () => {
   const [a, b] = await Promise.all([init(), init()]);
   assert(a === b && a === await init());
+  const { warn } = console, said: string[] = [];
+  console.warn = (message: string) => said.push(message);
+  try {
+    assert(a === await init({ debug: true, memoryLimit: 5 })); // too late, which is not kept secret
+  } finally {
+    console.warn = warn;
+  }
+  assertEquals(said, ["limbeck: init() was called before: debug, memoryLimit changes nothing until dispose()"]);
   await dispose();
 });
 

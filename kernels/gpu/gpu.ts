@@ -21,6 +21,8 @@ export interface Gpu {
   /** What shaders that use subgroups begin with. */
   subgroupDirective: string;
   ownsDevice: boolean;
+  /** What it was opened with. */
+  options: InitOptions;
   /** Whether results are checked and tensors remember where they were made. */
   debug: boolean;
   /** What is alive, and how it came to be: in debug mode and while `expectNoLeaks` runs. */
@@ -50,7 +52,16 @@ export async function open(options: InitOptions, prepare: () => Promise<void>): 
   checkInitOptions(options);
   if (current && !starting) await current.errors.news();
   if (starting) return await starting; // by another call, perhaps meanwhile
-  if (current && current.errors.lost === null) return current.info;
+  if (current && current.errors.lost === null) {
+    const { options: first, info } = current;
+    const other = Object.entries(options).filter(([name, x]) => first[name as keyof InitOptions] !== x);
+    if (other.length > 0) {
+      console.warn(
+        `limbeck: init() was called before: ${other.map(([name]) => name).join(", ")} changes nothing until dispose()`,
+      );
+    }
+    return info;
+  }
   starting = start(options).then(async (info) => {
     await prepare().catch(async (error) => {
       await dispose();
@@ -91,6 +102,7 @@ async function start(options: InitOptions): Promise<GpuInfo> {
     counters,
     subgroupDirective: directive ?? "",
     ownsDevice: !options.device,
+    options,
     debug: options.debug ?? false,
     ledger: options.debug ? new Map() : null,
   };
