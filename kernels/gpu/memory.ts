@@ -100,7 +100,7 @@ export class FreeList {
 }
 
 /** So many bytes, and what for. */
-const ofShape = (bytes: number, shape?: readonly number[]) =>
+export const ofShape = (bytes: number, shape?: readonly number[] | null): string =>
   `${bytes} bytes${shape ? ` (shape [${shape.join(", ")}])` : ""}`;
 
 const STORAGE = 0x80 | 0x4 | 0x8; // GPUBufferUsage.STORAGE | COPY_SRC | COPY_DST; the global is missing in some runtimes

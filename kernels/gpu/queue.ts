@@ -1,6 +1,6 @@
 import type { DeviceErrors } from "./device.ts";
 import { checkNumber, describe } from "../check.ts";
-import { Arena, type Counters, Memory, type Pool, sizeClass } from "./memory.ts";
+import { Arena, type Counters, Memory, ofShape, type Pool, sizeClass } from "./memory.ts";
 
 /** A compiled kernel. */
 export interface Pipeline {
@@ -104,6 +104,11 @@ export class Queue {
     const last = Math.max(written, whole?.written ?? -1);
     if (this.#failed.has(last)) return last;
     return slots.find((slot) => slot.written > last && this.#failed.has(slot.written))?.written;
+  }
+
+  /** Whether the device refused what a memory should hold, or the memory itself. */
+  #isMissing(memory: Memory): boolean {
+    return memory.refused || this.#failed.size > 0 && this.#failure(memory) !== undefined;
   }
 
   /** What was encoded since a batch that failed may have read its results, before anybody knew. */
@@ -279,6 +284,11 @@ export class Queue {
       await this.errors.settle();
       return new ArrayBuffer(0);
     }
+    if (this.#isMissing(memory)) { // a copy from it could take the whole batch down
+      this.submit();
+      await this.errors.settle();
+      throw notComputed();
+    }
     const size = sizeClass(bytes), copied = Math.ceil(bytes / 4) * 4;
     const failed = async (reason: Error) => {
       await this.errors.news();
@@ -287,7 +297,7 @@ export class Queue {
     };
     let staging: GPUBuffer;
     try {
-      staging = this.#staging.get(size)?.pop() ?? this.#createStaging(size);
+      staging = this.#staging.get(size)?.pop() ?? this.#createStaging(size, memory.shape);
     } catch (error) {
       return await failed(error as Error);
     }
@@ -302,15 +312,11 @@ export class Queue {
     if (free) free.push(staging);
     else this.#staging.set(size, [staging]);
     await this.errors.settle();
-    if (this.#failure(memory) !== undefined) {
-      throw new Error(
-        "GPU: this tensor was not computed: the device had refused the batch that it belongs to, and has said why",
-      );
-    }
+    if (this.#isMissing(memory)) throw notComputed();
     return result;
   }
 
-  #createStaging(size: number): GPUBuffer {
+  #createStaging(size: number, shape: readonly number[] | null): GPUBuffer {
     this.counters.buffersCreated++;
     // mapped once at creation and unmapped: only then may it be read behind an un-awaited mapAsync (see `mapped`)
     this.errors.open();
@@ -319,7 +325,7 @@ export class Queue {
       staging.unmap();
       return staging;
     } finally { // it throws where there is no memory to map
-      this.errors.close(() => `a read of ${size} bytes`);
+      this.errors.close(() => `a read of ${ofShape(size, shape)}`);
     }
   }
 
@@ -355,6 +361,9 @@ async function mapped(staging: GPUBuffer, bytes: number): Promise<ArrayBuffer> {
   return staging.getMappedRange(0, bytes);
 }
 
+const notComputed = () =>
+  new Error("GPU: this tensor was not computed: the device had refused the batch that it belongs to, and has said why");
+
 function matches(entry: Entry, pipeline: Pipeline, memories: Memory[], params: number[]): boolean {
   if (entry.pipeline !== pipeline) return false;
   for (let i = 0; i < memories.length; i++) if (entry.memories[i] !== memories[i]) return false;
@@ -384,6 +393,11 @@ function checkMemories({ name, buffers }: Pipeline, memories: Memory[], device: 
     }
     if (memory.owner.device !== device) {
       throw new TypeError(`${name}: ${buffers[i]} is on a device that was disposed or lost`);
+    }
+    if (memory.refused) {
+      throw new Error(
+        `${name}: ${buffers[i]} is missing: the device had no ${ofShape(memory.bytes, memory.shape)} for it`,
+      );
     }
   });
 }
