@@ -76,17 +76,13 @@ export function assign(x: Tensor, other: Tensor): void {
   checkTensor("assign", "other", other, [x.dtype]);
   checkShape("assign", "other", other, x.shape);
   const { storage } = x, { pool } = gpu();
-  let from = other.memory;
-  const to = storage.writable();
+  const from = other.memory, to = storage.writable();
   if (storage === other.storage) return;
-  const shared = from.buffer === to.buffer;
-  if (shared) { // one dispatch cannot read and write one buffer: two slots of an optimizer's block
-    const between = pool.take(from.bytes);
-    copyFlat(from, between, x.dtype, x.size);
-    from = between;
-  }
-  copyFlat(from, to, x.dtype, x.size);
-  if (shared) from.free();
+  if (from.buffer !== to.buffer) return copyFlat(from, to, x.dtype, x.size);
+  // one dispatch cannot read and write one buffer: two slots of an optimizer's block
+  using between = pool.take(from.bytes, "", "assign");
+  copyFlat(from, between, x.dtype, x.size);
+  copyFlat(between, to, x.dtype, x.size);
 }
 
 /** Internal: throws unless `x` has at least `rank` dimensions. */

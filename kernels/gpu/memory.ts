@@ -21,7 +21,7 @@ export interface Counters {
 }
 
 /** A range of a GPU buffer that a kernel can bind. The same object stands for the same range for ever: caches compare it. */
-export class Memory {
+export class Memory implements Disposable {
   static #ids = 0;
   /** Different for each. */
   readonly id: number = Memory.#ids++;
@@ -62,6 +62,11 @@ export class Memory {
   /** Gives it back to its owner. */
   free(): void {
     this.owner.give(this);
+  }
+
+  /** The same as `free()`: for memory that serves one block, also where that throws. */
+  [Symbol.dispose](): void {
+    this.free();
   }
 }
 
