@@ -238,8 +238,17 @@ export class DeviceErrors {
       this.lost = `${info.reason || "unknown"}: ${info.message}`;
       this.#unsaid ||= info.reason !== "destroyed";
     });
-    // a program that ends without an await after the error must not look as if all had gone well
-    globalThis.addEventListener?.("unload", () => (this.#messages.length > 0 || this.#unsaid) && this.raise());
+    globalThis.addEventListener?.("unload", this.#atEnd);
+  }
+
+  /** A program that ends without an await after the error must not look as if all had gone well. */
+  #atEnd = (): void => {
+    if (this.#messages.length > 0 || this.#unsaid) this.raise();
+  };
+
+  /** Everything was said: the end of the program is no matter any more. */
+  forget(): void {
+    globalThis.removeEventListener?.("unload", this.#atEnd);
   }
 
   /** Opens error scopes over what follows; `close` collects what they caught, under a label. */

@@ -121,6 +121,7 @@ export async function dispose(): Promise<void> {
   } catch (error) {
     if (!errors.lost?.startsWith("destroyed")) throw error; // whoever handed it in destroyed it already
   } finally {
+    errors.forget();
     if (errors.lost === null) {
       queue.destroy();
       pool.trim();
