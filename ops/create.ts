@@ -238,13 +238,13 @@ function drawn(
 
 const REAL = ["f32", "f16"];
 
-/** Uniform random numbers in [0, 1), from the seed of `manualSeed`. Source of randomness: the counter-based hash pcg4d (Jarzynski & Olano 2020). */
+/** Uniform random numbers in [0, 1), f32 or f16, from the seed of `manualSeed`. Source of randomness: the counter-based hash pcg4d (Jarzynski & Olano 2020). */
 export function rand(shape: readonly number[], options: TensorOptions = {}): Tensor {
   checkTensorOptions("rand", options, REAL);
   return drawn("rand", "uniform", shape, options);
 }
 
-/** Normal random numbers with mean 0 and deviation 1 (Box–Muller), from the seed of `manualSeed`. */
+/** Normal random numbers with mean 0 and deviation 1 (Box–Muller), f32 or f16, from the seed of `manualSeed`. */
 export function randn(shape: readonly number[], options: TensorOptions = {}): Tensor {
   checkTensorOptions("randn", options, REAL);
   return drawn("randn", "normal", shape, options);
