@@ -42,8 +42,10 @@ export class Storage {
   }
 
   #letGo(): void {
-    if (this.borrowed) this.memory.borrower = null;
-    else this.memory.free();
+    if (this.borrowed) {
+      this.memory.borrower = null;
+      this.memory.written = -1; // what stands in it is nobody's
+    } else this.memory.free();
   }
 
   /** Memory that may be written: what the host uploads is not, so that the content moves first. Counts as a write. */

@@ -136,10 +136,10 @@ export class Tape extends Scope {
    * @internal
    */
   add(spec: RecordSpec): void {
+    spec.output.requiresGrad = true;
     const record = new Record(this, this.#records.length, spec);
     this.#records.push(record);
     spec.output.record = record;
-    spec.output.requiresGrad = true;
   }
 
   /**
@@ -215,6 +215,7 @@ export class Tape extends Scope {
       if (earlier) whole.add(i);
       return earlier;
     });
+    checkGradients(spec, gradients);
     if (gpu().debug) checkBackward(gpu(), spec.op, spec.output, gradients, tapes);
     spec.inputs.forEach((input, i) => {
       const gradient = gradients[i];
@@ -250,6 +251,23 @@ export class Tape extends Scope {
       gpu().queue.stepped();
     } catch {
       // closing never throws: a lost device says so at the next call
+    }
+  }
+}
+
+/** Throws unless a rule gave what `record` says. */
+function checkGradients({ op, inputs }: RecordSpec, gradients: readonly (Tensor | null)[]): void {
+  if (!Array.isArray(gradients) || gradients.length < inputs.length) {
+    throw new TypeError(
+      `${op}: backward must return an array with a gradient or null for each of ${inputs.length} inputs, got ${
+        describe(gradients)
+      }`,
+    );
+  }
+  for (let i = 0; i < gradients.length; i++) {
+    const gradient = gradients[i];
+    if (gradient && !(gradient instanceof Tensor && gradient.dtype === inputs[i].dtype && gradient.isUsable)) {
+      checkTensor(op, `the gradient of input ${i}`, gradient, [inputs[i].dtype]);
     }
   }
 }
@@ -297,6 +315,8 @@ function copyOf(x: Tensor): Tensor {
 /** Adds a gradient to a leaf's `.grad`. It is taken as it is where nobody else owns it. */
 function addToLeaf(leaf: Tensor, gradient: Tensor): void {
   if (leaf.grad) {
+    checkTensor("backward", "grad", leaf.grad, [leaf.dtype]); // it may have been set by hand
+    checkShape("backward", "grad", leaf.grad, leaf.shape);
     // twice the same tensor: x + x
     using same = leaf.grad.storage === gradient.storage ? copyOf(gradient) : null;
     accumulate(leaf.grad.storage.writable(), (same ?? gradient).memory, leaf.size, leaf.dtype);
@@ -327,7 +347,13 @@ methods.backward = (loss: Tensor, dOutput?: Tensor): void => {
   checkTensor("backward", "the tensor", loss);
   const record = loss.record as Record | null;
   if (record?.state === "walked") throw new Error(walkedTwice(record.op));
-  if (!record || record.state === "closed" || record.tape !== openTape) {
+  if (record?.state === "closed") {
+    const shape = loss.shape.join(", ");
+    throw new Error(
+      `backward: no open tape recorded this tensor: that of ${record.op} (shape [${shape}]) was closed; call backward() inside its block`,
+    );
+  }
+  if (!record || record.tape !== openTape) {
     throw new Error(
       "backward: no open tape recorded this tensor; compute it inside `using tape = new Tape()` from tensors with requiresGrad",
     );
@@ -384,8 +410,10 @@ methods.backward = (loss: Tensor, dOutput?: Tensor): void => {
 export function record(spec: RecordSpec): Tensor {
   checkRecord(spec);
   if (spec.output.storage.gpu.debug) checkForward(spec.op, spec.inputs, spec.output, tapes);
-  if (needsGradient(spec.inputs)) activeTape()!.add(spec);
-  else for (const hidden of spec.hidden ?? []) hidden.dispose();
+  if (needsGradient(spec.inputs)) {
+    if (spec.inputs.includes(spec.output)) throw new TypeError("record: output must not be one of the inputs");
+    activeTape()!.add(spec);
+  } else for (const hidden of spec.hidden ?? []) hidden.dispose();
   return spec.output;
 }
 
@@ -469,7 +497,7 @@ export function checkpoint(fn: (...inputs: Tensor[]) => Tensor, ...inputs: Tenso
   choices = { made, next: null };
   let output: Tensor;
   try {
-    output = checked(noGrad(() => fn(...inputs)));
+    output = noGrad(() => checked(fn(...inputs)));
   } finally {
     choices = null;
   }
@@ -499,7 +527,7 @@ export function checkpoint(fn: (...inputs: Tensor[]) => Tensor, ...inputs: Tenso
         choices = null;
         tape.randomOps = after;
       }
-      return [];
+      return inputs.map(() => null); // they got theirs on the way
     },
   });
   return output;

@@ -90,7 +90,8 @@ Deno.test("tape: backward needs a tape that recorded the loss", async () => {
   assertThrows(() => outside.backward(), Error, "no open tape recorded this tensor");
   const tape = new Tape(), kept = x.square().sum().keep();
   tape.close();
-  assertThrows(() => kept.backward(), Error, "no open tape recorded this tensor");
+  const { message } = assertThrows(() => kept.backward(), Error, "no open tape recorded this tensor");
+  assertStringIncludes(message, "that of sum (shape []) was closed");
   {
     using _tape = new Tape();
     assertThrows(() => kept.backward(), Error, "no open tape recorded this tensor");
@@ -291,6 +292,29 @@ Deno.test("tape: a gradient of the wrong size is an error", async () => {
   using _tape = new Tape();
   const loss = custom(leaf([1, 2]), () => tensor([1, 2, 3])).sum();
   assertThrows(() => loss.backward(), Error, "internal: custom gave a gradient of shape [3] for an input of shape [2]");
+});
+
+Deno.test("tape: what a backward rule returns must be gradients", async () => {
+  await init();
+  using _tape = new Tape();
+  const wrong = (given: unknown) => custom(leaf([1, 2]), () => given as Tensor).sum();
+  const closed = tensor([1, 2]);
+  closed.dispose();
+  const cases: [unknown, string][] = [
+    [5, "custom: the gradient of input 0 must be a Tensor, got 5"],
+    [tensor(new Int32Array(2)), "custom: the gradient of input 0 must have dtype f32, got i32"],
+    [closed, "custom: the gradient of input 0 (shape [2]) was closed"],
+  ];
+  for (const [given, message] of cases) assertThrows(() => wrong(given).backward(), TypeError, message);
+  for (const given of [undefined, 5, []]) {
+    const x = leaf([1, 2]), y = tensor([1, 2]);
+    // deno-lint-ignore no-explicit-any
+    record({ op: "mine", inputs: [x], output: y, backward: () => given as any });
+    assertThrows(() => y.sum().backward(), TypeError, "mine: backward must return an array with a gradient or null");
+  }
+  const x = leaf([1, 2]);
+  const itself = () => record({ op: "mine", inputs: [x], output: x, backward: (dY) => [dY] });
+  assertThrows(itself, TypeError, "record: output must not be one of the inputs");
 });
 
 Deno.test("tape: record outside a tape frees what is hidden and returns the output", async () => {

@@ -1,4 +1,4 @@
-import { describe } from "../kernels/check.ts";
+import { checkBoolean, describe } from "../kernels/check.ts";
 import { type Gpu, gpu } from "../kernels/gpu/gpu.ts";
 import type { Memory } from "../kernels/gpu/memory.ts";
 import { enter } from "./ledger.ts";
@@ -22,6 +22,15 @@ export interface Recorded {
 /** The product of the sizes. */
 export function sizeOf(shape: readonly number[]): number {
   return shape.reduce((a, b) => a * b, 1);
+}
+
+/** More than anybody needs, and as many as the parameters of a kernel with four operands hold. */
+export const MOST_DIMENSIONS = 12;
+
+/** Throws a RangeError for more dimensions than kernels take. */
+export function checkDimensions(op: string, shape: readonly number[]): void {
+  if (shape.length <= MOST_DIMENSIONS) return;
+  throw new RangeError(`${op}: a tensor has at most ${MOST_DIMENSIONS} dimensions, got ${shape.length}`);
 }
 
 const MOST_UNSCOPED = 1000;
@@ -51,10 +60,6 @@ export class Tensor implements Disposable {
   readonly dtype: DType;
   /** The number of elements. */
   readonly size: number;
-  /** Whether `backward` leaves a gradient in `.grad` (leaves) or passes one through (results). */
-  requiresGrad: boolean;
-  /** The gradient that `backward` added up, or null. Only leaves have one. */
-  grad: Tensor | null = null;
   /**
    * The scope that closes this tensor.
    * @internal
@@ -70,6 +75,8 @@ export class Tensor implements Disposable {
    * @internal
    */
   isUnit = false;
+  #requiresGrad = false;
+  #grad: Tensor | null = null;
   #storage: Storage | null;
   #closedBy: string | null = null;
   #saves = 0;
@@ -84,7 +91,6 @@ export class Tensor implements Disposable {
     this.shape = shape;
     this.dtype = dtype;
     this.size = sizeOf(shape);
-    this.requiresGrad = false;
     storage.gpu.counters.liveTensors++;
     storage.memory.shape = shape;
     enter(this, storage.gpu, op);
@@ -95,6 +101,7 @@ export class Tensor implements Disposable {
    * @internal
    */
   static empty(shape: readonly number[], dtype: DType, op: string): Tensor {
+    checkDimensions(op, shape);
     const memory = gpu().pool.take(sizeOf(shape) * BYTES[dtype], "", op, shape);
     return Tensor.owned(new Storage(memory), shape, dtype, op);
   }
@@ -126,6 +133,7 @@ export class Tensor implements Disposable {
    * @internal
    */
   view(shape: readonly number[], op: string): Tensor {
+    checkDimensions(op, shape);
     return Tensor.owned(this.storage.retain(), shape, this.dtype, op);
   }
 
@@ -167,6 +175,32 @@ export class Tensor implements Disposable {
     return this.#closedBy === null && this.#storage?.gpu === gpu();
   }
 
+  /** Whether `backward` leaves a gradient in `.grad` (leaves) or passes one through (results). Only f32 and f16 tensors can. */
+  get requiresGrad(): boolean {
+    return this.#requiresGrad;
+  }
+
+  set requiresGrad(on: boolean) {
+    checkBoolean("requiresGrad", "the value", on);
+    if (on && this.dtype !== "f32" && this.dtype !== "f16") {
+      throw new TypeError(`requiresGrad: only f32 and f16 tensors can require a gradient, got dtype ${this.dtype}`);
+    }
+    this.#requiresGrad = on;
+  }
+
+  /** The gradient that `backward` added up, or null. Only leaves have one. */
+  get grad(): Tensor | null {
+    return this.#grad;
+  }
+
+  set grad(gradient: Tensor | null) {
+    const given: unknown = gradient ?? null;
+    if (given !== null && !(given instanceof Tensor)) {
+      throw new TypeError(`grad: the value must be a Tensor or null, got ${describe(given)}`);
+    }
+    this.#grad = given;
+  }
+
   /** Whether the tensor can no longer be used. */
   get closed(): boolean {
     return this.#closedBy !== null;
@@ -193,8 +227,8 @@ export class Tensor implements Disposable {
     this.record = null;
     this.#leaveOwner();
     storage.gpu.counters.liveTensors--;
-    this.grad?.dispose();
-    this.grad = null;
+    this.#grad?.dispose();
+    this.#grad = null;
     if (this.#saves === 0) this.#release();
   }
 

@@ -139,3 +139,24 @@ Deno.test("tensor: many live tensors without a scope warn once and name the op",
   assertEquals(said.length, 1);
   assert(said[0].includes("more than 1000 live tensors") && said[0].includes("neg"), said[0]);
 });
+
+Deno.test("tensor: what is set by hand must fit", async () => {
+  await init();
+  using _scope = new Scope();
+  // deno-lint-ignore no-explicit-any
+  const x = tensor([1, 2], { requiresGrad: true }) as any, whole = tensor(new Int32Array(2)) as any;
+  const set = (value: unknown) => () => x.grad = value;
+  assertThrows(set(5), TypeError, "grad: the value must be a Tensor or null, got 5");
+  assertThrows(set(0), TypeError, "grad: the value must be a Tensor or null, got 0");
+  for (const [grad, message] of [[tensor([1]), "must have shape [2], got [1]"], [whole, "must have dtype f32"]]) {
+    using _tape = new Tape();
+    set(grad)();
+    assertThrows(() => x.square().sum().backward(), TypeError, `backward: grad ${message}`);
+  }
+  set(tensor([3, 4]))();
+  assertEquals(await x.grad.array(), [3, 4]);
+  set(undefined)();
+  assertEquals(x.grad, null);
+  assertThrows(() => whole.requiresGrad = true, TypeError, "only f32 and f16 tensors can require a gradient, got");
+  assertThrows(() => x.requiresGrad = 1, TypeError, "requiresGrad: the value must be true or false, got 1");
+});

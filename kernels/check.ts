@@ -1,13 +1,19 @@
 /** Checks of arguments that every layer shares: what they throw names the op, the argument, what was wanted and what came. */
 
-/** What came, in words short enough for an error message. */
-export function describe(value: unknown): string {
+/** What came, in words short enough for an error message. Arrays are shown to a depth of two: they may hold themselves. */
+export function describe(value: unknown, depth = 0): string {
   if (typeof value === "string") return JSON.stringify(value.length > 60 ? value.slice(0, 57) + "..." : value);
   if (Array.isArray(value)) {
-    return value.length > 8 ? `an array of ${value.length}` : `[${value.map(describe).join(", ")}]`;
+    return value.length > 8 || depth === 2
+      ? `an array of ${value.length}`
+      : `[${value.map((x) => describe(x, depth + 1)).join(", ")}]`;
   }
-  if (typeof value === "function") return `the function ${value.name || "(anonymous)"}`;
-  if (typeof value === "object" && value !== null) return `a ${value.constructor?.name ?? "null-prototype object"}`;
+  const nameOf = (x: unknown) => (x as { name?: unknown } | null | undefined)?.name; // which may be anything
+  if (typeof value === "function") return `the function ${String(nameOf(value) || "(anonymous)")}`;
+  if (typeof value === "object" && value !== null) {
+    const name = nameOf(value.constructor);
+    return typeof name === "string" ? `${/^[AEIO]/.test(name) ? "an" : "a"} ${name}` : "an object without a class";
+  }
   return typeof value === "bigint" ? `${value}n` : String(value);
 }
 

@@ -56,7 +56,7 @@ function shuffled(n: number, seed: number): Uint32Array {
  * }
  * ```
  */
-export function* batches<K extends string>(
+export function batches<K extends string>(
   columns: Record<K, Column>,
   options: BatchOptions,
 ): Generator<Record<K, Tensor> & { size: number }, void, void> {
@@ -89,7 +89,15 @@ export function* batches<K extends string>(
       } of ${data.length} for [${shape.join(", ")}]`,
     );
   }
-  const order = shuffle ? shuffled(rows, seed) : null;
+  return cutting(fields, { batchSize, shuffle, seed, dropLast });
+}
+
+/** The batches of fields and options that were checked. */
+function* cutting<K extends string>(
+  fields: [K, Column][],
+  { batchSize, shuffle, seed, dropLast }: Required<BatchOptions>,
+): ReturnType<typeof batches<K>> {
+  const rows = fields[0][1].shape[0], order = shuffle ? shuffled(rows, seed) : null;
   const upload = (from: number, to: number) => {
     const batch: Record<string, Tensor> = {};
     for (const [name, { data, shape }] of fields) {

@@ -111,4 +111,5 @@ Deno.test("batches: what it throws", async () => {
     "batches: x: shape[0] must be",
   );
   assertThrows(wrong({ x: { data: new Float32Array(1), shape: [] } }), TypeError, "batches: x must hold");
+  assertThrows(() => nn.batches(data(), { batchSize: 0 }), RangeError, "batches: batchSize must be"); // before the loop
 });

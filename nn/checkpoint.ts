@@ -6,7 +6,7 @@ import { randomState, setRandomState } from "../autograd/random.ts";
 import type { Tensor } from "../autograd/tensor.ts";
 import { Module } from "./module.ts";
 import { Optimizer, type OptimizerState } from "./optim.ts";
-import { replaceFile } from "./files.ts";
+import { checkPath, replaceFile } from "./files.ts";
 import { encode, openSafetensors } from "./safetensors.ts";
 
 /** What a checkpoint holds. */
@@ -61,7 +61,7 @@ export async function saveCheckpoint(
   options: SaveCheckpointOptions = {},
 ): Promise<void> {
   const op = "saveCheckpoint";
-  if (typeof path !== "string") throw new TypeError(`${op}: path must be a string, got ${describe(path)}`);
+  checkPath(op, path);
   checkOptions(op, options, ["overwrite"]);
   const { overwrite = false } = options;
   checkBoolean(op, "overwrite", overwrite);
@@ -83,7 +83,7 @@ export async function saveCheckpoint(
     const bytes = encode(op, tensors, { limbeck });
     const kept = overwrite ? Promise.resolve() : checkKept(op, path, step, Object.keys(tensors));
     await Promise.all([kept, bytes]);
-    await replaceFile(path, await bytes);
+    await replaceFile(op, path, await bytes);
   } finally {
     for (const x of Object.values(state?.tensors ?? {})) x.dispose();
   }
@@ -100,14 +100,14 @@ export async function loadCheckpoint(
   const op = "loadCheckpoint";
   checkOptions(op, into, ["model", "optimizer"]);
   parts(op, into);
-  if (typeof path !== "string") throw new TypeError(`${op}: path must be a string, got ${describe(path)}`);
+  checkPath(op, path);
   return await openSafetensors(op, path, async ({ metadata, load }) => {
     if (metadata.limbeck === undefined) {
       throw new Error(`${op}: ${JSON.stringify(path)} is a safetensors file, but no checkpoint; use loadSafetensors`);
     }
     const saved = parseState(metadata.limbeck);
     if (!saved) throw new Error(`${op}: the state in ${JSON.stringify(path)} is damaged`);
-    const { step, extra, random, tuning = null, optimizer } = saved;
+    const { step, extra = null, random, tuning = null, optimizer } = saved;
     if (tuning) checkTuning(`${op}: tuning`, tuning);
     if (into.optimizer && !optimizer) throw new Error(`${op}: ${JSON.stringify(path)} holds no optimizer`);
     const tensors = await load();
@@ -138,6 +138,7 @@ async function checkKept(op: string, path: string, step: number, names: string[]
     if (error instanceof Deno.errors.NotFound) return null;
     throw error;
   });
+  if (found !== null && !found.isFile) throw new RangeError(`${op}: ${JSON.stringify(path)} is no file`);
   if (found === null || found.size === 0) return;
   const why = await openSafetensors(op, path, ({ metadata, names: old }) => {
     const state = metadata.limbeck === undefined ? null : parseState(metadata.limbeck);
@@ -165,8 +166,9 @@ interface State {
 function parseState(text: string): State | null {
   try {
     const state = JSON.parse(text);
-    const whole = [state?.step, state?.random?.seed, state?.random?.counter].every(Number.isInteger);
-    return whole ? state : null;
+    const whole = (n: unknown) => Number.isSafeInteger(n) && (n as number) >= 0;
+    const { seed, counter } = state.random;
+    return whole(state.step) && whole(seed) && seed < 2 ** 32 && whole(counter) ? state : null;
   } catch {
     return null;
   }

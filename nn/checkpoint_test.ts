@@ -249,6 +249,15 @@ Deno.test("checkpoint: does not overwrite with less unless told to", async () =>
     assertEquals(await steps(), 4);
     await Deno.writeFile(path, Deno.readFileSync(path).subarray(0, -8));
     await assertRejects(() => saveCheckpoint(path, { model, step: 9 }), Error, "is no checkpoint");
+    await Deno.mkdir(`${path}s`);
+    for (const overwrite of [false, true]) {
+      await assertRejects(
+        () => saveCheckpoint(`${path}s`, { model, step: 9 }, { overwrite }),
+        Error,
+        "saveCheckpoint: ",
+      );
+    }
+    await Deno.remove(`${path}s`);
     Deno.writeTextFileSync(path, "a diary");
     await assertRejects(() => saveCheckpoint(path, { model, step: 9 }), Error, "is no checkpoint");
     await saveSafetensors(path, model.stateDict());
@@ -257,6 +266,30 @@ Deno.test("checkpoint: does not overwrite with less unless told to", async () =>
     assertEquals(await steps(), 9);
     optimizer.dispose();
     for (const m of [model, small]) m.dispose();
+  });
+});
+
+Deno.test("checkpoint: a state that no run could have saved is damaged", async () => {
+  await init();
+  await inDirectory(async (directory) => {
+    const path = `${directory}/run`, model = makeModel(), before = randomState();
+    const tensors = Object.fromEntries(Object.entries(model.stateDict()).map(([name, x]) => [`model.${name}`, x]));
+    const random = { seed: 1, counter: 1 };
+    const states = [
+      {},
+      { step: -5, random },
+      { step: 0.5, random },
+      { step: 1, random: { seed: -1, counter: 1 } },
+      { step: 1, random: { seed: 2 ** 32, counter: 1 } },
+      { step: 1, random: { seed: 1, counter: 1e300 } },
+      { step: 1, random: { seed: 1 } },
+    ];
+    for (const state of states) {
+      await saveSafetensors(path, tensors, { limbeck: JSON.stringify(state) });
+      await assertRejects(() => loadCheckpoint(path, { model }), Error, "loadCheckpoint: the state in");
+      assertEquals(randomState(), before);
+    }
+    model.dispose();
   });
 });
 

@@ -22,10 +22,12 @@ export async function openSource(op: string, pathOrBytes: string | URL | Uint8Ar
   if (typeof pathOrBytes !== "string" && !(pathOrBytes instanceof URL)) {
     throw new TypeError(`${op}: pathOrBytes must be a path, a URL or a Uint8Array, got ${describe(pathOrBytes)}`);
   }
-  const name = JSON.stringify(String(pathOrBytes)), file = await Deno.open(pathOrBytes);
+  const name = JSON.stringify(String(pathOrBytes));
+  // looked at before it is opened: opening a pipe would wait for somebody to write
+  if (!(await naming(op, Deno.stat(pathOrBytes))).isFile) throw new RangeError(`${op}: ${name} is no file`);
+  const file = await naming(op, Deno.open(pathOrBytes));
   try {
-    const { size, isFile } = await file.stat();
-    if (!isFile) throw new RangeError(`${op}: ${name} is no file`);
+    const { size } = await file.stat();
     return {
       name,
       size,
@@ -47,15 +49,35 @@ export async function openSource(op: string, pathOrBytes: string | URL | Uint8Ar
   }
 }
 
+/** What the system refuses, with the op's name in front of what it says. */
+async function naming<T>(op: string, work: Promise<T>): Promise<T> {
+  try {
+    return await work;
+  } catch (error) {
+    const { constructor, message } = error as Error;
+    throw new (constructor as ErrorConstructor)(`${op}: ${message}`, { cause: error });
+  }
+}
+
 /** Temporary files that this process is writing. */
 const writing = new Set<string>();
 const ATTEMPTS = 5;
+
+/** Throws a TypeError for what is no string, a RangeError for an empty one. */
+export function checkPath(op: string, path: unknown): void {
+  if (typeof path !== "string") throw new TypeError(`${op}: path must be a string, got ${describe(path)}`);
+  if (path === "") throw new RangeError(`${op}: path must name a file, got ""`);
+}
 
 /**
  * Replaces a file as a whole: the bytes go to a temporary file beside it, which is renamed. A kill leaves the old file or the new one, and at most the temporary
  * file, which the next save of the same path removes.
  */
-export async function replaceFile(path: string, bytes: Uint8Array): Promise<void> {
+export async function replaceFile(op: string, path: string, bytes: Uint8Array): Promise<void> {
+  await naming(op, replace(path, bytes));
+}
+
+async function replace(path: string, bytes: Uint8Array): Promise<void> {
   await removeLeftovers(path);
   for (let attempt = 1;; attempt++) {
     const temporary = `${path}.${crypto.randomUUID()}.partial`;

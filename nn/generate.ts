@@ -42,6 +42,9 @@ export function sample(
   options: { temperature: number; topK?: number; topP?: number },
   random: () => number,
 ): number {
+  if (Array.prototype.some.call(logits, Number.isNaN)) {
+    throw new RangeError("generate: gpt must give numbers, got NaN among its logits");
+  }
   const order = Array.from(logits, (_, i) => i).sort((a, b) => logits[b] - logits[a] || a - b);
   if (options.temperature === 0) return order[0];
   const largest = logits[order[0]];
@@ -59,7 +62,7 @@ export function sample(
  * so that a token costs one position and one read.
  *
  * Prompts have equal lengths; prompt and new tokens together fit the decoder's context. The same seed draws the same tokens. Throws a TypeError for prompts that are no
- * Int32Arrays of one length, a RangeError for wrong numbers and where the context is too short. Source of top-p: Holtzman et al. 2020.
+ * Int32Arrays of one length, a RangeError for wrong numbers, where the context is too short and where logits are NaN. Source of top-p: Holtzman et al. 2020.
  *
  * @example
  * ```ts

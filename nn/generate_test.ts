@@ -180,5 +180,10 @@ Deno.test("generate: what it throws", async () => {
   assert(gpt.training, "the train flag is back");
   assertEquals(stats().liveBytes, live);
   assertEquals(arrays(await nn.generate(gpt, PROMPTS, { length: 0 })), arrays(PROMPTS));
+  nn.init.constant(gpt.tokens.weight, NaN);
+  for (const temperature of [0, 1]) {
+    const text = () => nn.generate(gpt, PROMPTS, { length: 1, temperature });
+    await assertRejects(text, RangeError, "generate: gpt must give numbers, got NaN among its logits");
+  }
   gpt.dispose();
 });

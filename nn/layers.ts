@@ -1,6 +1,7 @@
 /** The layers of a multilayer perceptron. */
 import { checkBoolean, checkNumber, checkOptions, describe } from "../kernels/check.ts";
-import type { Tensor } from "../autograd/tensor.ts";
+import { noGrad } from "../autograd/tape.ts";
+import { Tensor } from "../autograd/tensor.ts";
 import { zeros } from "../ops/create.ts";
 import { dropout } from "../ops/dropout.ts";
 import { conv2d } from "../ops/conv.ts";
@@ -9,9 +10,16 @@ import { type Layer, linear, perceptron } from "../ops/matmul.ts";
 import { uniform } from "./init.ts";
 import { Module } from "./module.ts";
 
-/** Internal: a parameter that belongs to its module. */
+/** Internal: a parameter, for `parameters` to keep. */
 export function parameter(shape: readonly number[]): Tensor {
-  return zeros(shape, { requiresGrad: true }).keep();
+  return zeros(shape, { requiresGrad: true });
+}
+
+/** Internal: what `make` returns belongs to its module; where memory does not suffice for all of it, nothing stays. */
+export function parameters<T extends (Tensor | null)[]>(make: () => [...T]): T {
+  const made = noGrad(make);
+  for (const x of made) x?.keep();
+  return made;
 }
 
 /** Options of `Linear`. */
@@ -38,8 +46,10 @@ export class Linear extends Module {
     const { bias = true } = options;
     checkBoolean("Linear", "bias", bias);
     const bound = 1 / Math.sqrt(inFeatures);
-    this.weight = uniform(parameter([outFeatures, inFeatures]), -bound, bound);
-    this.bias = bias ? uniform(parameter([outFeatures]), -bound, bound) : null;
+    [this.weight, this.bias] = parameters(() => [
+      uniform(parameter([outFeatures, inFeatures]), -bound, bound),
+      bias ? uniform(parameter([outFeatures]), -bound, bound) : null,
+    ]);
   }
 
   override forward(x: Tensor): Tensor {
@@ -79,8 +89,10 @@ export class Conv2d extends Module {
     checkNumber("Conv2d", "padding", padding, { integer: true, min: 0 });
     checkBoolean("Conv2d", "bias", bias);
     const bound = 1 / Math.sqrt(inChannels * kernel * kernel);
-    this.weight = uniform(parameter([outChannels, inChannels, kernel, kernel]), -bound, bound);
-    this.bias = bias ? uniform(parameter([outChannels]), -bound, bound) : null;
+    [this.weight, this.bias] = parameters(() => [
+      uniform(parameter([outChannels, inChannels, kernel, kernel]), -bound, bound),
+      bias ? uniform(parameter([outChannels]), -bound, bound) : null,
+    ]);
     this.stride = stride;
     this.padding = padding;
   }
@@ -137,6 +149,9 @@ export class Sequential extends Module {
     for (let i = 0; i < this.steps.length;) {
       const step = this.steps[i], layers = this.#perceptron(i);
       y = layers.length > 1 ? perceptron("linear", y, layers) : step instanceof Module ? step.forward(y) : step(y);
+      if (!(y instanceof Tensor)) {
+        throw new TypeError(`Sequential: step ${i} must return a Tensor, got ${describe(y)}`);
+      }
       i += Math.max(1, 2 * layers.length - 1);
     }
     return y;

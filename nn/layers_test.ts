@@ -1,5 +1,5 @@
 import { assert, assertEquals, assertThrows } from "@std/assert";
-import { conv2d, init, manualSeed, nn, ones, randn, Scope, Tape } from "@limbeck/limbeck";
+import { conv2d, init, manualSeed, nn, ones, randn, relu, Scope, Tape, type Tensor } from "@limbeck/limbeck";
 
 Deno.test("layers: Conv2d is conv2d with parameters of its own", async () => {
   await init();
@@ -45,6 +45,8 @@ Deno.test("layers: what they refuse", async () => {
   assertThrows(() => new nn.Conv2d(1, 0, 3), RangeError, "Conv2d: outChannels must be");
   assertThrows(() => new nn.Conv2d(1, 1, 0), RangeError, "Conv2d: kernel must be");
   assertThrows(() => new nn.Dropout(1), RangeError, "Dropout: p must be");
+  const forgetful = new nn.Sequential(relu, () => undefined as unknown as Tensor);
+  assertThrows(() => forgetful.forward(ones([1])), TypeError, "Sequential: step 1 must return a Tensor, got undefined");
   assertThrows(() => new nn.Sequential(3 as unknown as nn.Module), TypeError, "Sequential: step 0 must be a Module");
   // deno-lint-ignore no-explicit-any
   assertThrows(() => new nn.Linear(1, 1, { bias: 0 } as any), TypeError, "Linear: bias must be true or false");

@@ -51,14 +51,18 @@ export class Meter implements Disposable {
   }
 
   #made(capacity: number): List {
-    const memory = gpu().pool.take(4 * (1 + capacity));
+    const memory = gpu().pool.take(4 * (1 + capacity), "", "Meter.add");
     fill(memory, 0, 1, "u32");
     return { memory, capacity, count: 0 };
   }
 
   /** The values added since the last read, by name and in order. */
   async read(): Promise<Record<string, number[]>> {
-    const { queue } = gpu();
+    const { queue, device } = gpu();
+    for (const { memory } of this.#lists.values()) {
+      if (memory.owner.device === device) continue;
+      throw new TypeError("Meter.read: the values are on a device that was disposed or lost; dispose() of the Meter");
+    }
     const entries = [...this.#lists].map(async ([name, list]) => {
       const count = list.count;
       list.count = 0;

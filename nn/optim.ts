@@ -57,10 +57,20 @@ function checkIterable(op: string, params: unknown, more = ""): void {
   throw new TypeError(`${op}: params must be an array of Tensors${more}, got ${describe(params)}`);
 }
 
+/** Which slot each 64 floats of a block with slots of these bytes belong to. */
+function slotTable(sizes: number[]): Uint32Array<ArrayBuffer> {
+  return Uint32Array.from(sizes.flatMap((bytes, i) => new Array(FlatBlock.slotBytes(bytes) / 256).fill(i)));
+}
+
+/** A group's own numbers, which may be changed between steps. */
+function checkRates(op: string, { lr, weightDecay }: { lr?: number; weightDecay?: number }): void {
+  if (lr !== undefined) checkNumber(op, "lr", lr, { min: 0 });
+  if (weightDecay !== undefined) checkNumber(op, "weightDecay", weightDecay, { min: 0 });
+}
+
 /** What all optimizers share: groups, flat blocks, skipping, and the one dispatch. */
 export abstract class Optimizer {
-  /** The learning rate of the groups that have none of their own. Set it every step to follow a schedule. */
-  lr: number;
+  #lr = 0;
   #segments: Segment[];
   #disposed = false;
   readonly #gpu: Gpu;
@@ -79,7 +89,6 @@ export abstract class Optimizer {
     rule: RuleName,
     initialState = 0,
   ) {
-    checkNumber(name, "lr", lr, { min: 0 });
     checkNumber(name, "weightDecay", weightDecay, { min: 0 });
     this.lr = lr;
     this.#rule = rule;
@@ -88,20 +97,38 @@ export abstract class Optimizer {
     this.#segments = this.#layOut(this.#groups(params));
   }
 
+  /** The learning rate of the groups that have none of their own. Set it every step to follow a schedule. */
+  get lr(): number {
+    return this.#lr;
+  }
+
+  set lr(lr: number) {
+    checkNumber(this.name, "lr", lr, { min: 0 });
+    this.#lr = lr;
+  }
+
   #groups(params: Iterable<Tensor> | readonly ParameterGroup[]): { parameter: Tensor; group: ParameterGroup }[] {
     checkIterable(this.name, params, " or of groups");
     const list = [...params as Iterable<Tensor | ParameterGroup>];
     const groups = list.every((x) => x instanceof Tensor) ? [{ params: list as Tensor[] }] : list as ParameterGroup[];
     const found = new Map<Tensor, ParameterGroup>();
     for (const group of groups) {
+      if (!isRecord(group)) {
+        throw new TypeError(
+          `${this.name}: params must hold Tensors or groups alone, got ${describe(group)} among them`,
+        );
+      }
       checkOptions(this.name, group, ["params", "lr", "weightDecay"]);
       checkIterable(this.name, group.params);
-      if (group.lr !== undefined) checkNumber(this.name, "lr", group.lr, { min: 0 });
-      if (group.weightDecay !== undefined) checkNumber(this.name, "weightDecay", group.weightDecay, { min: 0 });
+      checkRates(this.name, group);
       for (const x of group.params) {
         checkTensor(this.name, "params", x, ["f32"]);
         if (!x.requiresGrad || x.record) {
           throw new TypeError(`${this.name}: params must be leaves that require a gradient, got ${x}`);
+        }
+        if (x.grad) { // it may have been set by hand
+          checkTensor(this.name, "grad", x.grad, ["f32"]);
+          checkShape(this.name, "grad", x.grad, x.shape);
         }
         const other = found.get(x);
         if (other && other !== group) {
@@ -129,32 +156,33 @@ export abstract class Optimizer {
       cuts.at(-1)!.push(entry);
       used += bytes;
     }
-    return cuts.map((entries) => {
-      const sizes = entries.map(({ parameter }) => parameter.size * 4);
-      const bytes = sizes.reduce((sum, n) => sum + FlatBlock.slotBytes(n), 0);
-      const parameters = new FlatBlock(pool.take(bytes), sizes), gradients = new FlatBlock(pool.take(bytes), sizes);
-      const states = Array.from({ length: RULES[this.#rule].states }, () => {
-        const block = new FlatBlock(pool.take(bytes), sizes);
-        fill(block.whole, this.#initialState, bytes / 4, "f32");
-        return block;
-      });
-      const slotOf = new Uint32Array(bytes / 256);
-      let block = 0;
+    // all memory first, so that where it does not suffice nothing has changed and nothing stays
+    const taken: Memory[][] = cuts.map(() => []);
+    const sizesOf = (entries: typeof all) => entries.map(({ parameter }) => parameter.size * 4);
+    try {
+      for (const [i, entries] of cuts.entries()) {
+        const slotOf = slotTable(sizesOf(entries));
+        taken[i].push(queue.upload(new Uint8Array(slotOf.buffer), true, "upload", this.name));
+        for (let block = 0; block < 2 + RULES[this.#rule].states; block++) {
+          taken[i].push(pool.take(256 * slotOf.length, "", this.name));
+        }
+      }
+    } catch (error) {
+      for (const memory of taken.flat()) memory.free();
+      throw error;
+    }
+    return cuts.map((entries, segment) => {
+      const sizes = sizesOf(entries), [slotOf, ...wholes] = taken[segment];
+      const [parameters, gradients, ...states] = wholes.map((whole) => new FlatBlock(whole, sizes));
+      const floats = sizes.reduce((sum, bytes) => sum + FlatBlock.slotBytes(bytes), 0) / 4;
+      for (const { whole } of states) fill(whole, this.#initialState, floats, "f32");
       const slots = entries.map(({ parameter, group }, i): Slot => {
         const { storage } = parameter, home = parameters.slots[i], gradient = gradients.slots[i];
-        slotOf.fill(i, block, block += home.bytes / 256);
         storage.moveTo(home, sizes[i]);
         this.#lend(parameter, gradient);
         return { parameter, home, gradient, group, steps: 0 };
       });
-      return {
-        floats: bytes / 4,
-        slots,
-        parameters,
-        gradients,
-        states,
-        slotOf: queue.upload(new Uint8Array(slotOf.buffer), true),
-      };
+      return { floats, slots, parameters, gradients, states, slotOf };
     });
   }
 
@@ -179,6 +207,7 @@ export abstract class Optimizer {
   /** Updates every parameter that has a gradient. */
   step(): void {
     this.#checkUsable();
+    for (const { slots } of this.#segments) for (const { group } of slots) checkRates(this.name, group);
     for (const segment of this.#segments) {
       const settings = new Float32Array(SETTINGS * segment.slots.length);
       let active = false;
@@ -236,12 +265,14 @@ export abstract class Optimizer {
   stateDict(): OptimizerState {
     this.#checkUsable();
     const slots = this.#segments.flatMap((segment) => segment.slots);
-    const tensors: Record<string, Tensor> = {};
-    this.#eachState((name, memory, parameter) => {
-      const copy = zeros(parameter.shape).keep();
-      copyFlat(memory, copy.memory, "f32", copy.size);
-      tensors[name] = copy;
+    const tensors = noGrad(() => { // where memory does not suffice for all, none stays
+      const copies: Record<string, Tensor> = {};
+      this.#eachState((name, memory, { shape }) => {
+        copyFlat(memory, (copies[name] = zeros(shape)).memory, "f32", copies[name].size);
+      });
+      return copies;
     });
+    for (const copy of Object.values(tensors)) copy.keep();
     return { name: this.name, lr: this.lr, steps: slots.map((slot) => slot.steps), tensors };
   }
 
@@ -546,7 +577,9 @@ export function clipGradNorm(params: Iterable<Tensor>, maxNorm: number): Tensor 
   const gradients: Tensor[] = [];
   for (const x of params) {
     checkTensor("clipGradNorm", "params", x);
-    if (x.grad) gradients.push(x.grad);
+    if (!x.grad) continue;
+    checkTensor("clipGradNorm", "grad", x.grad); // it may have been set by hand
+    gradients.push(x.grad);
   }
   return noGrad(() => {
     if (gradients.length === 0) return zeros([]);

@@ -77,6 +77,31 @@ Deno.test("optim: gradients set by hand", async () => {
   optimizer.zeroGrad();
 });
 
+Deno.test("optim: a rate that is none is refused where it is set, and changes nothing", async () => {
+  await init();
+  // deno-lint-ignore no-explicit-any
+  const a = leaf([1]), b = leaf([1]), group: any = { params: [b], lr: 0.5 };
+  const optimizer = new optim.SGD([{ params: [a] }, group], { lr: 0.1 });
+  for (const wrong of [NaN, -1, Infinity]) {
+    assertThrows(() => optimizer.lr = wrong, RangeError, "SGD: lr must be a finite number, at least 0, got");
+  }
+  assertThrows(() => optimizer.lr = "0.1" as unknown as number, TypeError, 'SGD: lr must be a number, got "0.1"');
+  assertEquals(optimizer.lr, 0.1);
+  for (const x of [a, b]) x.grad = tensor([1]).keep();
+  for (const wrong of [{ lr: NaN }, { weightDecay: -1 }]) {
+    Object.assign(group, { lr: 0.5, weightDecay: 0 }, wrong);
+    assertThrows(() => optimizer.step(), RangeError, `SGD: ${Object.keys(wrong)[0]} must be`);
+  }
+  Object.assign(group, { lr: 0.25, weightDecay: 0 });
+  optimizer.step();
+  assertEquals([await read(a), await read(b)], [[Math.fround(0.9)], [0.75]]);
+  a.grad = tensor(new Int32Array(1)).keep();
+  assertThrows(() => optim.clipGradNorm([a], 1), TypeError, "clipGradNorm: grad must have dtype f32 or f16, got i32");
+  const mixed = [a, { params: [b] }] as Tensor[];
+  assertThrows(() => new optim.SGD(mixed), TypeError, "SGD: params must hold Tensors or groups alone, got a Tensor");
+  optimizer.dispose();
+});
+
 Deno.test("optim: backward adds to gradients that are there", async () => {
   await init();
   const a = leaf([1, 1]), optimizer = new optim.SGD([a], { lr: 1 });

@@ -1,10 +1,10 @@
 /** Reading and writing safetensors files. */
-import { describe } from "../kernels/check.ts";
+import { describe, isRecord } from "../kernels/check.ts";
 import { gpu } from "../kernels/gpu/gpu.ts";
 import { BYTES, type DType, type TypedArray } from "../autograd/storage.ts";
 import { checkTensor, sizeOf, type Tensor } from "../autograd/tensor.ts";
-import { tensor } from "../ops/create.ts";
-import { openSource, replaceFile, type Source } from "./files.ts";
+import { checkShapeArgument, tensor } from "../ops/create.ts";
+import { checkPath, openSource, replaceFile, type Source } from "./files.ts";
 
 interface Entry {
   dtype: string;
@@ -31,13 +31,18 @@ export interface Opened {
 /** The first key that comes twice in one object of a JSON text, where JSON.parse would take the last without a word. */
 function duplicateKey(json: string): string | undefined {
   const open: (Set<string> | null)[] = []; // null: an array
-  const token = /"(?:\\.|[^"\\])*"(\s*:)?|[{}[\]]/g;
-  for (const [text, colon] of json.matchAll(token)) {
-    if (text === "{") open.push(new Set());
-    else if (text === "[") open.push(null);
-    else if (text === "}" || text === "]") open.pop();
-    else if (colon) {
-      const key = JSON.parse(text.slice(0, -colon.length)), keys = open.at(-1)!;
+  const colon = /\s*:/y;
+  for (let i = 0; i < json.length; i++) { // no pattern for a whole string: a long one would overflow the stack
+    const token = json[i];
+    if (token === "{") open.push(new Set());
+    else if (token === "[") open.push(null);
+    else if (token === "}" || token === "]") open.pop();
+    else if (token === '"') {
+      const from = i++;
+      while (json[i] !== '"') i += json[i] === "\\" ? 2 : 1;
+      colon.lastIndex = i + 1;
+      if (!colon.test(json)) continue;
+      const key = JSON.parse(json.slice(from, i + 1)), keys = open.at(-1)!;
       if (keys.has(key)) return key;
       keys.add(key);
     }
@@ -117,6 +122,7 @@ function checkHoldable(op: string, source: Source, entries: [string, Entry][]): 
   const { limits: { maxStorageBufferBindingSize: most }, f16 } = gpu().info;
   for (const [name, { dtype, shape }] of entries) {
     const bytes = sizeOf(shape) * (dtype === "F16" ? 2 : 4), of = `${describe(name)} of ${source.name}`;
+    checkShapeArgument(`${op}: ${of}`, shape);
     if (dtype === "F16" && !f16) throw new TypeError(`${op}: ${of} is F16, and this adapter has no shader-f16`);
     if (bytes > most) {
       throw new RangeError(
@@ -209,7 +215,7 @@ export async function encode(
   metadata: Record<string, string>,
 ): Promise<Uint8Array> {
   for (const [name, record] of [["tensors", tensors], ["metadata", metadata]] as const) {
-    if (typeof record === "object" && record !== null && !Array.isArray(record)) continue;
+    if (isRecord(record)) continue;
     const what = name === "tensors" ? "tensors" : "strings";
     throw new TypeError(`${op}: ${name} must be an object of ${what}, got ${describe(record)}`);
   }
@@ -258,6 +264,6 @@ export async function saveSafetensors(
   tensors: Record<string, Tensor>,
   metadata: Record<string, string> = {},
 ): Promise<void> {
-  if (typeof path !== "string") throw new TypeError(`saveSafetensors: path must be a string, got ${describe(path)}`);
-  await replaceFile(path, await encode("saveSafetensors", tensors, metadata));
+  checkPath("saveSafetensors", path);
+  await replaceFile("saveSafetensors", path, await encode("saveSafetensors", tensors, metadata));
 }

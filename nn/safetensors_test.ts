@@ -4,6 +4,7 @@ import {
   init,
   loadSafetensors,
   loadSafetensorsMetadata,
+  nn,
   saveSafetensors,
   Scope,
   stats,
@@ -190,6 +191,14 @@ Deno.test("safetensors: malformed files take no memory", async () => {
     ["metadata that is an array", file({ __metadata__: ["a"] }), "its metadata is no object of strings"],
     ["metadata that is null", file({ __metadata__: null }), "its metadata is no object of strings"],
     ["__proto__", file(`{"__proto__": ${JSON.stringify(good)}}`, data), "__proto__"],
+    [
+      "too many dimensions",
+      file({ a: entry({ shape: new Array(13).fill(1), data_offsets: [0, 4] }) }, [0, 0, 0, 0]),
+      "at most 12",
+    ],
+    ["a long name", file(`{"${"a".repeat(2 ** 22)}": 5}`), "has the dtype undefined"],
+    ["a long name twice", file(`{"${"\\n".repeat(2 ** 22)}": 5, "${"\\n".repeat(2 ** 22)}": 5}`), "twice"],
+    ["a deep header", file(`${"[".repeat(2 ** 18)}${"]".repeat(2 ** 18)}`), "its header is no object"],
     ["a number that does not fit i32", long, "the I64 value 2147483648 does not fit i32"],
   ];
   const before = stats(), wrong: string[] = [];
@@ -284,8 +293,16 @@ Deno.test("safetensors: errors name the file, and what is no file is refused", a
     const path = `${directory}/bad.safetensors`;
     await Deno.writeFile(path, new Uint8Array(3));
     await assertRejects(() => loadSafetensors(path), RangeError, path);
-    await assertRejects(() => loadSafetensors(`${directory}/none`), Deno.errors.NotFound);
+    await assertRejects(() => loadSafetensors(`${directory}/none`), Deno.errors.NotFound, "loadSafetensors: No such");
+    const { open } = Deno;
+    Deno.open = () => Promise.reject(new Error("opened")); // where a pipe would wait for ever
+    try {
+      await assertRejects(() => loadSafetensors(directory), RangeError, `loadSafetensors: "${directory}" is no file`);
+    } finally {
+      Deno.open = open;
+    }
   });
+  await assertRejects(() => loadSafetensors(new URL("http://x/y")), TypeError, "loadSafetensors: Must be a file URL");
   // deno-lint-ignore no-explicit-any
   await assertRejects(() => loadSafetensors(5 as any), TypeError, "pathOrBytes must be a path, a URL or a Uint8Array");
 });
@@ -305,6 +322,12 @@ Deno.test("safetensors: a save that fails leaves the old file and nothing else",
     await assertRejects(save(path, null), TypeError, "saveSafetensors: tensors must be an object of tensors, got null");
     await assertRejects(save(path, { x }, { step: 5 }), TypeError, "saveSafetensors: metadata.step must be a string");
     await assertRejects(save(5, { x }), TypeError, "saveSafetensors: path must be a string, got 5");
+    await assertRejects(save("", { x }), RangeError, 'saveSafetensors: path must name a file, got ""');
+    const strange = "saveSafetensors: tensors must be an object of tensors, got a ";
+    for (const tensors of [new Map([["x", x]]), x, new nn.Dropout()]) {
+      await assertRejects(save(path, tensors), TypeError, strange + tensors.constructor.name); // not an empty file
+    }
+    await assertRejects(save(path, { x }, new Map()), TypeError, "metadata must be an object of strings, got a Map");
     // names that the file could not give back
     await assertRejects(save(path, { x, __metadata__: x }), Error, "__metadata__");
     await assertRejects(save(path, Object.fromEntries([["x", x], ["__proto__", x]])), Error, "__proto__");
@@ -312,7 +335,8 @@ Deno.test("safetensors: a save that fails leaves the old file and nothing else",
     // the data is written, but cannot get its name
     await Deno.mkdir(`${directory}/taken/inner`, { recursive: true });
     await assertRejects(() => saveSafetensors(`${directory}/taken`, { x }), Error);
-    await assertRejects(() => saveSafetensors(`${directory}/none/a`, { x }), Deno.errors.NotFound);
+    const none = () => saveSafetensors(`${directory}/none/a`, { x });
+    await assertRejects(none, Deno.errors.NotFound, "saveSafetensors: No such file");
     assertEquals(names(directory), ["a.safetensors", "taken"]);
     await saveSafetensors(path, { x: x.add(1) });
     assertEquals(await (await loadSafetensors(path)).x.array(), [2, 3]);

@@ -17,6 +17,8 @@ export interface DecayOptions {
   final?: number;
 }
 
+const checkStep = (op: string, step: number) => checkNumber(op, "the step", step, { min: 0 });
+
 function decay(op: string, options: DecayOptions, shape: (progress: number) => number): Schedule {
   checkOptions(op, options, ["steps", "warmup", "final"]);
   const { steps, warmup: rise = 0, final = 0 } = options;
@@ -24,6 +26,7 @@ function decay(op: string, options: DecayOptions, shape: (progress: number) => n
   checkNumber(op, "warmup", rise, { integer: true, min: 0, max: steps });
   checkNumber(op, "final", final, { min: 0 });
   return (step) => {
+    checkStep(op, step);
     if (step < rise) return (step + 1) / rise;
     const progress = Math.min(1, (step - rise) / Math.max(1, steps - rise));
     return final + (1 - final) * shape(progress);
@@ -54,7 +57,11 @@ export function linear(options: DecayOptions): Schedule {
 export function warmup(options: { steps: number }): Schedule {
   checkOptions("warmup", options, ["steps"]);
   checkNumber("warmup", "steps", options.steps, { integer: true, min: 1 });
-  return (step) => Math.min(1, (step + 1) / options.steps);
+  const { steps } = options;
+  return (step) => {
+    checkStep("warmup", step);
+    return Math.min(1, (step + 1) / steps);
+  };
 }
 
 /** The factor `gamma` (0.1 unless given) once more every `every` steps. */
@@ -63,5 +70,8 @@ export function step(options: { every: number; gamma?: number }): Schedule {
   const { every, gamma = 0.1 } = options;
   checkNumber("step", "every", every, { integer: true, min: 1 });
   checkNumber("step", "gamma", gamma, { above: 0 });
-  return (at) => gamma ** Math.floor(at / every);
+  return (at) => {
+    checkStep("step", at);
+    return gamma ** Math.floor(at / every);
+  };
 }

@@ -28,4 +28,9 @@ Deno.test("schedule: what they throw", () => {
   assertThrows(() => optim.step({ every: 2, gamma: 0 }), RangeError, "step: gamma must be");
   // deno-lint-ignore no-explicit-any
   assertThrows(() => optim.warmup({ step: 3 } as any), TypeError, "did you mean steps?");
+  const { cosine, linear, warmup, step } = optim, steps = { steps: 5 };
+  for (const schedule of [cosine(steps), linear(steps), warmup(steps), step({ every: 2 })]) {
+    for (const wrong of [NaN, -1, Infinity]) assertThrows(() => schedule(wrong), RangeError, ": the step must be");
+    assertThrows(() => schedule("3" as unknown as number), TypeError, ': the step must be a number, got "3"');
+  }
 });

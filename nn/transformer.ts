@@ -10,7 +10,7 @@ import { linear, perceptron } from "../ops/matmul.ts";
 import { layerNorm, rmsNorm } from "../ops/norm.ts";
 import { slice } from "../ops/shape.ts";
 import { constant, normal, xavierUniform } from "./init.ts";
-import { Linear, parameter } from "./layers.ts";
+import { Linear, parameter, parameters } from "./layers.ts";
 import { Module } from "./module.ts";
 
 /** Rows of a table by index: [...] → [..., width]. The table starts N(0, 1), as in PyTorch. */
@@ -22,7 +22,7 @@ export class Embedding extends Module {
     super();
     checkNumber("Embedding", "count", count, { integer: true, min: 1 });
     checkNumber("Embedding", "width", width, { integer: true, min: 1 });
-    this.weight = normal(parameter([count, width]));
+    [this.weight] = parameters(() => [normal(parameter([count, width]))]);
   }
 
   override forward(index: Tensor): Tensor {
@@ -41,8 +41,7 @@ export class LayerNorm extends Module {
     super();
     checkNumber("LayerNorm", "width", width, { integer: true, min: 1 });
     checkNumber("LayerNorm", "eps", eps, { min: 0 });
-    this.weight = ones([width], { requiresGrad: true }).keep();
-    this.bias = parameter([width]);
+    [this.weight, this.bias] = parameters(() => [ones([width], { requiresGrad: true }), parameter([width])]);
   }
 
   override forward(x: Tensor): Tensor {
@@ -84,7 +83,7 @@ function checkBlock(op: string, width: number, heads: number, options: Transform
   checkNumber(op, "heads", heads, { integer: true, min: 1 });
   if (width % heads !== 0) throw new RangeError(`${op}: heads must divide the width ${width}, got ${heads}`);
   const { hidden = 4 * width, dropout = 0 } = options;
-  checkNumber(op, "hidden", hidden, { integer: true, min: 1 });
+  checkNumber(op, "hidden", hidden, { integer: true, min: 1, below: 2 ** 32 }); // also where no layer uses it
   checkNumber(op, p, dropout, { min: 0, below: 1 });
 }
 
@@ -100,10 +99,17 @@ export class MultiHeadAttention extends Module {
   constructor(readonly width: number, readonly heads: number, readonly p = 0) {
     super();
     checkBlock("MultiHeadAttention", width, heads, { dropout: p }, "p");
-    this.inProjWeight = xavierUniform(parameter([3 * width, width]));
-    this.inProjBias = parameter([3 * width]);
-    this.outProj = new Linear(width, width);
-    constant(this.outProj.bias!, 0);
+    [this.inProjWeight, this.inProjBias] = parameters(() => [
+      xavierUniform(parameter([3 * width, width])),
+      parameter([3 * width]),
+    ]);
+    try {
+      this.outProj = new Linear(width, width);
+      constant(this.outProj.bias!, 0);
+    } catch (error) {
+      this.dispose(); // of what was made before the part that does not fit
+      throw error;
+    }
   }
 
   #checked(x: Tensor): Tensor {
@@ -183,7 +189,7 @@ export class TransformerBlock extends Module {
       this.norm1 = new LayerNorm(width);
       this.norm2 = new LayerNorm(width);
     } catch (error) {
-      this.dispose(); // of what was made before the part that does not fit
+      this.dispose();
       throw error;
     }
   }
@@ -296,13 +302,13 @@ export class Gpt extends Module {
       while (this.blocks.length < layers) this.blocks.push(new TransformerBlock(width, heads, { hidden, dropout }));
       this.norm = new LayerNorm(width);
       this.head = tied ? null : new Linear(width, vocabulary, { bias: false });
+      for (const [name, x] of this.namedParameters()) {
+        if (name.endsWith("bias")) constant(x, 0);
+        else if (x.rank > 1) normal(x, 0, 0.02);
+      }
     } catch (error) {
       this.dispose();
       throw error;
-    }
-    for (const [name, x] of this.namedParameters()) {
-      if (name.endsWith("bias")) constant(x, 0);
-      else if (x.rank > 1) normal(x, 0, 0.02);
     }
   }
 

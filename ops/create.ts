@@ -4,7 +4,7 @@ import { gpu } from "../kernels/gpu/gpu.ts";
 import { fill, random } from "../kernels/random.ts";
 import { nextRandom } from "../autograd/random.ts";
 import { type DType, Storage, type TypedArray } from "../autograd/storage.ts";
-import { type NestedArray, sizeOf, Tensor } from "../autograd/tensor.ts";
+import { checkDimensions, MOST_DIMENSIONS, type NestedArray, sizeOf, Tensor } from "../autograd/tensor.ts";
 
 /** Options of everything that makes a tensor. */
 export interface TensorOptions {
@@ -20,15 +20,18 @@ const ARRAYS = { f32: Float32Array, f16: Float16Array, i32: Int32Array, u32: Uin
 /** Throws unless `shape` is an array of sizes. */
 export function checkShapeArgument(op: string, shape: unknown): asserts shape is readonly number[] {
   if (!Array.isArray(shape)) throw new TypeError(`${op}: shape must be an array of sizes, got ${describe(shape)}`);
-  for (const [i, n] of shape.entries()) checkNumber(op, `shape[${i}]`, n, { integer: true, min: 0 }); // holes too
+  checkDimensions(op, shape);
+  for (const [i, n] of shape.entries()) { // holes too
+    checkNumber(op, `shape[${i}]`, n, { integer: true, min: 0, below: 2 ** 32 });
+  }
   if (sizeOf(shape) >= 2 ** 31) throw new RangeError(`${op}: shape [${shape.join(", ")}] has 2³¹ elements or more`);
 }
 
-function checkTensorOptions(op: string, options: TensorOptions): void {
+function checkTensorOptions(op: string, options: TensorOptions, dtypes = DTYPES): void {
   checkOptions(op, options, ["dtype", "requiresGrad"]);
   const { dtype, requiresGrad } = options;
-  if (dtype !== undefined && !DTYPES.includes(dtype)) {
-    throw new TypeError(`${op}: dtype must be one of ${DTYPES.join(", ")}, got ${describe(dtype)}`);
+  if (dtype !== undefined && !dtypes.includes(dtype)) {
+    throw new TypeError(`${op}: dtype must be one of ${dtypes.join(", ")}, got ${describe(dtype)}`);
   }
   if (requiresGrad !== undefined) checkBoolean(op, "requiresGrad", requiresGrad);
   if (requiresGrad && dtype !== undefined && dtype !== "f32" && dtype !== "f16") {
@@ -52,9 +55,13 @@ function flatten(values: unknown, shape: number[], depth: number, out: number[])
   }
   if (out.length === 0 && depth === shape.length) shape.push(values.length);
   if (shape[depth] !== values.length) {
+    const first = shape[depth] ?? "a number";
     throw new TypeError(
-      `tensor: values must be nested evenly: ${shape[depth]} at depth ${depth} at first, then ${values.length}`,
+      `tensor: values must be nested evenly: ${first} at depth ${depth} at first, then an array of ${values.length}`,
     );
+  }
+  if (depth === MOST_DIMENSIONS) { // also an array that holds itself
+    throw new RangeError(`tensor: values must be nested at most ${MOST_DIMENSIONS} deep`);
   }
   for (const v of values) flatten(v, shape, depth + 1, out);
 }
@@ -85,6 +92,15 @@ export function tensor(
   return uploaded("tensor", values, shape, options);
 }
 
+/** Throws where a typed array has lost its memory: it looks as if it were empty. */
+function checkAttached(op: string, values: TypedArray): void {
+  try {
+    if (values.length === 0) values.indexOf(0);
+  } catch {
+    throw new TypeError(`${op}: values must be there, got ${describe(values)} whose buffer was detached or cut short`);
+  }
+}
+
 /** Throws if the numbers became integers that differ by more than a fraction. */
 function checkHeld(op: string, numbers: ArrayLike<number>, converted: TypedArray, dtype: DType): void {
   if (dtype !== "i32" && dtype !== "u32") return;
@@ -100,7 +116,9 @@ function uploaded(
   options: TensorOptions,
 ): Tensor {
   let data: TypedArray, natural: number[] = [];
-  const given = DTYPES.find((d) => values instanceof ARRAYS[d as DType]) as DType | undefined;
+  const isTyped = ArrayBuffer.isView(values);
+  const given = DTYPES.find((d) => isTyped && values instanceof ARRAYS[d as DType]) as DType | undefined;
+  if (given) checkAttached(op, values as TypedArray);
   const dtype = options.dtype ?? given ?? "f32";
   if (given) {
     data = given === dtype ? values as TypedArray : ARRAYS[dtype].from(values as TypedArray);
@@ -113,7 +131,7 @@ function uploaded(
     checkHeld(op, flat, data, dtype);
   }
   if (shape !== undefined) checkShapeArgument(op, shape);
-  const wanted = [...shape ?? natural];
+  const wanted = (shape ?? natural).map((n) => n + 0); // −0 is 0
   if (sizeOf(wanted) !== data.length) {
     throw new TypeError(`${op}: shape [${wanted.join(", ")}] needs ${sizeOf(wanted)} values, got ${data.length}`);
   }
@@ -135,7 +153,7 @@ function uploaded(
 function made(op: string, shape: readonly number[], options: TensorOptions, write: (x: Tensor) => void): Tensor {
   checkShapeArgument(op, shape);
   checkTensorOptions(op, options);
-  const result = Tensor.empty([...shape], options.dtype ?? "f32", op);
+  const result = Tensor.empty(shape.map((n) => n + 0), options.dtype ?? "f32", op); // −0 is 0
   write(result);
   result.requiresGrad = options.requiresGrad ?? false;
   return result;
@@ -175,8 +193,9 @@ export function arange(start: number, end?: number, step = 1, options: TensorOpt
     throw new RangeError(`arange: step must lead from ${from} to ${to}, got ${step}`);
   }
   checkBindable("arange", [count]);
-  const values = new ARRAYS[options.dtype ?? "f32"](count);
+  const { dtype = "f32" } = options, values = new ARRAYS[dtype](count), last = from + (count - 1) * step;
   for (let i = 0; i < count; i++) values[i] = from + i * step;
+  if (count > 0) checkHeld("arange", [from, last], ARRAYS[dtype].of(from, last), dtype);
   return uploaded("arange", values, [count], options);
 }
 
@@ -217,13 +236,17 @@ function drawn(
   });
 }
 
-/** Uniform random numbers in [0, 1), from the seed of `manualSeed`. Source of randomness: the counter-based hash pcg4d (Jarzynski & Olano 2020). */
+const REAL = ["f32", "f16"];
+
+/** Uniform random numbers in [0, 1), f32 or f16, from the seed of `manualSeed`. Source of randomness: the counter-based hash pcg4d (Jarzynski & Olano 2020). */
 export function rand(shape: readonly number[], options: TensorOptions = {}): Tensor {
+  checkTensorOptions("rand", options, REAL);
   return drawn("rand", "uniform", shape, options);
 }
 
-/** Normal random numbers with mean 0 and deviation 1 (Box–Muller), from the seed of `manualSeed`. */
+/** Normal random numbers with mean 0 and deviation 1 (Box–Muller), f32 or f16, from the seed of `manualSeed`. */
 export function randn(shape: readonly number[], options: TensorOptions = {}): Tensor {
+  checkTensorOptions("randn", options, REAL);
   return drawn("randn", "normal", shape, options);
 }
 
@@ -232,5 +255,7 @@ export function randint(low: number, high: number, shape: readonly number[], opt
   checkNumber("randint", "low", low, { integer: true, min: -(2 ** 31), below: 2 ** 31 });
   checkNumber("randint", "high", high, { integer: true, above: low, max: Math.min(2 ** 31, low + 2 ** 32 - 1) });
   checkTensorOptions("randint", options);
-  return drawn("randint", "integer", shape, { dtype: "i32", ...options }, low, high - low);
+  const { dtype = "i32" } = options;
+  if (dtype === "u32") checkNumber("randint", "low", low, { integer: true, min: 0 });
+  return drawn("randint", "integer", shape, { ...options, dtype }, low, high - low);
 }

@@ -11,6 +11,8 @@ import {
   randint,
   randn,
   Scope,
+  stack,
+  Tape,
   tensor,
   zeros,
 } from "@limbeck/limbeck";
@@ -145,4 +147,50 @@ Deno.test("create: integers that a dtype does not hold are refused", async () =>
   assertThrows(() => full([1], -1, { dtype: "u32" }), RangeError, "full: value must be an integer, at least 0");
   assertThrows(() => full([1], NaN, { dtype: "i32" }), RangeError, "full: value must be an integer");
   assertThrows(() => zeros(new Array(2)), TypeError, "zeros: shape[0] must be a number, got undefined"); // holes
+});
+
+Deno.test("create: what would come out as other numbers than were asked for is refused", async () => {
+  await init();
+  using _scope = new Scope();
+  const options = (dtype: string) => ({ dtype: dtype as DType });
+  assertThrows(() => arange(2 ** 31 - 2, 2 ** 31 + 2, 1, options("i32")), RangeError, "arange: values must fit i32");
+  assertThrows(() => arange(-1, 2, 1, options("u32")), RangeError, "arange: values must fit u32, got -1");
+  assertThrows(() => randint(-5, 3, [2], options("u32")), RangeError, "randint: low must be an integer, at least 0");
+  assertEquals(randint(0, 3, [2], { dtype: undefined }).dtype, "i32");
+  for (const draw of [rand, randn]) {
+    assertThrows(() => draw([2], options("i32")), TypeError, `${draw.name}: dtype must be one of f32, f16, got "i32"`);
+  }
+  const detached = new Float32Array(4), buffer = new ArrayBuffer(16, { maxByteLength: 16 });
+  const cut = new Float32Array(buffer, 0, 4);
+  structuredClone(detached, { transfer: [detached.buffer] });
+  buffer.resize(8);
+  for (const gone of [detached, cut]) {
+    assertThrows(() => tensor(gone), TypeError, "tensor: values must be there, got a Float32Array whose buffer was");
+  }
+  assertEquals(tensor(new Float32Array(0)).shape, [0]);
+});
+
+Deno.test("create: arrays that hold themselves, no sizes and too many dimensions", async () => {
+  await init();
+  using _scope = new Scope();
+  // deno-lint-ignore no-explicit-any
+  const endless: any[] = [], deep = (n: number): any => n === 0 ? 1 : [deep(n - 1)];
+  endless.push(endless);
+  assertThrows(() => tensor(endless), RangeError, "tensor: values must be nested at most 12 deep");
+  assertThrows(() => zeros([endless as unknown as number]), TypeError, "zeros: shape[0] must be a number, got [[");
+  assertThrows(() => tensor([1, [2]]), TypeError, "nested evenly: a number at depth 1 at first, then an array of 1");
+  assertThrows(() => tensor(Object.create(Float32Array.prototype)), TypeError, "tensor: values must be numbers");
+  assertThrows(() => zeros([0, 2 ** 40]), RangeError, "zeros: shape[1] must be an integer, at least 0, below");
+  assertThrows(() => zeros(new Array(13).fill(1)), RangeError, "zeros: a tensor has at most 12 dimensions, got 13");
+  const most = tensor(deep(12));
+  assertThrows(() => stack([most, most]), RangeError, "at most 12 dimensions, got 13");
+  assertEquals([zeros([-0]).shape, tensor([], [-0]).shape], [[0], [0]]);
+  // four operands of as many dimensions as there may be, none of which merge
+  const shape = Array.from({ length: 12 }, (_, i) => i % 2 ? 2 : 1), other = shape.map((n) => 3 - n);
+  const a = full(shape, 6, { requiresGrad: true }), b = full(other, 2, { requiresGrad: true });
+  using _tape = new Tape();
+  const y = a.div(b);
+  y.sum().backward();
+  assertEquals([y.size, await a.grad!.sum().item(), await b.grad!.sum().item()], [4096, 2048, -6144]);
+  assertEquals(await y.permute(y.shape.map((_, i) => 11 - i)).sum().item(), 3 * 4096);
 });

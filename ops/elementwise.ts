@@ -96,6 +96,7 @@ const geluTanh = unary(
 const clamped = unary("clamp", "min_(max_(a, s0), s1)", "select(0.0, c, a >= s0 && a <= s1)");
 const power = unary("pow", "pow_(a, s0)", "select(c * s0 * pow_(a, s0 - 1.0), 0.0, s0 == 0.0)");
 const plusNumber = unary("add", "a + s0", "c");
+const minusNumber = unary("sub", "a - s0", "c");
 const timesNumber = unary("mul", "a * s0", "c * s0");
 const numberMinus = unary("sub", "s0 - a", "-c");
 const numberOver = unary("div", "s0 / a", "-c * b / a");
@@ -229,7 +230,7 @@ export function add(a: Operand, b: Operand): Tensor {
 
 /** a − b with broadcasting; either may be a number. */
 export function sub(a: Operand, b: Operand): Tensor {
-  return numberOrTensor("sub", a, b, difference, (x, n) => plusNumber(x, [-n]), (n, x) => numberMinus(x, [n]));
+  return numberOrTensor("sub", a, b, difference, (x, n) => minusNumber(x, [n]), (n, x) => numberMinus(x, [n]));
 }
 
 /** a · b elementwise with broadcasting; either may be a number. */

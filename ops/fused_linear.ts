@@ -147,10 +147,9 @@ function headBackward(
     );
   } else if (to.bias) {
     if (first) return reduce("sum", dLogits, "f32", to.bias, "f32", 1, count, classes);
-    const part = gpu().pool.take(4 * classes);
+    using part = gpu().pool.take(4 * classes);
     reduce("sum", dLogits, "f32", part, "f32", 1, count, classes);
     accumulate(to.bias, part, classes, "f32");
-    part.free();
   }
 }
 
@@ -173,11 +172,19 @@ function chunked(
   const size = chunkRows(op, chunkSize, shape), { rows, columns } = shape, { pool } = gpu();
   const inputs = heads.flatMap((h) => h.bias ? [h.hidden, h.weight, h.bias] : [h.hidden, h.weight]);
   const launch: Launch = (into, gradients, upstream) => {
+    const taken: Memory[] = [];
+    try {
+      run(into, gradients, upstream, (bytes) => taken[taken.push(pool.take(bytes, "", op)) - 1]);
+    } finally {
+      for (const memory of taken) memory.free();
+    }
+  };
+  const run = (...[into, gradients, upstream, take]: [...Parameters<Launch>, (bytes: number) => Memory]) => {
     const temporary: { memory: Memory; to: Memory; tensor: Tensor }[] = [];
     // f16 sums over chunks are kept in f32 and rounded once
     const summed = (tensor: Tensor, to: Memory | null): Memory | null => {
       if (!to || tensor.dtype === "f32") return to;
-      const memory = pool.take(4 * tensor.size);
+      const memory = take(4 * tensor.size);
       temporary.push({ memory, to, tensor });
       return memory;
     };
@@ -194,18 +201,16 @@ function chunked(
       });
     }
     const wanted = targets.map((t) => t.hidden !== null || t.weight !== null || t.bias !== null);
-    const logits = heads.map(() => pool.take(4 * Math.min(size, Math.max(1, rows)) * columns));
+    const logits = heads.map(() => take(4 * Math.min(size, Math.max(1, rows)) * columns));
     for (let from = 0; from < rows; from += size) {
       const count = Math.min(size, rows - from);
       heads.forEach((head, h) => headForward(head, logits[h], from, count));
       chunk(logits, from, count, into, wanted, upstream);
       heads.forEach((head, h) => wanted[h] && headBackward(head, logits[h], targets[h], from, count, from === 0));
     }
-    for (const memory of logits) memory.free();
     for (const { memory, to, tensor } of temporary) {
       const operand = (m: Memory, element: Element) => ({ memory: m, shape: tensor.shape, element });
       map("convert", "a", [operand(memory, "f32")], operand(to, tensor.dtype), tensor.shape);
-      memory.free();
     }
   };
   return rowLoss(op, inputs, shape, loss.reduction, launch, loss.scratch, [...inputs, ...loss.saved]);

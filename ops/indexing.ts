@@ -52,7 +52,7 @@ export function embedding(weight: Tensor, index: Tensor): Tensor {
 
 /**
  * y[…, j, …] = x[…, index[…, j, …], …] along `dim`: index has x's shape but for `dim`. The gradient adds up equal indices in their order.
- * Errors as `embedding`. Source: `torch.gather`, with equal sizes outside `dim`.
+ * Errors as `embedding`; integers have no NaN, and give 0 there. Source: `torch.gather`, with equal sizes outside `dim`.
  */
 export function gather(x: Tensor, dim: number, index: Tensor): Tensor {
   checkTensor("gather", "x", x, ["f32", "f16", "i32", "u32"]);

@@ -266,7 +266,7 @@ export function cosineSimilarity(a: Tensor, b: Tensor, options: { dim?: number; 
 
 /**
  * 1 − cos(a, b) where y is 1, max(0, cos(a, b) − margin) where y is −1; a and b [N, D], y [N], margin 0 unless given. Averaged over rows (or `"sum"`, `"none"`).
- * a and b get gradients. Throws a TypeError for wrong shapes, a RangeError for a margin outside [−1, 1]. Source: `torch.nn.functional.cosine_embedding_loss`.
+ * a and b get gradients. Throws a TypeError for wrong shapes, a RangeError for a margin outside [−1, 1] and another y where the host wrote it as i32; elsewhere its row is NaN. Source: `torch.nn.functional.cosine_embedding_loss`.
  *
  * @example
  * ```ts
@@ -292,8 +292,20 @@ export function cosineEmbeddingLoss(
   const cosine = cosineSimilarity(a, b, { dim: -1 });
   checkTensor("cosineEmbeddingLoss", "y", y, ["f32", "f16", "i32"]);
   checkShape("cosineEmbeddingLoss", "y", y, cosine.shape);
+  y.storage.host?.forEach((sign, i) => {
+    if (Math.abs(sign) !== 1) throw new RangeError(`cosineEmbeddingLoss: y must be 1 or -1, got ${sign} at row ${i}`);
+  });
   const same = mapped("cosineEmbeddingLoss", "max(a, 0.0)", [y], y.shape, [], "f32"); // 1 or 0
-  return reduced(where(same, cosine.neg().add(1), cosine.sub(margin).relu()), reduction);
+  const known = mapped(
+    "cosineEmbeddingLoss",
+    "select(log_(-1.0 - a * a), 0.0, abs(a) == 1.0)",
+    [y],
+    y.shape,
+    [],
+    a.dtype,
+  ); // NaN or 0
+  const rows = where(same, cosine.neg().add(1), cosine.sub(margin).relu());
+  return reduced(rows.add(known), reduction);
 }
 
 /** Options of losses over rows of logits. */

@@ -256,6 +256,11 @@ Deno.test("cosineSimilarity and cosineEmbeddingLoss", async () => {
     }
   }
   const floats = cosineEmbeddingLoss(tensor(A, SHAPE), tensor(B, SHAPE), tensor(y));
+  const strange = await cosineEmbeddingLoss(tensor(A, SHAPE), tensor(B, SHAPE), tensor([1, 0, 5]), {
+    reduction: "none",
+  })
+    .data();
+  assertEquals([...strange].map(Number.isNaN), [false, true, true]); // neither alike nor unlike
   const want = cosines(A, B).reduce((sum, c, r) => sum + (y[r] === 1 ? 1 - c : Math.max(0, c)) / 3, 0);
   assert(rowError([await floats.item()], [want], 1) <= VALUE);
 });
@@ -437,6 +442,7 @@ Deno.test("losses: what they throw", async () => {
       "cosineSimilarity: eps must be a finite number, above 0, got 0",
     ],
     [() => cosineEmbeddingLoss(x, y, labelsOf([1])), TypeError, "cosineEmbeddingLoss: y must have shape [3], got [1]"],
+    [() => cosineEmbeddingLoss(x, y, labelsOf([1, -1, 0])), RangeError, "y must be 1 or -1, got 0 at row 2"],
     [() => cosineEmbeddingLoss(x, y, labels, { margin: 2 }), RangeError, "cosineEmbeddingLoss: margin must be"],
     [() => gaussianKl(x, other), TypeError, "gaussianKl: logVariance must have shape [3"],
     [() => gaussianKl(x, undefined as Anything), TypeError, "gaussianKl: logVariance must be a Tensor, got undefined"],

@@ -16,7 +16,7 @@ const ANY: readonly DType[] = ["f32", "f16", "i32", "u32"];
 export function reshape(x: Tensor, shape: readonly number[]): Tensor {
   checkTensor("reshape", "x", x, ANY);
   if (!Array.isArray(shape)) throw new TypeError(`reshape: shape must be an array of sizes, got ${describe(shape)}`);
-  const unknown = shape.indexOf(-1), wanted = [...shape];
+  const unknown = shape.indexOf(-1), wanted = [...shape].map((n) => Object.is(n, -0) ? 0 : n);
   const areSizes = () => wanted.every((n) => Number.isInteger(n) && n >= 0 && n < 2 ** 31);
   if (unknown >= 0) wanted[unknown] = 1;
   if (unknown >= 0 && areSizes()) {
@@ -76,17 +76,13 @@ export function assign(x: Tensor, other: Tensor): void {
   checkTensor("assign", "other", other, [x.dtype]);
   checkShape("assign", "other", other, x.shape);
   const { storage } = x, { pool } = gpu();
-  let from = other.memory;
-  const to = storage.writable();
+  const from = other.memory, to = storage.writable();
   if (storage === other.storage) return;
-  const shared = from.buffer === to.buffer;
-  if (shared) { // one dispatch cannot read and write one buffer: two slots of an optimizer's block
-    const between = pool.take(from.bytes);
-    copyFlat(from, between, x.dtype, x.size);
-    from = between;
-  }
-  copyFlat(from, to, x.dtype, x.size);
-  if (shared) from.free();
+  if (from.buffer !== to.buffer) return copyFlat(from, to, x.dtype, x.size);
+  // one dispatch cannot read and write one buffer: two slots of an optimizer's block
+  using between = pool.take(from.bytes, "", "assign");
+  copyFlat(from, between, x.dtype, x.size);
+  copyFlat(between, to, x.dtype, x.size);
 }
 
 /** Internal: throws unless `x` has at least `rank` dimensions. */
@@ -162,7 +158,7 @@ function checkTensors(op: string, xs: readonly Tensor[]): void {
   if (!Array.isArray(xs) || xs.length === 0) {
     throw new TypeError(`${op}: xs must be an array of at least one tensor, got ${describe(xs)}`);
   }
-  xs.forEach((x, i) => checkTensor(op, `xs[${i}]`, x, i === 0 ? ANY : [xs[0].dtype]));
+  for (const [i, x] of xs.entries()) checkTensor(op, `xs[${i}]`, x, i === 0 ? ANY : [xs[0].dtype]); // holes too
 }
 
 /** Tensors behind each other along `dim`; they must agree in all other dimensions. */

@@ -35,7 +35,10 @@ const KINDS: Record<string, unknown> = {
   strings: ["a"],
   nested: [[1], [2]],
   function: () => 5,
+  endless: [], // holds itself
+  nameless: { constructor: { name: Symbol("s") } }, // whose kind no message can tell
 };
+(KINDS.endless as unknown[]).push(KINDS.endless);
 
 /** A value of every kind but these. */
 export const not = (...kinds: string[]): Bad[] =>

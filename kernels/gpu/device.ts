@@ -84,10 +84,12 @@ export function checkInitOptions(options: InitOptions): void {
     "autotune",
   ]);
   const { device, adapter, powerPreference, features, memoryLimit, debug, autotune } = options;
-  if (device !== undefined && !(device?.createShaderModule instanceof Function)) {
+  const has = (x: unknown, ...names: string[]) =>
+    typeof x === "object" && x !== null && names.every((name) => Reflect.get(x, name));
+  if (device !== undefined && !has(device, "createShaderModule", "features", "limits", "queue", "lost")) {
     throw new TypeError(`init: device must be a GPUDevice, got ${describe(device)}`);
   }
-  if (adapter !== undefined && !(adapter?.requestDevice instanceof Function)) {
+  if (adapter !== undefined && !has(adapter, "requestDevice", "features", "limits")) {
     throw new TypeError(`init: adapter must be a GPUAdapter, got ${describe(adapter)}`);
   }
   if (powerPreference !== undefined) {
@@ -179,7 +181,11 @@ export async function openDevice(options: InitOptions): Promise<{ device: GPUDev
   // Deno grants subgroups without listing them
   const withSubgroups = [...requiredFeatures, "subgroups"] as GPUFeatureName[];
   const device = await adapter.requestDevice({ requiredLimits, requiredFeatures: withSubgroups })
-    .catch(() => adapter.requestDevice({ requiredLimits, requiredFeatures }));
+    .catch(() => adapter.requestDevice({ requiredLimits, requiredFeatures }))
+    .catch((error) => {
+      throw new Error(`init: the adapter gave no device: ${error?.message ?? error}`, { cause: error });
+    });
+  if (!device) throw new Error("init: the adapter gave no device");
   return { device, info: describeDevice(device, adapter.info) };
 }
 
@@ -232,8 +238,17 @@ export class DeviceErrors {
       this.lost = `${info.reason || "unknown"}: ${info.message}`;
       this.#unsaid ||= info.reason !== "destroyed";
     });
-    // a program that ends without an await after the error must not look as if all had gone well
-    globalThis.addEventListener?.("unload", () => (this.#messages.length > 0 || this.#unsaid) && this.raise());
+    globalThis.addEventListener?.("unload", this.#atEnd);
+  }
+
+  /** A program that ends without an await after the error must not look as if all had gone well. */
+  #atEnd = (): void => {
+    if (this.#messages.length > 0 || this.#unsaid) this.raise();
+  };
+
+  /** Everything was said: the end of the program is no matter any more. */
+  forget(): void {
+    globalThis.removeEventListener?.("unload", this.#atEnd);
   }
 
   /** Opens error scopes over what follows; `close` collects what they caught, under a label. */

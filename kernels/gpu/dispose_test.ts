@@ -16,6 +16,14 @@ Deno.test("dispose: before init and twice", async () => {
 Deno.test("init: a second call returns the same, also while the first runs", async () => {
   const [a, b] = await Promise.all([init(), init()]);
   assert(a === b && a === await init());
+  const { warn } = console, said: string[] = [];
+  console.warn = (message: string) => said.push(message);
+  try {
+    assert(a === await init({ debug: true, memoryLimit: 5 })); // too late, which is not kept secret
+  } finally {
+    console.warn = warn;
+  }
+  assertEquals(said, ["limbeck: init() was called before: debug, memoryLimit changes nothing until dispose()"]);
   await dispose();
 });
 
@@ -64,12 +72,62 @@ Deno.test("dispose: in the middle of training, everything old can still be freed
   await dispose();
   tape.close(); // never throws
   await init();
+  await assertRejects(
+    () => meter.read(),
+    TypeError,
+    "Meter.read: the values are on a device that was disposed or lost",
+  );
   for (const old of [optimizer, layer, meter]) old.dispose();
   assertEquals([stats().liveTensors, stats().liveBytes], [0, 0]);
   using _tape = new Tape();
   const x = tensor([3], { requiresGrad: true });
   x.square().sum().backward();
   assertEquals(await x.grad!.array(), [6]);
+  await dispose();
+});
+
+Deno.test("dispose: says what the device has refused and nobody has heard", async () => {
+  await init();
+  defineKernel({ name: "unheard", buffers: { y: "write f32" }, main: "y[thread] = nonsense;" }).run(
+    { y: zeros([4]).memory },
+    {},
+    1,
+  );
+  await assertRejects(() => dispose(), Error, "the WGSL of unheard (y [4])");
+  await init();
+  assertEquals(await tensor([1]).add(1).array(), [2]);
+  await dispose();
+});
+
+Deno.test("init: a device or an adapter that cannot be used says so", async () => {
+  const lost = await (await navigator.gpu.requestAdapter())!.requestDevice();
+  lost.destroy();
+  await assertRejects(() => init({ device: lost }), Error, "init: the device was lost before it could be used");
+  // deno-lint-ignore no-explicit-any
+  const start = (options: any) => () => init(options);
+  const adapter = (requestDevice: () => unknown) => ({ requestDevice, features: new Set(), limits: {} });
+  await assertRejects(
+    start({ device: { createShaderModule() {} } }),
+    TypeError,
+    "device must be a GPUDevice, got an O",
+  );
+  await assertRejects(start({ adapter: { requestDevice() {} } }), TypeError, "adapter must be a GPUAdapter, got an O");
+  const none = "init: the adapter gave no device";
+  await assertRejects(start({ adapter: adapter(() => Promise.reject(new Error("busy"))) }), Error, `${none}: busy`);
+  await assertRejects(start({ adapter: adapter(() => Promise.resolve(null)) }), Error, none);
+  await init();
+  assertEquals(await tensor([1]).add(1).array(), [2]);
+  await dispose();
+});
+
+Deno.test("gpu: a device that is lost in the middle of reads says so and nothing else", async () => {
+  const device = await (await navigator.gpu.requestAdapter())!.requestDevice();
+  await init({ device });
+  const x = tensor([1, 2]).add(1);
+  device.destroy(); // nobody has heard of it yet
+  for (const read of [() => x.data(), () => x.array()]) await assertRejects(read, Error, "GPU: the device was lost");
+  assertThrows(() => x.add(1), Error, "the device was lost");
+  await init();
   await dispose();
 });
 
@@ -81,8 +139,43 @@ Deno.test("init: memoryLimit", async () => {
   assertEquals((await half.data())[0], 0);
   half.dispose();
   zeros([3 * 2 ** 16]).dispose(); // the pool's 512 KiB are given up for it
+  const upload = () => tensor(new Float32Array(10_000)); // 40 KiB, which have a place of their own
+  assertThrows(() => Array.from({ length: 100 }, upload), RangeError, "tensor: 40960 bytes (shape [10000]) more would");
+  assert(stats().liveBytes + stats().pooledBytes <= 2 ** 20);
   await dispose();
   await assertRejects(() => init({ memoryLimit: 0 }), RangeError, "init: memoryLimit must be");
+});
+
+Deno.test("init: where the memory limit ends a constructor in the middle, nothing of it stays", async () => {
+  const make: Record<string, () => void> = {
+    Linear: () => new nn.Linear(40, 30).dispose(),
+    Conv2d: () => new nn.Conv2d(8, 8, 3).dispose(),
+    Gpt: () => new nn.Gpt({ vocabulary: 9, context: 8, layers: 1, width: 8, heads: 2 }).dispose(),
+    Adam: () => {
+      using _scope = new Scope();
+      using optimizer = new optim.Adam([zeros([100, 10], { requiresGrad: true })]);
+      for (const x of Object.values(optimizer.stateDict().tensors)) x.dispose();
+    },
+  };
+  for (const [name, fn] of Object.entries(make)) {
+    let refused = 0, worked = false;
+    for (let memoryLimit = 1024; !worked; memoryLimit = Math.ceil(1.3 * memoryLimit)) {
+      await init({ memoryLimit });
+      try {
+        fn();
+        worked = true;
+      } catch (error) {
+        assert(
+          error instanceof RangeError && error.message.includes("would pass the memory limit"),
+          `${name}: ${error}`,
+        );
+        refused++;
+      }
+      assertEquals([stats().liveTensors, stats().liveBytes], [0, 0], `${name} with ${memoryLimit} bytes`);
+      await dispose();
+    }
+    assert(refused > 3, `${name}: only ${refused} limits were too low`);
+  }
 });
 
 Deno.test("init: an injected device stays its maker's", async () => {

@@ -21,6 +21,8 @@ export interface Gpu {
   /** What shaders that use subgroups begin with. */
   subgroupDirective: string;
   ownsDevice: boolean;
+  /** What it was opened with. */
+  options: InitOptions;
   /** Whether results are checked and tensors remember where they were made. */
   debug: boolean;
   /** What is alive, and how it came to be: in debug mode and while `expectNoLeaks` runs. */
@@ -50,7 +52,16 @@ export async function open(options: InitOptions, prepare: () => Promise<void>): 
   checkInitOptions(options);
   if (current && !starting) await current.errors.news();
   if (starting) return await starting; // by another call, perhaps meanwhile
-  if (current && current.errors.lost === null) return current.info;
+  if (current && current.errors.lost === null) {
+    const { options: first, info } = current;
+    const other = Object.entries(options).filter(([name, x]) => first[name as keyof InitOptions] !== x);
+    if (other.length > 0) {
+      console.warn(
+        `limbeck: init() was called before: ${other.map(([name]) => name).join(", ")} changes nothing until dispose()`,
+      );
+    }
+    return info;
+  }
   starting = start(options).then(async (info) => {
     await prepare().catch(async (error) => {
       await dispose();
@@ -64,6 +75,9 @@ export async function open(options: InitOptions, prepare: () => Promise<void>): 
 async function start(options: InitOptions): Promise<GpuInfo> {
   const limit = options.memoryLimit ?? Infinity;
   const { device, info } = await openDevice(options);
+  const errors = new DeviceErrors(device);
+  await errors.news();
+  if (errors.lost !== null) throw new Error(`init: the device was lost before it could be used (${errors.lost})`);
   const directive = await subgroupDirective(device);
   info.subgroups = directive !== null;
   info.tensorCores = await hasTensorCores(device);
@@ -77,9 +91,8 @@ async function start(options: InitOptions): Promise<GpuInfo> {
     dispatches: 0,
     submits: 0,
   };
-  const errors = new DeviceErrors(device);
   const queue: Queue = new Queue(device, () => pool, counters, errors);
-  const pool = new Pool(device, counters, limit, errors, () => queue.forget());
+  const pool = new Pool(device, counters, limit, errors, () => queue.trim());
   current = {
     device,
     info,
@@ -89,23 +102,32 @@ async function start(options: InitOptions): Promise<GpuInfo> {
     counters,
     subgroupDirective: directive ?? "",
     ownsDevice: !options.device,
+    options,
     debug: options.debug ?? false,
     ledger: options.debug ? new Map() : null,
   };
   return info;
 }
 
-/** Ends the engine: frees its GPU memory and, unless it was handed in, destroys the device. Tensors made before are gone. */
+/** Ends the engine: frees its GPU memory and, unless it was handed in, destroys the device. Tensors made before are gone. Throws what the device has reported and no call has said. */
 export async function dispose(): Promise<void> {
   const ending = current;
   current = null;
-  if (!ending) return;
-  if (ending.errors.lost === null) {
-    ending.queue.destroy();
-    ending.pool.trim();
-    if (ending.ownsDevice) ending.device.destroy();
+  if (!ending || ending.errors.lost !== null) return;
+  const { queue, pool, errors, device, ownsDevice } = ending;
+  try {
+    queue.submit();
+    await errors.settle();
+  } catch (error) {
+    if (!errors.lost?.startsWith("destroyed")) throw error; // whoever handed it in destroyed it already
+  } finally {
+    errors.forget();
+    if (errors.lost === null) {
+      queue.destroy();
+      pool.trim();
+      if (ownsDevice) device.destroy();
+    }
   }
-  await Promise.resolve();
 }
 
 /** Submits everything that was encoded so far and throws what the device has reported; does not wait for the results. */

@@ -6,7 +6,7 @@ import {
   assertStringIncludes,
   assertThrows,
 } from "@std/assert";
-import { defineKernel, flush, init, Scope, stats, Tape, type Tensor, tensor, zeros } from "@limbeck/limbeck";
+import { defineKernel, flush, init, nn, optim, Scope, stats, Tape, type Tensor, tensor, zeros } from "@limbeck/limbeck";
 
 Deno.test("gpu: an upload does not change what dispatches before it see", async () => {
   await init();
@@ -149,6 +149,51 @@ Deno.test("gpu: what an invalid dispatch took down with it says so", async () =>
   broken.run({ y: zeros([4]).memory }, {}, 1);
   await assertRejects(() => flush(), Error, "poisonous");
   await assertRejects(() => innocent.data(), Error); // not the pool's old numbers
+});
+
+Deno.test("gpu: what later batches made of a refused batch's results says so as well", async () => {
+  await init();
+  using _scope = new Scope();
+  const broken = defineKernel({ name: "early", buffers: { y: "write f32" }, main: "y[thread] = nonsense;" });
+  const before = tensor([1, 2]).add(1), y = zeros([4]);
+  const submitted = () => {
+    for (let i = 0; i < 250; i++) zeros([1]).dispose();
+  };
+  await flush();
+  broken.run({ y: y.memory }, {}, 1);
+  submitted();
+  const second = y.add(1); // encoded before anybody knows
+  submitted();
+  const third = second.mul(2);
+  await assertRejects(() => flush(), Error, "early");
+  for (const x of [y, second, third, third.add(1)]) await assertRejects(() => x.data(), Error, "was not computed");
+  assertEquals([await before.array(), await before.add(1).array()], [[2, 3], [3, 4]]);
+});
+
+Deno.test("gpu: a training run does not go on unheard from a step that the device refused", async () => {
+  await init();
+  const model = new nn.Sequential(new nn.Linear(2, 4), new nn.Linear(4, 1)), [w] = model.parameters();
+  const optimizer = new optim.AdamW(model.parameters()), saved = await w.data();
+  const broken = defineKernel({ name: "midstep", buffers: { y: "write f32" }, main: "y[thread] = nonsense;" });
+  const step = async (breaks: boolean) => {
+    using _tape = new Tape();
+    optimizer.zeroGrad();
+    const loss = model.forward(tensor([[1, 2]])).square().sum();
+    if (breaks) broken.run({ y: zeros([4]).memory }, {}, 1);
+    loss.backward();
+    if (breaks) await assertRejects(() => flush(), Error, "midstep");
+    optimizer.step();
+    return await loss.item();
+  };
+  await step(false);
+  await assertRejects(() => step(true), Error, "was not computed");
+  await assertRejects(() => w.data(), Error, "was not computed");
+  await assertRejects(() => step(false), Error, "was not computed"); // computed from those parameters
+  for (const x of model.parameters()) nn.init.constant(x, 0.5); // whole again
+  assert(Number.isFinite(await step(false)));
+  assertEquals((await w.data()).length, saved.length);
+  optimizer.dispose();
+  model.dispose();
 });
 
 Deno.test("gpu: one buffer is not read and written by one dispatch", async () => {

@@ -1,4 +1,4 @@
-import { checkBoolean, checkNumber, checkOneOf, checkOptions, describe } from "../check.ts";
+import { checkBoolean, checkNumber, checkOneOf, checkOptions, describe, isRecord } from "../check.ts";
 import { type Gpu, gpu } from "./gpu.ts";
 import type { Memory } from "./memory.ts";
 import type { Pipeline } from "./queue.ts";
@@ -156,7 +156,7 @@ function checkSpec(spec: KernelSpec): void {
   if (typeof name !== "string") throw new TypeError(`defineKernel: name must be a string, got ${describe(name)}`);
   const op = `defineKernel: ${name}`;
   for (const [what, record] of [["buffers", buffers], ["params", params]] as const) {
-    if (typeof record !== "object" || record === null || Array.isArray(record)) {
+    if (!isRecord(record)) {
       throw new TypeError(`${op}: ${what} must be an object of types, got ${describe(record)}`);
     }
   }

@@ -21,7 +21,7 @@ export interface Counters {
 }
 
 /** A range of a GPU buffer that a kernel can bind. The same object stands for the same range for ever: caches compare it. */
-export class Memory {
+export class Memory implements Disposable {
   static #ids = 0;
   /** Different for each. */
   readonly id: number = Memory.#ids++;
@@ -35,6 +35,8 @@ export class Memory {
   shape: readonly number[] | null = null;
   /** Whether the device refused to make its buffer. */
   refused = false;
+  /** What it was cut into. */
+  slots: readonly Memory[] = [];
 
   /**
    * Pools make memories.
@@ -60,6 +62,11 @@ export class Memory {
   /** Gives it back to its owner. */
   free(): void {
     this.owner.give(this);
+  }
+
+  /** The same as `free()`: for memory that serves one block, also where that throws. */
+  [Symbol.dispose](): void {
+    this.free();
   }
 }
 
@@ -98,7 +105,7 @@ export class FreeList {
 }
 
 /** So many bytes, and what for. */
-const ofShape = (bytes: number, shape?: readonly number[]) =>
+export const ofShape = (bytes: number, shape?: readonly number[] | null): string =>
   `${bytes} bytes${shape ? ` (shape [${shape.join(", ")}])` : ""}`;
 
 const STORAGE = 0x80 | 0x4 | 0x8; // GPUBufferUsage.STORAGE | COPY_SRC | COPY_DST; the global is missing in some runtimes
@@ -135,23 +142,30 @@ export class Pool {
     const list = FreeList.of(this.#lists, rounded, purpose);
     let memory = list.free.pop();
     if (memory) this.counters.pooledBytes -= rounded;
-    else memory = this.#create(rounded, list, op, shape);
+    else {
+      this.makeRoom(rounded, op, shape);
+      memory = this.#create(rounded, list, op, shape);
+    }
     memory.shape = shape ?? null;
     this.counters.liveBytes += rounded;
     this.counters.peakBytes = Math.max(this.counters.peakBytes, this.counters.liveBytes);
     return memory;
   }
 
-  #create(bytes: number, list: FreeList, op: string, shape?: readonly number[]): Memory {
+  /** Gives up what waits in the pool where so many bytes more would pass the limit, and throws if that is not enough. */
+  makeRoom(bytes: number, op: string, shape?: readonly number[]): void {
     const total = () => this.counters.liveBytes + this.counters.pooledBytes + bytes;
     if (total() > this.limit) this.trim();
     if (total() > this.limit) {
       throw new RangeError(
         `${op}: ${
           ofShape(bytes, shape)
-        } more would pass the memory limit: ${this.counters.liveBytes} of ${this.limit} bytes are live`,
+        } more would pass the memory limit: ${this.counters.liveBytes} of ${this.limit} bytes are live; free some, or give init() a higher memoryLimit`,
       );
     }
+  }
+
+  #create(bytes: number, list: FreeList, op: string, shape?: readonly number[]): Memory {
     this.counters.buffersCreated++;
     this.errors.open();
     const buffer = this.device.createBuffer({ size: bytes, usage: STORAGE });
@@ -199,16 +213,22 @@ export class Arena {
   #mirror = new Uint8Array(Arena.BYTES);
   #dirty: [number, number] = [Infinity, 0];
 
-  constructor(readonly device: GPUDevice, readonly counters: Counters) {
+  constructor(
+    readonly device: GPUDevice,
+    readonly counters: Counters,
+    /** The pool's: its slots count to the limit as well. */
+    readonly makeRoom: (bytes: number, op: string, shape?: readonly number[]) => void,
+  ) {
     counters.buffersCreated++;
     this.#buffer = device.createBuffer({ size: Arena.BYTES, usage: STORAGE });
   }
 
   /** A slot with these bytes in it, or nothing where the arena is full or the data too large for it. */
-  take(data: Uint8Array, purpose: string): Memory | undefined {
+  take(data: Uint8Array, purpose: string, op: string, shape?: readonly number[]): Memory | undefined {
     if (data.byteLength > Arena.LARGEST_SLOT) return undefined;
     const bytes = sizeClass(data.byteLength);
     const list = FreeList.of(this.#lists, bytes, purpose);
+    this.makeRoom(bytes, op, shape);
     let memory = list.free.pop();
     if (!memory) {
       if (this.#used + bytes > Arena.BYTES) return undefined;
@@ -265,6 +285,7 @@ export class FlatBlock {
       offset += slot.bytes;
       return slot;
     });
+    whole.slots = this.slots;
     this.#held = sizes.length;
   }
 
@@ -275,6 +296,8 @@ export class FlatBlock {
   /** The whole goes back to its pool with its last slot. */
   give(slot: Memory): void {
     this.whole.batch = Math.max(this.whole.batch, slot.batch);
-    if (--this.#held === 0) this.whole.free();
+    if (--this.#held > 0) return;
+    this.whole.slots = [];
+    this.whole.free();
   }
 }

@@ -1,6 +1,6 @@
 import type { DeviceErrors } from "./device.ts";
 import { checkNumber, describe } from "../check.ts";
-import { Arena, type Counters, Memory, type Pool, sizeClass } from "./memory.ts";
+import { Arena, type Counters, Memory, ofShape, type Pool, sizeClass } from "./memory.ts";
 
 /** A compiled kernel. */
 export interface Pipeline {
@@ -65,7 +65,7 @@ export class Queue {
     readonly counters: Counters,
     readonly errors: DeviceErrors,
   ) {
-    this.arena = new Arena(device, counters);
+    this.arena = new Arena(device, counters, (bytes, op, shape) => pool().makeRoom(bytes, op, shape));
   }
 
   /** Encodes one dispatch. A repeated one costs a comparison with what followed the previous dispatch last time. */
@@ -82,19 +82,39 @@ export class Queue {
     this.#batch.push(entry);
     pass.setBindGroup(0, entry.group);
     pass.dispatchWorkgroups(x, y, z);
-    const written = this.#failed.size === 0 ? this.batch : this.#taint(pipeline, memories);
     for (let i = 0; i < memories.length; i++) {
       memories[i].batch = this.batch;
-      if (pipeline.writes[i]) memories[i].written = written;
+      if (pipeline.writes[i]) memories[i].written = this.batch;
     }
+    if (this.#failed.size > 0) this.#taint(pipeline, memories);
     this.counters.dispatches++;
     if (++this.#inBatch >= SUBMIT_AFTER) this.submit();
   }
 
-  /** The batch that a dispatch's results count to: a failed one where an input came from it. */
-  #taint(pipeline: Pipeline, memories: Memory[]): number {
-    const bad = memories.find((memory, i) => !pipeline.writes[i] && this.#failed.has(memory.written));
-    return bad?.written ?? this.batch;
+  /** Counts a dispatch's results to a failed batch where an input came from it. */
+  #taint(pipeline: Pipeline, memories: Memory[]): void {
+    const failed = memories.map((memory, i) => pipeline.writes[i] ? undefined : this.#failure(memory));
+    const batch = failed.find((batch) => batch !== undefined);
+    if (batch === undefined) return;
+    memories.forEach((memory, i) => pipeline.writes[i] && (memory.written = batch));
+  }
+
+  /** The failed batch that should have written a memory or a slot of it, if one should. */
+  #failure({ written, owner: { whole }, slots }: Memory): number | undefined {
+    const last = Math.max(written, whole?.written ?? -1);
+    if (this.#failed.has(last)) return last;
+    return slots.find((slot) => slot.written > last && this.#failed.has(slot.written))?.written;
+  }
+
+  /** Whether the device refused what a memory should hold, or the memory itself. */
+  #isMissing(memory: Memory): boolean {
+    return memory.refused || this.#failed.size > 0 && this.#failure(memory) !== undefined;
+  }
+
+  /** What was encoded since a batch that failed may have read its results, before anybody knew. */
+  #fail(batch: number): void {
+    if (this.errors.lost === null) this.submit(); // so that the open batch is one of them and the next is not
+    for (let since = batch; since < this.batch; since++) this.#failed.add(since);
   }
 
   #entry(pipeline: Pipeline, memories: Memory[], params: number[]): Entry {
@@ -192,7 +212,7 @@ export class Queue {
     op = "tensor",
     shape?: readonly number[],
   ): Memory {
-    const memory = (writable ? undefined : this.arena.take(data, purpose)) ??
+    const memory = (writable ? undefined : this.arena.take(data, purpose, op, shape)) ??
       this.pool().take(data.byteLength, purpose, op, shape);
     memory.written = -1;
     if (memory.owner === this.arena) return memory;
@@ -217,7 +237,7 @@ export class Queue {
     const size = Math.min(Math.ceil(bytes / 4) * 4, from.bytes, to.bytes);
     if (size > 0) this.#openEncoder().copyBufferToBuffer(from.buffer, from.offset, to.buffer, to.offset, size);
     from.batch = to.batch = this.batch;
-    to.written = this.#failed.has(from.written) ? from.written : this.batch;
+    to.written = this.#failure(from) ?? this.batch;
   }
 
   /** A step ends here: submits what was encoded so far if that is worth it. */
@@ -239,7 +259,7 @@ export class Queue {
     this.device.queue.submit([this.#encoder.finish()]);
     const batch = this.batch, entries = this.#batch;
     this.errors.close(() => {
-      this.#failed.add(batch);
+      this.#fail(batch);
       return `the batch of ${namesOf(entries)}`;
     });
     this.#encoder = null;
@@ -264,47 +284,61 @@ export class Queue {
       await this.errors.settle();
       return new ArrayBuffer(0);
     }
-    const size = sizeClass(bytes);
-    const staging = this.#staging.get(size)?.pop() ?? this.#createStaging(size);
-    this.#endPass();
-    const copied = Math.ceil(bytes / 4) * 4;
-    this.#openEncoder().copyBufferToBuffer(memory.buffer, memory.offset, staging, 0, copied);
-    memory.batch = this.batch;
-    this.submit();
-    const range = await mapped(staging, copied).catch(async (reason) => {
+    if (this.#isMissing(memory)) { // a copy from it could take the whole batch down
+      this.submit();
+      await this.errors.settle();
+      throw notComputed();
+    }
+    const size = sizeClass(bytes), copied = Math.ceil(bytes / 4) * 4;
+    const failed = async (reason: Error) => {
       await this.errors.news();
       await this.errors.settle(); // why, if the device has said it
       throw new Error(`GPU: reading ${bytes} bytes failed: ${reason?.message ?? reason}`);
-    });
+    };
+    let staging: GPUBuffer;
+    try {
+      staging = this.#staging.get(size)?.pop() ?? this.#createStaging(size, memory.shape);
+    } catch (error) {
+      return await failed(error as Error);
+    }
+    this.#endPass();
+    this.#openEncoder().copyBufferToBuffer(memory.buffer, memory.offset, staging, 0, copied);
+    memory.batch = this.batch;
+    this.submit();
+    const range = await mapped(staging, copied).catch(failed);
     const result = range.slice(0, bytes);
     staging.unmap();
     const free = this.#staging.get(size);
     if (free) free.push(staging);
     else this.#staging.set(size, [staging]);
     await this.errors.settle();
-    const written = Math.max(memory.written, memory.owner.whole?.written ?? -1);
-    if (this.#failed.has(written)) {
-      throw new Error(
-        "GPU: this tensor was not computed: the device had refused the batch that it belongs to, and has said why",
-      );
-    }
+    if (this.#isMissing(memory)) throw notComputed();
     return result;
   }
 
-  #createStaging(size: number): GPUBuffer {
+  #createStaging(size: number, shape: readonly number[] | null): GPUBuffer {
     this.counters.buffersCreated++;
     // mapped once at creation and unmapped: only then may it be read behind an un-awaited mapAsync (see `mapped`)
     this.errors.open();
-    const staging = this.device.createBuffer({ size, usage: 0x1 | 0x8, mappedAtCreation: true }); // MAP_READ | COPY_DST
-    staging.unmap();
-    this.errors.close(() => `a read of ${size} bytes`);
-    return staging;
+    try {
+      const staging = this.device.createBuffer({ size, usage: 0x1 | 0x8, mappedAtCreation: true }); // MAP_READ | COPY_DST
+      staging.unmap();
+      return staging;
+    } finally { // it throws where there is no memory to map
+      this.errors.close(() => `a read of ${ofShape(size, shape)}`);
+    }
+  }
+
+  /** Forgets what names the pool's buffers, and destroys the free ones that reads go through. */
+  trim(): void {
+    this.forget();
+    for (const buffers of this.#staging.values()) for (const buffer of buffers) buffer.destroy();
+    this.#staging.clear();
   }
 
   destroy(): void {
-    this.forget();
+    this.trim();
     for (const { buffer } of this.#chunks) buffer.destroy();
-    for (const buffers of this.#staging.values()) for (const buffer of buffers) buffer.destroy();
     this.arena.destroy();
   }
 }
@@ -326,6 +360,9 @@ async function mapped(staging: GPUBuffer, bytes: number): Promise<ArrayBuffer> {
   await ready;
   return staging.getMappedRange(0, bytes);
 }
+
+const notComputed = () =>
+  new Error("GPU: this tensor was not computed: the device had refused the batch that it belongs to, and has said why");
 
 function matches(entry: Entry, pipeline: Pipeline, memories: Memory[], params: number[]): boolean {
   if (entry.pipeline !== pipeline) return false;
@@ -356,6 +393,11 @@ function checkMemories({ name, buffers }: Pipeline, memories: Memory[], device: 
     }
     if (memory.owner.device !== device) {
       throw new TypeError(`${name}: ${buffers[i]} is on a device that was disposed or lost`);
+    }
+    if (memory.refused) {
+      throw new Error(
+        `${name}: ${buffers[i]} is missing: the device had no ${ofShape(memory.bytes, memory.shape)} for it`,
+      );
     }
   });
 }

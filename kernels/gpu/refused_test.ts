@@ -1,0 +1,106 @@
+// What a device refuses for want of memory or by its own fault, told as devices tell it: an invalid object at once, the error in its scope.
+import { assertEquals, assertRejects, assertStringIncludes, assertThrows } from "@std/assert";
+import { flush, init, matmul, Scope, stats, tensor, trimPool, zeros } from "@limbeck/limbeck";
+
+const device = GPUDevice.prototype, { pushErrorScope, popErrorScope, createBuffer, createComputePipeline } = device;
+const scopes: string[] = [];
+
+/** While `fn` runs, `refuse` makes what it is given invalid and leaves its error in the innermost scope for such. */
+async function refusing(
+  filter: GPUErrorFilter,
+  error: GPUError,
+  patch: (refuse: <T>(device: GPUDevice, make: () => T) => T) => void,
+  fn: () => Promise<void>,
+): Promise<void> {
+  let pending = false;
+  device.pushErrorScope = function (filter) {
+    scopes.push(filter);
+    return pushErrorScope.call(this, filter);
+  };
+  device.popErrorScope = async function () {
+    const ours = scopes.pop() === filter && pending;
+    if (ours) pending = false;
+    return await popErrorScope.call(this) ?? (ours ? error : null);
+  };
+  patch((device, make) => {
+    pushErrorScope.call(device, "validation"); // of the call that makes it invalid
+    const made = make();
+    popErrorScope.call(device);
+    pending = true;
+    return made;
+  });
+  try {
+    await fn();
+  } finally {
+    Object.assign(device, { pushErrorScope, popErrorScope, createBuffer, createComputePipeline });
+  }
+}
+
+Deno.test("refused: no memory for a result names the op, the shape and the bytes, and all else goes on", async () => {
+  await init();
+  using _scope = new Scope();
+  const a = zeros([300, 20]).add(1), b = zeros([20, 500]).add(1), before = await a.add(1).sum().item();
+  trimPool();
+  const live = stats().liveBytes;
+  const outOfMemory = { message: "not enough memory left" };
+  await refusing("out-of-memory", outOfMemory, (refuse) => {
+    device.createBuffer = function (descriptor) {
+      const large = descriptor.size >= 4 * 300 * 500 && !descriptor.mappedAtCreation;
+      const make = (size: number) => createBuffer.call(this, { ...descriptor, size });
+      return large ? refuse(this, () => make(2 ** 50)) : make(descriptor.size);
+    };
+  }, async () => {
+    const y = matmul(a, b), z = y.add(1);
+    const { message } = await assertRejects(() => z.data(), Error);
+    assertStringIncludes(
+      message,
+      "GPU: out-of-memory error in matmul, which asked for 655360 bytes (shape [300, 500])",
+    );
+    {
+      using _failed = new Scope();
+      const missing = "sum: values is missing: the device had no 655360 bytes (shape [300, 500]) for it";
+      assertThrows(() => y.sum(), Error, missing);
+    }
+    for (const x of [y, z]) {
+      await assertRejects(() => x.data(), Error, "was not computed");
+      x.dispose();
+    }
+  });
+  assertEquals(stats().liveBytes, live); // and the refused buffers are not handed out again
+  assertEquals((await matmul(a, b).data())[149_999], 20);
+  assertEquals(await a.add(1).sum().item(), before);
+});
+
+Deno.test("refused: no memory for a read names the tensor", async () => {
+  await init();
+  using _scope = new Scope();
+  const x = zeros([300, 500]).add(1);
+  trimPool();
+  await refusing("out-of-memory", { message: "not enough memory left" }, (refuse) => {
+    device.createBuffer = function (descriptor) {
+      const make = () => createBuffer.call(this, { ...descriptor, size: 2 ** 50, mappedAtCreation: false });
+      return descriptor.mappedAtCreation ? refuse(this, make) : createBuffer.call(this, descriptor);
+    };
+  }, async () => {
+    await assertRejects(() => x.data(), Error, "in a read of 655360 bytes (shape [300, 500]): not enough memory left");
+  });
+  assertEquals((await x.data())[0], 1);
+});
+
+Deno.test("refused: an internal error of the compiler names the kernel and the shapes", async () => {
+  await init();
+  using _scope = new Scope();
+  const x = tensor([[1, 2], [3, 4]]);
+  await refusing("internal", { message: "the compiler gave up" }, (refuse) => {
+    device.createComputePipeline = function (descriptor) {
+      const compute = { ...descriptor.compute, entryPoint: "nowhere" };
+      return refuse(this, () => createComputePipeline.call(this, { ...descriptor, compute }));
+    };
+  }, async () => {
+    const y = x.cos();
+    const { message } = await assertRejects(() => flush(), Error);
+    assertStringIncludes(message, "GPU: internal error in the WGSL of cos (a [2, 2], y [2, 2]): the compiler gave up");
+    await assertRejects(() => y.data(), Error, "was not computed");
+  });
+  assertEquals(await x.add(1).array(), [[2, 3], [4, 5]]);
+});
