@@ -142,6 +142,6 @@ ${reads.map(reader).join("\n")}`,
         has(add) ? " + f32(sums[at])" : ""
       }); }`,
     sums: has(sums),
-    long: f !== null,
+    long: activation === "gelu",
   };
 }
