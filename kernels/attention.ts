@@ -3,7 +3,7 @@
  * maximum and sum (Milakov & Gimelshein 2018; Dao et al. 2022). The forward pass keeps one number a query, lse; the backward pass computes
  * the weights again from it: one kernel walks the keys for dQ, one walks the queries for dK and dV, so that every sum has a fixed order and one writer.
  *
- * A thread computes 4×4 scores of a tile, and four rows of its results, every few vec4s of them. Tiles lie in workgroup memory row by row, the
+ * A thread computes 2×4 or 4×4 scores of a tile, and two or four rows of its results, every few vec4s of them. Tiles lie in workgroup memory row by row, the
  * rows r, r + 4, … next to each other and an odd number of vec4s long, so that neighbouring threads read from different banks.
  */
 import type { Element } from "./elementwise.ts";
@@ -56,7 +56,7 @@ export interface AttentionBuffers {
   lse: Memory;
 }
 
-/** Overrides for tests: whether loops are written out. */
+/** Overrides for tests: whether kernels are made as for GPUs. */
 export const attentionTuning: { unrolled: boolean | null } = { unrolled: null };
 
 interface Shape {
@@ -70,8 +70,13 @@ interface Shape {
   /** Rows of the tile that stays, and of those that pass. */
   rows: number;
   others: number;
-  /** Whether loops are written out: compilers for GPUs do not unroll them, those for CPUs take long over long bodies. */
+  /** Whether loops are written out, four turns at a time: compilers for GPUs do not unroll them, those for CPUs take long over long bodies. */
   unrolled: boolean;
+  /**
+   * Rows of a thread. A multiprocessor of an H100 has 48 KiB of workgroup memory in all, which one group with heads of 64 takes: with 128 threads of two rows
+   * 96 heads of 256×256 took 0.23 ms backward, with 64 of four 0.40.
+   */
+  high: 2 | 4;
 }
 
 const stride = (quads: number) => quads | 1;
@@ -101,8 +106,7 @@ function shapeKey(element: Element, s: AttentionSizes, b: AttentionBuffers, side
     b.mask ? "mask" : "",
     b.state ? "dropout" : "",
     ...tilesFor(quads, sides, tables),
-    // what runs once takes longer to fetch than to run: 64 rows, backward, took 0.04 ms in loops and 0.06 written out (128 heads of 32 on an H100)
-    attentionTuning.unrolled ?? (!gpu().info.isSoftware && Math.max(s.queries, s.keys) > 64) ? "unrolled" : "",
+    attentionTuning.unrolled ?? !gpu().info.isSoftware ? "unrolled" : "",
   ]
     .join();
 }
@@ -118,6 +122,7 @@ function parseShape(key: string): Shape {
     rows: Number(rows),
     others: Number(others),
     unrolled: unrolled !== "",
+    high: unrolled ? 2 : 4,
   };
 }
 
@@ -233,15 +238,13 @@ const buffer = (access: "read" | "write", { element, wide }: Shape): BufferType 
   `${access} ${wide ? vectorOf[element] : element}`;
 
 /** Pieces of text for tiles of `rows` that stay and `others` that pass; a thread has rows 4r … 4r + 3 and others 4c … 4c + 3. */
-function tiles({ quads, wide, rows, others, unrolled }: Shape) {
-  const across = others / 4, threads = rows / 4 * across, long = stride(quads), mine = Math.ceil(quads / across);
-  const places = (count: number) => (i: number | string, at: string) => `(${i}u * ${count / 4}u + ${at})`;
-  const own = places(rows), other = places(others);
-  // the rounds of a loop one after the other, eight at a time where there are more than 16
+function tiles({ quads, wide, rows, others, unrolled, high }: Shape) {
+  const across = others / 4, threads = rows / high * across, long = stride(quads), mine = Math.ceil(quads / across);
+  const own = (i: number, at: string) => `(${i * rows / high}u + ${at})`,
+    other = (j: number, at: string) => `(${j * others / 4}u + ${at})`;
   const loop = (count: number, body: (at: string) => string) => {
-    if (!unrolled || (count > 16 && count % 8)) return `for (var at = 0u; at < ${count}u; at++) { ${body("at")} }`;
-    if (count <= 16) return each(count, (i) => `{ ${body(`${i}u`)} }`);
-    return `for (var at = 0u; at < ${count}u; at += 8u) { ${each(8, (i) => `{ ${body(`(at + ${i}u)`)} }`)} }`;
+    if (!unrolled || count % 4) return `for (var at = 0u; at < ${count}u; at++) { ${body("at")} }`;
+    return `for (var at = 0u; at < ${count}u; at += 4u) { ${each(4, (i) => `{ ${body(`(at + ${i}u)`)} }`)} }`;
   };
   return {
     threads,
@@ -250,11 +253,13 @@ function tiles({ quads, wide, rows, others, unrolled }: Shape) {
     declare: (name: string, count: number) => `var<workgroup> ${name}: array<array<vec4f, ${long}>, ${count}>;`,
     table: (name: string) => `var<workgroup> ${name}: array<vec4f, ${rows * (across + 1)}>;`,
     /** Copies rows from some place on into tiles: `fetch(first)` begins to read them, `put(first)` has them in the tiles. */
-    copy: (names: string[], to: string[], count: number) => {
+    copy: (names: string[], to: string[], count: number, together: number) => {
       const load = (unit: string, n: number, first: string) =>
         `load_${names[n]}(base_${names[n]}, ${first} + ${unit} / QUADS, ${unit} % QUADS)`;
       const store = (unit: string, n: number, x: string) =>
-        `${to[n]}[${unit} / QUADS % 4u * ${count / 4}u + ${unit} / QUADS / 4u][${unit} % QUADS] = ${x};`;
+        `${to[n]}[${unit} / QUADS % ${together}u * ${
+          count / together
+        }u + ${unit} / QUADS / ${together}u][${unit} % QUADS] = ${x};`;
       const rounds = count * quads / threads, unit = (i: number) => `(lane + ${threads * i}u)`;
       const all = (text: (i: number, n: number, x: string) => string) =>
         each(rounds, (i) => each(names.length, (n) => text(i, n, `next_${names[n]}${i}`)));
@@ -277,13 +282,13 @@ function tiles({ quads, wide, rows, others, unrolled }: Shape) {
     },
     /** Defines NAME0 … NAME3: the thread's four products of each of its rows, between two tiles. */
     products: (of: [string, string, string][]) =>
-      `${of.map(([name]) => each(4, (i) => `var ${name}${i} = vec4f(0.0);`)).join(" ")}
+      `${of.map(([name]) => each(high, (i) => `var ${name}${i} = vec4f(0.0);`)).join(" ")}
     ${
         loop(quads, (d) =>
           of.map(([name, a, b]) =>
             `{ ${each(4, (j) => `let y${j} = ${b}[${other(j, "c")}][${d}];`)}
         ${
-              each(4, (i) =>
+              each(high, (i) =>
                 `{ let x = ${a}[${own(i, "r")}][${d}]; ${
                   lanes.map((l) => `${name}${i} += x.${l} * vec4f(y0.${l}, y1.${l}, y2.${l}, y3.${l});`).join(" ")
                 } }`)
@@ -297,24 +302,26 @@ function tiles({ quads, wide, rows, others, unrolled }: Shape) {
         across,
         (k) =>
           of.map(([name, table, tile]) =>
-            `{ ${each(4, (i) => `let w${i} = ${table}[${own(i, "r")} * ${across + 1}u + ${k}];`)}
+            `{ ${each(high, (i) => `let w${i} = ${table}[${own(i, "r")} * ${across + 1}u + ${k}];`)}
         ${
               numbers(4).map((j) =>
                 each(mine, (m) =>
                   `{ let y = ${tile}[${other(j, k)}][min(c + ${across * m}u, QUADS - 1u)]; ${
-                    each(4, (i) => `${name}${i}_${m} += w${i}.${lanes[j]} * y;`)
+                    each(high, (i) => `${name}${i}_${m} += w${i}.${lanes[j]} * y;`)
                   } }`)
               ).join("\n        ")
             } }`
           ).join("\n      "),
       ),
-    zero: (name: string) => each(4, (i) => each(mine, (m) => `var ${name}${i}_${m} = vec4f(0.0);`)),
+    zero: (name: string) => each(high, (i) => each(mine, (m) => `var ${name}${i}_${m} = vec4f(0.0);`)),
     store: (name: string, sums: string, first: string, x: (i: number) => string) =>
       each(
-        4,
+        high,
         (i) =>
           each(mine, (m) =>
-            `store_${name}(base_${name}, ${first} + r * 4u + ${i}u, c + ${across * m}u, ${sums}${i}_${m}${x(i)});`),
+            `store_${name}(base_${name}, ${first} + r * ${high}u + ${i}u, c + ${across * m}u, ${sums}${i}_${m}${
+              x(i)
+            });`),
       ),
     /** Which head and rows a workgroup has: those with the most to do come first, the last queries and the first keys of a causal mask. */
     start: (total: "queries" | "keys", names: string[]) =>
@@ -337,17 +344,22 @@ function tiles({ quads, wide, rows, others, unrolled }: Shape) {
   };
 }
 
-/** Joins `x`, of four rows, over the threads that share them. */
-const meet = ({ across }: { across: number }, rows: number, x: string, join: (a: string, b: string) => string) =>
+/** Joins `x`, of a thread's rows, over the threads that share them. */
+const meet = ({ rows, others, high }: Shape, x: string, join: (a: string, b: string) => string) =>
   `workgroupBarrier();
-    meeting[c * ${rows / 4}u + r] = ${x};
+    meeting[c * ${rows / high}u + r] = ${x};
     workgroupBarrier();
-    ${x} = ${numbers(across).map((i) => `meeting[${i * rows / 4}u + r]`).reduce(join)};`;
+    ${x} = ${numbers(others / 4).map((i) => `meeting[${i * rows / high}u + r]`).reduce(join)};`;
+
+/** One number for each row of a thread. */
+const perRow = (high: number) => high === 4 ? "vec4f" : "vec2f";
+const meetings = ({ rows, others, high }: Shape) =>
+  `var<workgroup> meeting: array<${perRow(high)}, ${rows / high * others / 4}>;`;
 
 const forwardKernel: (key: string) => Kernel = variants((key: string): KernelSpec => {
-  const shape = parseShape(key), { rows, others } = shape, t = tiles(shape);
-  const own = t.copy(["q"], ["query_tile"], rows);
-  const [k, v] = ["k", "v"].map((name) => t.copy([name], ["key_tile"], others));
+  const shape = parseShape(key), { rows, others, high } = shape, t = tiles(shape), V = perRow(high);
+  const own = t.copy(["q"], ["query_tile"], rows, high);
+  const [k, v] = ["k", "v"].map((name) => t.copy([name], ["key_tile"], others, 4));
   return {
     name: "attention",
     buffers: {
@@ -363,12 +375,12 @@ const forwardKernel: (key: string) => Kernel = variants((key: string): KernelSpe
     head: `${common(shape, ["q", "k", "v"], { o: "o" })}
 ${t.declare("query_tile", rows)} ${t.declare("key_tile", others)} // then the values
 ${t.table("weights")}
-var<workgroup> meeting: array<vec4f, ${rows / 4 * t.across}>;`,
+${meetings(shape)}`,
     main: `${t.start("queries", ["q", "k", "v", "o"])}
   ${own.declare} ${own.fetch("first")} ${own.put("first")}
   ${t.zero("sum")}
-  var largest = vec4f(LOW); // of the thread's four queries
-  var total = vec4f(0.0);
+  var largest = ${V}(LOW); // of the thread's queries
+  var total = ${V}(0.0);
   let end = select(params.keys, min(params.keys, first + ${rows}u), params.causal == 1u);
   ${k.declare} ${v.declare} ${k.fetch("0u")}
   for (var start = 0u; start < end; start += ${others}u) {
@@ -378,23 +390,23 @@ var<workgroup> meeting: array<vec4f, ${rows / 4 * t.across}>;`,
     ${v.fetch("start")}
     ${t.products([["score", "query_tile", "key_tile"]])}
     ${
-      each(4, (i) =>
+      each(high, (i) =>
         `score${i} = vec4f(${
           [0, 1, 2, 3].map((j) =>
-            `masked_(score${i}.${lanes[j]}, head, first + r * 4u + ${i}u, start + c * 4u + ${j}u)`
+            `masked_(score${i}.${lanes[j]}, head, first + r * ${high}u + ${i}u, start + c * 4u + ${j}u)`
           ).join(", ")
         });`)
     }
-    var highest = vec4f(${
-      [0, 1, 2, 3].map((i) => `max(max(score${i}.x, score${i}.y), max(score${i}.z, score${i}.w))`).join(", ")
+    var highest = ${V}(${
+      numbers(high).map((i) => `max(max(score${i}.x, score${i}.y), max(score${i}.z, score${i}.w))`).join(", ")
     });
-    ${meet(t, rows, "highest", (a, b) => `max(${a}, ${b})`)}
+    ${meet(shape, "highest", (a, b) => `max(${a}, ${b})`)}
     let old = largest;
     largest = max(largest, highest);
     let factor = exp(old - largest);
     total *= factor;
     ${
-      each(4, (i) =>
+      each(high, (i) =>
         `{ let w = select(exp(score${i} - largest.${lanes[i]}), vec4f(0.0), score${i} <= vec4f(LOW));
       total.${lanes[i]} += (w.x + w.y) + (w.z + w.w);
       ${
@@ -402,7 +414,7 @@ var<workgroup> meeting: array<vec4f, ${rows / 4 * t.across}>;`,
             "weights",
             i,
             `w * vec4f(${
-              [0, 1, 2, 3].map((j) => `kept_(head, first + r * 4u + ${i}u, start + c * 4u + ${j}u)`).join(", ")
+              [0, 1, 2, 3].map((j) => `kept_(head, first + r * ${high}u + ${i}u, start + c * 4u + ${j}u)`).join(", ")
             })`,
           )
         }
@@ -413,14 +425,14 @@ var<workgroup> meeting: array<vec4f, ${rows / 4 * t.across}>;`,
     workgroupBarrier();
     ${t.gather([["sum", "weights", "key_tile"]])}
   }
-  ${meet(t, rows, "total", (a, b) => `${a} + ${b}`)}
-  let some = total > vec4f(0.0); // a query without keys gives 0
-  let scale = select(vec4f(0.0), 1.0 / total, some);
-  let logs = select(vec4f(0.0), largest + log(total), some);
+  ${meet(shape, "total", (a, b) => `${a} + ${b}`)}
+  let some = total > ${V}(0.0); // a query without keys gives 0
+  let scale = select(${V}(0.0), 1.0 / total, some);
+  let logs = select(${V}(0.0), largest + log(total), some);
   if (c == 0u) {
     ${
-      each(4, (i) => {
-        const query = `first + r * 4u + ${i}u`;
+      each(high, (i) => {
+        const query = `first + r * ${high}u + ${i}u`;
         return `if (${query} < params.queries) { lse[head * params.queries + ${query}] = logs.${lanes[i]}; }`;
       })
     }
@@ -464,20 +476,23 @@ function parameters({ q, k, v, o, causal, ...s }: AttentionSizes): Record<string
  * w = exp(score − lse), the gradient of a score is w·(kept·dO·v − delta)·scale, delta = Σ dO·O, which the queries' kernel leaves for the keys'.
  */
 const backwardKernel: (key: string) => Kernel = variants((key: string): KernelSpec => {
-  const [side, rest] = key.split(":"), shape = parseShape(rest), { rows, others } = shape, t = tiles(shape);
+  const [side, rest] = key.split(":"), shape = parseShape(rest), { rows, others, high } = shape, t = tiles(shape);
   const forQueries = side === "queries", packed = side === "keys, packed";
   const sides = [["q", "d_o"], ["k", "v"]], [ownNames, otherNames] = forQueries ? sides : sides.toReversed();
-  const own = t.copy(ownNames, ["own_a", "own_b"], rows), other = t.copy(otherNames, ["other_a", "other_b"], others);
+  const own = t.copy(ownNames, ["own_a", "own_b"], rows, high), V = perRow(high);
+  const other = t.copy(otherNames, ["other_a", "other_b"], others, 4);
   const loads = ["q", "k", "v", "d_o", ...forQueries ? ["o"] : []];
   const stores: Record<string, string> = forQueries ? { d_q: "d_q" } : { d_k: "d_k", d_v: packed ? "d_k" : "d_v" };
   const at = (i: number, j: number) => {
-    const row = `first + r * 4u + ${i}u`, column = `start + c * 4u + ${j}u`;
+    const row = `first + r * ${high}u + ${i}u`, column = `start + c * 4u + ${j}u`;
     return forQueries ? `${row}, ${column}` : `${column}, ${row}`; // query, key
   };
-  // of four queries: the thread's rows, or the others in hand
-  const perQuery = (name: string, query: string) =>
-    `vec4f(${
-      [0, 1, 2, 3].map((i) => `${name}[head * params.queries + min(${query} + ${i}u, params.queries - 1u)]`).join(", ")
+  // of the thread's rows, or of the others in hand
+  const perQuery = (name: string, query: string, count: number) =>
+    `${perRow(count)}(${
+      numbers(count).map((i) => `${name}[head * params.queries + min(${query} + ${i}u, params.queries - 1u)]`).join(
+        ", ",
+      )
     })`;
   const slope = (i: number) => {
     const q = forQueries ? `.${lanes[i]}` : "";
@@ -504,34 +519,32 @@ const backwardKernel: (key: string) => Kernel = variants((key: string): KernelSp
     workgroup: t.threads,
     head: `${common(shape, loads, stores)}
 ${t.declare("own_a", rows)} ${t.declare("own_b", rows)} ${t.declare("other_a", others)} ${t.declare("other_b", others)}
-${t.table("slopes")} ${
-      forQueries ? `var<workgroup> meeting: array<vec4f, ${rows / 4 * t.across}>;` : t.table("weights")
-    }`,
+${t.table("slopes")} ${forQueries ? meetings(shape) : t.table("weights")}`,
     main: `${t.start(forQueries ? "queries" : "keys", [...loads, ...Object.keys(stores)])}
   ${own.declare} ${own.fetch("first")} ${own.put("first")}
   ${t.zero("a")} ${forQueries ? "" : t.zero("b")}
   ${
       forQueries
         ? `workgroupBarrier();
-  var delta4 = vec4f(0.0);
+  var delta4 = ${V}(0.0);
   for (var d = c; d < QUADS; d += ${t.across}u) {
     ${
-          each(4, (i) =>
-            `delta4.${lanes[i]} += dot(own_b[${i * rows / 4}u + r][d], load_o(base_o, first + r * 4u + ${i}u, d));`)
+          each(high, (i) =>
+            `delta4.${lanes[i]} += dot(own_b[${
+              i * rows / high
+            }u + r][d], load_o(base_o, first + r * ${high}u + ${i}u, d));`)
         }
   }
-  ${
-          meet(t, rows, "delta4", (a, b) => `${a} + ${b}`)
-        }
+  ${meet(shape, "delta4", (a, b) => `${a} + ${b}`)}
   if (c == 0u) {
     ${
-          each(4, (i) => {
-            const query = `first + r * 4u + ${i}u`;
+          each(high, (i) => {
+            const query = `first + r * ${high}u + ${i}u`;
             return `if (${query} < params.queries) { delta[head * params.queries + ${query}] = delta4.${lanes[i]}; }`;
           })
         }
   }
-  let lse4 = ${perQuery("lse", "first + r * 4u")};
+  let lse4 = ${perQuery("lse", `first + r * ${high}u`, high)};
   let begin = 0u;
   let end = select(params.keys, min(params.keys, first + ${rows}u), params.causal == 1u);`
         : `let begin = select(0u, first / ${others}u * ${others}u, params.causal == 1u);
@@ -546,10 +559,10 @@ ${t.table("slopes")} ${
     ${
       forQueries
         ? ""
-        : `let lse4 = ${perQuery("lse", "start + c * 4u")}; let delta4 = ${perQuery("delta", "start + c * 4u")};`
+        : `let lse4 = ${perQuery("lse", "start + c * 4u", 4)}; let delta4 = ${perQuery("delta", "start + c * 4u", 4)};`
     }
     ${t.products([["score", "own_a", "other_a"], ["reach", "own_b", "other_b"]])}
-    ${each(4, slope)}
+    ${each(high, slope)}
     workgroupBarrier();
     ${
       t.gather([

@@ -4,7 +4,8 @@
  */
 import type { Element } from "./elementwise.ts";
 import { gpu } from "./gpu/gpu.ts";
-import { type Kernel, type KernelSpec, variants } from "./gpu/kernel.ts";
+import { type BufferType, type Kernel, type KernelSpec, variants } from "./gpu/kernel.ts";
+import { vectorOf } from "./epilogue.ts";
 import type { Memory } from "./gpu/memory.ts";
 import { columnBuffer, columnReader, parsePlan, planKey, planRow, rowBuffer, rowCode } from "./row.ts";
 
@@ -108,40 +109,88 @@ const backwardKernel: (key: string) => Kernel = variants((key: string): KernelSp
   };
 });
 
-const MEETING = "var<workgroup> meeting: array<vec2f, 256>;";
-// the lanes of a column meet in a tree
-const MEET = `meeting[lane] = sum;
-  for (var half = 8u; half > 0u; half /= 2u) {
-    workgroupBarrier();
-    if (along < half) { meeting[lane] += meeting[lane + half * 16u]; }
-  }`;
+/**
+ * Columns of a workgroup that sums over rows, and rows that one sums by itself: up to there one launch does, 10 µs for 2048×128 on an H100, where
+ * pieces of 64 rows and a launch for their sums took 13.
+ */
+const COLUMNS = 8, ROWS = 4096;
 
-// dWeight = Σ dY·h and dBias = Σ dY over a piece of the rows: 16 columns by 16 lanes a workgroup
-const pieceKernel: (element: Element) => Kernel = variants((element: Element): KernelSpec => ({
-  name: "norm parameters backward",
-  buffers: { x: `read ${element}`, stats: "read f32", dY: `read ${element}`, pieceSums: "write f32" },
-  params: { rows: "u32", columns: "u32", piece: "u32", pieces: "u32", tiles: "u32" },
-  head: MEETING,
-  main: `if (group >= params.tiles * params.pieces) { return; }
-  let tile = group % params.tiles;
+// dWeight = Σ dY·h and dBias = Σ dY of eight columns, over all rows or a piece of them; eight rows of a lane are on their way at once
+const pieceKernel: (key: string) => Kernel = variants((key: string): KernelSpec => {
+  const [element, wide_, threads_, parts, weight, bias] = key.split("/") as [
+    Element,
+    string,
+    string,
+    string,
+    string,
+    string,
+  ];
+  const wide = wide_ === "wide",
+    threads = Number(threads_),
+    cut = parts === "pieces",
+    across = wide ? COLUMNS / 4 : COLUMNS,
+    along = threads / across;
+  const kind = wide ? "vec4f" : "f32", buffer: BufferType = `read ${wide ? vectorOf[element] : element}`;
+  const turns = [0, 1, 2, 3, 4, 5, 6, 7];
+  const as = wide ? vectorOf[element] : element, written: BufferType = `write ${as}`;
+  return {
+    name: "norm parameters backward",
+    buffers: {
+      x: buffer,
+      stats: "read f32",
+      dY: buffer,
+      ...cut ? { pieceSums: `write ${kind}` as const } : {},
+      ...weight ? { dWeight: written } : {},
+      ...bias ? { dBias: written } : {},
+    },
+    params: { rows: "u32", columns: "u32", piece: "u32", tiles: "u32", pieces: "u32" },
+    workgroup: threads,
+    head: `var<workgroup> meeting: array<array<${kind}, 2>, ${threads}>;`,
+    main: `if (group >= params.tiles * params.pieces) { return; }
+  let columns = params.columns / ${wide ? 4 : 1}u;
+  let column = group % params.tiles * ${across}u + lane % ${across}u;
+  let at = min(column, columns - 1u);
   let piece = group / params.tiles;
-  let column = min(tile * 16u + lane % 16u, params.columns - 1u);
-  let along = lane / 16u;
-  var sum = vec2f(0.0);
   let end = min((piece + 1u) * params.piece, params.rows);
-  for (var row = piece * params.piece + along; row < end; row += 16u) {
-    let at = row * params.columns + column;
-    let g = f32(d_y[at]);
-    sum += vec2f(g * (f32(x[at]) - stats[2u * row]) * stats[2u * row + 1u], g);
+  var slope = ${kind}(0.0);
+  var sum = ${kind}(0.0);
+  for (var row = piece * params.piece + lane / ${across}u; row < end; row += ${turns.length * along}u) {
+    ${
+      turns.map((t) =>
+        `let row${t} = min(row + ${t * along}u, end - 1u);
+    let x${t} = ${kind}(x[row${t} * columns + at]); let g${t} = ${kind}(d_y[row${t} * columns + at]);
+    let mean${t} = stats[2u * row${t}]; let rstd${t} = stats[2u * row${t} + 1u];`
+      ).join("\n    ")
+    }
+    ${
+      turns.map((t) =>
+        `if (row + ${t * along}u < end) { slope += g${t} * (x${t} - mean${t}) * rstd${t}; sum += g${t}; }`
+      ).join("\n    ")
+    }
   }
-  ${MEET}
-  if (along == 0u && tile * 16u + lane < params.columns) {
-    piece_sums[2u * (piece * params.columns + column)] = meeting[lane].x;
-    piece_sums[2u * (piece * params.columns + column) + 1u] = meeting[lane].y;
-  }`,
-}));
+  meeting[lane][0] = slope;
+  meeting[lane][1] = sum;
+  for (var half = ${along / 2}u; half > 0u; half /= 2u) { // a column's lanes meet in a tree
+    workgroupBarrier();
+    if (lane < half * ${across}u) {
+      meeting[lane][0] += meeting[lane + half * ${across}u][0];
+      meeting[lane][1] += meeting[lane + half * ${across}u][1];
+    }
+  }
+  if (lane >= ${across}u || column >= columns) { return; }
+  ${
+      cut
+        ? `let to = 2u * piece * columns + column;
+  piece_sums[to] = meeting[lane][0];
+  piece_sums[to + columns] = meeting[lane][1];`
+        : ""
+    }
+  ${weight ? `d_weight[column] = ${as}(meeting[lane][0]);` : ""}
+  ${bias ? `d_bias[column] = ${as}(meeting[lane][1]);` : ""}`,
+  };
+});
 
-// both parameters' sums over the pieces, likewise
+// both parameters' sums over the pieces
 const parameterKernel: (key: string) => Kernel = variants((key: string): KernelSpec => {
   const [element, weight, bias] = key.split("/") as [Element, string, string];
   return {
@@ -151,20 +200,15 @@ const parameterKernel: (key: string) => Kernel = variants((key: string): KernelS
       ...weight ? { dWeight: `write ${element}` as const } : {},
       ...bias ? { dBias: `write ${element}` as const } : {},
     },
-    params: { columns: "u32", pieces: "u32", tiles: "u32" },
-    head: MEETING,
-    main: `if (group >= params.tiles) { return; }
-  let column = group * 16u + lane % 16u;
-  let along = lane / 16u;
+    params: { columns: "u32", pieces: "u32" },
+    main: `if (thread >= params.columns) { return; }
   var sum = vec2f(0.0);
-  for (var piece = along; piece < params.pieces; piece += 16u) {
-    let at = 2u * (piece * params.columns + min(column, params.columns - 1u));
-    sum += vec2f(piece_sums[at], piece_sums[at + 1u]);
+  for (var piece = 0u; piece < params.pieces; piece++) {
+    let at = 2u * piece * params.columns + thread;
+    sum += vec2f(piece_sums[at], piece_sums[at + params.columns]);
   }
-  ${MEET}
-  if (along > 0u || column >= params.columns) { return; }
-  ${weight ? `d_weight[column] = ${element}(meeting[lane].x);` : ""}
-  ${bias ? `d_bias[column] = ${element}(meeting[lane].y);` : ""}`,
+  ${weight ? `d_weight[thread] = ${element}(sum.x);` : ""}
+  ${bias ? `d_bias[thread] = ${element}(sum.y);` : ""}`,
   };
 });
 
@@ -193,18 +237,16 @@ export function normRowsBackward(
     backwardKernel(key).run({ x, weight, stats, dY, dX, ...plus ? { plus } : {} }, { rows, columns }, rows);
   }
   if (!dWeight && !dBias) return;
-  const tiles = Math.ceil(columns / 16), pieces = Math.max(1, Math.min(64, Math.ceil(rows / 64)));
+  const pieces = Math.max(1, Math.min(64, Math.ceil(rows / ROWS))), tiles = Math.ceil(columns / COLUMNS);
+  const wanted = { ...dWeight ? { dWeight } : {}, ...dBias ? { dBias } : {} };
+  const numbers = { rows, columns, piece: Math.ceil(rows / pieces), tiles, pieces };
+  const { isSoftware, limits: { maxComputeInvocationsPerWorkgroup: fit } } = gpu().info;
+  const shape = `${element}/${columns % 4 === 0 ? "wide" : "narrow"}/${isSoftware ? 64 : Math.min(512, fit)}`;
+  const which = `${dWeight ? "weight" : ""}/${dBias ? "bias" : ""}`;
+  if (pieces === 1) return pieceKernel(`${shape}/all/${which}`).run({ x, stats, dY, ...wanted }, numbers, tiles);
   const pieceSums = gpu().pool.take(8 * pieces * columns);
-  const params = { rows, columns, piece: Math.ceil(rows / pieces), pieces, tiles };
-  pieceKernel(element).run({ x, stats, dY, pieceSums }, params, tiles * pieces);
-  parameterKernel(`${element}/${dWeight ? "weight" : ""}/${dBias ? "bias" : ""}`).run(
-    {
-      pieceSums,
-      ...dWeight ? { dWeight } : {},
-      ...dBias ? { dBias } : {},
-    },
-    { columns, pieces, tiles },
-    tiles,
-  );
+  pieceKernel(`${shape}/pieces//`).run({ x, stats, dY, pieceSums }, numbers, tiles * pieces);
+  const threads = Math.ceil(columns / 256);
+  parameterKernel(`${element}/${which}`).run({ pieceSums, ...wanted }, { columns, pieces }, threads);
   pieceSums.free();
 }

@@ -48,6 +48,16 @@ Deno.test("matmul: pieces along k, set and added, in every layout", async () => 
       }])
     )
   );
+  // the last piece is shorter than the others, and ends inside a slab
+  cases.push([3, {
+    name: "matmul of pieces of 32, 32 and 20",
+    op: (x, y) => matmul(x, y),
+    reference: product,
+    shapes: [[20, 84], [84, 36]],
+    value: 2e-6,
+    gradient: 5e-6,
+    samples: 12,
+  }]);
   // with a bias, whose gradient comes from the product of the weight's
   cases.push([4, { ...linearCase(20, 32, 64), name: "linear of 4 pieces" }], [4, linearCase(64, 64, 16)]);
   try {

@@ -97,24 +97,28 @@ Deno.test("matmul: empty operands", async () => {
   await checkOps([{ ...multiplied([2, 0], [0, 3]) }, { ...multiplied([0, 2], [2, 3]) }]);
 });
 
-Deno.test("matmul: f16 by elements and by vec4s, in every layout", async () => {
+Deno.test("matmul: f16 by elements, by vec4s and by eights, in every layout", async () => {
   const { f16 } = await init();
   if (!f16) return void assertThrows(() => zeros([1], { dtype: "f16" }), Error, "shader-f16");
   using _scope = new Scope();
-  const [m, k, n] = [36, 28, 44], whole = (size: number, seed: number) => integers(size, 9, seed).map((x) => x - 4);
+  const whole = (size: number, seed: number) => integers(size, 9, seed).map((x) => x - 4);
   const matrix = (rows: number, columns: number): Array64 => ({
     data: Float64Array.from(whole(rows * columns, rows)),
     shape: [rows, columns],
   });
-  const a = matrix(m, k), b = matrix(k, n), want = Array.from(product(a, b).data); // sums of so small integers are exact
   const stored = ({ data, shape }: Array64) => tensor(Float16Array.from(data), [...shape]);
   try {
-    for (const scalar of [false, true]) {
+    for (const [m, k, n, scalar] of [[36, 28, 44, true], [36, 28, 44, false], [40, 24, 72, false]] as const) {
       matmulTuning.scalar = scalar;
+      const a = matrix(m, k), b = matrix(k, n), want = Array.from(product(a, b).data); // sums of so small integers are exact
       for (const [transposeA, transposeB] of [[false, false], [false, true], [true, false], [true, true]]) {
         const x = stored(transposeA ? transposed(a) : a), y = stored(transposeB ? transposed(b) : b);
         const got = await matmul(x, y, { transposeA, transposeB }).data();
-        assertEquals(Array.from(got), want, `${scalar ? "elements" : "vec4s"}, ${transposeA}, ${transposeB}`);
+        assertEquals(
+          Array.from(got),
+          want,
+          `${m}×${k}×${n}, ${scalar ? "elements" : "vectors"}, ${transposeA}, ${transposeB}`,
+        );
       }
     }
   } finally {

@@ -83,7 +83,7 @@ for (const registers of [true, false]) {
 Deno.test("norm: gradients of parameters over several pieces of rows", async () => {
   await init();
   const wrong: string[] = [];
-  for (const [rows, width] of [[128, 3], [129, 17], [300, 7], [300, 257]]) {
+  for (const [rows, width] of [[129, 17], [300, 20], [4097, 8], [9000, 5]]) { // 4096 rows are one piece
     wrong.push(...await complaints("layerNorm", rows, width), ...await complaints("rmsNorm", rows, width));
   }
   assertEquals(wrong, []);
