@@ -551,15 +551,15 @@ export function matmul(
   };
   if (part === depth) return run(c, wide, values, epilogue);
   const size = rows * columns, pieces = Math.ceil(depth / part);
-  const take = (count: number) => ({ memory: gpu().pool.take(4 * pieces * count), element: "f32" as const });
-  const partial = take(size), partialSums = sums && take(rows);
+  using products = gpu().pool.take(4 * pieces * size);
+  using rowSums = sums ? gpu().pool.take(4 * pieces * rows) : null;
+  const partial = { memory: products, element: "f32" as const };
+  const partialSums = rowSums ? { memory: rowSums, element: "f32" as const } : undefined;
   const cut = { depth: part, whole: depth, batches: pieces, aBatch: part * a.column, bBatch: part * b.row, cOffset: 0 };
   run(partial, !scalar && columns % 4 === 0, { ...values, ...cut }, { sums: partialSums });
   sumPieces(`${c.element},${sums?.element ?? "none"},${add ? "add" : "set"}`).run(
-    { partial: partial.memory, c: c.memory, ...sums && { partialSums: partialSums!.memory, sums: sums.memory } },
+    { partial: products, c: c.memory, ...sums && { partialSums: rowSums!, sums: sums.memory } },
     { size, rows, pieces, cOffset },
     Math.ceil((size + (sums ? rows : 0)) / 256),
   );
-  partialSums?.memory.free();
-  partial.memory.free();
 }

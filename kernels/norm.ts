@@ -244,9 +244,8 @@ export function normRowsBackward(
   const shape = `${element}/${columns % 4 === 0 ? "wide" : "narrow"}/${isSoftware ? 64 : Math.min(512, fit)}`;
   const which = `${dWeight ? "weight" : ""}/${dBias ? "bias" : ""}`;
   if (pieces === 1) return pieceKernel(`${shape}/all/${which}`).run({ x, stats, dY, ...wanted }, numbers, tiles);
-  const pieceSums = gpu().pool.take(8 * pieces * columns);
+  using pieceSums = gpu().pool.take(8 * pieces * columns);
   pieceKernel(`${shape}/pieces//`).run({ x, stats, dY, pieceSums }, numbers, tiles * pieces);
   const threads = Math.ceil(columns / 256);
   parameterKernel(`${element}/${which}`).run({ pieceSums, ...wanted }, { columns, pieces }, threads);
-  pieceSums.free();
 }

@@ -3,7 +3,7 @@ import { checkBoolean, checkNumber, checkOptions } from "../kernels/check.ts";
 import { chosen } from "../autograd/tape.ts";
 import { checkTensor, type Tensor } from "../autograd/tensor.ts";
 import { packedAttention, scaledDotProductAttention } from "../ops/attention.ts";
-import { arange, ones } from "../ops/create.ts";
+import { ones } from "../ops/create.ts";
 import { dropout } from "../ops/dropout.ts";
 import { embedding } from "../ops/indexing.ts";
 import { linear, perceptron } from "../ops/matmul.ts";
@@ -316,8 +316,8 @@ export class Gpt extends Module {
   hiddenStates(tokens: Tensor): Tensor {
     const [, length] = this.#checked(tokens);
     const p = { p: this.options.dropout, training: this.training };
-    const places = arange(length, undefined, 1, { dtype: "i32" });
-    let x = dropout(this.tokens.forward(tokens).add(this.positions.forward(places)), p);
+    const { weight } = this.positions, places = length < this.options.context ? slice(weight, [[0, length]]) : weight;
+    let x = dropout(this.tokens.forward(tokens).add(places), p);
     for (const block of this.blocks) x = block.forward(x, { causal: true });
     return this.norm.forward(x);
   }
