@@ -1,6 +1,7 @@
 /** `init`, and the measurement of what differs between adapters: how rows are walked, and what the tiles of matrix products take. */
 import { crossEntropyRows } from "./cross_entropy.ts";
-import { type DivergenceName, divergenceRows } from "./divergence.ts";
+import { divergenceRows } from "./divergence.ts";
+import type { DivergenceName } from "./divergence_formulas.ts";
 import type { GpuInfo, InitOptions } from "./gpu/device.ts";
 import { gpu, open } from "./gpu/gpu.ts";
 import type { Memory } from "./gpu/memory.ts";

@@ -1,7 +1,8 @@
 /** Divergences between a student's and a teacher's distributions, from logits. */
 import { checkBoolean, checkNumber, checkOneOf, checkOptions } from "../kernels/check.ts";
 import { countRows } from "../kernels/cross_entropy.ts";
-import { type DivergenceName, divergenceRows } from "../kernels/divergence.ts";
+import { divergenceRows } from "../kernels/divergence.ts";
+import type { DivergenceName } from "../kernels/divergence_formulas.ts";
 import { hidden } from "../autograd/tape.ts";
 import { checkShape, checkTensor, type Tensor } from "../autograd/tensor.ts";
 import {

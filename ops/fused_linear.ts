@@ -4,7 +4,8 @@
  */
 import { checkNumber, checkOneOf, checkOptions } from "../kernels/check.ts";
 import { countRows, crossEntropyRows } from "../kernels/cross_entropy.ts";
-import { type DivergenceName, divergenceRows } from "../kernels/divergence.ts";
+import { divergenceRows } from "../kernels/divergence.ts";
+import type { DivergenceName } from "../kernels/divergence_formulas.ts";
 import { accumulate, type Element, map } from "../kernels/elementwise.ts";
 import { gpu } from "../kernels/gpu/gpu.ts";
 import type { Memory } from "../kernels/gpu/memory.ts";

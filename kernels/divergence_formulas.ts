@@ -1,0 +1,193 @@
+/**
+ * Divergences of rows as WGSL: values and gradients in p, q and d, which `kernels/divergence.ts` makes loops of.
+ *
+ *   p = softmax(teacher/T), q = softmax(student/T), d = log q − log p, m = βp + (1−β)q, u = log(m/p), v = log(m/q), r = (q−p)/m
+ */
+import { fit, horner } from "./math.ts";
+
+/** The divergences that have a kernel. */
+export type DivergenceName = "forwardKl" | "reverseKl" | "jsd" | "skewForwardKl" | "skewReverseKl" | "totalVariation";
+
+/** A function of d and β. */
+export type Near = (d: number, beta: number) => number;
+
+/** A gradient: weight·w·(h − E_w h), where w is q for the student and p for the teacher and h a function of d alone, for |d| < 1 `near` (null: `h` all the same). */
+export interface Side {
+  weight: string;
+  h: string;
+  near: Near | string | null;
+}
+
+/**
+ * One divergence: WGSL of p4, q4, d4, excess4 (eᵈ − 1 − d, where |d| < 1), diff4 (q − p), beta and alpha = 1 − β. `near` is the value where |d| < 1, in WGSL or as a
+ * function that gives it as a multiple of p (null: `value` all the same).
+ */
+export interface Formula {
+  value: string;
+  near: Near | string | null;
+  /** null stands for a gradient of ±(q − p). */
+  student: Side | null;
+  teacher: Side | null;
+  /** The value is E d over that side, for the teacher −E d. */
+  mean?: "student" | "teacher";
+  /** How large a value means rows that are not close, next to that of a KL. */
+  scale: string;
+  /** What is computed of d4 before anything else: u4, v4 and r4 for what has a mixture; and what `near` formulas need beside it. */
+  first?: string;
+  firstNear?: string;
+  /** The same and the value where rows are not close and all is finite. */
+  fast?: { first?: string; value: string };
+  /** p4 and q4, unless they are computed by themselves. */
+  sides?: string;
+  /** Whether h has a bound, so that no weight of 0 meets an infinity. */
+  bounded?: true;
+}
+
+// weight·x, where 0·∞ = 0
+export const times = (weight: string, x: string): string =>
+  `select(${weight} * (${x}), vec4f(0.0), ${weight} == vec4f(0.0))`;
+const { exp, expm1, log1p } = Math;
+const u: Near = (d, beta) => log1p((1 - beta) * expm1(d)), v: Near = (d, beta) => log1p(beta * expm1(-d));
+const r: Near = (d, beta) => expm1(d) / (1 + (1 - beta) * expm1(d));
+
+// `share` ≤ ½ is the smaller weight in the mixture, y the log of its side over the other: log(m/other) = log(1 − share + share·eʸ), which does
+// not cancel while share·(eʸ − 1) ≤ 1, that is y ≤ gentle; beyond, log(m/side) = log(share + (1 − share)·e⁻ʸ). One exponential and one logarithm do
+export const MIXTURE: string = `let flip = beta > 0.5; // then q's side has the smaller weight
+  let y4 = select(-d4, d4, flip);
+  let gentle4 = y4 <= vec4f(params.gentle);
+  let e4 = exp(min(select(-y4, y4, gentle4), vec4f(60.0)));
+  let w4 = select(vec4f(1.0 - params.share), vec4f(params.share), gentle4);
+  let m4 = (1.0 - w4) + w4 * e4;
+  let x4 = w4 * (e4 - 1.0);
+  let log4 = log_of_sum4_(m4, x4);
+  let by4 = select(log4, log4 - y4, gentle4); // log of m over the side with the smaller weight, and over the other
+  let other4 = select(log4 + y4, log4, gentle4);
+  let u4 = select(by4, other4, flip);
+  let v4 = select(other4, by4, flip);
+  let over_p4 = gentle4 == vec4<bool>(flip); // whether m4 is m/p, else it is m/q
+  let gap4 = log_gap4_(x4, log4);
+  let r4 = select(1.0 - e4, e4 - 1.0, over_p4) / m4;`;
+
+export const SIDES: string = `let p4 = select(vec4f(0.0), exp((teacher4 - t_max) * k - log_t), live4);
+    let q4 = select(vec4f(0.0), exp((student4 - s_max) * k - log_s), live4);`;
+
+// the same without what only close rows and values of the skews need
+const FAST_MIXTURE = `let flip = beta > 0.5;
+  let y4 = select(-d4, d4, flip);
+  let gentle4 = y4 <= vec4f(params.gentle);
+  let w4 = exp(select(-y4, y4, gentle4));
+  let x4 = select(vec4f(1.0 - params.share), vec4f(params.share), gentle4) * (w4 - 1.0);
+  let log4 = log_of_sum4_(1.0 + x4, x4);
+  let by4 = select(log4 + y4, log4, gentle4);
+  let other4 = select(log4, log4 - y4, gentle4);
+  let u4 = select(other4, by4, flip);
+  let v4 = select(by4, other4, flip);
+  let r4 = select(1.0 - w4, w4 - 1.0, gentle4 == vec4<bool>(flip)) / (1.0 + x4);`;
+
+// f(x) for x in [0, to], by a polynomial
+const series = (f: (x: number) => number, x: string, to: number, terms: number) => horner(x, fit(f, 0, to, terms));
+const { cosh, sinh, sqrt, LN2 } = Math;
+const logCosh = (x: number) => log1p(2 * sinh(x / 2) ** 2);
+
+// β = ½, D = d/2, a = |D|: u = log cosh D + D, v = log cosh D − D, where log cosh D = a + λ with λ = log1p(e) − log 2 and e = e⁻²ᵃ; the value is
+// √pq·(D·sinh D − cosh D·log cosh D). What is even in D is a series in D². One exponential gives the larger of p and q, one the other
+const HALF_OF = `let a4 = 0.5 * min(abs(d4), vec4f(200.0)); // where e is 0
+  let lambda4 = e4 * ${series((e) => log1p(e) / e, "e4", 1, 9)} - ${LN2};`;
+const HALF = `let half4 = 0.5 * d4;
+  let root4 = exp(-abs(half4));
+  let e4 = root4 * root4;
+  let rising4 = d4 > vec4f(0.0);
+  ${HALF_OF}`;
+const FAST_HALF = `let e4 = exp(-abs(d4));
+  let rising4 = d4 > vec4f(0.0);
+  let larger4 = max(p4, q4);
+  ${HALF_OF}`;
+const HALF_NEAR = `let square4 = half4 * half4;
+  let log_cosh4 = square4 * ${series((z) => logCosh(sqrt(z)) / z, "square4", 0.25, 6)};`;
+
+const HALF_SIDES =
+  `let larger4 = select(vec4f(0.0), exp(max((teacher4 - t_max) * k - log_t, (student4 - s_max) * k - log_s)), live4);
+    let p4 = larger4 * select(vec4f(1.0), e4, rising4);
+    let q4 = larger4 * select(e4, vec4f(1.0), rising4);`;
+
+export const FORMULAS: Record<DivergenceName | "halfJsd", Formula> = {
+  forwardKl: {
+    value: `diff4 - ${times("p4", "d4")}`,
+    near: "p4 * excess4",
+    mean: "teacher",
+    fast: { value: "diff4 - p4 * d4" },
+    scale: "1.0",
+    student: null,
+    teacher: { weight: "1.0", h: "-d4", near: null },
+  },
+  reverseKl: {
+    value: `${times("q4", "d4")} - diff4`,
+    near: "p4 * (d4 * (d4 + excess4) - excess4)",
+    mean: "student",
+    fast: { value: "q4 * d4 - diff4" },
+    scale: "1.0",
+    student: { weight: "1.0", h: "d4", near: null },
+    teacher: null,
+  },
+  jsd: { // β·(m − p − p·u) + (1 − β)·(m − q − q·v), where all but the logarithms adds up to nothing
+    value: `-beta * ${times("p4", "u4")} - alpha * ${times("q4", "v4")}`,
+    near: (d, beta) => -beta * u(d, beta) - (1 - beta) * exp(d) * v(d, beta),
+    student: { weight: "alpha", h: "-v4", near: (d, beta) => -v(d, beta) },
+    teacher: { weight: "beta", h: "-u4", near: (d, beta) => -u(d, beta) },
+    scale: "alpha * beta",
+    first: MIXTURE,
+    fast: { first: FAST_MIXTURE, value: "-beta * p4 * u4 - alpha * q4 * v4" },
+  },
+  halfJsd: {
+    value: "larger4 * (-e4 * a4 - (0.5 + 0.5 * e4) * lambda4)",
+    near: `larger4 * root4 * square4 * ${
+      series((z) => (sqrt(z) * sinh(sqrt(z)) - cosh(sqrt(z)) * logCosh(sqrt(z))) / z, "square4", 0.25, 6)
+    }`,
+    student: { weight: "alpha", h: "select(-2.0 * a4 - lambda4, -lambda4, rising4)", near: "half4 - log_cosh4" },
+    teacher: { weight: "beta", h: "select(-lambda4, -2.0 * a4 - lambda4, rising4)", near: "-half4 - log_cosh4" },
+    scale: "0.25",
+    first: HALF,
+    fast: { first: FAST_HALF, value: "larger4 * (-e4 * a4 - (0.5 + 0.5 * e4) * lambda4)" },
+    firstNear: HALF_NEAR,
+    sides: HALF_SIDES,
+    bounded: true,
+  },
+  skewForwardKl: { // m = αp + (1−α)q: β = α; m − p − p·u, from m/p where that is at hand
+    value: `select(alpha * diff4 - ${times("p4", "u4")}, ${times("p4", "gap4")}, over_p4)`,
+    near: (d, beta) => (1 - beta) * expm1(d) - u(d, beta),
+    student: {
+      weight: "1.0",
+      h: "alpha * alpha * r4",
+      near: (d, beta) => (1 - beta) ** 2 * r(d, beta),
+    },
+    teacher: {
+      weight: "1.0",
+      h: "-u4 + beta * alpha * r4",
+      near: (d, beta) => -u(d, beta) + beta * (1 - beta) * r(d, beta),
+    },
+    scale: "alpha * alpha",
+    first: MIXTURE,
+    fast: { first: FAST_MIXTURE, value: "alpha * diff4 - p4 * u4" },
+  },
+  skewReverseKl: { // m = (1−α)p + αq: β = 1−α; m − q − q·v, likewise
+    value: `select(${times("q4", "gap4")}, -beta * diff4 - ${times("q4", "v4")}, over_p4)`,
+    near: (d, beta) => -beta * expm1(d) - exp(d) * v(d, beta),
+    student: {
+      weight: "1.0",
+      h: "-v4 - beta * alpha * r4",
+      near: (d, beta) => -v(d, beta) - beta * (1 - beta) * r(d, beta),
+    },
+    teacher: { weight: "1.0", h: "-beta * beta * r4", near: (d, beta) => -beta * beta * r(d, beta) },
+    scale: "beta * beta",
+    first: MIXTURE,
+    fast: { first: FAST_MIXTURE, value: "-beta * diff4 - q4 * v4" },
+  },
+  totalVariation: {
+    value: "0.5 * abs(diff4)",
+    near: null,
+    student: { weight: "1.0", h: "0.5 * sign(d4)", near: null },
+    teacher: { weight: "1.0", h: "-0.5 * sign(d4)", near: null },
+    scale: "0.4",
+    bounded: true,
+  },
+};
