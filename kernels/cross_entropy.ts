@@ -135,13 +135,15 @@ const kernel: (key: string) => Kernel = variants((key: string): KernelSpec => {
     let g4 = slope * prob4 - level${soft ? " * (w4 * t4)" : v.weight ? " * w4" : ""};
     ${slope}
     store_${dLogits}(row_base, columns4, live4, g4${v.softcap ? " * bend4" : ""});`;
-  const labelColumn = soft ? "" : `if (known && lane == ${ownerOf("label")}) {
-      let at = row * params.columns + label;
-      let g = sharp * label_excess + (even * (1.0 + label_excess) - level${v.weight ? " * weight_of(label)" : ""});
-      ${dLogits}[at / 4u][at % 4u] = ${v.logits === "f16" ? "f16" : "f32"}(g${
-    v.softcap ? " * sech_squared_(raw_label * params.to_cap)" : ""
-  });
-    }`;
+  const labelColumn = soft || !v.gradient
+    ? ""
+    : `if (known && lane == ${ownerOf("label")}${v.extras ? " && !ignored" : ""}) {
+    let at = row * params.columns + label;
+    let g = slopes.x * slopes.z + (slopes.y * (1.0 + slopes.z) - level${v.weight ? " * weight_of(label)" : ""});
+    ${dLogits}[at / 4u][at % 4u] = ${v.logits === "f16" ? "f16" : "f32"}(g${
+      v.softcap ? " * sech_squared_(slopes.w * params.to_cap)" : ""
+    });
+  }`;
   const spreadLoop = `${x} ${weight} ${soft ? t : ""} ${soft ? spread("w4 * t4") : spread("w4")}`;
   const zeroRow = v.gradient ? each(`store_${dLogits}(row_base, columns4, live4, vec4f(0.0));`) : "";
   return {
@@ -183,7 +185,7 @@ ${
 fn weight_of(c: u32) -> f32 { return weight[c${plan.wide ? " / 4u][c % 4u]" : "]"}; }`
         : ""
     }
-${soft ? "" : "var<workgroup> label_logit_shared: f32;"}
+${soft ? "" : "var<workgroup> label_logit_shared: f32;\nvar<workgroup> ending: array<vec4f, 2>;"}
 ${v.extras ? "var<workgroup> best: array<vec2f, THREADS>;" : ""}
 fn element(row: u32, c: u32) -> f32 {
   let at = row * params.columns + c;
@@ -198,15 +200,7 @@ fn capped(logit: f32) -> f32 {
   let at = params.first_row + row; // of the whole batch, of which the logits may be a chunk
   let is_mean = params.mean == 1u;
   let k = ${v.softcap ? "1.0" : "params.inverse_temperature"};
-  ${
-      soft
-        ? `let scale = select(1.0, 1.0 / f32(params.all_rows), is_mean); let z_scale = scale;`
-        : `let label = u32(labels[at]);
-  // no kept row, or kept rows of weight 0: nothing to divide
-  let scale = select(1.0, select(0.0, 1.0 / counts[1], counts[1] != 0.0), is_mean);
-  let z_scale = select(1.0, select(0.0, 1.0 / counts[0], counts[0] != 0.0), is_mean);
-  let class_weight = counts[2];`
-    }
+  ${soft ? "" : "let label = u32(labels[at]);"}
   ${begin}
   ${
       soft ? "" : `if (labels[at] == params.ignore_index) {
@@ -238,6 +232,14 @@ fn capped(logit: f32) -> f32 {
   let m = x_max;
   let log_sum = log1p_(x_rest);
   let lse = m * k + log_sum;
+  ${
+      soft
+        ? `let scale = select(1.0, 1.0 / f32(params.all_rows), is_mean); let z_scale = scale;`
+        : `// no kept row, or kept rows of weight 0: nothing to divide
+  let scale = select(1.0, select(0.0, 1.0 / counts[1], counts[1] != 0.0), is_mean);
+  let z_scale = select(1.0, select(0.0, 1.0 / counts[0], counts[0] != 0.0), is_mean);
+  let class_weight = counts[2];`
+    }
   let up = select(1.0, upstream[at * params.upstream_stride], params.scaled == 1u);
   ${
       soft
@@ -255,6 +257,7 @@ fn capped(logit: f32) -> f32 {
 
   let label_excess = expm1_(-label_loss);`
     }
+  let z = select(0.0, params.z_loss * lse * lse * z_scale, params.z_loss > 0.0); // lse² may overflow
   let z_slope = select(0.0, 2.0 * params.z_loss * z_scale * lse, params.z_loss > 0.0);
   let outer = up * params.inverse_temperature;
   ${
@@ -267,16 +270,27 @@ fn capped(logit: f32) -> f32 {
   let slope = sharp + even;
   let level = smooth_ + poison;`
     }
+  ${
+      soft ? "" : `// what only the end needs waits in memory, since registers are few
+  if (lane == 0u) {
+    ending[0] = vec4f(sharp, even, label_excess, raw_label);
+    ending[1] = vec4f(label_loss, label_weight, scale, z);
+  }`
+    }
   var spread = 0.0;
   ${v.extras ? `let ignored = ${soft ? "false" : "labels[at] == params.ignore_index"};` : ""}
   ${
       v.gradient
-        ? v.extras
-          ? `if (ignored) { ${zeroRow} } else { ${each(gradientLoop)}\n    ${labelColumn} }`
-          : `${each(gradientLoop)}\n  ${labelColumn}`
+        ? v.extras ? `if (ignored) { ${zeroRow} } else { ${each(gradientLoop)} }` : each(gradientLoop)
         : soft
         ? each(spreadLoop)
         : `if (params.smoothing > 0.0) { ${each(spreadLoop)} }`
+    }
+  ${
+      soft ? "" : `workgroupBarrier();
+  let slopes = ending[0];
+  let losses = ending[1]; // of the label, and its weight; what the row is multiplied by; the z-loss
+  ${labelColumn}`
     }
   ${
       soft ? `let spread_all = ${sum("spread", "f32")};` : `var spread_all = 0.0;
@@ -284,16 +298,15 @@ fn capped(logit: f32) -> f32 {
     }
   var infinity = 0x7f800000u;
   let spread_sum = select(spread_all * k, bitcast<f32>(infinity), spread_all > 1e-14 * VAST);
-  let z = select(0.0, params.z_loss * lse * lse * z_scale, params.z_loss > 0.0); // lse² may overflow
   if (lane == 0u ${v.extras ? "&& !ignored" : ""}) {
     ${
       soft
         ? "loss[at] = (spread_sum + select(mass * log_sum, 0.0, mass == 0.0)) * scale + z;"
-        : `let smooth_loss = select(0.0, params.smoothing / f32(params.columns) * (spread_sum + class_weight * log_sum), params.smoothing > 0.0);
-    let sharp_loss = select((1.0 - params.smoothing) * label_weight * label_loss, poison, label_weight == 0.0);
-    loss[at] = (sharp_loss + smooth_loss) * scale + z;`
+        : `let smooth_loss = select(0.0, params.smoothing / f32(params.columns) * (spread_sum + counts[2] * log_sum), params.smoothing > 0.0);
+    let sharp_loss = select((1.0 - params.smoothing) * losses.y * losses.x, poison, losses.y == 0.0);
+    loss[at] = (sharp_loss + smooth_loss) * losses.z + losses.w;`
     }
-    ${v.extras ? "z_rows[at] = z;" : ""}
+    ${v.extras ? `z_rows[at] = ${soft ? "z" : "losses.w"};` : ""}
   }
   ${
       v.extras
