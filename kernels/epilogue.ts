@@ -42,16 +42,9 @@ export const vectorOf = { f32: "vec4f", f16: "vec4h", i32: "vec4i", u32: "vec4u"
 /** The choices of an epilogue that are compiled in; `wide`: C is written by vec4s. */
 export function epilogueKey(c: Element, wide: boolean, { bias, activation, slope, plus, add, sums }: Epilogue): string {
   const after = slope ? "slope" : activation?.before ? "before" : "none";
-  return [
-    c,
-    wide ? "wide" : "narrow",
-    bias?.element ?? "none",
-    after,
-    (activation ?? slope)?.name ?? "none",
-    plus ? "plus" : "none",
-    add ? "add" : "none",
-    sums?.element ?? "none",
-  ].join("/");
+  return `${c}/${wide ? "wide" : "narrow"}/${bias?.element ?? "none"}/${after}/${
+    (activation ?? slope)?.name ?? "none"
+  }/${plus ? "plus" : "none"}/${add ? "add" : "none"}/${sums?.element ?? "none"}`;
 }
 
 /** What an epilogue binds, C among it. */

@@ -20,8 +20,10 @@ import {
   type Strided,
   vectorOf,
 } from "./epilogue.ts";
+import type { GpuInfo } from "./gpu/device.ts";
 import { gpu } from "./gpu/gpu.ts";
 import { type BufferType, type Kernel, type KernelSpec, variants } from "./gpu/kernel.ts";
+import type { Tuning } from "./gpu/tuning.ts";
 import { tensorMatmul } from "./tensor_cores.ts";
 
 /** A tile of `m` rows by `n` columns, of which a thread computes `high`×`wide` blocks of 4×4; `slices` times as many threads share it. A slab is `depth` deep. */
@@ -409,8 +411,35 @@ function modeOf(x: Strided, w: number, k: number, across: number, size: number, 
 /** Least steps of k of a piece of a product that is cut along k. */
 const LEAST_PIECE = 64;
 
-/** The tile for a product, and how deep the pieces are that it is cut into along k: those of which a model of the device expects the least time. */
+/** What was chosen for products on a device under a tuning: choosing takes the host 3 µs, as long as all else that it does for a product. */
+const chosen = { by: new Map<string, [number, number]>(), info: null as GpuInfo | null, tuning: null as Tuning | null };
+
+/** The tile for a product, and how deep the pieces are that it is cut into along k. */
 function choose(
+  rows: number,
+  columns: number,
+  depth: number,
+  batches: number,
+  cut: boolean,
+  halves: boolean,
+): [number, number] {
+  const { info } = gpu();
+  if (matmulTuning.tile !== null || matmulTuning.pieces !== null) {
+    return search(rows, columns, depth, batches, cut, halves);
+  }
+  if (chosen.info !== info || chosen.tuning !== info.tuning || chosen.by.size > 10_000) {
+    chosen.by.clear();
+    chosen.info = info;
+    chosen.tuning = info.tuning;
+  }
+  const key = `${rows},${columns},${depth},${batches},${cut},${halves}`;
+  let found = chosen.by.get(key);
+  if (!found) chosen.by.set(key, found = search(rows, columns, depth, batches, cut, halves));
+  return found;
+}
+
+/** The tile and pieces of which a model of the device expects the least time. */
+function search(
   rows: number,
   columns: number,
   depth: number,
@@ -535,17 +564,9 @@ export function matmul(
     const { depth, whole, batches } = values, last = Math.min(depth, whole - (batches - 1) * depth);
     const unroll = matmulTuning.unroll ?? (isSoftware ? 4 : tile.depth),
       turn = turnOf(tile, halves);
-    const key = [
-      index,
-      unroll,
-      a.element,
-      aMode,
-      b.element,
-      bMode,
-      halves ? "halves" : "",
-      depth % turn || last % turn ? "tail" : "whole",
-      epilogueKey(c.element, wide, epilogue),
-    ].join();
+    const key = `${index},${unroll},${a.element},${aMode},${b.element},${bMode},${halves ? "halves" : ""},${
+      depth % turn || last % turn ? "tail" : "whole"
+    },${epilogueKey(c.element, wide, epilogue)}`;
     const buffers = { a: a.memory, b: b.memory, ...epilogueMemories(c.memory, epilogue) };
     kernel(key).run(buffers, values, Math.ceil(rows / tile.m) * Math.ceil(columns / tile.n) * batches);
   };

@@ -85,10 +85,11 @@ export class FreeList {
   free: Memory[] = [];
 
   /** The list for a size and purpose in a table of them. */
-  static of(lists: Map<string, FreeList>, bytes: number, purpose: string): FreeList {
-    const key = `${purpose} ${bytes}`;
-    let list = lists.get(key);
-    if (!list) lists.set(key, list = new FreeList());
+  static of(lists: Map<string, Map<number, FreeList>>, bytes: number, purpose: string): FreeList {
+    let sizes = lists.get(purpose);
+    if (!sizes) lists.set(purpose, sizes = new Map());
+    let list = sizes.get(bytes);
+    if (!list) sizes.set(bytes, list = new FreeList());
     return list;
   }
 
@@ -117,7 +118,7 @@ const STORAGE = 0x80 | 0x4 | 0x8; // GPUBufferUsage.STORAGE | COPY_SRC | COPY_DS
  */
 export class Pool {
   readonly readOnly = false;
-  #lists = new Map<string, FreeList>();
+  #lists = new Map<string, Map<number, FreeList>>();
 
   constructor(
     readonly device: GPUDevice,
@@ -187,7 +188,7 @@ export class Pool {
   /** Destroys all free buffers. */
   trim(): void {
     this.beforeDestroy();
-    for (const list of this.#lists.values()) {
+    for (const list of [...this.#lists.values()].flatMap((sizes) => [...sizes.values()])) {
       for (const memory of list.free) memory.buffer.destroy();
       list.free = [];
     }
@@ -205,7 +206,7 @@ export class Arena {
   static readonly BYTES: number = 4 * 2 ** 20;
   static readonly LARGEST_SLOT: number = 2 ** 16;
   readonly readOnly = true;
-  #lists = new Map<string, FreeList>();
+  #lists = new Map<string, Map<number, FreeList>>();
   #given: Memory[] = [];
   #batch = 0;
   #used = 0;
