@@ -22,12 +22,8 @@ export interface RowPlan {
   subgroups: boolean;
 }
 
-/** Overrides for tests and tuning: `registers` forces rows into registers or never does, `subgroups` likewise (where there are any), `plan` single numbers. */
-export const rowTuning: { registers: boolean | null; subgroups: boolean | null; plan: Partial<RowPlan> } = {
-  registers: null,
-  subgroups: null,
-  plan: {},
-};
+/** Overrides for tests: how rows are walked, and whether threads meet through subgroups where there are any. */
+export const rowTuning: { limits: RowLimits | null; subgroups: boolean | null } = { limits: null, subgroups: null };
 
 /**
  * What an adapter gets that was not measured. On an H100 (copy 2.92 TB/s) rows of 32,000 take the least time with 1,024 threads, which have 64 registers each:
@@ -45,16 +41,15 @@ export function defaultRowLimits(isSoftware: boolean): Record<RowWork, RowLimits
 /** The plan for rows of `columns`. */
 export function planRow(columns: number, work: RowWork): RowPlan {
   const { isSoftware, limits, subgroups: able, tuning } = gpu().info;
-  const { threads, quads } = (tuning?.rows ?? defaultRowLimits(isSoftware))[work];
+  const { threads, quads } = rowTuning.limits ?? (tuning?.rows ?? defaultRowLimits(isSoftware))[work];
   const most = Math.min(threads, limits.maxComputeInvocationsPerWorkgroup), wide = columns % 4 === 0;
   const inRow = wide ? columns / 4 : columns - 3 * Math.max(0, Math.floor((columns - 3) / 4)); // vec4s, and columns at the ends
-  const keep = rowTuning.registers ?? quads > 0 ? quads || 8 : 0;
   // four vec4s a thread are enough reads under way, and meetings of many threads cost: jsd of 16384×8192 takes 0.54 ms with 512 threads, 0.62 with 1,024
   let n = 32;
-  while (n < most && inRow > (keep ? 4 : 2) * n) n *= 2;
+  while (n < most && inRow > (quads ? 4 : 2) * n) n *= 2;
   const each = Math.max(1, Math.ceil(inRow / n)),
     inside = Math.floor((wide ? inRow : Math.max(0, (columns - 3) / 4)) / n);
-  const kept = each <= keep ? each : Math.min(keep, inside);
+  const kept = each <= quads ? each : Math.min(quads, inside);
   return {
     threads: n,
     quads: kept,
@@ -62,7 +57,6 @@ export function planRow(columns: number, work: RowWork): RowPlan {
     more: kept < each,
     wide,
     subgroups: able && (rowTuning.subgroups ?? true),
-    ...rowTuning.plan,
   };
 }
 

@@ -26,7 +26,7 @@ import {
   measure,
   normals,
   rowError,
-  underBothPlans,
+  underAllPlans,
 } from "../testing/loss_reference.ts";
 
 // Shares of the largest number of the loss and of each row's gradient: some 15 and 40 roundings of f32 (6e-8).
@@ -131,13 +131,13 @@ for (const soft of [false, true]) {
 Deno.test("crossEntropy: class counts under both row plans", async () => {
   await init();
   const errors: [string, number, number][] = [], rows = 3;
-  await underBothPlans(async (registers) => {
+  await underAllPlans(async (plan) => {
     for (const V of [1, 3, 4, 33, 256, 1025]) {
       const logits = normals(rows * V, 3, V), target = integers(rows, V, V + 1);
       const o = { labelSmoothing: 0.1, zLoss: 1e-3 }, want = reference(logits, target, V, o);
       const inputs = [{ values: logits, shape: [rows, V] }];
       const { loss, gradients } = await measure((x) => crossEntropy(x, labelsOf(target), o), inputs);
-      const name = `${V} classes, registers ${registers}`;
+      const name = `${V} classes, ${plan}`;
       errors.push([name, rowError(loss, want.loss, 1, 1e-3), VALUE]);
       errors.push([name, rowError(gradients[0], want.dLogits, V, 1e-6), GRADIENT]);
     }
@@ -311,7 +311,7 @@ Deno.test("crossEntropy: predictions are the first of the largest", async () => 
     const rows = 6, values = integers(rows * V, 3, V); // many ties
     values.fill(-Infinity, 0, V - 1); // the only finite logit is the last
     const want = reference(values, integers(rows, V, 5), V);
-    await underBothPlans(async () => {
+    await underAllPlans(async () => {
       const labels = zeros([rows], { dtype: "i32" });
       const { predictions } = crossEntropy(tensor(values, [rows, V]), labels, { returnPredictions: true });
       assertEquals(predictions!.dtype, "i32");

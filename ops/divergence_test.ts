@@ -37,7 +37,7 @@ import {
   measure,
   normals,
   rowError,
-  underBothPlans,
+  underAllPlans,
 } from "../testing/loss_reference.ts";
 
 type Pair = (student: Tensor, teacher: Tensor) => Tensor;
@@ -144,13 +144,13 @@ Deno.test("divergences: identical rows give exactly 0", async () => {
     [-I, -I, -I, -I, 7, -I, -I, -I, -I],
   ];
   const x = { values: rows.flat(), shape: [rows.length, V] };
-  await underBothPlans(async (registers) => {
+  await underAllPlans(async (plan) => {
     for (const name of NAMES) {
       for (const own of OWN[name]) {
         for (const temperature of [0.05, 0.3, 1, 7, 100]) {
           const o = gpuOptions({ ...own, temperature, reduction: "sum" });
           const { loss, gradients } = await measure((s, t) => OPS[name](s, t, o), [x, x]);
-          const what = `${name} ${text(o)} ${registers}`;
+          const what = `${name} ${text(o)} ${plan}`;
           assertEquals(loss.filter((v) => v !== 0), [], what);
           for (const g of gradients) assertEquals(g.filter((v) => v !== 0), [], what);
         }
@@ -239,8 +239,8 @@ Deno.test("divergences: close rows are right to 1e-3, where the textbook is not"
 Deno.test("divergences: class counts under both row plans", async () => {
   await init();
   const errors: [string, number, number][] = [], rows = 3;
-  await underBothPlans(async (registers) => {
-    for (const V of registers ? [1, 33, 1024] : [4, 33, 1024]) {
+  await underAllPlans(async (plan) => {
+    for (const V of [1, 4, 33, 1024]) {
       const student = normals(rows * V, 2, V), teacher = normals(rows * V, 2, V + 1), shape = [rows, V];
       for (const name of V === 1024 ? ["jsd" as const] : NAMES) {
         const want = reference(name, student, teacher, V);
@@ -248,7 +248,7 @@ Deno.test("divergences: class counts under both row plans", async () => {
           { values: student, shape },
           { values: teacher, shape },
         ]);
-        const what = `${name}, ${V} classes, registers ${registers}`;
+        const what = `${name}, ${V} classes, ${plan}`;
         errors.push([what, rowError(loss, want.loss, 1, 1e-3), VALUE]);
         errors.push([what, rowError(gradients[0], want.dStudent, V, 1e-4), GRADIENT]);
         errors.push([what, rowError(gradients[1], want.dTeacher, V, 1e-4), GRADIENT]);
@@ -482,14 +482,14 @@ Deno.test("divergences: f16 logits, one side or both", async () => {
   }
 });
 
-Deno.test("divergences: f16 rows of many vec4s a thread stay in registers as halves", async () => {
+Deno.test("divergences: f16 rows of which registers keep a part", async () => {
   const { f16 } = await init();
   if (!f16) return;
   const V = 1100, shape = [2, V], round = (x: number[]) => Array.from(Float16Array.from(x));
   const [student, teacher] = [1, 2].map((seed) => round(normals(2 * V, 2, seed)));
   const input = (values: number[], requiresGrad: boolean) => ({ values, shape, dtype: "f16" as const, requiresGrad });
   try {
-    Object.assign(rowTuning, { registers: true, plan: { threads: 32, quads: 4, sure: 4, more: true } });
+    rowTuning.limits = { threads: 32, quads: 4 };
     for (const name of ["reverseKl", "jsd"] as const) {
       const want = reference(name, student, teacher, V, { reduction: "sum" });
       const { loss, gradients } = await measure((s, t) => OPS[name](s, t, { reduction: "sum" }), [
@@ -500,7 +500,7 @@ Deno.test("divergences: f16 rows of many vec4s a thread stay in registers as hal
       assertEquals(f16Errors(gradients[0], want.dStudent, V, GRADIENT), [], name);
     }
   } finally {
-    Object.assign(rowTuning, { registers: null, plan: {} });
+    rowTuning.limits = null;
   }
 });
 
@@ -692,7 +692,7 @@ Deno.test("distillation: without parts, in f16, under both row plans", async () 
   const { f16 } = await init();
   const round = (x: number[]) => Array.from(Float16Array.from(x));
   const student = round(STUDENT), teacher = round(TEACHER);
-  await underBothPlans(async () => {
+  await underAllPlans(async () => {
     for (const dtype of f16 ? ["f32", "f16"] as const : ["f32"] as const) {
       for (const reduction of REDUCTIONS) {
         const upstream = reduction === "none" ? UPSTREAM : [3];

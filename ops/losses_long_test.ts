@@ -26,7 +26,7 @@ import {
   measure,
   normals,
   rowError,
-  underBothPlans,
+  underAllPlans,
 } from "../testing/loss_reference.ts";
 
 // Shares of the largest number of the loss and of each row's gradient: some 30 and 80 roundings of f32 (6e-8).
@@ -64,8 +64,8 @@ async function checkAll(rows: number, V: number, what: string, names = NAMES, fl
 
 Deno.test("losses: all class counts under both row plans", async () => {
   await init();
-  await underBothPlans(async (registers) => {
-    for (const V of COUNTS) await checkAll(2, V, `${V} classes, registers ${registers}`);
+  await underAllPlans(async (plan) => {
+    for (const V of COUNTS) await checkAll(2, V, `${V} classes, ${plan}`);
   });
 });
 

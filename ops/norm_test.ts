@@ -62,11 +62,11 @@ async function complaints(
 
 const WIDTHS = [1, 2, 3, 7, 8, 255, 256, 257, 1000];
 
-for (const registers of [true, false]) {
-  Deno.test(`norm: widths, rows ${registers ? "in registers" : "read again"}`, async () => {
+for (const [threads, quads] of [[256, 8], [32, 1], [256, 0]]) {
+  Deno.test(`norm: widths, ${quads} vec4s of rows in registers of ${threads} threads`, async () => {
     await init();
-    const wrong: string[] = [], before = rowTuning.registers;
-    rowTuning.registers = registers;
+    const wrong: string[] = [];
+    rowTuning.limits = { threads, quads };
     try {
       for (const width of WIDTHS) {
         for (const rows of [1, 5]) wrong.push(...await complaints("layerNorm", rows, width));
@@ -74,7 +74,7 @@ for (const registers of [true, false]) {
       }
       wrong.push(...await complaints("rmsNorm", 2, 256));
     } finally {
-      rowTuning.registers = before;
+      rowTuning.limits = null;
     }
     assertEquals(wrong, []);
   });

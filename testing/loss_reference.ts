@@ -351,15 +351,15 @@ export function integers(count: number, below: number, seed: number): number[] {
 /** Class indices as a tensor. */
 export const labelsOf = (labels: readonly number[], shape?: number[]): Tensor => tensor(Int32Array.from(labels), shape);
 
-/** Runs `check` with rows kept in registers, and with rows that are read again. */
-export async function underBothPlans(check: (registers: boolean) => Promise<void>): Promise<void> {
+/** Runs `check` with rows kept in registers, with rows of which 128 columns are, and with rows that are read again. */
+export async function underAllPlans(check: (plan: string) => Promise<void>): Promise<void> {
   try {
-    for (const registers of [true, false]) {
-      rowTuning.registers = registers;
-      await check(registers);
+    for (const [threads, quads] of [[256, 8], [32, 1], [256, 0]]) {
+      rowTuning.limits = { threads, quads };
+      await check(`${threads} threads, ${quads} vec4s`);
     }
   } finally {
-    rowTuning.registers = null;
+    rowTuning.limits = null;
   }
 }
 
