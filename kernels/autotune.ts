@@ -98,7 +98,7 @@ async function tune(): Promise<Tuning> {
     };
     const found: Partial<Tuning["rows"]> = {};
     for (const work of ["one", "two"] as const) {
-      found[work] = await tuneRows(work, (columns) => walk(work, columns));
+      found[work] = await tuneRows((columns) => walk(work, columns));
     }
     info.tuning = null;
     return { rows: found as Tuning["rows"], tiles: await tuneTiles([student, teacher, dStudent], size) };
@@ -113,7 +113,7 @@ async function tune(): Promise<Tuning> {
 }
 
 /** The limits under which `walk` takes the least time over all widths. */
-async function tuneRows(work: RowWork, walk: (columns: number) => () => void): Promise<RowLimits> {
+async function tuneRows(walk: (columns: number) => () => void): Promise<RowLimits> {
   const { info } = gpu(), { isSoftware, limits: { maxComputeInvocationsPerWorkgroup: fit } } = info;
   const numbers = isSoftware // where there is no memory nearer than the cache
     ? [[64, 0], [128, 0], [256, 0]]
