@@ -119,7 +119,7 @@ function compile(spec: KernelSpec, { device, subgroupDirective }: Gpu): Pipeline
  */
 export function defineKernel(spec: KernelSpec): Kernel {
   checkSpec(spec);
-  const names = Object.keys(spec.buffers), params = Object.keys(spec.params ?? {});
+  const names = Object.keys(spec.buffers);
   let owner: Gpu | null = null, pipeline: Pipeline;
   return {
     spec,
@@ -133,16 +133,13 @@ export function defineKernel(spec: KernelSpec): Kernel {
         errors.close(() => `the WGSL of ${spec.name} (${shapes})`);
         owner = open;
       }
-      const memories: Memory[] = new Array(names.length), numbers: number[] = new Array(params.length);
-      for (let i = 0; i < names.length; i++) memories[i] = buffers?.[names[i]];
-      for (let i = 0; i < params.length; i++) numbers[i] = values?.[params[i]];
       const most = limits.maxComputeWorkgroupsPerDimension;
       if (!Number.isInteger(workgroups) || workgroups < 0 || workgroups > most * most) {
         checkNumber(spec.name, "workgroups", workgroups, { integer: true, min: 0, max: most * most });
       }
       if (workgroups === 0) return;
       const x = Math.min(workgroups, most), y = Math.ceil(workgroups / x);
-      queue.dispatch(pipeline, memories, numbers, x, y, 1);
+      queue.dispatch(pipeline, { buffers, values }, x, y, 1);
     },
   };
 }

@@ -16,6 +16,12 @@ export interface Pipeline {
   params: [name: string, type: "u32" | "i32" | "f32"][];
 }
 
+/** What a kernel is run on, by name; nothing is known of it yet. */
+interface Given {
+  buffers: Record<string, Memory>;
+  values: Record<string, number>;
+}
+
 /** A dispatch seen before: what it bound, its bind group, and the dispatch that came after it last time. */
 interface Entry {
   pipeline: Pipeline;
@@ -69,9 +75,10 @@ export class Queue {
   }
 
   /** Encodes one dispatch. A repeated one costs a comparison with what followed the previous dispatch last time. */
-  dispatch(pipeline: Pipeline, memories: Memory[], params: number[], x: number, y: number, z: number): void {
+  dispatch(pipeline: Pipeline, given: Given, x: number, y: number, z: number): void {
     let entry = this.#last.next;
-    if (entry === null || !matches(entry, pipeline, memories, params)) entry = this.#entry(pipeline, memories, params);
+    if (entry === null || !matches(entry, pipeline, given)) entry = this.#entry(pipeline, given);
+    const { memories } = entry;
     this.#last.next = entry;
     this.#last = entry;
     const pass = this.#openPass(pipeline.name);
@@ -117,7 +124,9 @@ export class Queue {
     for (let since = batch; since < this.batch; since++) this.#failed.add(since);
   }
 
-  #entry(pipeline: Pipeline, memories: Memory[], params: number[]): Entry {
+  #entry(pipeline: Pipeline, { buffers, values }: Given): Entry {
+    const memories = pipeline.buffers.map((name) => buffers?.[name]);
+    const params = pipeline.params.map(([name]) => values?.[name]);
     checkMemories(pipeline, memories, this.device);
     checkParams(pipeline, params);
     let key = `${pipeline.id}`;
@@ -136,7 +145,7 @@ export class Queue {
       const shapes = memories.map((m) => m.shape);
       this.errors.open();
       const group = this.device.createBindGroup({ layout: pipeline.layout, entries });
-      const made: Entry = { pipeline, memories: [...memories], params: [...params], shapes, group, next: null };
+      const made: Entry = { pipeline, memories, params, shapes, group, next: null };
       this.errors.close(() => nameOf(made));
       this.#entries.set(key, entry = made);
     }
@@ -364,10 +373,11 @@ async function mapped(staging: GPUBuffer, bytes: number): Promise<ArrayBuffer> {
 const notComputed = () =>
   new Error("GPU: this tensor was not computed: the device had refused the batch that it belongs to, and has said why");
 
-function matches(entry: Entry, pipeline: Pipeline, memories: Memory[], params: number[]): boolean {
+function matches(entry: Entry, pipeline: Pipeline, { buffers, values }: Given): boolean {
   if (entry.pipeline !== pipeline) return false;
-  for (let i = 0; i < memories.length; i++) if (entry.memories[i] !== memories[i]) return false;
-  for (let i = 0; i < params.length; i++) if (!Object.is(entry.params[i], params[i])) return false;
+  const { memories, params } = entry;
+  for (let i = 0; i < memories.length; i++) if (memories[i] !== buffers?.[pipeline.buffers[i]]) return false;
+  for (let i = 0; i < params.length; i++) if (!Object.is(params[i], values?.[pipeline.params[i][0]])) return false;
   return true;
 }
 
