@@ -98,21 +98,29 @@ function fast({ v, formula, row, student, teacher, writeStudent, writeTeacher, f
   });`;
   const gatherKept = `${gather}
     kept_student = ${v.crossEntropy ? "s4" : "select(et4, es4, gap4 >= vec4f(0.0))"}; kept_teacher = gap4;`;
-  const termsOf = (given: string, larger = "exp2(select(t4, s4, ahead4) * k2)") =>
-    // of eˢ and eᵗ
+  const termsOf = (given: string, larger: string) =>
     `${given}
-    let ahead4 = gap4 >= vec4f(0.0);
     let d4 = gap4 * k + own_d;
-    let one4 = ${larger} * select(vec4f(p_scale), vec4f(q_scale), ahead4);
+    ${larger}
+    let one4 = ahead_of4 * select(vec4f(p_scale), vec4f(q_scale), ahead4);
     let two4 = one4 * exp(select(d4, -d4, ahead4));
     let q4 = select(two4, one4, ahead4);
     let p4 = select(one4, two4, ahead4);
     let diff4 = q4 - p4;
     ${firstOf}`;
-  const terms = termsOf(beside);
+  const larger = `let ahead4 = d4 >= vec4f(0.0);
+    let ahead_of4 = exp2(select(t4, s4, ahead4) * k2);`;
+  // what was kept is the larger by the thread's own measure: that is good enough, unless the row's is another by far
+  const largerKept = `var ahead4 = gap4 >= vec4f(0.0);
+    var ahead_of4 = student4;
+    if (abs(own_d) > 40.0) {
+      ahead_of4 = select(student4 * exp(-abs(gap4) * k), student4, ahead4 == (d4 >= vec4f(0.0)));
+      ahead4 = d4 >= vec4f(0.0);
+    }`;
+  const terms = termsOf(beside, larger);
   const termsKept = v.crossEntropy
-    ? termsOf("let s4 = student4; let gap4 = teacher4; let t4 = s4 - gap4;")
-    : termsOf("let gap4 = teacher4;", "student4");
+    ? termsOf("let s4 = student4; let gap4 = teacher4; let t4 = s4 - gap4;", larger)
+    : termsOf("let gap4 = teacher4;", largerKept);
   const gradientOf = (side: Side | null, weight: string, sum: string, difference: string) =>
     side ? `${weight} * (${side.h} - ${sum})` : difference;
   // where one gradient is all that is left to do, registers take what it is made of
@@ -202,7 +210,7 @@ function fast({ v, formula, row, student, teacher, writeStudent, writeTeacher, f
     let finite = min(tops.x, tops.y) > 0.1 * LEAST; // not a row of nothing but −∞
     trusted = select(0u, 1u, finite && certain && value >= ${
     mean ? TRUSTED : TRUSTED_MIXTURE
-  } * (${formula.scale}) && value <= 1e6${
+  } * (${formula.scale}) && value <= ${formula.most ?? "1e6"}${
     v.crossEntropy ? " && (ignored || (known && ce >= 0.03 * (1.0 + abs(label_logit - tops.x)) && ce <= 1e30))" : ""
   });
   }

@@ -30,8 +30,9 @@ export interface Formula {
   teacher: Side | null;
   /** The value is E d over that side, for the teacher −E d. */
   mean?: "student" | "teacher";
-  /** How large a value means rows that are not close, next to that of a KL. */
+  /** How large a value means rows that are not close, next to that of a KL; and what it stays below, unless rows are as good as apart. */
   scale: string;
+  most?: string;
   /** What is computed of d4 before anything else: u4, v4 and r4 for what has a mixture; and what `near` formulas need beside it. */
   first?: string;
   firstNear?: string;
@@ -135,6 +136,7 @@ export const FORMULAS: Record<DivergenceName | "halfJsd", Formula> = {
     student: { weight: "alpha", h: "-v4", near: (d, beta) => -v(d, beta) },
     teacher: { weight: "beta", h: "-u4", near: (d, beta) => -u(d, beta) },
     scale: "alpha * beta",
+    most: "-0.999 * (alpha * log(alpha) + beta * log(beta))",
     first: MIXTURE,
     fast: { first: FAST_MIXTURE, value: "-beta * p4 * u4 - alpha * q4 * v4" },
   },
@@ -146,6 +148,7 @@ export const FORMULAS: Record<DivergenceName | "halfJsd", Formula> = {
     student: { weight: "alpha", h: "select(-2.0 * a4 - lambda4, -lambda4, rising4)", near: "half4 - log_cosh4" },
     teacher: { weight: "beta", h: "select(-lambda4, -2.0 * a4 - lambda4, rising4)", near: "-half4 - log_cosh4" },
     scale: "0.25",
+    most: `${0.999 * LN2}`,
     first: HALF,
     fast: { first: FAST_HALF, value: "larger4 * (-e4 * a4 - (0.5 + 0.5 * e4) * lambda4)" },
     firstNear: HALF_NEAR,
@@ -188,6 +191,7 @@ export const FORMULAS: Record<DivergenceName | "halfJsd", Formula> = {
     student: { weight: "1.0", h: "0.5 * sign(d4)", near: null },
     teacher: { weight: "1.0", h: "-0.5 * sign(d4)", near: null },
     scale: "0.4",
+    most: "0.999",
     bounded: true,
   },
 };

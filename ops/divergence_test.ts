@@ -482,6 +482,34 @@ Deno.test("divergences: f16 logits, one side or both", async () => {
   }
 });
 
+Deno.test("divergences: Gaussians on a grid, near and as good as apart", async () => {
+  await init();
+  const grid = Array.from({ length: 129 }, (_, i) => (i - 64) / 4), shifts = [0.01, 0.5, 2, 8, 15];
+  const rows = (mean: (shift: number) => number) => shifts.flatMap((s) => grid.map((x) => -((x - mean(s)) ** 2) / 2));
+  const [student, teacher] = [rows((s) => s), rows(() => 0)], shape = [shifts.length, grid.length];
+  const inputs = [student, teacher].map((values) => ({ values, shape })), ones = shifts.map(() => 1);
+  const errors: [string, number, number][] = [];
+  await underAllPlans(async (plan) => {
+    for (const name of NAMES) {
+      const o = { reduction: "none" as const }, want = reference(name, student, teacher, grid.length, o, ones);
+      const { loss, gradients } = await measure((s, t) => OPS[name](s, t, o), inputs, ones);
+      errors.push([`${name}, ${plan}`, rowError(loss, want.loss, 1, 0.1), VALUE]);
+      errors.push([
+        `${name}, ${plan}: dStudent`,
+        rowError(gradients[0], want.dStudent, grid.length, 1e-3),
+        2 * GRADIENT,
+      ]);
+      errors.push([
+        `${name}, ${plan}: dTeacher`,
+        rowError(gradients[1], want.dTeacher, grid.length, 1e-3),
+        2 * GRADIENT,
+      ]);
+      if (name === "jsd") assert(loss.every((x) => x >= 0 && x < Math.LN2 + 1e-7), `${loss}`);
+    }
+  });
+  assertSmall(errors);
+});
+
 Deno.test("divergences: f16 rows of which registers keep a part", async () => {
   const { f16 } = await init();
   if (!f16) return;
