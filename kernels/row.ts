@@ -257,7 +257,10 @@ ${ROW_FUNCTIONS}`,
     first: (body) => quads > 0 ? keeping(body, held.slice(0, 1)) : `{ ${reading("0u", false, body)} }`,
     sum,
     max,
-    normalise: (of, also = "") => (quads > 0 && !more ? normaliseKept : normaliseOnline)(of, also, each, sum, max),
+    normalise: (of, also = "") => {
+      const kept = quads > 0 && !more && of.length === 1 && !of[0].at;
+      return (kept ? normaliseKept : normaliseOnline)(of, also, each, sum, max);
+    },
   };
 }
 
@@ -273,70 +276,35 @@ type Normalise = (
 
 const lanes = [..."xyzw"];
 
-/** Rows in registers: the maxima first, then the terms, without a branch. */
-const normaliseKept: Normalise = (of, also, each, sum, max) =>
-  pairs(of).map((pair, p) => {
-    const type = pair.length === 1 ? "f32" : "vec2f", field = (i: number) => pair.length === 1 ? "" : `.${lanes[i]}`;
-    const companions = pair.map(({ at }) => at).some(Boolean);
-    const key = ({ value, grows }: Normaliser) => grows?.from ?? value;
-    // this thread's largest is among the row's: of a function, two that came out alike need not both be
-    const mine = ({ name }: Normaliser, i: number) => `(own${p}${field(i)} == ${name}_max)`;
-    const isMax = (n: Normaliser, i: number) =>
-      n.grows
-        ? `(vec4<bool>${mine(n, i)} & (${key(n)} == vec4f(top${p}${field(i)})))`
-        : `(${n.value} == vec4f(${n.name}_max))`;
-    return `var top${p} = ${type}(LOW);
-  ${
-      each(
-        `${
-          pair.map((n, i) =>
-            `top${p}${field(i)} = max(top${p}${field(i)}, max_of(select(vec4f(LOW), ${key(n)}, live4)));`
-          ).join(" ")
-        } ${p === 0 ? also : ""}`,
-      )
-    }
-  let own${p} = ${type}(${
-      pair.map(({ grows }, i) => grows ? `${grows.by}(top${p}${field(i)})` : `top${p}${field(i)}`).join(", ")
-    });
-  let tops${p} = ${max(`own${p}`, type)};
-  ${pair.map(({ name }, i) => `let ${name}_max = tops${p}${field(i)};`).join(" ")}
-  var terms${p} = vec4f(0.0);
-  ${companions ? `var beside${p} = vec2f(LOW);` : ""}
+/** Rows in registers, of one normaliser without a companion: the largest first, then the terms. */
+const normaliseKept: Normalise = ([n], also, each, sum, max) => {
+  const key = n.grows?.from ?? n.value;
+  // this thread's largest is the row's: of a function, two that came out alike need not both be
+  const mine = `(${n.name}_own == ${n.name}_max)`;
+  const isMax = n.grows
+    ? `(vec4<bool>${mine} & (${key} == vec4f(${n.name}_top)))`
+    : `(${n.value} == vec4f(${n.name}_max))`;
+  return `var ${n.name}_top = LOW;
+  ${each(`${n.name}_top = max(${n.name}_top, max_of(select(vec4f(LOW), ${key}, live4))); ${also}`)}
+  let ${n.name}_own = ${n.grows ? `${n.grows.by}(${n.name}_top)` : `${n.name}_top`};
+  let ${n.name}_max = ${max(`${n.name}_own`, "f32")};
+  var ${n.name}_terms = vec2f(0.0);
   // the largest terms are counted by the threads that have them
-  if (${pair.map(mine).join(" || ")}) {
-    ${
-      each(
-        pair.map((n, i) =>
-          `{ let is_max4 = live4 & ${isMax(n, i)};
-      terms${p}.${lanes[2 * i + 1]} += sum_of(select(vec4f(0.0), vec4f(1.0), is_max4));
-      ${
-            n.at
-              ? `beside${p}.${lanes[i]} = max(beside${p}.${lanes[i]}, max_of(select(vec4f(LOW), ${n.at}4, is_max4)));`
-              : ""
-          } }`
-        ).join("\n    "),
-      )
-    }
+  if (${mine}) {
+    ${each(`${n.name}_terms.y += sum_of(select(vec4f(0.0), vec4f(1.0), live4 & ${isMax}));`)}
   }
   ${
-      // and left out of the sum of the others, so that it keeps its digits
-      each(
-        pair.map((n, i) =>
-          `${n.before ?? ""} terms${p}.${
-            lanes[2 * i]
-          } += sum_of(select(exp((${n.value} - ${n.name}_max) * ${n.k}), vec4f(0.0), ${isMax(n, i)} | !live4)); ${
-            n.after ?? ""
-          }`
-        ).join("\n    "),
-      )}
-  let sums${p} = ${sum(`terms${p}`)};
-  ${
-      pair.map(({ name }, i) => `let ${name}_rest = sums${p}.${lanes[2 * i]} + (sums${p}.${lanes[2 * i + 1]} - 1.0);`)
-        .join(" ")
-    }
-  ${companions ? `let besides${p} = ${max(`beside${p}`, "vec2f")};` : ""}
-  ${pair.map(({ name, at }, i) => at ? `let ${name}_at = besides${p}.${lanes[i]};` : "").join(" ")}`;
-  }).join("\n  ");
+    // and left out of the sum of the others, so that it keeps its digits
+    each(
+      `${
+        n.before ?? ""
+      } ${n.name}_terms.x += sum_of(select(exp((${n.value} - ${n.name}_max) * ${n.k}), vec4f(0.0), ${isMax} | !live4)); ${
+        n.after ?? ""
+      }`,
+    )}
+  let ${n.name}_sums = ${sum(`${n.name}_terms`, "vec2f")};
+  let ${n.name}_rest = ${n.name}_sums.x + (${n.name}_sums.y - 1.0);`;
+};
 
 /** Rows of which loops read some again: maxima and terms in one loop. */
 const normaliseOnline: Normalise = (of, also, each, sum, max) =>
