@@ -12,7 +12,7 @@ import { gpu } from "./gpu/gpu.ts";
 import { type BufferType, type Kernel, type KernelSpec, variants } from "./gpu/kernel.ts";
 import type { Memory } from "./gpu/memory.ts";
 import { MATH, MATH4 } from "./math.ts";
-import { columnBuffer, columnReader, parsePlan, planKey, planRow, rowBuffer, rowCode } from "./row.ts";
+import { columnReader, parsePlan, planKey, planRow, rowBuffer, rowCode } from "./row.ts";
 
 // loads that a thread has on their way at once: one after the other, 16,384 labels took 256 threads 33 µs on an H200, 128,256 weights 120 µs
 const AHEAD = [0, 1, 2, 3, 4, 5, 6, 7];
@@ -87,6 +87,8 @@ export interface CrossEntropyVariant {
   target: "index" | Element;
   weight: boolean;
   softcap: boolean;
+  /** Whether labels are smoothed. */
+  smooth: boolean;
   gradient: boolean;
   /** Whether z-loss, predictions and hits of the rows are written too. */
   extras: boolean;
@@ -99,42 +101,35 @@ const kernel: (key: string) => Kernel = variants((key: string): KernelSpec => {
   const plan = parsePlan(planText);
   const soft = v.target !== "index", dLogits = v.inPlace ? "logits" : "d_logits";
   const streams: Record<string, Element> = { logits: v.logits, ...soft ? { probability: v.target as Element } : {} };
-  const { head, begin, each, sum, normalise, ownerOf } = rowCode(
-    plan,
-    streams,
-    v.gradient ? { [dLogits]: v.logits } : {},
-  );
-  // where registers keep the row they take y = tanh u for the second loop: a first version took an H100 0.39 ms for 4096×32000 so, 0.49 with the tanh twice
-  const capped = v.softcap && plan.quads > 0 && !plan.more && !v.extras;
-  const x = capped
-    ? "let y4 = logits4; let x4 = params.softcap * y4;"
-    : v.softcap
-    ? "let u4 = logits4 * params.to_cap; let x4 = params.softcap * tanh4_(u4);"
-    : "let x4 = logits4;";
+  const outputs: Record<string, Element> = v.gradient ? { [dLogits]: v.logits } : {};
+  const { head, begin, each, sum, normalise, ownerOf } = rowCode(plan, streams, outputs);
+  const again = rowCode({ ...plan, quads: 0, more: true }, streams, outputs);
+  // with a softcap x is y = tanh u and k the cap; where registers keep the row they take y: a first version took an H100 0.39 ms for 4096×32000 so, 0.49 with the tanh twice
+  const capped = v.softcap && plan.quads > 0 && !plan.more && !v.extras && !v.inPlace;
+  const capping = "let u4 = logits4 * params.to_cap; let x4 = tanh4_(u4);", kept = "let x4 = logits4;";
+  const x = v.softcap && !capped ? capping : kept;
   const weight = v.weight ? "let w4 = weight_at(columns4);" : "let w4 = vec4f(1.0);";
   // t' and the gradient's sum of weights
   const t =
     "let t4 = select(vec4f(0.0), (1.0 - params.smoothing) * probability4 + params.smoothing / f32(params.columns), live4);";
-  // what a column adds to Σ w·t'·(m − x) or Σ w·(m − x): VAST stands for infinity, so that 0·∞ = 0
-  const spread = (w: string) => `spread += sum_of(${w} * select(vec4f(0.0), min(m - x4, vec4f(VAST)), live4));`;
-  // 1 − tanh², which near ±1 has the digits of u, not of y
-  const slope = capped
-    ? `var bend4 = 1.0 - y4 * y4;
-    if (any(abs(y4) > vec4f(0.9))) { bend4 = sech_squared4_(load_logits(row_base, columns4, live4) * params.to_cap); }`
-    : v.softcap
-    ? "let bend4 = sech_squared4_(u4);"
-    : "";
+  // what a column adds to −Σ w·t'·(m − x) or −Σ w·(m − x): VAST stands for infinity, so that 0·∞ = 0; y has none
+  const above = v.softcap ? "x4 - m" : "max(x4 - m, vec4f(-VAST))";
+  const spread = (w: string) => `spread += dot(${w}, select(vec4f(0.0), ${above}, live4));`;
+  const parts = `${soft || v.weight ? weight : ""} ${soft ? t : ""}`;
   // a gradient is linear in prob: slope·prob − level·w, with soft targets level·w·t'; the label's column is written once more by the thread that wrote it
-  const gradientLoop = `${x} ${soft || v.weight ? weight : ""} ${soft ? t : ""}
-    ${
-    soft
-      ? spread("w4 * t4")
-      : `if (params.smoothing > 0.0) { ${v.weight ? "" : "let w4 = vec4f(1.0);"} ${spread("w4")} }`
-  }
-    let prob4 = exp((x4 - m) * k - log_sum);
+  const writing = (bend: string) =>
+    `let prob4 = exp2((x4 - m) * k2 - log_sum2);
     let g4 = slope * prob4 - level${soft ? " * (w4 * t4)" : v.weight ? " * w4" : ""};
-    ${slope}
-    store_${dLogits}(row_base, columns4, live4, g4${v.softcap ? " * bend4" : ""});`;
+    store_${dLogits}(at4, live4, g4${bend});`;
+  const gradientLoop = `${x} ${parts}
+    ${soft ? spread("w4 * t4") : v.smooth ? (v.weight ? "" : "let w4 = vec4f(1.0);") + spread("w4") : ""}
+    ${capped ? "let bent4 = select(vec4f(0.0), x4, live4); steep = max(steep, dot(bent4, bent4));" : ""}
+    ${v.softcap && !capped ? "var bend4 = 1.0 - x4 * x4; if (dot(x4, x4) > 0.8) { bend4 = sech_squared4_(u4); }" : ""}
+    ${writing(capped ? " * (1.0 - x4 * x4)" : v.softcap ? " * bend4" : "")}`;
+  // near ±1 the slope 1 − tanh² has the digits of u, not of y: the few columns that are there are read and written again
+  const steepLoop = !capped ? "" : `if (steep > 0.8) {
+    ${again.each(`${capping} if (dot(x4, x4) > 0.8) { ${parts} ${writing(" * sech_squared4_(u4)")} }`)}
+  }`;
   const labelColumn = soft || !v.gradient
     ? ""
     : `if (known && lane == ${ownerOf("label")}${v.extras ? " && !ignored" : ""}) {
@@ -144,8 +139,8 @@ const kernel: (key: string) => Kernel = variants((key: string): KernelSpec => {
       v.softcap ? " * sech_squared_(slopes.w * params.to_cap)" : ""
     });
   }`;
-  const spreadLoop = `${x} ${weight} ${soft ? t : ""} ${soft ? spread("w4 * t4") : spread("w4")}`;
-  const zeroRow = v.gradient ? each(`store_${dLogits}(row_base, columns4, live4, vec4f(0.0));`) : "";
+  const spreadLoop = `${x} ${weight} ${soft ? t + spread("w4 * t4") : spread("w4")}`;
+  const zeroRow = v.gradient ? each(`store_${dLogits}(at4, live4, vec4f(0.0));`) : "";
   return {
     name: "crossEntropy",
     buffers: {
@@ -153,7 +148,7 @@ const kernel: (key: string) => Kernel = variants((key: string): KernelSpec => {
       ...soft ? { probability: rowBuffer("read", v.target as Element) } : { labels: "read i32" as BufferType },
       counts: "read f32",
       upstream: "read f32",
-      ...v.weight ? { weight: columnBuffer("f32", plan) } : {},
+      ...v.weight ? { weight: rowBuffer("read", "f32") } : {},
       loss: "write f32",
       ...v.extras
         ? { zRows: "write f32" as BufferType, predictions: "write i32" as BufferType, hits: "write f32" as BufferType }
@@ -182,7 +177,7 @@ const VAST = 1e34;
 ${
       v.weight
         ? `${columnReader("weight", plan)}
-fn weight_of(c: u32) -> f32 { return weight[c${plan.wide ? " / 4u][c % 4u]" : "]"}; }`
+fn weight_of(c: u32) -> f32 { return weight[c / 4u][c % 4u]; }`
         : ""
     }
 ${soft ? "" : "var<workgroup> label_logit_shared: f32;\nvar<workgroup> ending: array<vec4f, 2>;"}
@@ -191,15 +186,15 @@ fn element(row: u32, c: u32) -> f32 {
   let at = row * params.columns + c;
   return f32(logits[at / 4u][at % 4u]);
 }
-${v.softcap ? "fn capped4(logits: vec4f) -> vec4f { return params.softcap * tanh4_(logits * params.to_cap); }" : ""}
 fn capped(logit: f32) -> f32 {
-  ${v.softcap ? "return params.softcap * tanh_(logit * params.to_cap);" : "return logit;"}
+  return ${v.softcap ? "tanh4_(vec4f(logit * params.to_cap)).x" : "logit"};
 }`,
     main: `let row = group;
   if (row >= params.rows) { return; }
   let at = params.first_row + row; // of the whole batch, of which the logits may be a chunk
   let is_mean = params.mean == 1u;
-  let k = ${v.softcap ? "1.0" : "params.inverse_temperature"};
+  let k = params.${v.softcap ? "softcap" : "inverse_temperature"};
+  let k2 = k * ${Math.LOG2E};
   ${soft ? "" : "let label = u32(labels[at]);"}
   ${begin}
   ${
@@ -212,18 +207,14 @@ fn capped(logit: f32) -> f32 {
   }`
     }
   var mass_part = 0.0;
+  var spread = 0.0;
   ${
       normalise(
         [
           v.softcap
-            ? {
-              name: "x",
-              value: capped ? "(params.softcap * y4)" : "capped4(logits4)",
-              k: "k",
-              grows: { from: "logits4", by: "capped" },
-              before: capped ? "let y4 = tanh4_(logits4 * params.to_cap);" : "",
-              after: capped ? "kept_logits = y4;" : "",
-            }
+            ? capped
+              ? { name: "x", value: "logits4", k: "k", becomes: "tanh4_(logits4 * params.to_cap)" }
+              : { name: "x", value: "tanh4_(logits4 * params.to_cap)", k: "k" }
             : { name: "x", value: "logits4", k: "k" },
         ],
         soft ? `{ ${weight} ${t} mass_part += sum_of(w4 * t4); }` : "",
@@ -231,6 +222,7 @@ fn capped(logit: f32) -> f32 {
     }
   let m = x_max;
   let log_sum = log1p_(x_rest);
+  let log_sum2 = log_sum * ${Math.LOG2E};
   let lse = m * k + log_sum;
   ${
       soft
@@ -277,14 +269,14 @@ fn capped(logit: f32) -> f32 {
     ending[1] = vec4f(label_loss, label_weight, scale, z);
   }`
     }
-  var spread = 0.0;
+  ${capped ? "var steep = 0.0;" : ""}
   ${v.extras ? `let ignored = ${soft ? "false" : "labels[at] == params.ignore_index"};` : ""}
   ${
       v.gradient
-        ? v.extras ? `if (ignored) { ${zeroRow} } else { ${each(gradientLoop)} }` : each(gradientLoop)
-        : soft
+        ? v.extras ? `if (ignored) { ${zeroRow} } else { ${each(gradientLoop)} }` : each(gradientLoop) + steepLoop
+        : soft || v.smooth
         ? each(spreadLoop)
-        : `if (params.smoothing > 0.0) { ${each(spreadLoop)} }`
+        : ""
     }
   ${
       soft ? "" : `workgroupBarrier();
@@ -293,16 +285,19 @@ fn capped(logit: f32) -> f32 {
   ${labelColumn}`
     }
   ${
-      soft ? `let spread_all = ${sum("spread", "f32")};` : `var spread_all = 0.0;
-  if (params.smoothing > 0.0) { spread_all = ${sum("spread", "f32")}; }`
-    }
+      soft || v.smooth
+        ? `let spread_all = ${sum("spread", "f32")};
   var infinity = 0x7f800000u;
-  let spread_sum = select(spread_all * k, bitcast<f32>(infinity), spread_all > 1e-14 * VAST);
+  let spread_sum = select(-spread_all * k, bitcast<f32>(infinity), spread_all < -1e-14 * VAST);`
+        : ""
+    }
   if (lane == 0u ${v.extras ? "&& !ignored" : ""}) {
     ${
       soft
         ? "loss[at] = (spread_sum + select(mass * log_sum, 0.0, mass == 0.0)) * scale + z;"
-        : `let smooth_loss = select(0.0, params.smoothing / f32(params.columns) * (spread_sum + counts[2] * log_sum), params.smoothing > 0.0);
+        : `let smooth_loss = ${
+          v.smooth ? "params.smoothing / f32(params.columns) * (spread_sum + counts[2] * log_sum)" : "0.0"
+        };
     let sharp_loss = select((1.0 - params.smoothing) * losses.y * losses.x, poison, losses.y == 0.0);
     loss[at] = (sharp_loss + smooth_loss) * losses.z + losses.w;`
     }
@@ -380,6 +375,7 @@ export function crossEntropyRows(
     target,
     weight: b.weight !== null,
     softcap: n.softcap > 0,
+    smooth: n.smoothing > 0,
     gradient: b.dLogits !== null,
     extras: b.extras !== null,
     inPlace: b.dLogits === b.logits,

@@ -36,8 +36,8 @@ export interface Formula {
   /** What is computed of d4 before anything else: u4, v4 and r4 for what has a mixture; and what `near` formulas need beside it. */
   first?: string;
   firstNear?: string;
-  /** The same and the value where rows are not close and all is finite. */
-  fast?: { first?: string; value: string };
+  /** The same and the value where rows are not close and all is finite, of b4 = d4/log 2 too; no value: α·E_q h of the student and β·E_p h of the teacher. */
+  fast?: { first?: string; value?: string };
   /** p4 and q4, unless they are computed by themselves. */
   sides?: string;
   /** Whether h has a bound, so that no weight of 0 meets an infinity. */
@@ -53,8 +53,7 @@ const r: Near = (d, beta) => expm1(d) / (1 + (1 - beta) * expm1(d));
 
 // `share` ≤ ½ is the smaller weight in the mixture, y the log of its side over the other: log(m/other) = log(1 − share + share·eʸ), which does
 // not cancel while share·(eʸ − 1) ≤ 1, that is y ≤ gentle; beyond, log(m/side) = log(share + (1 − share)·e⁻ʸ). One exponential and one logarithm do
-export const MIXTURE: string = `let flip = beta > 0.5; // then q's side has the smaller weight
-  let y4 = select(-d4, d4, flip);
+export const MIXTURE: string = `let y4 = select(-d4, d4, flip);
   let gentle4 = y4 <= vec4f(params.gentle);
   let e4 = exp(min(select(-y4, y4, gentle4), vec4f(60.0)));
   let w4 = select(vec4f(1.0 - params.share), vec4f(params.share), gentle4);
@@ -72,18 +71,14 @@ export const MIXTURE: string = `let flip = beta > 0.5; // then q's side has the 
 export const SIDES: string = `let p4 = select(vec4f(0.0), exp((teacher4 - t_max) * k - log_t), live4);
     let q4 = select(vec4f(0.0), exp((student4 - s_max) * k - log_s), live4);`;
 
-// the same without what only close rows and values of the skews need
-const FAST_MIXTURE = `let flip = beta > 0.5;
-  let y4 = select(-d4, d4, flip);
-  let gentle4 = y4 <= vec4f(params.gentle);
-  let w4 = exp(select(-y4, y4, gentle4));
-  let x4 = select(vec4f(1.0 - params.share), vec4f(params.share), gentle4) * (w4 - 1.0);
-  let log4 = log_of_sum4_(1.0 + x4, x4);
-  let by4 = select(log4 + y4, log4, gentle4);
-  let other4 = select(log4, log4 - y4, gentle4);
-  let u4 = select(other4, by4, flip);
-  let v4 = select(by4, other4, flip);
-  let r4 = select(1.0 - w4, w4 - 1.0, gentle4 == vec4<bool>(flip)) / (1.0 + x4);`;
+// the same where rows are neither close nor as good as apart: what e4 is too large for becomes no number
+const FAST_MIXTURE = `let e4 = exp2(select(-b4, b4, flip));
+  let x4 = (0.25 * params.share) * (4.0 * e4 - 4.0); // so that what the logarithm cannot take is infinite
+  let m4 = 1.0 + x4; // over the side with the larger weight
+  let log4 = log_of_any4_(m4, x4);
+  let u4 = select(log4 + d4, log4, flip);
+  let v4 = select(log4, log4 - d4, flip);
+  let r4 = select(1.0 - e4, e4 - 1.0, flip) / m4;`;
 
 // f(x) for x in [0, to], by a polynomial
 const series = (f: (x: number) => number, x: string, to: number, terms: number) => horner(x, fit(f, 0, to, terms));
@@ -92,17 +87,18 @@ const logCosh = (x: number) => log1p(2 * sinh(x / 2) ** 2);
 
 // β = ½, D = d/2, a = |D|: u = log cosh D + D, v = log cosh D − D, where log cosh D = a + λ with λ = log1p(e) − log 2 and e = e⁻²ᵃ; the value is
 // √pq·(D·sinh D − cosh D·log cosh D). What is even in D is a series in D². One exponential gives the larger of p and q, one the other
-const HALF_OF = `let a4 = 0.5 * min(abs(d4), vec4f(200.0)); // where e is 0
-  let lambda4 = e4 * ${series((e) => log1p(e) / e, "e4", 1, 9)} - ${LN2};`;
 const HALF = `let half4 = 0.5 * d4;
   let root4 = exp(-abs(half4));
   let e4 = root4 * root4;
   let rising4 = d4 > vec4f(0.0);
-  ${HALF_OF}`;
-const FAST_HALF = `let e4 = exp(-abs(d4));
-  let rising4 = d4 > vec4f(0.0);
-  let larger4 = max(p4, q4);
-  ${HALF_OF}`;
+  let a4 = 0.5 * min(abs(d4), vec4f(200.0)); // where e is 0
+  let lambda4 = e4 * ${series((e) => log1p(e) / e, "e4", 1, 9)} - ${LN2};
+  let v4 = select(2.0 * a4 + lambda4, lambda4, rising4);
+  let u4 = select(lambda4, 2.0 * a4 + lambda4, rising4);`;
+const FAST_HALF = `let e4 = exp2(-abs(b4));
+  let lambda4 = e4 * ${series((e) => log1p(e) / e, "e4", 1, 9)} - ${LN2};
+  let v4 = lambda4 - ${LN2} * min(b4, vec4f(0.0));
+  let u4 = lambda4 + ${LN2} * max(b4, vec4f(0.0));`;
 const HALF_NEAR = `let square4 = half4 * half4;
   let log_cosh4 = square4 * ${series((z) => logCosh(sqrt(z)) / z, "square4", 0.25, 6)};`;
 
@@ -138,19 +134,19 @@ export const FORMULAS: Record<DivergenceName | "halfJsd", Formula> = {
     scale: "alpha * beta",
     most: "-0.999 * (alpha * log(alpha) + beta * log(beta))",
     first: MIXTURE,
-    fast: { first: FAST_MIXTURE, value: "-beta * p4 * u4 - alpha * q4 * v4" },
+    fast: { first: FAST_MIXTURE },
   },
   halfJsd: {
     value: "larger4 * (-e4 * a4 - (0.5 + 0.5 * e4) * lambda4)",
     near: `larger4 * root4 * square4 * ${
       series((z) => (sqrt(z) * sinh(sqrt(z)) - cosh(sqrt(z)) * logCosh(sqrt(z))) / z, "square4", 0.25, 6)
     }`,
-    student: { weight: "alpha", h: "select(-2.0 * a4 - lambda4, -lambda4, rising4)", near: "half4 - log_cosh4" },
-    teacher: { weight: "beta", h: "select(-lambda4, -2.0 * a4 - lambda4, rising4)", near: "-half4 - log_cosh4" },
+    student: { weight: "alpha", h: "-v4", near: "half4 - log_cosh4" },
+    teacher: { weight: "beta", h: "-u4", near: "-half4 - log_cosh4" },
     scale: "0.25",
     most: `${0.999 * LN2}`,
     first: HALF,
-    fast: { first: FAST_HALF, value: "larger4 * (-e4 * a4 - (0.5 + 0.5 * e4) * lambda4)" },
+    fast: { first: FAST_HALF },
     firstNear: HALF_NEAR,
     sides: HALF_SIDES,
     bounded: true,

@@ -46,6 +46,7 @@ export function fit(f: (x: number) => number, from: number, to: number, count: n
 const EXPM1 = fit((x) => Math.expm1(x) / x, -1, 1, 8);
 const EXCESS = fit((x) => (Math.expm1(x) - x) / (x * x), -1, 1, 8);
 const LOG1P = fit((x) => (Math.log1p(x) - x + x * x / 2) / x ** 3, Math.SQRT1_2 - 1, Math.SQRT2 - 1, 8);
+const LOG1P_ALL = fit((x) => x === 0 ? 1 : Math.log1p(x) / x, Math.SQRT1_2 - 1, Math.SQRT2 - 1, 9);
 const TANH = fit((z) => (Math.tanh(Math.sqrt(z)) / Math.sqrt(z) - 1) / z, 0, 0.3, 5);
 
 function functions({ suffix: s, float: F, int: I, uint: U }: Lane): string {
@@ -59,6 +60,14 @@ fn log_of_sum${s}_(f: ${F}, x: ${F}) -> ${F} {
   let z = m * m;
   // log 2 in two parts, so that k times the first is exact
   return ${F}(k) * 0.693359375 + (m - z * (0.5 - m * ${horner("m", LOG1P)}) - ${F}(k) * 2.12194440e-4);
+}
+
+// the same where all that counts is an error of 1e-7; no number where f is infinite
+fn log_of_any${s}_(f: ${F}, x: ${F}) -> ${F} {
+  let power = (bitcast<${I}>(f) - ${I}(0x3f3504f3)) & ${I}(-0x800000); // k where floats have their exponent
+  let scale = bitcast<${F}>(${I}(0x3f800000) - power);
+  let m = x * scale + (scale - 1.0);
+  return ${F}(power) * ${Math.LN2 / 2 ** 23} + m * ${horner("m", LOG1P_ALL)};
 }
 
 // x − log(1 + x), given the logarithm
@@ -92,15 +101,14 @@ fn excess_series${s}_(x: ${F}) -> ${F} { return x * x * ${horner("x", EXCESS)}; 
 
 fn expm1${s}_(x: ${F}) -> ${F} { return select(exp(x) - 1.0, expm1_series${s}_(x), abs(x) < ${F}(1.0)); }
 
-// as a fraction of e^(−2|x|), and near 0, where that cancels, as x plus the rest of its series
+// 1 − 2/(1 + e²ˣ), and near 0, where that cancels, x plus the rest of its series; keeps NaN
 fn tanh${s}_(x: ${F}) -> ${F} {
-  let e = exp(-2.0 * abs(x));
   let z = x * x;
-  let far = (1.0 - e) * (1.0 / (1.0 + e));
-  return select(select(far, -far, x < ${F}(0.0)), x + x * z * ${horner("z", TANH)}, z < ${F}(0.3));
+  let far = 1.0 - 2.0 / (1.0 + exp2(x * ${2 * Math.LOG2E}));
+  return select(x + x * z * ${horner("z", TANH)}, far, z >= ${F}(0.3));
 }
 
-// 1/cosh² x, which 1 − tanh² x loses in its tails; beside tanh x it takes no exponential and no division of its own
+// 1/cosh² x, which 1 − tanh² x loses in its tails
 fn sech_squared${s}_(x: ${F}) -> ${F} {
   let e = exp(-2.0 * abs(x));
   let r = 1.0 / (1.0 + e);

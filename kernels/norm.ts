@@ -7,7 +7,7 @@ import { gpu } from "./gpu/gpu.ts";
 import { type BufferType, type Kernel, type KernelSpec, variants } from "./gpu/kernel.ts";
 import { vectorOf } from "./epilogue.ts";
 import type { Memory } from "./gpu/memory.ts";
-import { columnBuffer, columnReader, parsePlan, planKey, planRow, rowBuffer, rowCode } from "./row.ts";
+import { columnReader, parsePlan, planKey, planRow, rowBuffer, rowCode } from "./row.ts";
 
 const forwardKernel: (key: string) => Kernel = variants((key: string): KernelSpec => {
   const [kind, element, plan_] = key.split("/") as ["layerNorm" | "rmsNorm", Element, string];
@@ -17,8 +17,8 @@ const forwardKernel: (key: string) => Kernel = variants((key: string): KernelSpe
     name: kind,
     buffers: {
       x: rowBuffer("read", element),
-      weight: columnBuffer(element, plan),
-      ...layer ? { bias: columnBuffer(element, plan) } : {},
+      weight: rowBuffer("read", element),
+      ...layer ? { bias: rowBuffer("read", element) } : {},
       y: rowBuffer("write", element),
       stats: "write f32",
     },
@@ -43,9 +43,7 @@ const forwardKernel: (key: string) => Kernel = variants((key: string): KernelSpe
   if (lane == 0u) { stats[2u * row] = mean; stats[2u * row + 1u] = rstd; }
   ${
       each(
-        `store_y(row_base, columns4, live4, (x4 - mean) * rstd * weight_at(columns4)${
-          layer ? " + bias_at(columns4)" : ""
-        });`,
+        `store_y(at4, live4, (x4 - mean) * rstd * weight_at(columns4)${layer ? " + bias_at(columns4)" : ""});`,
       )
     }`,
   };
@@ -78,7 +76,7 @@ const backwardKernel: (key: string) => Kernel = variants((key: string): KernelSp
     name: `${kind} backward`,
     buffers: {
       x: rowBuffer("read", element),
-      weight: columnBuffer(element, plan),
+      weight: rowBuffer("read", element),
       stats: "read f32",
       dY: rowBuffer("read", element),
       ...plus ? { plus: rowBuffer("read", element) } : {},
@@ -101,7 +99,7 @@ const backwardKernel: (key: string) => Kernel = variants((key: string): KernelSp
   let means = ${sum("part", "vec2f")} / f32(params.columns);
   ${
       each(
-        `store_d_x(row_base, columns4, live4, rstd * (d_y4 * weight_at(columns4) - ${
+        `store_d_x(at4, live4, rstd * (d_y4 * weight_at(columns4) - ${
           layer ? "means.x" : "0.0"
         } - (x4 - mean) * rstd * means.y)${plus ? " + plus4" : ""});`,
       )

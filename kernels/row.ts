@@ -16,7 +16,7 @@ export interface RowPlan {
   sure: number;
   /** Whether there is more of the row than that, which every loop reads again. */
   more: boolean;
-  /** Whether the row's length is a multiple of 4, so that it is whole vec4s; of another, a few columns in front and behind are not. */
+  /** Whether the row's length is a multiple of 4, so that it is whole vec4s; of another, it shares its first and last with its neighbours. */
   wide: boolean;
   /** Whether threads meet through subgroups rather than a tree in workgroup memory. */
   subgroups: boolean;
@@ -27,8 +27,8 @@ export const rowTuning: { limits: RowLimits | null; subgroups: boolean | null } 
 
 /**
  * What an adapter gets that was not measured. On an H100 (copy 2.92 TB/s) rows of 32,000 take the least time with 1,024 threads, which have 64 registers each:
- * of one matrix they keep 8 vec4s a thread, the whole row (cross-entropy 0.365 ms, 98 % of a copy's speed), of two 5 and read the rest from the cache nearest to
- * them (forwardKl 0.57 ms, with 4 of them 0.60, with 3 0.65; jsd 0.75, with 6 of them 0.80, as they spill).
+ * of one matrix they keep 8 vec4s a thread, the whole row (cross-entropy 0.36 ms, a copy's speed), of two 5 and read the rest from the cache nearest to
+ * them (forwardKl 0.54 ms, with 4 of them 0.58; jsd 0.58, with 4 of them 0.79, with 6 0.62, as they spill).
  */
 export function defaultRowLimits(isSoftware: boolean): Record<RowWork, RowLimits> {
   if (isSoftware) {
@@ -43,7 +43,7 @@ export function planRow(columns: number, work: RowWork): RowPlan {
   const { isSoftware, limits, subgroups: able, tuning } = gpu().info;
   const { threads, quads } = rowTuning.limits ?? (tuning?.rows ?? defaultRowLimits(isSoftware))[work];
   const most = Math.min(threads, limits.maxComputeInvocationsPerWorkgroup), wide = columns % 4 === 0;
-  const inRow = wide ? columns / 4 : columns - 3 * Math.max(0, Math.floor((columns - 3) / 4)); // vec4s, and columns at the ends
+  const inRow = wide ? columns / 4 : Math.floor(columns / 4) + 2; // vec4s, and those that the row shares with its neighbours
   // four vec4s a thread are enough reads under way, and meetings of many threads cost: jsd of 16384×8192 takes 0.54 ms with 512 threads, 0.62 with 1,024
   let n = 32;
   while (n < most && inRow > (quads ? 4 : 2) * n) n *= 2;
@@ -80,15 +80,20 @@ export function parsePlan(key: string): RowPlan {
   };
 }
 
-/** How a vector of one element a column is declared under a plan: rows of whole vec4s meet it so. */
-export function columnBuffer(element: Element, plan: RowPlan): BufferType {
-  return plan.wide ? rowBuffer("read", element) : `read ${element}`;
-}
-
-/** A function NAME_at that reads such a vector at `columns4`. */
+/** A function NAME_at that reads a vector of one element a column, in vec4s, at `columns4`: with rows that are not whole vec4s these begin anywhere in one. */
 export function columnReader(name: string, plan: RowPlan): string {
-  const at = [..."xyzw"].map((l) => `f32(${name}[min(c.${l}, params.columns - 1u)])`).join(", ");
-  return `fn ${name}_at(c: vec4u) -> vec4f { return ${plan.wide ? `vec4f(${name}[c.x / 4u])` : `vec4f(${at})`}; }`;
+  return `fn ${name}_at(c: vec4u) -> vec4f {
+  ${
+    plan.wide ? `return vec4f(${name}[c.x / 4u]);` : `let i = bitcast<i32>(c.x) >> 2u;
+  let a = vec4f(${name}[max(i, 0)]);
+  let b = vec4f(${name}[min(u32(i + 1), (params.columns - 1u) / 4u)]);
+  var w = a;
+  var next = b.x;
+  if ((c.x & 2u) != 0u) { w = vec4f(a.zw, b.xy); next = b.z; } // alike in all of a row
+  if ((c.x & 1u) != 0u) { w = vec4f(w.yzw, next); }
+  return w;`
+  }
+}`;
 }
 
 /** How a buffer of rows is declared. */
@@ -97,33 +102,35 @@ export function rowBuffer(access: "read" | "write", element: Element): BufferTyp
   return `${access} ${vector[element]}`;
 }
 
-/** One softmax normaliser of a row: of `value` (a vec4f in the body of `each`) times `k`. Defines NAME_max and NAME_rest: log Σ eᵏˣ = k·max + log1p(rest). */
+/** One softmax normaliser of a row: of `value` (a vec4f in the body of `each`) times `k`. `also` sees it as NAME4. Defines NAME_max and NAME_rest: log Σ eᵏˣ = k·max + log1p(rest). */
 export interface Normaliser {
   name: string;
   value: string;
   k: string;
   /** A stream whose value at the row's largest `value` is wanted too, as NAME_at. */
   at?: string;
-  /** What `value` is a growing function of, and that function of an f32: then the largest is looked for without it. */
-  grows?: { from: string; by: string };
-  /** Code of the loop that sums, in front of its use of `value` and behind it, where the whole row is kept: there it may leave something in a stream's place. */
-  before?: string;
-  after?: string;
+  /** Where the whole row is kept: what registers take in the place of the stream whose values are `value`, as a function of them, and are normalised. */
+  becomes?: string;
 }
 
 /** The pieces of a kernel over rows. */
 export interface RowCode {
   head: string;
-  /** Defines `row_base` and reads what registers keep. Needs `row`. */
+  /** Defines `row_first` and reads what registers keep. Needs `row`. */
   begin: string;
   /**
-   * A loop over the row. The body sees `columns4` (vec4u), `live4` (whether those exist: a column at an end of a row comes with three that do not)
+   * A loop over the row. The body sees `at4` (u32: the index of a vec4), `columns4` (vec4u), `live4` (whether those are in the row: not all of a vec4 that it shares are)
    * and one `NAME4` (vec4f) a stream; what does not exist reads LOW. Loops run forward and backward by turns: what was read last is in the cache.
    * `kept` is the body of what registers keep, where it is another: it may leave something else in a stream's place for the next loop, `kept_NAME = x`.
    */
   each: (body: string, kept?: string) => string;
   /** The first turn of a loop. */
   first: (body: string) => string;
+  /**
+   * Touches the next vec4s, 4 a thread, behind what registers keep (and nothing where they keep none): the body sees a NAME4 (f32) of each 32 bytes. So these are on their
+   * way to the cache with the rest, where a loop waits for the memory at every turn: jsd of 4096×32000 takes an H100 0.58 ms so, 0.63 without.
+   */
+  peek: (body: string) => string;
   /** The lane of the thread that sees a column. */
   ownerOf: (column: string) => string;
   /** The sum or maximum of an f32, vec2f or vec4f over the workgroup, which every thread gets. Not inside a branch. */
@@ -137,7 +144,7 @@ type Meeting = "f32" | "vec2f" | "vec4f";
 const MEETINGS: Meeting[] = ["f32", "vec2f", "vec4f"];
 
 /**
- * The code for rows of `params.columns` columns: `streams` are read, `outputs` written (by WGSL name: `store_NAME(row_base, columns4, live4, x)`). An output may be a stream.
+ * The code for rows of `params.columns` columns: `streams` are read, `outputs` written (by WGSL name: `store_NAME(at4, live4, x)`). An output may be a stream.
  * `finite`: what is less than LEAST, −∞ too, reads LEAST.
  */
 export function rowCode(
@@ -148,51 +155,43 @@ export function rowCode(
 ): RowCode {
   const { threads, quads, more, wide, subgroups } = plan;
   const names = Object.keys(streams), vector = (element: Element) => element === "f16" ? "vec4h" : "vec4f";
-  // a row that is no whole vec4s begins anywhere in one: its first columns up to the next, `lead` of them, and the last that make none are units of their own
-  const index = wide ? "base + c.x / 4u" : "(base + c.x) / 4u";
-  const load = names.map((name) =>
-    wide
-      ? `fn load_${name}(base: u32, c: vec4u, live: vec4<bool>) -> vec4f { return vec4f(${name}[${index}]); }`
-      : `fn load_${name}(base: u32, c: vec4u, live: vec4<bool>) -> vec4f {
-  let x = vec4f(${name}[${index}]);
-  return select(vec4f(x[(base + c.x) % 4u], LOW, LOW, LOW), x, live.y);
-}`
+  const load = [...new Set([...names, ...Object.keys(outputs)])].map((name) =>
+    `fn load_${name}(at: u32, live: vec4<bool>) -> vec4f { return ${
+      wide ? `vec4f(${name}[at])` : `select(vec4f(LOW), vec4f(${name}[at]), live)`
+    }; }`
   ).join("\n");
   // of a vec4 that two rows share each writes its own components, which no other thread does
-  const store = Object.entries(outputs).map(([name, element]) =>
-    `fn store_${name}(base: u32, c: vec4u, live: vec4<bool>, x: vec4f) {
-  ${
-      wide
-        ? `${name}[${index}] = ${vector(element)}(x);`
-        : `if (live.y) { ${name}[${index}] = ${vector(element)}(x); } else { ${name}[${index}][(base + c.x) % 4u] = ${
-          element === "f16" ? "f16" : "f32"
-        }(x.x); }`
-    }
-}`
-  ).join("\n");
+  const store = Object.entries(outputs).map(([name, element]) => {
+    const whole = `${name}[at] = ${vector(element)}(x);`, scalar = element === "f16" ? "f16" : "f32";
+    const parts = lanes.map((l) => `if (live.${l}) { ${name}[at].${l} = ${scalar}(x.${l}); }`).join(" ");
+    return `fn store_${name}(at: u32, live: vec4<bool>, x: vec4f) { ${
+      wide ? whole : `if (all(live)) { ${whole} } else { ${parts} }`
+    } }`;
+  }).join("\n");
   const held = Array.from({ length: quads }, (_, q) => q);
   const sure = (q: number) => q < plan.sure;
-  // the columns of a turn, and whether there are any
-  const place = (step: string, sure: boolean) =>
-    wide || sure
-      ? `let columns4 = ${
+  // the vec4 of a turn, its columns, and whether there is one; those that a row shares come last, the one behind it before the one in front of it
+  const place = (step: string, sure: boolean) => {
+    const unit = `let unit = ${step} * ${threads}u + lane;`, four = "vec4u(0u, 1u, 2u, 3u)";
+    return wide || sure
+      ? `${unit} let at4 = row_first + unit; let columns4 = ${
         wide ? "" : "lead + "
-      }(${step} * ${threads}u + lane) * 4u + vec4u(0u, 1u, 2u, 3u); let live4 = vec4<bool>(true);`
-      : `let unit = min(${step} * ${threads}u + lane, units - 1u); let end = unit - inner; let whole = unit < inner;
-    let columns4 = select(vec4u(select(4u * inner, 0u, end < lead) + end, vec3u(0xffffffffu)), lead + unit * 4u + vec4u(0u, 1u, 2u, 3u), whole);
-    let live4 = vec4<bool>(true, whole, whole, whole);`;
-  const exists = (step: string) =>
-    wide ? `(${step} * ${threads}u + lane) * 4u < params.columns` : `${step} * ${threads}u + lane < units`;
+      }4u * unit + ${four}; let live4 = vec4<bool>(true);`
+      : `${unit} let at4 = select(row_first + unit, max(row_first, 1u) - 1u, unit > inner);
+    let columns4 = lead + 4u * select(unit, 0xffffffffu, unit > inner) + ${four}; // in front of the row: more than any column
+    let live4 = columns4 < vec4u(params.columns);`;
+  };
+  const exists = wide ? "4u * unit < params.columns" : "unit < inner + 2u";
   const turn = (step: string, sure: boolean, from: (name: string) => string, body: string) =>
-    `${sure ? "" : `if (${exists(step)}) `}{ ${place(step, sure)}
+    `{ ${place(step, sure)} ${sure ? "" : `if (${exists}) `}{
     ${names.map((name) => `let ${name}4 = ${from(name)};`).join(" ")}
-    ${body} }`;
+    ${body} } }`;
   const read = (name: string, at: string) => {
-    const x = `load_${name}(row_base, ${at}, live4)`;
+    const x = `load_${name}(${at}, live4)`;
     return finite ? `at_least(${x})` : x;
   };
   const reading = (step: string, sure: boolean, body: string) =>
-    turn(`(${step})`, sure, (name) => read(name, "columns4"), body);
+    turn(`(${step})`, sure, (name) => read(name, "at4"), body);
   // a branch that is always taken keeps compilers from moving one turn's work into another's: they run out of registers
   const keeping = (body: string, turns = held) =>
     turns.map((q) =>
@@ -206,7 +205,7 @@ export function rowCode(
     if (!more) return keeping(kept);
     const steps = wide
       ? `(params.columns + ${4 * threads - 1}u) / ${4 * threads}u`
-      : `(units + ${threads - 1}u) / ${threads}u`;
+      : `(inner + ${threads + 1}u) / ${threads}u`;
     const loop = (from: string, to: string, sure: boolean) =>
       `for (var turn = ${from}; turn < ${to}; turn++) {
     ${reading(backward ? `${from} + (${to} - 1u - turn)` : "turn", sure, body)}
@@ -233,27 +232,30 @@ ${store}
 ${subgroups ? subgroupMeetings(threads) : treeMeetings(threads)}
 ${ROW_FUNCTIONS}`,
     begin: `${
-      wide ? "let row_base = row * (params.columns / 4u);" : `let row_base = row * params.columns;
-  let lead = min((4u - row_base % 4u) % 4u, params.columns);
-  let inner = (params.columns - lead) / 4u;
-  let units = params.columns - 3u * inner;`
+      wide ? "let row_first = row * (params.columns / 4u);" : `let lead = (0u - row * params.columns) % 4u;
+  let row_first = (row * params.columns + lead) / 4u; // the first vec4 that is the row's alone, behind \`lead\` columns; \`inner\` are
+  let inner = (max(params.columns, lead) - lead) / 4u;`
     }
   ${names.flatMap((name) => held.map((q) => `var ${name}_${q}: vec4f;`)).join(" ")}
   ${
       held.map((q) =>
-        `{ ${place(`${q}u`, sure(q))} ${
-          wide && !sure(q)
-            ? "let at4 = select(vec4u(0u), columns4, columns4.x < params.columns);"
-            : "let at4 = columns4;"
-        }
-    ${names.map((name) => `${name}_${q} = ${read(name, "at4")};`).join(" ")} }`
+        `{ ${place(`${q}u`, sure(q))} let from4 = ${wide && !sure(q) ? `select(row_first, at4, ${exists})` : "at4"};
+    ${names.map((name) => `${name}_${q} = ${read(name, "from4")};`).join(" ")} }`
       ).join("\n  ")
     }`,
     each,
     ownerOf: (c) =>
-      wide
-        ? `(${c} / 4u % ${threads}u)`
-        : `(select(inner + select(${c} - 4u * inner, ${c}, ${c} < lead), (${c} - lead) / 4u, ${c} >= lead && ${c} < lead + 4u * inner) % ${threads}u)`,
+      wide ? `(${c} / 4u % ${threads}u)` : `(select((${c} - lead) / 4u, inner + 1u, ${c} < lead) % ${threads}u)`,
+    peek: (body) =>
+      quads === 0 || !more ? "" : [0, 1].map((j) => {
+        const at = (name: string) => {
+          const vectors = streams[name] === "f16" ? 4 : 2; // in 32 bytes
+          return `${name}[row_first + min(${(quads + vectors * j) * threads}u + ${vectors}u * lane, ${
+            wide ? "params.columns / 4u" : "inner"
+          } - 1u)]`;
+        };
+        return `{ ${names.map((name) => `let ${name}4 = f32(${at(name)}.x);`).join(" ")} ${body} }`;
+      }).join("\n  "),
     first: (body) => quads > 0 ? keeping(body, held.slice(0, 1)) : `{ ${reading("0u", false, body)} }`,
     sum,
     max,
@@ -277,33 +279,33 @@ type Normalise = (
 const lanes = [..."xyzw"];
 
 /** Rows in registers, of one normaliser without a companion: the largest first, then the terms. */
-const normaliseKept: Normalise = ([n], also, each, sum, max) => {
-  const key = n.grows?.from ?? n.value;
-  // this thread's largest is the row's: of a function, two that came out alike need not both be
-  const mine = `(${n.name}_own == ${n.name}_max)`;
-  const isMax = n.grows
-    ? `(vec4<bool>${mine} & (${key} == vec4f(${n.name}_top)))`
-    : `(${n.value} == vec4f(${n.name}_max))`;
-  return `var ${n.name}_top = LOW;
-  ${each(`${n.name}_top = max(${n.name}_top, max_of(select(vec4f(LOW), ${key}, live4))); ${also}`)}
-  let ${n.name}_own = ${n.grows ? `${n.grows.by}(${n.name}_top)` : `${n.name}_top`};
-  let ${n.name}_max = ${max(`${n.name}_own`, "f32")};
-  var ${n.name}_terms = vec2f(0.0);
-  // the largest terms are counted by the threads that have them
-  if (${mine}) {
-    ${each(`${n.name}_terms.y += sum_of(select(vec4f(0.0), vec4f(1.0), live4 & ${isMax}));`)}
-  }
+const normaliseKept: Normalise = ([{ name, value, k, becomes }], also, each, sum, max) => {
+  const stream = value.replace(/4$/, ""), isMax = `(${value} == vec4f(${name}_max))`;
+  const term = `exp2((${value} - ${name}_max) * ${name}_k)`;
+  return `let ${name}_k = ${k} * ${Math.LOG2E};
+  var ${name}_top = LOW;
   ${
-    // and left out of the sum of the others, so that it keeps its digits
     each(
-      `${
-        n.before ?? ""
-      } ${n.name}_terms.x += sum_of(select(exp((${n.value} - ${n.name}_max) * ${n.k}), vec4f(0.0), ${isMax} | !live4)); ${
-        n.after ?? ""
-      }`,
-    )}
-  let ${n.name}_sums = ${sum(`${n.name}_terms`, "vec2f")};
-  let ${n.name}_rest = ${n.name}_sums.x + (${n.name}_sums.y - 1.0);`;
+      `let ${name}4 = ${
+        becomes ?? value
+      }; ${name}_top = max(${name}_top, max_of(select(vec4f(LOW), ${name}4, live4))); ${
+        becomes ? `kept_${stream} = ${name}4;` : ""
+      } ${also}`,
+    )
+  }
+  let ${name}_max = ${max(`${name}_top`, "f32")};
+  var ${name}_terms = vec2f(0.0);
+  if (${name}_top < ${name}_max) {
+    ${each(`${name}_terms.x += sum_of(select(vec4f(0.0), ${term}, live4));`)}
+  } else { // the largest terms are counted, and left out of the sum of the others, so that it keeps its digits
+    ${
+    each(
+      `${name}_terms += vec2f(sum_of(select(${term}, vec4f(0.0), ${isMax} | !live4)), sum_of(select(vec4f(0.0), vec4f(1.0), live4 & ${isMax})));`,
+    )
+  }
+  }
+  let ${name}_sums = ${sum(`${name}_terms`, "vec2f")};
+  let ${name}_rest = ${name}_sums.x + (${name}_sums.y - 1.0);`;
 };
 
 /** Rows of which loops read some again: maxima and terms in one loop. */
@@ -313,7 +315,8 @@ const normaliseOnline: Normalise = (of, also, each, sum, max) =>
   ${
     each(
       of.map(({ name, value, k, at }) =>
-        `{ let x = select(vec4f(LOW), ${value}, live4); let top = max_of(x);
+        `let ${name}4 = ${value};
+    { let x = select(vec4f(LOW), ${name}4, live4); let top = max_of(x);
       if (top >= ${name}_part.x) {
         ${at ? `${name}_beside = beside(${name}_beside, top > ${name}_part.x, x, top, ${at}4);` : ""}
         ${name}_part = raised_normaliser(${name}_part, x, top, live4, ${k});

@@ -20,13 +20,11 @@ const forwardKernel: (key: string) => Kernel = variants((key: string): KernelSpe
     main: `let row = group;
   if (row >= params.rows) { return; }
   ${begin}
-  ${normalise([{ name: "x", value: "x4", k: "1.0" }])}
-  let log_sum = log1p_(x_rest);
+  ${normalise([{ name: "row", value: "x4", k: "1.0" }])}
+  let log_sum = log1p_(row_rest);
   ${
       each(
-        `store_y(row_base, columns4, live4, ${
-          kind === "softmax" ? "exp(x4 - x_max - log_sum)" : "x4 - x_max - log_sum"
-        });`,
+        `store_y(at4, live4, ${kind === "softmax" ? "exp(x4 - row_max - log_sum)" : "x4 - row_max - log_sum"});`,
       )
     }`,
   };
@@ -55,7 +53,7 @@ const backwardKernel: (key: string) => Kernel = variants((key: string): KernelSp
   var part = 0.0;
   ${each(`part += sum_of(select(vec4f(0.0), ${soft ? "d_y4 * y4" : "d_y4"}, live4));`)}
   let total = ${sum("part", "f32")};
-  ${each(`store_d_x(row_base, columns4, live4, ${soft ? "y4 * (d_y4 - total)" : "d_y4 - exp(y4) * total"});`)}`,
+  ${each(`store_d_x(at4, live4, ${soft ? "y4 * (d_y4 - total)" : "d_y4 - exp(y4) * total"});`)}`,
   };
 });
 

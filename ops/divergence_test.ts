@@ -510,6 +510,28 @@ Deno.test("divergences: Gaussians on a grid, near and as good as apart", async (
   assertSmall(errors);
 });
 
+Deno.test("divergences: likely classes behind those that rows are first measured by", async () => {
+  await init();
+  const V = 1501, rises = [3, 7, 12, 40], shape = [rises.length, V], ones = rises.map(() => 1);
+  const rows = (seed: number) => {
+    const noise = normals(rises.length * V, 1, seed);
+    return rises.flatMap((rise, r) => noise.slice(r * V, (r + 1) * V).map((x, c) => x + (c >= V - 60 ? rise : 0)));
+  };
+  const [student, teacher] = [rows(1), rows(2)];
+  const inputs = [student, teacher].map((values) => ({ values, shape }));
+  const errors: [string, number, number][] = [];
+  await underAllPlans(async (plan) => {
+    for (const name of NAMES) {
+      const o = { reduction: "none" as const }, want = reference(name, student, teacher, V, o, ones);
+      const { loss, gradients } = await measure((s, t) => OPS[name](s, t, o), inputs, ones);
+      errors.push([`${name}, ${plan}`, rowError(loss, want.loss, 1), VALUE]);
+      errors.push([`${name}, ${plan}: dStudent`, rowError(gradients[0], want.dStudent, V), GRADIENT]);
+      errors.push([`${name}, ${plan}: dTeacher`, rowError(gradients[1], want.dTeacher, V), GRADIENT]);
+    }
+  });
+  assertSmall(errors);
+});
+
 Deno.test("divergences: f16 rows of which registers keep a part", async () => {
   const { f16 } = await init();
   if (!f16) return;
