@@ -96,13 +96,16 @@ export interface CrossEntropyVariant {
   inPlace: boolean;
 }
 
+// y of a softcap has no place in f16
+const inHalves = (v: CrossEntropyVariant) => v.logits === "f16" && v.target === "index" && !v.softcap;
+
 const kernel: (key: string) => Kernel = variants((key: string): KernelSpec => {
   const { plan: planText, ...v } = JSON.parse(key) as CrossEntropyVariant & { plan: string };
   const plan = parsePlan(planText);
   const soft = v.target !== "index", dLogits = v.inPlace ? "logits" : "d_logits";
   const streams: Record<string, Element> = { logits: v.logits, ...soft ? { probability: v.target as Element } : {} };
   const outputs: Record<string, Element> = v.gradient ? { [dLogits]: v.logits } : {};
-  const { head, begin, each, sum, normalise, ownerOf } = rowCode(plan, streams, outputs);
+  const { head, begin, each, sum, normalise, ownerOf } = rowCode(plan, streams, outputs, { halves: inHalves(v) });
   const again = rowCode({ ...plan, quads: 0, more: true }, streams, outputs);
   // with a softcap x is y = tanh u and k the cap; where registers keep the row they take y: a first version took an H100 0.39 ms for 4096×32000 so, 0.49 with the tanh twice
   const capped = v.softcap && plan.quads > 0 && !plan.more && !v.extras && !v.inPlace;
@@ -123,7 +126,6 @@ const kernel: (key: string) => Kernel = variants((key: string): KernelSpec => {
     store_${dLogits}(at4, live4, g4${bend});`;
   const gradientLoop = `${x} ${parts}
     ${soft ? spread("w4 * t4") : v.smooth ? (v.weight ? "" : "let w4 = vec4f(1.0);") + spread("w4") : ""}
-    ${capped ? "let bent4 = select(vec4f(0.0), x4, live4); steep = max(steep, dot(bent4, bent4));" : ""}
     ${v.softcap && !capped ? "var bend4 = 1.0 - x4 * x4; if (dot(x4, x4) > 0.8) { bend4 = sech_squared4_(u4); }" : ""}
     ${writing(capped ? " * (1.0 - x4 * x4)" : v.softcap ? " * bend4" : "")}`;
   // near ±1 the slope 1 − tanh² has the digits of u, not of y: the few columns that are there are read and written again
@@ -139,6 +141,7 @@ const kernel: (key: string) => Kernel = variants((key: string): KernelSpec => {
       v.softcap ? " * sech_squared_(slopes.w * params.to_cap)" : ""
     });
   }`;
+  const zLoss = "select(0.0, params.z_loss * lse * lse * z_scale, params.z_loss > 0.0)"; // lse² may overflow
   const spreadLoop = `${x} ${weight} ${soft ? t + spread("w4 * t4") : spread("w4")}`;
   const zeroRow = v.gradient ? each(`store_${dLogits}(at4, live4, vec4f(0.0));`) : "";
   return {
@@ -180,7 +183,7 @@ ${
 fn weight_of(c: u32) -> f32 { return weight[c / 4u][c % 4u]; }`
         : ""
     }
-${soft ? "" : "var<workgroup> label_logit_shared: f32;\nvar<workgroup> ending: array<vec4f, 2>;"}
+${soft ? "" : "var<workgroup> ending: array<vec4f, 2>;"}
 ${v.extras ? "var<workgroup> best: array<vec2f, THREADS>;" : ""}
 fn element(row: u32, c: u32) -> f32 {
   let at = row * params.columns + c;
@@ -207,6 +210,7 @@ fn capped(logit: f32) -> f32 {
   }`
     }
   var mass_part = 0.0;
+  ${capped ? "var steep = 0.0;" : ""}
   var spread = 0.0;
   ${
       normalise(
@@ -217,7 +221,8 @@ fn capped(logit: f32) -> f32 {
               : { name: "x", value: "tanh4_(logits4 * params.to_cap)", k: "k" }
             : { name: "x", value: "logits4", k: "k" },
         ],
-        soft ? `{ ${weight} ${t} mass_part += sum_of(w4 * t4); }` : "",
+        (soft ? `{ ${weight} ${t} mass_part += sum_of(w4 * t4); }` : "") +
+          (capped ? "let bent4 = select(vec4f(0.0), x4, live4); steep = max(steep, dot(bent4, bent4));" : ""),
       )
     }
   let m = x_max;
@@ -240,16 +245,9 @@ fn capped(logit: f32) -> f32 {
   var nan_bits = 0x7fc00000u;
   let known = label < params.columns;
   let poison = select(bitcast<f32>(nan_bits), 0.0, known);
-  let raw_label = element(row, select(0u, label, known));
-  // through memory, so that it is rounded as m is, and a row's only likely class has loss 0
-  if (lane == 0u) { label_logit_shared = capped(raw_label); }
-  let label_logit = workgroupUniformLoad(&label_logit_shared);
   let label_weight = ${v.weight ? "weight_of(select(0u, label, known))" : "1.0"} + poison;
-  let label_loss = log_sum - (label_logit - m) * k;
-
-  let label_excess = expm1_(-label_loss);`
+`
     }
-  let z = select(0.0, params.z_loss * lse * lse * z_scale, params.z_loss > 0.0); // lse² may overflow
   let z_slope = select(0.0, 2.0 * params.z_loss * z_scale * lse, params.z_loss > 0.0);
   let outer = up * params.inverse_temperature;
   ${
@@ -265,11 +263,12 @@ fn capped(logit: f32) -> f32 {
   ${
       soft ? "" : `// what only the end needs waits in memory, since registers are few
   if (lane == 0u) {
-    ending[0] = vec4f(sharp, even, label_excess, raw_label);
-    ending[1] = vec4f(label_loss, label_weight, scale, z);
+    let raw_label = element(row, select(0u, label, known));
+    let label_loss = log_sum - (capped(raw_label) - m) * k; // capped as m is: a row's only likely class has loss 0
+    ending[0] = vec4f(sharp, even, expm1_(-label_loss), raw_label);
+    ending[1] = vec4f(label_loss, label_weight, scale, ${zLoss});
   }`
     }
-  ${capped ? "var steep = 0.0;" : ""}
   ${v.extras ? `let ignored = ${soft ? "false" : "labels[at] == params.ignore_index"};` : ""}
   ${
       v.gradient
@@ -279,29 +278,28 @@ fn capped(logit: f32) -> f32 {
         : ""
     }
   ${
-      soft ? "" : `workgroupBarrier();
-  let slopes = ending[0];
-  let losses = ending[1]; // of the label, and its weight; what the row is multiplied by; the z-loss
-  ${labelColumn}`
-    }
-  ${
       soft || v.smooth
         ? `let spread_all = ${sum("spread", "f32")};
   var infinity = 0x7f800000u;
   let spread_sum = select(-spread_all * k, bitcast<f32>(infinity), spread_all < -1e-14 * VAST);`
-        : ""
+        : "workgroupBarrier();"
+    }
+  ${
+      soft ? "" : `let slopes = ending[0];
+  let losses = ending[1]; // of the label, and its weight; what the row is multiplied by; the z-loss
+  ${labelColumn}`
     }
   if (lane == 0u ${v.extras ? "&& !ignored" : ""}) {
     ${
       soft
-        ? "loss[at] = (spread_sum + select(mass * log_sum, 0.0, mass == 0.0)) * scale + z;"
+        ? `loss[at] = (spread_sum + select(mass * log_sum, 0.0, mass == 0.0)) * scale + ${zLoss};`
         : `let smooth_loss = ${
           v.smooth ? "params.smoothing / f32(params.columns) * (spread_sum + counts[2] * log_sum)" : "0.0"
         };
     let sharp_loss = select((1.0 - params.smoothing) * losses.y * losses.x, poison, losses.y == 0.0);
     loss[at] = (sharp_loss + smooth_loss) * losses.z + losses.w;`
     }
-    ${v.extras ? `z_rows[at] = ${soft ? "z" : "losses.w"};` : ""}
+    ${v.extras ? `z_rows[at] = ${soft ? zLoss : "losses.w"};` : ""}
   }
   ${
       v.extras
@@ -369,8 +367,7 @@ export function crossEntropyRows(
   b: CrossEntropyBuffers,
   n: CrossEntropyNumbers,
 ): void {
-  const plan = planRow(n.columns, target === "index" ? "one" : "two");
-  const variant: CrossEntropyVariant & { plan: string } = {
+  const variant: CrossEntropyVariant = {
     logits,
     target,
     weight: b.weight !== null,
@@ -379,8 +376,11 @@ export function crossEntropyRows(
     gradient: b.dLogits !== null,
     extras: b.extras !== null,
     inPlace: b.dLogits === b.logits,
-    plan: planKey(plan),
   };
+  const plan = planRow(n.columns, target === "index" ? "one" : "two", {
+    halves: inHalves(variant),
+    busy: variant.softcap,
+  });
   const buffers: Record<string, Memory> = {
     logits: b.logits,
     counts: b.counts,
@@ -391,7 +391,7 @@ export function crossEntropyRows(
   if (b.weight) buffers.weight = b.weight;
   if (b.extras) Object.assign(buffers, b.extras);
   if (b.dLogits && b.dLogits !== b.logits) buffers.dLogits = b.dLogits;
-  kernel(JSON.stringify(variant)).run(buffers, {
+  kernel(JSON.stringify({ ...variant, plan: planKey(plan) })).run(buffers, {
     rows: n.rows,
     columns: n.columns,
     firstRow: n.firstRow,

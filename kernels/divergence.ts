@@ -27,7 +27,7 @@ import {
   times,
 } from "./divergence_formulas.ts";
 import { fit, MATH, MATH4 } from "./math.ts";
-import { parsePlan, planKey, planRow, rowBuffer, type RowCode, rowCode } from "./row.ts";
+import { parsePlan, planKey, planRow, rowBuffer, type RowCode, rowCode, type RowPlan } from "./row.ts";
 
 const TERMS = 10; // of a fitted polynomial: 1e-7 at worst, whatever β; even, as an odd number would have d = 0 among the points
 const coefficients = (name: string) => Array.from({ length: TERMS }, (_, i) => `${name}${i}`);
@@ -47,8 +47,11 @@ interface Variant {
   inPlace: boolean;
   /** Whether β > ½, for what has a mixture. */
   flip: boolean;
-  plan: string;
 }
+
+// what has a third loop leaves more than halves in registers
+const inHalves = ({ name, student, teacher }: Variant) =>
+  FORMULAS[name].mean !== undefined && student === "f16" && teacher === "f16";
 
 /** What a variant needs of its formula as polynomials in d. */
 function polynomials({ name, dStudent, dTeacher }: Variant): { name: string; near: Near; power: number }[] {
@@ -69,6 +72,7 @@ const LOG2E = "1.44269504089";
 /** What the two ways through a row share: fast and, where that is not to be trusted, careful. */
 interface Way {
   v: Variant;
+  plan: RowPlan;
   formula: Formula;
   /** The row as the plan has it, in which −∞ is a finite number; and read again by each loop, as it is. */
   row: RowCode;
@@ -84,15 +88,15 @@ interface Way {
 }
 
 /** The loops that most rows need. They end the kernel where what they found is to be trusted. */
-function fast({ v, formula, row, student, teacher, writeStudent, writeTeacher, finish }: Way): string {
-  const plan = parsePlan(v.plan);
+function fast({ v, plan, formula, row, student, teacher, writeStudent, writeTeacher, finish }: Way): string {
   const { mean, first = "" } = formula;
   const { first: firstOf = first, value }: Formula["fast"] & object = formula.fast ?? { first, value: formula.value };
   const weight4 = mean === "teacher" ? "et4" : "es4", field = mean === "teacher" ? "y" : "x";
   const squares = mean && (mean === "student" ? student : teacher) !== null;
   // all is made of powers of two beside a logit near the row's largest, q = 2ˢ/Σ2ˢ and p = 2ᵗ/Σ2ᵗ. Three loops are worth that registers take s and t, which spills in two
   const scaled = "let s4 = (student4 - top.x) * k2; let t4 = (teacher4 - top.y) * k2;";
-  const scaledKept = mean ? scaled : "let s4 = student4; let t4 = teacher4;";
+  const halves = inHalves(v);
+  const scaledKept = mean || halves ? scaled : "let s4 = student4; let t4 = teacher4;";
   const powers = "let gap4 = s4 - t4; let es4 = exp2(s4); let et4 = exp2(t4);";
   const e1 = "exp2(s4 * temperature)"; // at T = 1
   const gather = `${scaled} ${powers}
@@ -110,7 +114,7 @@ function fast({ v, formula, row, student, teacher, writeStudent, writeTeacher, f
   const gradientOf = (side: Side | null, weight: string, sum: string, difference: string) =>
     side ? `${weight} * (${side.h} - ${sum})` : difference;
   // where one gradient is all that is left to do, registers take what it is made of; of what they do not keep, h waits where the gradient will be
-  const left = mean || v.crossEntropy ? null : v.dStudent && v.dTeacher ? null : student ?? teacher;
+  const left = mean || v.crossEntropy || halves ? null : v.dStudent && v.dTeacher ? null : student ?? teacher;
   const ofLeft = left === student
     ? { logits: "student4 - top.x", power: "es4", h: "of_student4", scale: "q_scale", mean: "sums.y", at: "d_student" }
     : { logits: "teacher4 - top.y", power: "et4", h: "of_teacher4", scale: "p_scale", mean: "sums.z", at: "d_teacher" };
@@ -144,7 +148,7 @@ function fast({ v, formula, row, student, teacher, writeStudent, writeTeacher, f
   let top = ${row.max("top_part", "vec2f")};
   var part = vec4f(0.0);
   var squares = 0.0;
-  ${row.each(gather, mean ? gather : `${gather} kept_student = s4; kept_teacher = t4;`)}
+  ${row.each(gather, mean || halves ? gather : `${gather} kept_student = s4; kept_teacher = t4;`)}
   // logits far above the first would have lost digits, and such sums, infinite, are not trusted
   var infinity = 0x7f800000u;
   if (max(part.x, part.y) > 4096.0 || seen > 1e37) { part.x = bitcast<f32>(infinity); }
@@ -315,14 +319,14 @@ function careful({ v, formula, exact, student, teacher, writeStudent, writeTeach
 }
 
 const kernel: (key: string) => Kernel = variants((key: string): KernelSpec => {
-  const v = JSON.parse(key) as Variant;
-  const plan = parsePlan(v.plan), formula = FORMULAS[v.name];
+  const { plan: planText, ...v } = JSON.parse(key) as Variant & { plan: string };
+  const plan = parsePlan(planText), formula = FORMULAS[v.name];
   const outputs: Record<string, Element> = {};
   const [dStudentName, dTeacherName] = v.inPlace ? ["student", "teacher"] : ["d_student", "d_teacher"];
   if (v.dStudent) outputs[dStudentName] = v.student;
   if (v.dTeacher) outputs[dTeacherName] = v.teacher;
   const streams = { student: v.student, teacher: v.teacher };
-  const row = rowCode(plan, streams, outputs, true),
+  const row = rowCode(plan, streams, outputs, { finite: true, halves: inHalves(v) }),
     exact = rowCode({ ...plan, quads: 0, more: true }, streams, outputs);
   const student = v.dStudent ? formula.student : null, teacher = v.dTeacher ? formula.teacher : null;
   const label = (e1: string) =>
@@ -341,7 +345,7 @@ const kernel: (key: string) => Kernel = variants((key: string): KernelSpec => {
       : "loss[at] = divergence_scale * value;"
   }
   }`;
-  const way: Way = { v, formula, row, exact, student, teacher, writeStudent, writeTeacher, finish };
+  const way: Way = { v, plan, formula, row, exact, student, teacher, writeStudent, writeTeacher, finish };
   return {
     name: v.crossEntropy ? "distillation" : v.name === "halfJsd" ? "jsd" : v.name,
     buffers: {
@@ -484,8 +488,8 @@ export function divergenceRows(
     crossEntropy: parts !== null,
     inPlace,
     flip: FORMULAS[name].first === MIXTURE && n.beta > 0.5,
-    plan: planKey(planRow(n.columns, "two")),
   };
+  const plan = planKey(planRow(n.columns, "two", { halves: inHalves(variant) }));
   const buffers: Record<string, Memory> = {
     student: b.student,
     teacher: b.teacher,
@@ -501,7 +505,7 @@ export function divergenceRows(
   for (const { name, near, power } of polynomials(variant)) {
     fit((d) => near(d, n.beta) / d ** power, -1, 1, TERMS).forEach((c, i) => fitted[name + i] = c);
   }
-  kernel(JSON.stringify(variant)).run(buffers, {
+  kernel(JSON.stringify({ ...variant, plan })).run(buffers, {
     rows: n.rows,
     columns: n.columns,
     firstRow: n.firstRow,

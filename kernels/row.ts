@@ -38,15 +38,29 @@ export function defaultRowLimits(isSoftware: boolean): Record<RowWork, RowLimits
   return { one: { threads: 1024, quads: 8 }, two: { threads: 1024, quads: 5 } };
 }
 
-/** The plan for rows of `columns`. */
-export function planRow(columns: number, work: RowWork): RowPlan {
+/**
+ * The plan for rows of `columns`. Registers keep twice as much in `halves`: half the threads then do, so that more groups have a place beside each other (forwardKl of
+ * 16384×8192 in f16 takes an H100 0.28 ms so, 0.34 from registers of f32). A `busy` kernel, of much arithmetic, keeps less of a row that is not kept by half, for the
+ * same reason (cross-entropy of 2048×128256 with every option 1.11 ms, else 1.20).
+ */
+export function planRow(
+  columns: number,
+  work: RowWork,
+  { halves = false, busy = false }: { halves?: boolean; busy?: boolean } = {},
+): RowPlan {
   const { isSoftware, limits, subgroups: able, tuning } = gpu().info;
-  const { threads, quads } = rowTuning.limits ?? (tuning?.rows ?? defaultRowLimits(isSoftware))[work];
-  const most = Math.min(threads, limits.maxComputeInvocationsPerWorkgroup), wide = columns % 4 === 0;
+  let { threads, quads } = rowTuning.limits ??
+    (tuning?.rows ?? defaultRowLimits(isSoftware))[halves ? "one" : work];
+  const wide = columns % 4 === 0;
   const inRow = wide ? columns / 4 : Math.floor(columns / 4) + 2; // vec4s, and those that the row shares with its neighbours
-  // four vec4s a thread are enough reads under way, and meetings of many threads cost: jsd of 16384×8192 takes 0.54 ms with 512 threads, 0.62 with 1,024
+  if (halves && quads > 0 && threads > 32) [threads, quads] = [threads / 2, Math.min(16, 2 * quads)];
+  else if (busy && inRow > 2 * threads * quads && quads > 1 && threads > 32) {
+    [threads, quads] = [threads / 2, Math.ceil(quads / 2)];
+  }
+  const most = Math.min(threads, limits.maxComputeInvocationsPerWorkgroup);
+  // four vec4s a thread are enough reads under way, of f16 eight, and meetings of many threads cost: jsd of 16384×8192 takes 0.54 ms with 512 threads, 0.62 with 1,024
   let n = 32;
-  while (n < most && inRow > (quads ? 4 : 2) * n) n *= 2;
+  while (n < most && inRow > (quads === 0 ? 2 : halves ? 8 : 4) * n) n *= 2;
   const each = Math.max(1, Math.ceil(inRow / n)),
     inside = Math.floor((wide ? inRow : Math.max(0, (columns - 3) / 4)) / n);
   const kept = each <= quads ? each : Math.min(quads, inside);
@@ -145,13 +159,13 @@ const MEETINGS: Meeting[] = ["f32", "vec2f", "vec4f"];
 
 /**
  * The code for rows of `params.columns` columns: `streams` are read, `outputs` written (by WGSL name: `store_NAME(at4, live4, x)`). An output may be a stream.
- * `finite`: what is less than LEAST, −∞ too, reads LEAST.
+ * `finite`: what is less than LEAST, −∞ too, reads LEAST, but not where registers keep `halves`: vec4h of streams of f16, which no loop may leave anything in.
  */
 export function rowCode(
   plan: RowPlan,
   streams: Record<string, Element>,
   outputs: Record<string, Element>,
-  finite = false,
+  { finite = false, halves = false }: { finite?: boolean; halves?: boolean } = {},
 ): RowCode {
   const { threads, quads, more, wide, subgroups } = plan;
   const names = Object.keys(streams), vector = (element: Element) => element === "f16" ? "vec4h" : "vec4f";
@@ -190,13 +204,15 @@ export function rowCode(
     const x = `load_${name}(${at}, live4)`;
     return finite ? `at_least(${x})` : x;
   };
+  const readHalf = (name: string, at: string) =>
+    wide ? `${name}[${at}]` : `select(vec4h(-65504.0), ${name}[${at}], live4)`;
   const reading = (step: string, sure: boolean, body: string) =>
     turn(`(${step})`, sure, (name) => read(name, "at4"), body);
   // a branch that is always taken keeps compilers from moving one turn's work into another's: they run out of registers
   const keeping = (body: string, turns = held) =>
     turns.map((q) =>
       `${sure(q) ? `if (${4 * threads * q}u < params.columns) ` : ""}{
-    ${turn(`${q}u`, sure(q), (name) => `${name}_${q}`, body.replaceAll(/\bkept_(\w+)/g, `$1_${q}`))}
+    ${turn(`${q}u`, sure(q), (name) => `vec4f(${name}_${q})`, body.replaceAll(/\bkept_(\w+)/g, `$1_${q}`))}
   }`
     ).join("\n  ");
   let loops = 0;
@@ -236,11 +252,11 @@ ${ROW_FUNCTIONS}`,
   let row_first = (row * params.columns + lead) / 4u; // the first vec4 that is the row's alone, behind \`lead\` columns; \`inner\` are
   let inner = (max(params.columns, lead) - lead) / 4u;`
     }
-  ${names.flatMap((name) => held.map((q) => `var ${name}_${q}: vec4f;`)).join(" ")}
+  ${names.flatMap((name) => held.map((q) => `var ${name}_${q}: ${halves ? "vec4h" : "vec4f"};`)).join(" ")}
   ${
       held.map((q) =>
         `{ ${place(`${q}u`, sure(q))} let from4 = ${wide && !sure(q) ? `select(row_first, at4, ${exists})` : "at4"};
-    ${names.map((name) => `${name}_${q} = ${read(name, "from4")};`).join(" ")} }`
+    ${names.map((name) => `${name}_${q} = ${halves ? readHalf(name, "from4") : read(name, "from4")};`).join(" ")} }`
       ).join("\n  ")
     }`,
     each,
@@ -384,24 +400,30 @@ ${
 const wider = (type: Meeting, x: string) => ({ f32: `vec4f(${x})`, vec2f: `vec4f(${x}, ${x})`, vec4f: x })[type];
 const narrower = (type: Meeting) => ({ f32: ".x", vec2f: ".xy", vec4f: "" })[type];
 
-/** Meetings by a tree in workgroup memory, where there are no subgroups. */
+/** Meetings in workgroup memory, where there are no subgroups: 32 threads join what all have put there, then one what those have. */
 function treeMeetings(threads: number): string {
-  const tree = (kind: string, type: Meeting, join: string) => `
+  const tree = (kind: string, type: Meeting, join: (a: string, b: string) => string) => `
 fn all_${kind}_${type}(lane: u32, x: ${type}) -> ${type} {
   meeting[lane] = ${wider(type, "x")};
-  for (var half = ${threads / 2}u; half > 0u; half /= 2u) {
-    workgroupBarrier();
-    if (lane < half) { ${join} }
+  workgroupBarrier();
+  if (lane < 32u) {
+    var part = meeting[lane];
+    for (var i = lane + 32u; i < ${threads}u; i += 32u) { part = ${join("part", "meeting[i]")}; }
+    meeting[lane] = part;
+  }
+  workgroupBarrier();
+  if (lane == 0u) {
+    var part = meeting[0];
+    for (var i = 1u; i < 32u; i++) { part = ${join("part", "meeting[i]")}; }
+    meeting[0] = part;
   }
   let result = workgroupUniformLoad(&meeting[0]);
   return result${narrower(type)};
 }`;
   return `var<workgroup> meeting: array<vec4f, ${threads}>;
 ${
-    MEETINGS.map((type) =>
-      tree("sum", type, "meeting[lane] += meeting[lane + half];") +
-      tree("max", type, "meeting[lane] = max(meeting[lane], meeting[lane + half]);")
-    ).join("")
+    MEETINGS.map((type) => tree("sum", type, (a, b) => `${a} + ${b}`) + tree("max", type, (a, b) => `max(${a}, ${b})`))
+      .join("")
   }`;
 }
 
