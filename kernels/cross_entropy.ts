@@ -209,6 +209,11 @@ fn capped(logit: f32) -> f32 {
       }
   }`
     }
+  ${
+      soft ? "" : `var raw_label = 0.0;
+  if (lane == 0u) { raw_label = element(row, min(label, params.columns - 1u)); } // before any gradient is in its place
+`
+    }
   var mass_part = 0.0;
   ${capped ? "var steep = 0.0;" : ""}
   var spread = 0.0;
@@ -263,7 +268,6 @@ fn capped(logit: f32) -> f32 {
   ${
       soft ? "" : `// what only the end needs waits in memory, since registers are few
   if (lane == 0u) {
-    let raw_label = element(row, select(0u, label, known));
     let label_loss = log_sum - (capped(raw_label) - m) * k; // capped as m is: a row's only likely class has loss 0
     ending[0] = vec4f(sharp, even, expm1_(-label_loss), raw_label);
     ending[1] = vec4f(label_loss, label_weight, scale, ${zLoss});
