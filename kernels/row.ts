@@ -400,22 +400,19 @@ ${
 const wider = (type: Meeting, x: string) => ({ f32: `vec4f(${x})`, vec2f: `vec4f(${x}, ${x})`, vec4f: x })[type];
 const narrower = (type: Meeting) => ({ f32: ".x", vec2f: ".xy", vec4f: "" })[type];
 
-/** Meetings in workgroup memory, where there are no subgroups: 32 threads join what all have put there, then one what those have. */
+/** Meetings by a tree in workgroup memory, where there are no subgroups: eight by eight, since a barrier costs more than eight loads. */
 function treeMeetings(threads: number): string {
+  const widths: number[] = [];
+  for (let width = threads; width > 1;) widths.push(width = Math.max(1, width / 8));
   const tree = (kind: string, type: Meeting, join: (a: string, b: string) => string) => `
 fn all_${kind}_${type}(lane: u32, x: ${type}) -> ${type} {
   meeting[lane] = ${wider(type, "x")};
-  workgroupBarrier();
-  if (lane < 32u) {
-    var part = meeting[lane];
-    for (var i = lane + 32u; i < ${threads}u; i += 32u) { part = ${join("part", "meeting[i]")}; }
-    meeting[lane] = part;
-  }
-  workgroupBarrier();
-  if (lane == 0u) {
-    var part = meeting[0];
-    for (var i = 1u; i < 32u; i++) { part = ${join("part", "meeting[i]")}; }
-    meeting[0] = part;
+  ${
+    widths.map((width, i) => {
+      const of = Array.from({ length: (widths[i - 1] ?? threads) / width }, (_, j) => `meeting[lane + ${j * width}u]`);
+      return `workgroupBarrier();
+  if (lane < ${width}u) { meeting[lane] = ${of.reduce(join)}; }`;
+    }).join("\n  ")
   }
   let result = workgroupUniformLoad(&meeting[0]);
   return result${narrower(type)};
