@@ -96,20 +96,15 @@ function tilesFor(quads: number, sides: number, tables: number): [number, number
   );
 }
 
-function shapeKey(element: Element, s: AttentionSizes, b: AttentionBuffers, sides: number, tables: number): string {
-  const quads = Math.ceil(s.depth / 4);
+function shapeKey(element: Element, s: AttentionSizes, b: AttentionBuffers, [rows, others]: [number, number]): string {
   const wide = [s.q, s.k, s.v, s.o].every((r) => (r.offset | r.batch | r.head | r.row) % 4 === 0) && s.depth % 4 === 0;
-  return [
-    element,
-    quads,
-    wide ? "wide" : "",
-    b.mask ? "mask" : "",
-    b.state ? "dropout" : "",
-    ...tilesFor(quads, sides, tables),
-    attentionTuning.unrolled ?? !gpu().info.isSoftware ? "unrolled" : "",
-  ]
-    .join();
+  const unrolled = attentionTuning.unrolled ?? !gpu().info.isSoftware;
+  return `${element},${quadsOf(s)},${wide ? "wide" : ""},${b.mask ? "mask" : ""},${
+    b.state ? "dropout" : ""
+  },${rows},${others},${unrolled ? "unrolled" : ""}`;
 }
+
+const quadsOf = (s: AttentionSizes) => Math.ceil(s.depth / 4);
 
 function parseShape(key: string): Shape {
   const [element, quads, wide, mask, dropout, rows, others, unrolled] = key.split(",");
@@ -443,11 +438,11 @@ ${meetings(shape)}`,
 
 /** o and lse [batches, heads, queries]. */
 export function attention(element: Element, b: AttentionBuffers, s: AttentionSizes): void {
-  const { q, k, v, o, lse } = b, key = shapeKey(element, s, b, 1, 1), { rows } = parseShape(key);
-  forwardKernel(key).run(
+  const { q, k, v, o, lse } = b, tile = tilesFor(quadsOf(s), 1, 1);
+  forwardKernel(shapeKey(element, s, b, tile)).run(
     { q, k, v, o, lse, ...present(b) },
     parameters(s),
-    s.batches * s.heads * Math.ceil(s.queries / rows),
+    s.batches * s.heads * Math.ceil(s.queries / tile[0]),
   );
 }
 
@@ -588,16 +583,16 @@ export function attentionBackward(
 ): void {
   const { q, k, v, o, lse } = b, { dO, delta, dQ, dK, dV } = d;
   const inputs = { q, k, v, dO, lse, delta, ...present(b) }, heads = s.batches * s.heads, numbers = parameters(s);
-  const forQueries = shapeKey(element, s, b, 2, 1), forKeys = shapeKey(element, s, b, 2, 2);
-  backwardKernel(`queries:${forQueries}`).run(
+  const ofQueries = tilesFor(quadsOf(s), 2, 1), ofKeys = tilesFor(quadsOf(s), 2, 2);
+  backwardKernel(`queries:${shapeKey(element, s, b, ofQueries)}`).run(
     { ...inputs, o, dQ },
     numbers,
-    heads * Math.ceil(s.queries / parseShape(forQueries).rows),
+    heads * Math.ceil(s.queries / ofQueries[0]),
   );
   if (!dK || !dV) return;
-  backwardKernel(`${dK === dV ? "keys, packed" : "keys"}:${forKeys}`).run(
+  backwardKernel(`${dK === dV ? "keys, packed" : "keys"}:${shapeKey(element, s, b, ofKeys)}`).run(
     { ...inputs, dK, ...dK === dV ? {} : { dV } },
     numbers,
-    heads * Math.ceil(s.keys / parseShape(forKeys).rows),
+    heads * Math.ceil(s.keys / ofKeys[0]),
   );
 }

@@ -118,6 +118,7 @@ const STORAGE = 0x80 | 0x4 | 0x8; // GPUBufferUsage.STORAGE | COPY_SRC | COPY_DS
  */
 export class Pool {
   readonly readOnly = false;
+  readonly #binding: number; // asking the device takes as long as all else that a take costs
   #lists = new Map<string, Map<number, FreeList>>();
 
   constructor(
@@ -127,11 +128,13 @@ export class Pool {
     readonly errors: DeviceErrors,
     /** Called before buffers are destroyed: whoever names them must be done with them. */
     readonly beforeDestroy: () => void,
-  ) {}
+  ) {
+    this.#binding = Math.floor(device.limits.maxStorageBufferBindingSize / 4) * 4;
+  }
 
   /** Memory of at least so many bytes. The op and the shape of what will lie in it are for messages. */
   take(bytes: number, purpose = "", op = "tensor", shape?: readonly number[]): Memory {
-    const binding = Math.floor(this.device.limits.maxStorageBufferBindingSize / 4) * 4;
+    const binding = this.#binding;
     if (!(bytes <= binding)) {
       throw new RangeError(
         `${op}: ${
