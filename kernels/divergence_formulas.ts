@@ -87,16 +87,17 @@ const logCosh = (x: number) => log1p(2 * sinh(x / 2) ** 2);
 
 // β = ½, D = d/2, a = |D|: u = log cosh D + D, v = log cosh D − D, where log cosh D = a + λ with λ = log1p(e) − log 2 and e = e⁻²ᵃ; the value is
 // √pq·(D·sinh D − cosh D·log cosh D). What is even in D is a series in D². One exponential gives the larger of p and q, one the other
+const LAMBDA = `let lambda4 = e4 * ${series((e) => log1p(e) / e, "e4", 1, 9)} - ${LN2};`;
 const HALF = `let half4 = 0.5 * d4;
   let root4 = exp(-abs(half4));
   let e4 = root4 * root4;
   let rising4 = d4 > vec4f(0.0);
   let a4 = 0.5 * min(abs(d4), vec4f(200.0)); // where e is 0
-  let lambda4 = e4 * ${series((e) => log1p(e) / e, "e4", 1, 9)} - ${LN2};
+  ${LAMBDA}
   let v4 = select(2.0 * a4 + lambda4, lambda4, rising4);
   let u4 = select(lambda4, 2.0 * a4 + lambda4, rising4);`;
 const FAST_HALF = `let e4 = exp2(-abs(b4));
-  let lambda4 = e4 * ${series((e) => log1p(e) / e, "e4", 1, 9)} - ${LN2};
+  ${LAMBDA}
   let v4 = lambda4 - ${LN2} * min(b4, vec4f(0.0));
   let u4 = lambda4 + ${LN2} * max(b4, vec4f(0.0));`;
 const HALF_NEAR = `let square4 = half4 * half4;
