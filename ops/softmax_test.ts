@@ -2,6 +2,7 @@ import { assertEquals, assertThrows } from "@std/assert";
 import { init, logSoftmax, softmax, Tape, type Tensor, tensor, zeros } from "@limbeck/limbeck";
 import { checkOps, checkValues } from "../testing/op.ts";
 import { lines } from "../testing/reference.ts";
+import { rowTuning } from "../kernels/row.ts";
 
 function logSoftmax64(x: Float64Array): Float64Array {
   const largest = x.reduce((a, b) => Math.max(a, b), -Infinity);
@@ -28,6 +29,25 @@ Deno.test("softmax: rows of many lengths", async () => {
       }))
     ),
   );
+});
+
+Deno.test("softmax: threads meet in groups of every size, without subgroups too", async () => {
+  try {
+    for (const subgroups of [true, false]) {
+      for (const threads of [32, 128, 256, 1024]) {
+        Object.assign(rowTuning, { limits: { threads, quads: 0 }, subgroups });
+        await checkOps(OPS.map(([name, op, f]) => ({
+          name: `${name}, ${threads} threads${subgroups ? "" : " without subgroups"}`,
+          op: (x: Tensor) => op(x),
+          reference: lines(f, -1),
+          shapes: [[1, 4099]],
+          range: [-4, 4],
+        })));
+      }
+    }
+  } finally {
+    Object.assign(rowTuning, { limits: null, subgroups: null });
+  }
 });
 
 Deno.test("softmax: along any dimension", async () => {
