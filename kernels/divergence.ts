@@ -63,8 +63,8 @@ function polynomials({ name, dStudent, dTeacher }: Variant): { name: string; nea
   ].filter((x): x is { name: string; near: Near; power: number } => typeof x.near === "function");
 }
 
-// the least value, next to the formula's scale, that the first loops are trusted with: |d| of some 0.25, and of 0.5 where terms of both sides cancel
-const TRUSTED = 0.03, TRUSTED_MIXTURE = 0.15;
+// the least value, next to the formula's scale, that the first loops are trusted with: |d| of some 0.35, and of 0.5 where terms of both sides cancel
+const TRUSTED = 0.06, TRUSTED_MIXTURE = 0.15;
 // the least columns that they are tried with: in a sum of so many the roundings of its terms are small next to the sum's own
 const MANY = 64;
 const LOG2E = "1.44269504089";
@@ -90,7 +90,8 @@ interface Way {
 /** The loops that most rows need. They end the kernel where what they found is to be trusted. */
 function fast({ v, plan, formula, row, student, teacher, writeStudent, writeTeacher, finish }: Way): string {
   const { mean, first = "" } = formula;
-  const { first: firstOf = first, value }: Formula["fast"] & object = formula.fast ?? { first, value: formula.value };
+  const { first: firstOf = first, value, drift }: Formula["fast"] & object = formula.fast ??
+    { first, value: formula.value };
   const weight4 = mean === "teacher" ? "et4" : "es4", field = mean === "teacher" ? "y" : "x";
   const squares = mean && (mean === "student" ? student : teacher) !== null;
   // all is made of powers of two beside a logit near the row's largest, q = 2ˢ/Σ2ˢ and p = 2ᵗ/Σ2ᵗ. Three loops are worth that registers take s and t, which spills in two
@@ -157,6 +158,18 @@ function fast({ v, plan, formula, row, student, teacher, writeStudent, writeTeac
   let p_scale = 1.0 / totals.y;
   let log_ratio = log_(totals.x / totals.y);
   ${
+    drift
+      ? `// an error of the logarithm is one of every d: the first columns tell by how much their p·eᵈ exceed their q
+  var drift_part = vec2f(0.0);
+  ${
+        row.first(`${plan.quads > 0 ? scaledKept : scaled} let q4 = exp2(s4) * q_scale;
+    drift_part += vec2f(sum_of(exp2(s4 - log_ratio * ${LOG2E}) * p_scale - q4), sum_of(q4));`)
+      }
+  let drifts = ${row.sum("drift_part", "vec2f")};
+  if (lane == 0u) { drift = ${drift} * (drifts.x / drifts.y); } // in memory: registers are few`
+      : ""
+  }
+  ${
     v.crossEntropy
       ? `let log_s1 = log_(totals.w);
   let q1_scale = 1.0 / totals.w;
@@ -190,7 +203,7 @@ function fast({ v, plan, formula, row, student, teacher, writeStudent, writeTeac
       }
   let sums = ${row.sum("part")} * vec4f(1.0, q_scale, p_scale, ${student ? "q_scale" : "p_scale"});
   ${student && teacher ? `let square = ${row.sum("squares", "f32")} * p_scale;` : ""}
-  let value = ${both ? "alpha * sums.y + beta * sums.z" : "sums.x"};
+  let value = ${both ? "alpha * sums.y + beta * sums.z" : `sums.x${drift ? " + drift" : ""}`};
   let certain = true${student ? varies("sums.w", "sums.y") : ""}${
         teacher ? varies(student ? "square" : "sums.w", "sums.z") : ""
       };`
@@ -213,7 +226,7 @@ function fast({ v, plan, formula, row, student, teacher, writeStudent, writeTeac
       )
       : ""
   }
-    ${mean ? `let value = ${row.sum("part.x", "f32")}; ${finish}` : ""}
+    ${mean ? `let value = ${row.sum("part.x", "f32")}${drift ? " + drift" : ""}; ${finish}` : ""}
     return;
   }`;
 }
@@ -382,6 +395,7 @@ const kernel: (key: string) => Kernel = variants((key: string): KernelSpec => {
     head: `${MATH}${MATH4}${row.head}
 const flip = ${v.flip}; // whether the student's side has the smaller weight in the mixture
 var<workgroup> trusted: u32;
+var<workgroup> drift: f32;
 // x, in a form that compilers do not reassociate: (h − centre) − mean must not become h − (centre + mean)
 fn settled4_(x: vec4f) -> vec4f { return select(x, vec4f(0.0), x == vec4f(0.0)); }
 ${

@@ -36,8 +36,9 @@ export interface Formula {
   /** What is computed of d4 before anything else: u4, v4 and r4 for what has a mixture; and what `near` formulas need beside it. */
   first?: string;
   firstNear?: string;
-  /** The same and the value where rows are not close and all is finite, of b4 = d4/log 2 too; no value: α·E_q h of the student and β·E_p h of the teacher. */
-  fast?: { first?: string; value?: string };
+  /** The same and the value where rows are not close and all is finite, of b4 = d4/log 2 too; no value: α·E_q h of the student and β·E_p h of the teacher.
+   * `drift`: what the value lacks, times that by which p·eᵈ exceeds q, which is nothing but for roundings that all columns share. */
+  fast?: { first?: string; value?: string; drift?: string };
   /** p4 and q4, unless they are computed by themselves. */
   sides?: string;
   /** Whether h has a bound, so that no weight of 0 meets an infinity. */
@@ -113,7 +114,7 @@ export const FORMULAS: Record<DivergenceName | "halfJsd", Formula> = {
     value: `diff4 - ${times("p4", "d4")}`,
     near: "p4 * excess4",
     mean: "teacher",
-    fast: { value: "diff4 - p4 * d4" },
+    fast: { value: "diff4 - p4 * d4", drift: "1.0" },
     scale: "1.0",
     student: null,
     teacher: { weight: "1.0", h: "-d4", near: null },
@@ -122,7 +123,7 @@ export const FORMULAS: Record<DivergenceName | "halfJsd", Formula> = {
     value: `${times("q4", "d4")} - diff4`,
     near: "p4 * (d4 * (d4 + excess4) - excess4)",
     mean: "student",
-    fast: { value: "q4 * d4 - diff4" },
+    fast: { value: "q4 * d4 - diff4", drift: "-1.0" },
     scale: "1.0",
     student: { weight: "1.0", h: "d4", near: null },
     teacher: null,
@@ -167,7 +168,7 @@ export const FORMULAS: Record<DivergenceName | "halfJsd", Formula> = {
     },
     scale: "alpha * alpha",
     first: MIXTURE,
-    fast: { first: FAST_MIXTURE, value: "alpha * diff4 - p4 * u4" },
+    fast: { first: FAST_MIXTURE, value: "alpha * diff4 - p4 * u4", drift: "alpha" },
   },
   skewReverseKl: { // m = (1−α)p + αq: β = 1−α; m − q − q·v, likewise
     value: `select(${times("q4", "gap4")}, -beta * diff4 - ${times("q4", "v4")}, over_p4)`,
@@ -180,7 +181,7 @@ export const FORMULAS: Record<DivergenceName | "halfJsd", Formula> = {
     teacher: { weight: "1.0", h: "-beta * beta * r4", near: (d, beta) => -beta * beta * r(d, beta) },
     scale: "beta * beta",
     first: MIXTURE,
-    fast: { first: FAST_MIXTURE, value: "-beta * diff4 - q4 * v4" },
+    fast: { first: FAST_MIXTURE, value: "-beta * diff4 - q4 * v4", drift: "-beta" },
   },
   totalVariation: {
     value: "0.5 * abs(diff4)",
