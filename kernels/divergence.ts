@@ -140,7 +140,7 @@ function fast({ v, plan, formula, row, student, teacher, writeStudent, writeTeac
   }, ${student ? "dot(of_student_weighed4, of_student4)" : teacher ? "dot(of_teacher_weighed4, of_teacher4)" : "0.0"});
     ${student && teacher ? "squares += dot(of_teacher_weighed4, of_teacher4);" : ""}`;
   // a mean of h next to which h hardly varies is not told from h
-  const varies = (square: string, mean: string) => ` && 0.8 * ${square} >= ${mean} * ${mean}`;
+  const varies = (square: string, mean: string) => ` && 0.25 * ${square} >= ${mean} * ${mean}`;
   return `
   var top_part = vec2f(LEAST);
   ${row.first(`top_part = max(top_part, vec2f(max_of(student4), max_of(teacher4)));`)}
