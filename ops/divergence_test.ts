@@ -510,6 +510,28 @@ Deno.test("divergences: Gaussians on a grid, near and as good as apart", async (
   assertSmall(errors);
 });
 
+Deno.test("divergences: peaked rows, near and far", async () => {
+  await init();
+  const V = 131, rows = 4, shape = [rows, V], ones = Array(rows).fill(1);
+  const errors: [string, number, number][] = [];
+  for (const peak of [6, 8, 12]) {
+    for (const apart of [0.36, 0.8, 1.6, 3]) {
+      const noise = normals(rows * V, apart, 103), f32 = (x: number[]) => Array.from(Float32Array.from(x));
+      const student = f32(normals(rows * V, peak, 3)), teacher = f32(student.map((x, i) => x + noise[i]));
+      for (const name of NAMES) {
+        const o = { reduction: "none" as const }, want = reference(name, student, teacher, V, o, ones);
+        const inputs = [student, teacher].map((values) => ({ values, shape }));
+        const { loss, gradients } = await measure((s, t) => OPS[name](s, t, o), inputs, ones);
+        const what = `${name}, ${peak}, ${apart}`;
+        errors.push([what, rowError(loss, want.loss, 1), 2 * VALUE]);
+        errors.push([`${what}: dStudent`, rowError(gradients[0], want.dStudent, V), GRADIENT]);
+        errors.push([`${what}: dTeacher`, rowError(gradients[1], want.dTeacher, V), GRADIENT]);
+      }
+    }
+  }
+  assertSmall(errors);
+});
+
 Deno.test("divergences: likely classes behind those that rows are first measured by", async () => {
   await init();
   const V = 1501, rises = [3, 7, 12, 40], shape = [rises.length, V], ones = rises.map(() => 1);
