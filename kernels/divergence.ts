@@ -117,8 +117,8 @@ function fast({ v, plan, formula, row, student, teacher, writeStudent, writeTeac
   // where one gradient is all that is left to do, registers take what it is made of; of what they do not keep, h waits where the gradient will be
   const left = mean || v.crossEntropy || halves ? null : v.dStudent && v.dTeacher ? null : student ?? teacher;
   const ofLeft = left === student
-    ? { logits: "student4 - top.x", power: "es4", h: "of_student4", scale: "q_scale", mean: "sums.y", at: "d_student" }
-    : { logits: "teacher4 - top.y", power: "et4", h: "of_teacher4", scale: "p_scale", mean: "sums.z", at: "d_teacher" };
+    ? { log: "s4", power: "es4", h: "of_student4", scale: "q_scale", mean: "sums.y", at: "d_student" }
+    : { log: "t4", power: "et4", h: "of_teacher4", scale: "p_scale", mean: "sums.z", at: "d_teacher" };
   const writeLeft = (power: string, h: string) => {
     const gradient = `${power} * (${ofLeft.scale} * ${h} - ${ofLeft.scale} * ${ofLeft.mean})`;
     return left === student ? writeStudent(gradient, "") : writeTeacher(gradient);
@@ -221,7 +221,7 @@ function fast({ v, plan, formula, row, student, teacher, writeStudent, writeTeac
     ${
     mean || v.dStudent || v.dTeacher
       ? row.each(
-        waits ? writeLeft(`exp2((${ofLeft.logits}) * k2)`, `load_${ofLeft.at}(at4, live4)`) : `${scaled} ${late}`,
+        `${scaled} ${waits ? writeLeft(`exp2(${ofLeft.log})`, `load_${ofLeft.at}(at4, live4)`) : late}`,
         left ? writeLeft("student4", "teacher4") : `${scaledKept} ${late}`,
       )
       : ""

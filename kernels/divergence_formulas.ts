@@ -36,8 +36,10 @@ export interface Formula {
   /** What is computed of d4 before anything else: u4, v4 and r4 for what has a mixture; and what `near` formulas need beside it. */
   first?: string;
   firstNear?: string;
-  /** The same and the value where rows are not close and all is finite, of b4 = d4/log 2 too; no value: α·E_q h of the student and β·E_p h of the teacher.
-   * `drift`: what the value lacks, times that by which p·eᵈ exceeds q, which is nothing but for roundings that all columns share. */
+  /**
+   * The same and the value where rows are not close and all is finite, of b4 = d4/log 2 too; no value: α·E_q h of the student and β·E_p h of the teacher.
+   * `drift`: what the value lacks, times that by which p·eᵈ exceeds q, which is nothing but for roundings that all columns share.
+   */
   fast?: { first?: string; value?: string; drift?: string };
   /** p4 and q4, unless they are computed by themselves. */
   sides?: string;

@@ -415,24 +415,18 @@ const LEAST_PIECE = 64;
 const chosen = { by: new Map<string, [number, number]>(), info: null as GpuInfo | null, tuning: null as Tuning | null };
 
 /** The tile for a product, and how deep the pieces are that it is cut into along k. */
-function choose(
-  rows: number,
-  columns: number,
-  depth: number,
-  batches: number,
-  cut: boolean,
-  halves: boolean,
-): [number, number] {
-  const { info } = gpu(), look = () => search(rows, columns, depth, batches, cut, halves);
-  if (matmulTuning.tile !== null || matmulTuning.pieces !== null) return look();
+function choose(...product: Parameters<typeof search>): [number, number] {
+  const { info } = gpu();
+  if (matmulTuning.tile !== null || matmulTuning.pieces !== null) return search(...product);
   if (chosen.info !== info || chosen.tuning !== info.tuning || chosen.by.size > 10_000) {
     chosen.by.clear();
     chosen.info = info;
     chosen.tuning = info.tuning;
   }
+  const [rows, columns, depth, batches, cut, halves] = product;
   const key = `${rows},${columns},${depth},${batches},${cut},${halves}`;
   let found = chosen.by.get(key);
-  if (!found) chosen.by.set(key, found = look());
+  if (!found) chosen.by.set(key, found = search(...product));
   return found;
 }
 
