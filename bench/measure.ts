@@ -161,3 +161,12 @@ export async function measureArithmetic(workgroups: number, pace: Pace): Promise
   const { milliseconds } = await time(() => multiplyAdd.run({ y: y.memory }, { x: 0.5 }, workgroups), pace);
   return 2 * 4 * CHAINS * UNROLLED * ROUNDS * 256 * workgroups / (milliseconds / 1000);
 }
+
+const empty = defineKernel({ name: "empty", buffers: { y: "write f32" }, main: "if (thread == 0u) { y[0] = 0.0; }" });
+
+/** Milliseconds of a launch that does next to nothing: what is in every time. */
+export async function measureLaunch(pace: Pace): Promise<number> {
+  using _scope = new Scope();
+  const y = zeros([1]);
+  return (await time(() => empty.run({ y: y.memory }, {}, 1), pace)).milliseconds;
+}

@@ -35,7 +35,7 @@ import {
 import { median, range } from "d3-array";
 import { failOption, readOptions } from "../examples/support/cli.ts";
 import { gpu } from "../kernels/gpu/gpu.ts";
-import { extraBytes, measureArithmetic, measureBandwidth, type Pace, time } from "./measure.ts";
+import { extraBytes, measureArithmetic, measureBandwidth, measureLaunch, type Pace, time } from "./measure.ts";
 import {
   drawReport,
   formatReport,
@@ -447,6 +447,8 @@ const HELP = `Measures the engine on this machine's adapter and writes <device>.
   --only PARTS     some of ${SECTIONS.join(",")}
   --out DIR        where the files go (bench/results; for others give Deno --allow-write)
   --quick          tiny sizes: whether it runs, not how fast
+  --dawn           on Dawn, which has tensor cores, and into <device>-dawn.*: needs --allow-ffi, and once before it
+                   deno install --config testing/dawn/deno.json --frozen
   --driver TEXT    the driver's version, where nvidia-smi does not tell
   --commit TEXT    the commit, where git does not tell
   --help           this text`;
@@ -462,6 +464,8 @@ async function main(): Promise<void> {
   const wanted = (section: Section) => only.includes(section);
 
   await Deno.mkdir(out, { recursive: true }); // whether it may be written shows before the minutes pass
+  const dawn = options.given("dawn");
+  if (dawn) await import("../testing/dawn/preload.ts");
   manualSeed(1);
   const info = await init();
   if (!info.timestamps) throw new Error(`${info.adapter} has no timestamp-query: its kernels cannot be timed`);
@@ -473,12 +477,15 @@ async function main(): Promise<void> {
     device: info.adapter,
     driver: options.text("driver", driverVersion() ?? "not told"),
     deno: Deno.version.deno,
+    webgpu: dawn ? "Dawn's" : "its own",
     date: new Date().toISOString().slice(0, 10),
     commit: options.text("commit", commitHash() ?? "unknown"),
     subgroups: info.subgroups,
     f16: info.f16,
+    tensorCores: info.tensorCores,
     bandwidth,
     arithmetic: await measureArithmetic(plan.workgroups, plan.pace),
+    launch: await measureLaunch(plan.pace),
     losses: [],
     products: [],
     heads: [],
@@ -501,7 +508,7 @@ async function main(): Promise<void> {
   await dispose();
   report.seconds = Math.round((performance.now() - started) / 1000);
 
-  const name = info.adapter.toLowerCase().replace(/[^a-z0-9]+/g, "-").replace(/^-|-$/g, "");
+  const name = `${info.adapter}${dawn ? " Dawn" : ""}`.toLowerCase().replace(/[^a-z0-9]+/g, "-").replace(/^-|-$/g, "");
   const page = formatReport(report, `${name}.svg`);
   await Deno.writeTextFile(`${out}/${name}.json`, JSON.stringify(report, null, 1) + "\n");
   await Deno.writeTextFile(`${out}/${name}.md`, page);

@@ -67,13 +67,18 @@ export interface Report {
   device: string;
   driver: string;
   deno: string;
+  /** Whose WebGPU it ran on. */
+  webgpu: string;
   date: string;
   commit: string;
   subgroups: boolean;
   f16: boolean;
+  tensorCores: boolean;
   bandwidth: Bandwidth;
   /** f32 operations a second in registers. */
   arithmetic: number;
+  /** Milliseconds of a kernel that does nothing. */
+  launch: number;
   losses: LossResult[];
   products: ProductResult[];
   heads: HeadResult[];
@@ -245,17 +250,21 @@ ${stepTable(steps)}`,
 | | |
 | --- | --- |
 | driver | ${report.driver} |
-| Deno | ${report.deno} |
+| Deno | ${report.deno}, with ${report.webgpu} WebGPU |
 | date | ${report.date} |
 | commit | ${report.commit} |
-| subgroups, f16 | ${report.subgroups ? "yes" : "no"}, ${report.f16 ? "yes" : "no"} |
+| subgroups, f16, tensor cores | ${
+    [report.subgroups, report.f16, report.tensorCores].map((x) => x ? "yes" : "no").join(", ")
+  } |
 | copy, ${mebibytes(bandwidth.bytes)} MiB | ${rate(bandwidth.copyBufferToBuffer, "B/s")} by copyBufferToBuffer, ${
     rate(bandwidth.vec4Kernel, "B/s")
   } by a vec4 kernel, reading and writing counted |
 | f32 multiply-adds | ${rate(report.arithmetic, "FLOP/s")} |
+| an empty kernel | ${(1000 * report.launch).toFixed(1)} µs |
 | this report | ${report.seconds} s |
 
 Written by \`deno task bench:report\`. Times are medians of GPU timestamps, after warming up. "Of the copy" is the share of the best copy above.
+A time has that of an empty kernel in it.
 
 ![Roofline](${picture})
 

@@ -53,8 +53,10 @@ export function planRow(
     (tuning?.rows ?? defaultRowLimits(isSoftware))[halves ? "one" : work];
   const wide = columns % 4 === 0;
   const inRow = wide ? columns / 4 : Math.floor(columns / 4) + 2; // vec4s, and those that the row shares with its neighbours
-  if (halves && quads > 0 && threads > 32) [threads, quads] = [threads / 2, Math.min(16, 2 * quads)];
-  else if (busy && inRow > 2 * threads * quads && quads > 1 && threads > 32) {
+  if (halves && quads > 0 && threads > 32) {
+    const short = inRow <= threads * quads;
+    [threads, quads] = [short ? threads / 2 : threads, short || work === "one" ? Math.min(16, 2 * quads) : quads];
+  } else if (busy && inRow > 2 * threads * quads && quads > 1 && threads > 32) {
     [threads, quads] = [threads / 2, Math.ceil(quads / 2)];
   }
   const most = Math.min(threads, limits.maxComputeInvocationsPerWorkgroup);

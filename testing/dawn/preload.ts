@@ -1,5 +1,5 @@
 /**
- * Puts Dawn, Chromium's WebGPU, in the place of Deno's own: loaded in front of each test file by `deno task test:dawn`.
+ * Puts Dawn, Chromium's WebGPU, in the place of Deno's own: loaded in front of each test file by `deno task test:dawn`, and by `bench:report --dawn`.
  * Run by itself it prints the adapter that Dawn finds, and ends with exit code 1 where there is none.
  */
 
@@ -9,8 +9,11 @@ const SKIPPED: Record<string, string> = {
     "SwiftShader's exp(NaN) is no NaN, and WGSL lets it: a row with a NaN comes out partly finite",
 };
 
-// subgroup matrices, where there are tensor cores
-const TOGGLES = ["enable-dawn-features=allow_unsafe_apis,vulkan_enable_f16_on_nvidia"];
+// subgroup matrices, where there are tensor cores; and timestamps as the GPU takes them, for `bench:report --dawn`
+const TOGGLES = [
+  "enable-dawn-features=allow_unsafe_apis,vulkan_enable_f16_on_nvidia",
+  "disable-dawn-features=timestamp_quantization",
+];
 
 // by its path, so that Deno's own configuration and lockfile know nothing of it
 const { create, globals } = await import(
