@@ -24,7 +24,7 @@ import type { GpuInfo } from "./gpu/device.ts";
 import { gpu } from "./gpu/gpu.ts";
 import { type BufferType, type Kernel, type KernelSpec, variants } from "./gpu/kernel.ts";
 import type { Tuning } from "./gpu/tuning.ts";
-import { tensorMatmul } from "./tensor_cores.ts";
+import { tensorMatmul, tensorTile } from "./tensor_cores.ts";
 
 /** A tile of `m` rows by `n` columns, of which a thread computes `high`×`wide` blocks of 4×4; `slices` times as many threads share it. A slab is `depth` deep. */
 interface Tile {
@@ -549,10 +549,12 @@ export function matmul(
   const eights = a.element === "f16" && b.element === "f16" ? modes(8) : ["s"],
     halves = !eights.includes("s");
   const [aMode, bMode] = halves ? eights : modes(4);
-  if (tensorMatmul(a, aMode, b, bMode, c, wide, values, epilogue)) return;
   const plain = !bias && !activation && !slope && !plus && batches === 1;
-  const [index, part] = choose(rows, columns, depth, batches, plain, halves), tile = TILES[index];
+  const tensors = tensorTile(a, aMode, b, bMode, values, plain);
+  const [index, part] = tensors ? [0, tensors.part] : choose(rows, columns, depth, batches, plain, halves);
   const run = (c: Plain, wide: boolean, values: Record<string, number>, epilogue: Epilogue) => {
+    if (tensors) return tensorMatmul(tensors.side, a, aMode, b, bMode, c, wide, values, epilogue);
+    const tile = TILES[index];
     const { depth, whole, batches } = values, last = Math.min(depth, whole - (batches - 1) * depth);
     const unroll = matmulTuning.unroll ?? (isSoftware ? 4 : tile.depth),
       turn = turnOf(tile, halves);

@@ -21,12 +21,10 @@ function slab(name: "a" | "b", mode: string, size: number, sides: string, tail: 
   const rounds = Array.from({ length: DEPTH * size / 4 / THREADS }, (_, r) => r),
     other = name === "a" ? "tile_m" : "tile_n";
   const each = (f: (r: number) => string) => rounds.map(f).join("\n    ");
-  const inside = (x: string, k: string) => tail ? `select(vec4h(), ${x}, ${k} < params.depth)` : x;
+  const inside = (x: string, k: string) => tail ? `select(vec4h(), ${x}, ${k} < depth)` : x;
   const at = mode === "k"
-    ? `min(${other} + line, params.${sides} - 1u) * params.${name}_across + ${tail ? "min(k, params.depth - 4u)" : "k"}`
-    : `${
-      tail ? "min(k, params.depth - 1u)" : "k"
-    } * params.${name}_k + min(${other} + 4u * word, params.${sides} - 4u)`;
+    ? `min(${other} + line, params.${sides} - 1u) * params.${name}_across + ${tail ? "min(k, depth - 4u)" : "k"}`
+    : `${tail ? "min(k, depth - 1u)" : "k"} * params.${name}_k + min(${other} + 4u * word, params.${sides} - 4u)`;
   const kind = name === "a" ? LEFT : RIGHT;
   return {
     declare: `var<workgroup> slab_${name}: array<f16, ${rows * row}>;`,
@@ -78,6 +76,7 @@ var<workgroup> results: array<f32, ${4 * 16 * half}>;`,
   let tiles_m = (params.rows + ${size - 1}u) / ${size}u;
   let batch = group / (tiles_n * tiles_m);
   if (batch >= params.batches) { return; }
+  let depth = min(params.depth, params.whole - batch * params.depth); // of pieces, the last may be shorter
   let tile_n = (group % tiles_n) * ${size}u;
   let tile_m = (group / tiles_n % tiles_m) * ${size}u;
   let own = lane / 32u; // the subgroup
@@ -87,13 +86,13 @@ var<workgroup> results: array<f32, ${4 * 16 * half}>;`,
   ${end.sums ? "var row_sum = 0.0;" : ""}
   ${a.begin} ${b.begin}
   { let begins = 0u; ${a.fetch} ${b.fetch} }
-  for (var first = 0u; first < params.depth; first += ${DEPTH}u) {
+  for (var first = 0u; first < depth; first += ${DEPTH}u) {
     workgroupBarrier();
     ${a.put} ${b.put}
     workgroupBarrier();
     // the next slab has until the end of this one's multiplication to arrive
     let begins = first + ${DEPTH}u;
-    if (begins < params.depth) { ${a.fetch} ${b.fetch} }
+    if (begins < depth) { ${a.fetch} ${b.fetch} }
     ${
       [0, 16].map((k) =>
         `{ ${each((i) => `let a${i} = ${a.fragment(`own_m + ${16 * i}u`, k)};`)}
@@ -140,18 +139,39 @@ var<workgroup> results: array<f32, ${4 * 16 * half}>;`,
 });
 
 // deno-fmt-ignore
-const PARAMS = ["rows", "columns", "depth", "batches", "aOffset", "aBatch", "aK", "aAcross", "bOffset", "bBatch", "bK", "bAcross", "cOffset"];
+const PARAMS = ["rows", "columns", "depth", "whole", "batches", "aOffset", "aBatch", "aK", "aAcross", "bOffset", "bBatch", "bK", "bAcross", "cOffset"];
 
-/** The side of the tile for a product; null where the device cannot run any. */
-function tileOf(rows: number, columns: number, batches: number): number | null {
-  const { info } = gpu();
-  const fits = (size: number) => bytesOf(size) <= info.limits.maxComputeWorkgroupStorageSize;
-  const many = Math.ceil(rows / 128) * Math.ceil(columns / 128) * batches >= 132; // as many as an H100 has multiprocessors
-  return many && fits(128) ? 128 : fits(64) ? 64 : null;
+/** Multiprocessors of an H100: so many workgroups, or most of so many, keep it busy. The least depth of a piece, and what is worth the launch that sums pieces. */
+const BUSY = 132, LEAST_PIECE = 256, LEAST_CUT = 1024;
+
+/**
+ * The side of the tile for a product whose operands lie as the modes say (vec4s along "k" or "x"), and how deep the pieces are that it is cut into along k where that may
+ * be. Null where it cannot run on tensor cores, or a few workgroups would go a long way: slices of a tile on common cores are faster (128×784×256 on an H100: 13 µs to 23).
+ */
+export function tensorTile(
+  a: Strided,
+  aMode: string,
+  b: Strided,
+  bMode: string,
+  { rows, columns, depth, batches }: Record<string, number>,
+  cut: boolean,
+): { side: number; part: number } | null {
+  const { tensorCores, limits: { maxComputeWorkgroupStorageSize: most } } = gpu().info;
+  if (!tensorCores || a.element !== "f16" || b.element !== "f16" || aMode === "s" || bMode === "s") return null;
+  for (const side of [128, 64]) {
+    const tiles = Math.ceil(rows / side) * Math.ceil(columns / side) * batches;
+    const wanted = cut && depth >= LEAST_CUT ? Math.min(Math.floor(BUSY / tiles), Math.floor(depth / LEAST_PIECE)) : 1;
+    const pieces = Math.max(1, wanted), groups = tiles * pieces;
+    if (bytesOf(side) > most || side === 128 && groups < 0.75 * BUSY) continue;
+    if (groups < 16 && depth > 2 * LEAST_PIECE) continue;
+    return { side, part: pieces === 1 ? depth : Math.ceil(depth / pieces / DEPTH) * DEPTH };
+  }
+  return null;
 }
 
-/** c[b] = a[b]·b[b] and its epilogue on tensor cores, for `matmul`; false where that cannot be. The modes say how operands lie: vec4s along "k" or "x". */
+/** c[b] = a[b]·b[b] and its epilogue in tiles of `tensorTile`. */
 export function tensorMatmul(
+  side: number,
   a: Strided,
   aMode: string,
   b: Strided,
@@ -160,15 +180,13 @@ export function tensorMatmul(
   wide: boolean,
   values: Record<string, number>,
   epilogue: Epilogue,
-): boolean {
-  const { rows, columns, depth, batches } = values;
-  if (!gpu().info.tensorCores || a.element !== "f16" || b.element !== "f16" || aMode === "s" || bMode === "s") {
-    return false;
-  }
-  const size = tileOf(rows, columns, batches);
-  if (size === null) return false;
-  const key = `${size},${aMode},${bMode},${depth % DEPTH ? "tail" : "whole"},${epilogueKey(c.element, wide, epilogue)}`;
-  const groups = Math.ceil(rows / size) * Math.ceil(columns / size) * batches;
-  kernel(key).run({ a: a.memory, b: b.memory, ...epilogueMemories(c.memory, epilogue) }, values, groups);
-  return true;
+): void {
+  const { rows, columns, depth, whole, batches } = values, last = Math.min(depth, whole - (batches - 1) * depth);
+  const tail = depth % DEPTH || last % DEPTH ? "tail" : "whole";
+  const groups = Math.ceil(rows / side) * Math.ceil(columns / side) * batches;
+  kernel(`${side},${aMode},${bMode},${tail},${epilogueKey(c.element, wide, epilogue)}`).run(
+    { a: a.memory, b: b.memory, ...epilogueMemories(c.memory, epilogue) },
+    values,
+    groups,
+  );
 }

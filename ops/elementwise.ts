@@ -169,11 +169,13 @@ export function binary(name: string, value: string, byA: string, byB: string): (
       inputs: [a, b],
       output: y,
       saved,
-      backward: (dY, wants) => {
+      backward: (dY, wants, gradientOf) => {
         const from = [uses("a") ? a : dY, uses("b") ? b : dY, uses("c") ? y : dY, dY];
-        const gradient = (expression: string, x: Tensor) =>
-          sumTo(expression === "d" ? dY : mapped(`${name} backward`, expression, from, shape), x.shape);
-        return [wants[0] ? gradient(byA, a) : null, wants[1] ? gradient(byB, b) : null];
+        const gradient = (expression: string, i: number) => {
+          const whole = expression === "d" ? dY : mapped(`${name} backward`, expression, from, shape);
+          return sumTo(whole, [a, b][i].shape, () => gradientOf(i));
+        };
+        return [wants[0] ? gradient(byA, 0) : null, wants[1] ? gradient(byB, 1) : null];
       },
     });
   };

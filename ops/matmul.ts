@@ -211,7 +211,7 @@ export function perceptron(op: string, x: Tensor, layers: readonly Layer[], resi
           });
         }
         gradients[at] = dWeight;
-        if (dBias) gradients[at + 1] = dWeight ? dBias : sumTo(dZ.view([rows, outs], op), [outs]);
+        if (dBias) gradients[at + 1] = dWeight ? dBias : sumTo(dZ.view([rows, outs], op), [outs], () => dBias);
         if (!wants.slice(0, at).some(Boolean)) break;
         const dX = i === 0 ? gradientOf(0) : Tensor.empty([rows, ins], x.dtype, op), of = slopes[i]?.memory;
         product(flat(dZ, outs), flat(weight, ins), plain(dX), rows, ins, outs, 1, {

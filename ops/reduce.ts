@@ -26,8 +26,14 @@ function dimsOf(op: string, dim: number | number[] | undefined, rank: number): n
   return dims;
 }
 
-/** Reduces `x` over `dims`: runs of neighbouring dimensions are one pass each. Every reduced dimension stays, with size 1. */
-function reduced(kind: Reduction, x: Tensor, dims: readonly number[], dtype: DType = x.dtype): Tensor {
+/** Reduces `x` over `dims`: runs of neighbouring dimensions are one pass each. Every reduced dimension stays, with size 1, unless the result goes `into` a tensor. */
+function reduced(
+  kind: Reduction,
+  x: Tensor,
+  dims: readonly number[],
+  dtype: DType = x.dtype,
+  into?: () => Tensor,
+): Tensor {
   let from = x, shape = [...x.shape];
   const runs: [number, number][] = [];
   for (const d of dims) {
@@ -35,12 +41,12 @@ function reduced(kind: Reduction, x: Tensor, dims: readonly number[], dtype: DTy
     if (last && last[1] === d) last[1] = d + 1;
     else runs.push([d, d + 1]);
   }
-  for (const [start, end] of runs.reverse()) {
+  for (const [i, [start, end]] of runs.reverse().entries()) {
     const outer = sizeOf(shape.slice(0, start)),
       inner = sizeOf(shape.slice(end)),
       length = sizeOf(shape.slice(start, end));
     shape = shape.map((n, d) => d >= start && d < end ? 1 : n);
-    const y = Tensor.empty(shape, dtype, kind);
+    const y = i === runs.length - 1 && into ? into() : Tensor.empty(shape, dtype, kind);
     reduce(kind, from.memory, from.dtype, y.memory, dtype, outer, length, inner);
     from = y;
   }
@@ -52,13 +58,13 @@ function reduced(kind: Reduction, x: Tensor, dims: readonly number[], dtype: DTy
   return from;
 }
 
-/** The gradient of a broadcast: sums `x` over the dimensions in which it is larger than `shape`. */
-export function sumTo(x: Tensor, shape: readonly number[]): Tensor {
+/** The gradient of a broadcast: sums `x` over the dimensions in which it is larger than `shape`, into the tensor that `into` gives. */
+export function sumTo(x: Tensor, shape: readonly number[], into?: () => Tensor): Tensor {
   const lead = x.rank - shape.length;
   const dims = x.shape.flatMap((n, d) => d < lead || (shape[d - lead] === 1 && n !== 1) ? [d] : []);
   if (dims.length === 0) return x;
-  const y = reduced("sum", x, dims);
-  return y.view([...shape], "sum");
+  const y = reduced("sum", x, dims, x.dtype, into);
+  return into ? y : y.view([...shape], "sum");
 }
 
 function options(

@@ -67,7 +67,12 @@ export function expand(x: Tensor, shape: readonly number[]): Tensor {
     throw new TypeError(`expand: x of shape [${x.shape.join(", ")}] does not broadcast to [${shape.join(", ")}]`);
   }
   const y = mapped("expand", "a", [x], full);
-  return record({ op: "expand", inputs: [x], output: y, backward: (dY) => [sumTo(dY, x.shape)] });
+  return record({
+    op: "expand",
+    inputs: [x],
+    output: y,
+    backward: (dY, _, gradientOf) => [sumTo(dY, x.shape, () => gradientOf(0))],
+  });
 }
 
 /** Overwrites x in place with `other`'s elements; see `Tensor.assign`. */

@@ -193,7 +193,9 @@ function describeDevice(device: GPUDevice, adapter: GPUAdapterInfo | undefined):
   const { vendor = "", architecture = "", description = "" } = adapter ?? {};
   const name = [vendor, architecture, description, adapter?.device].filter(Boolean).join(" ");
   return {
-    adapter: (adapter?.description || name || "unknown adapter").trim(),
+    // Deno tells the adapter's name as its description, Dawn as the device
+    adapter: [adapter?.device, description, name].find((text) => /[a-z]{3}/i.test(text ?? ""))?.trim() ??
+      "unknown adapter",
     vendor,
     architecture,
     description,
