@@ -68,6 +68,7 @@ const TRUSTED = 0.06, TRUSTED_MIXTURE = 0.15;
 // the least columns that they are tried with: in a sum of so many the roundings of its terms are small next to the sum's own
 const MANY = 64;
 const LOG2E = "1.44269504089";
+const SCALES = "let student_scale = given[0].x; let teacher_scale = given[0].y;";
 
 /** What the two ways through a row share: fast and, where that is not to be trusted, careful. */
 interface Way {
@@ -80,8 +81,8 @@ interface Way {
   /** The gradients that are wanted and are not ±(q − p). */
   student: Side | null;
   teacher: Side | null;
-  /** Code that writes a gradient, the label's column with it: `e1` is the probability at T = 1. */
-  writeStudent: (gradient: string, e1: string) => string;
+  /** Code that writes a gradient; `beside` is that of cross-entropy. */
+  writeStudent: (gradient: string, beside: string) => string;
   writeTeacher: (gradient: string) => string;
   /** Code that writes the loss. */
   finish: string;
@@ -123,11 +124,22 @@ function fast({ v, plan, formula, row, student, teacher, writeStudent, writeTeac
     const gradient = `${power} * (${ofLeft.scale} * ${h} - ${ofLeft.scale} * ${ofLeft.mean})`;
     return left === student ? writeStudent(gradient, "") : writeTeacher(gradient);
   };
+  const studentGradient = gradientOf(student, "q4", "sums.y", "diff4");
+  // by the thread that wrote it with the others
+  const labelColumn = !v.crossEntropy || !v.dStudent
+    ? ""
+    : `if (label < params.columns && lane == ${row.ownerOf("label")}) {
+      let student4 = at_least(vec4f(given[1].z)); let teacher4 = at_least(vec4f(given[1].w));
+      ${scaled} ${terms}
+      let at = row * params.columns + label;
+      let g4 = student_scale * (${studentGradient}) + ce_slope * expm1_(-given_ce);
+      ${v.inPlace ? "student" : "d_student"}[at / 4u][at % 4u] = ${v.student}(g4.x);
+    }`;
   // (not of rows that share vec4s: that takes more registers than it saves)
   const waits = left && !v.inPlace && (left === student ? v.student : v.teacher) === "f32" && plan.wide;
   const late = `${terms}
     ${mean ? `part.x += sum_of(${value});` : ""}
-    ${writeStudent(gradientOf(student, "q4", "sums.y", "diff4"), `${e1} * q1_scale`)}
+    ${writeStudent(studentGradient, `ce_slope1 * ${e1}`)}
     ${writeTeacher(gradientOf(teacher, "p4", "sums.z", "-diff4"))}`;
   // the value; and of each side h and its square
   const weigh = (side: Side | null, weight: string, name: string) =>
@@ -171,11 +183,8 @@ function fast({ v, plan, formula, row, student, teacher, writeStudent, writeTeac
   }
   ${
     v.crossEntropy
-      ? `let log_s1 = log_(totals.w);
-  let q1_scale = 1.0 / totals.w;
-  let ce = select(log_s1 - (label_logit - top.x), 0.0, ignored);
-  let label_excess = expm1_(-ce);
-  let ce_scale = params.ce_factor * ce_row_scale;`
+      ? `let above = given[1].z - top.x;
+  let ce = select(log_(totals.w) - above, 0.0, given_label == IGNORED);`
       : ""
   }
   ${
@@ -209,14 +218,23 @@ function fast({ v, plan, formula, row, student, teacher, writeStudent, writeTeac
       };`
   }
   if (lane == 0u) {
+    ${v.crossEntropy ? "given_ce = ce;" : ""}
     let finite = min(top.x, top.y) > 0.1 * LEAST && totals.x < 1e38 && totals.y < 1e38; // nor is all −∞
     trusted = select(0u, 1u, finite && certain && value >= ${
     mean ? TRUSTED : TRUSTED_MIXTURE
   } * (${formula.scale}) && value <= ${formula.most ?? "1e6"}${
-    v.crossEntropy ? " && (ignored || (known && ce >= 0.03 * (1.0 + abs(label_logit - top.x)) && ce <= 1e30))" : ""
+    v.crossEntropy
+      ? " && (given_label == IGNORED || (given_label < params.columns && ce >= 0.03 * (1.0 + abs(above)) && ce <= 1e30))"
+      : ""
   });
   }
   if (workgroupUniformLoad(&trusted) == 1u) {
+    ${SCALES}
+    ${
+    v.crossEntropy
+      ? "let label = given_label; let ce_slope = given[1].x * params.ce_factor * given[1].y; let ce_slope1 = ce_slope / totals.w;"
+      : ""
+  }
     ${mean ? "part = vec4f(0.0);" : finish}
     ${
     mean || v.dStudent || v.dTeacher
@@ -226,6 +244,7 @@ function fast({ v, plan, formula, row, student, teacher, writeStudent, writeTeac
       )
       : ""
   }
+    ${labelColumn}
     ${mean ? `let value = ${row.sum("part.x", "f32")}${drift ? " + drift" : ""}; ${finish}` : ""}
     return;
   }`;
@@ -259,7 +278,7 @@ function careful({ v, formula, exact, student, teacher, writeStudent, writeTeach
   }, ${teacher ? `sum_of(${weighed("p4", centred("teacher"))})` : "0.0"}, 0.0);`;
   const studentWriting = writeStudent(
     student ? weighed("q4", `settled4_(${centred("student")}) - sums.y`) : "diff4",
-    "exp(student4 - s_max - log_s1)",
+    "ce_slope * select(exp(student4 - s_max - log_s1), vec4f(label_excess), columns4 == vec4u(label))",
   );
   const teacherWriting = writeTeacher(
     teacher ? weighed("p4", `settled4_(${centred("teacher")}) - sums.z`) : "-diff4",
@@ -302,11 +321,14 @@ function careful({ v, formula, exact, student, teacher, writeStudent, writeTeach
   ${
     v.crossEntropy
       ? `let log_s1 = log1p_(s1_rest);
-  let ce = select(log_s1 - (label_logit - s_max), 0.0, ignored) + poison;
+  let label = given_label;
+  let ce = select(log_s1 - (given[1].z - s_max), 0.0, label == IGNORED);
   let label_excess = expm1_(-ce);
-  let ce_scale = params.ce_factor * ce_row_scale + poison;`
+  let ce_slope = given[1].x * params.ce_factor * given[1].y;
+  if (lane == 0u) { given_ce = ce; }`
       : ""
   }
+  ${SCALES}
 
   ${
     late
@@ -342,20 +364,19 @@ const kernel: (key: string) => Kernel = variants((key: string): KernelSpec => {
   const row = rowCode(plan, streams, outputs, { finite: true, halves: inHalves(v) }),
     exact = rowCode({ ...plan, quads: 0, more: true }, streams, outputs);
   const student = v.dStudent ? formula.student : null, teacher = v.dTeacher ? formula.teacher : null;
-  const label = (e1: string) =>
-    v.crossEntropy ? ` + up * ce_scale * select(${e1}, vec4f(label_excess), columns4 == vec4u(label))` : "";
   const write = (name: string, scale: string, gradient: string) => `store_${name}(at4, live4, ${scale} * (${gradient})`;
-  const writeStudent = (gradient: string, e1: string) =>
-    v.dStudent ? `${write(dStudentName, "student_scale", gradient)}${label(e1)});` : "";
+  const writeStudent = (gradient: string, beside: string) =>
+    v.dStudent ? `${write(dStudentName, "student_scale", gradient)}${v.crossEntropy ? ` + ${beside}` : ""});` : "";
   const writeTeacher = (gradient: string) => v.dTeacher ? `${write(dTeacherName, "teacher_scale", gradient)});` : "";
   const zero = Object.keys(outputs).map((name) => `store_${name}(at4, live4, vec4f(0.0));`).join(" ");
   const finish = `if (lane == 0u) {
     ${
     v.crossEntropy
-      ? `ce_rows[at] = ce * ce_row_scale;
-    divergence_rows[at] = value * row_scale;
-    loss[at] = select(ce_scale * ce, poison, ce_scale == 0.0) + select(divergence_scale * value, 0.0, divergence_scale == 0.0);`
-      : "loss[at] = divergence_scale * value;"
+      ? `let ce_scale = params.ce_factor * given[1].y;
+    ce_rows[at] = given_ce * given[1].y;
+    divergence_rows[at] = value * given[0].w;
+    loss[at] = select(ce_scale * given_ce, 0.0, ce_scale == 0.0) + select(given[0].z * value, 0.0, given[0].z == 0.0);`
+      : "loss[at] = given[0].z * value;"
   }
   }`;
   const way: Way = { v, plan, formula, row, exact, student, teacher, writeStudent, writeTeacher, finish };
@@ -396,13 +417,24 @@ const kernel: (key: string) => Kernel = variants((key: string): KernelSpec => {
 const flip = ${v.flip}; // whether the student's side has the smaller weight in the mixture
 var<workgroup> trusted: u32;
 var<workgroup> drift: f32;
+// what is read late, since registers are few (distillation of 4096×32000 took an H100 0.62 ms with it in them, now 0.57): scale of the student's gradient, of the
+// teacher's, of the loss, of the divergence beside it
+var<workgroup> given: array<vec4f, ${v.crossEntropy ? 2 : 1}>;
+${
+      v.crossEntropy
+        ? `// behind it the upstream gradient, the scale of cross-entropy, the label's logits; the label or IGNORED, and its cross-entropy
+var<workgroup> given_label: u32;
+var<workgroup> given_ce: f32;
+const IGNORED = 0xffffffffu;`
+        : ""
+    }
 // x, in a form that compilers do not reassociate: (h − centre) − mean must not become h − (centre + mean)
 fn settled4_(x: vec4f) -> vec4f { return select(x, vec4f(0.0), x == vec4f(0.0)); }
 ${
       v.crossEntropy
-        ? `fn element(row: u32, c: u32) -> f32 {
+        ? `fn logits(row: u32, c: u32) -> vec2f {
   let at = row * params.columns + c;
-  return f32(student[at / 4u][at % 4u]);
+  return vec2f(f32(student[at / 4u][at % 4u]), f32(teacher[at / 4u][at % 4u]));
 }`
         : ""
     }`,
@@ -423,22 +455,26 @@ ${
     ${zero ? exact.each(zero) : ""}
     return;
   }
-  let kept_scale = select(0.0, 1.0 / counts[0], counts[0] != 0.0);
-  let row_scale = select(1.0, select(1.0 / f32(params.all_rows), kept_scale, dropping), is_mean);
-  let divergence_scale = params.divergence_factor * row_scale;
-  let up = select(1.0, upstream[at * params.upstream_stride], params.scaled == 1u);
-  let student_scale = up * divergence_scale * k * ${student ? student.weight : "1.0"};
-  let teacher_scale = up * divergence_scale * k * ${teacher ? teacher.weight : "1.0"};
-  ${
+  if (lane == 0u) {
+    let kept_scale = select(0.0, 1.0 / counts[0], counts[0] != 0.0);
+    let row_scale = select(1.0, select(1.0 / f32(params.all_rows), kept_scale, dropping), is_mean);
+    let divergence_scale = params.divergence_factor * row_scale;
+    let up = select(1.0, upstream[at * params.upstream_stride], params.scaled == 1u);
+    let scale = up * divergence_scale * k;
+    given[0] = vec4f(scale * ${student ? student.weight : "1.0"}, scale * ${
+      teacher ? teacher.weight : "1.0"
+    }, divergence_scale, row_scale);
+    ${
       v.crossEntropy
-        ? `let label = select(u32(labels[at]), 0xffffffffu, ignored);
-  let known = label < params.columns;
-  let label_logit = element(row, select(0u, label, known));
-  var nan_bits = 0x7fc00000u;
-  let poison = select(bitcast<f32>(nan_bits), 0.0, known || ignored);
-  let ce_row_scale = select(select(1.0, kept_scale, is_mean), 0.0, ignored);`
+        ? `let label = u32(labels[at]);
+    // a label that is no class poisons its row: it came from the GPU and nobody could check it
+    var nan_bits = 0x7fc00000u;
+    let ce_scale = select(select(bitcast<f32>(nan_bits), select(1.0, kept_scale, is_mean), label < params.columns), 0.0, ignored);
+    given[1] = vec4f(up, ce_scale, logits(row, min(label, params.columns - 1u)));
+    given_label = select(label, IGNORED, ignored);`
         : ""
     }
+  }
 
   if (params.columns >= ${MANY}u && k <= 1e6) {
   ${fast(way)}
