@@ -1,6 +1,6 @@
 // Values over many steps are among the reference cases (testing/golden_test.ts); here are the rules around them.
 import { assert, assertAlmostEquals, assertEquals, assertThrows } from "@std/assert";
-import { init, matmul, nn, optim, Scope, stats, Tape, type Tensor, tensor } from "@limbeck/limbeck";
+import { expand, init, matmul, nn, optim, Scope, stats, Tape, type Tensor, tensor, where } from "@limbeck/limbeck";
 import { largestError } from "../testing/compare.ts";
 import { random } from "../testing/op.ts";
 
@@ -33,6 +33,31 @@ Deno.test("optim: groups have rates and decays of their own", async () => {
   step(optimizer, [a, b, c], ones);
   assertEquals(await read(b), [0.25, -0.5]);
   assertEquals(await read(a), [-0.5, -1.25]);
+});
+
+Deno.test("optim: the gradient of a broadcast parameter is summed where the optimizer keeps it", async () => {
+  await init();
+  const bias = leaf([1, 2]), x = tensor([[1, 2], [3, 4], [5, 6]]).keep();
+  using _optimizer = new optim.SGD([bias], { lr: 1 });
+  const ways: [string, () => Tensor, number][] = [
+    ["add", () => x.add(bias), 1], // the sum alone: no copy to its place
+    ["mul", () => x.mul(bias), 2], // dY·x, and its sum
+    ["where", () => where(x, bias, x), 2],
+    ["expand", () => expand(bias, [3, 2]), 1],
+    ["twice", () => x.mul(bias).add(bias), 4], // one sum there, dY·x, its sum, and that added
+  ];
+  for (const [name, forward, launches] of ways) {
+    using _tape = new Tape();
+    const y = forward(), dY = tensor([[1, 2], [3, 4], [5, 6]]);
+    bias.grad = null;
+    const before = stats().dispatches;
+    y.backward(dY);
+    assertEquals(stats().dispatches - before, launches, name);
+    const sums = [9, 12], products = [35, 56];
+    const want = name === "mul" ? products : name === "twice" ? sums.map((n, i) => n + products[i]) : sums;
+    assertEquals(await read(bias.grad!), want, name);
+  }
+  for (const tensor of [bias, x]) tensor.dispose();
 });
 
 Deno.test("optim: a parameter without a gradient sits the step out, decay and step count included", async () => {

@@ -287,12 +287,14 @@ export function where(condition: Tensor, a: Tensor, b: Tensor): Tensor {
     inputs: [a, b],
     output: y,
     saved: [condition],
-    backward: (dY, wants) => {
-      const part = (expression: string, x: Tensor) =>
-        sumTo(mapped("where backward", expression, [condition, dY], shape, [], a.dtype), x.shape);
+    backward: (dY, wants, gradientOf) => {
+      const part = (expression: string, i: number) => {
+        const whole = mapped("where backward", expression, [condition, dY], shape, [], a.dtype);
+        return sumTo(whole, [a, b][i].shape, () => gradientOf(i));
+      };
       return [
-        wants[0] ? part("select(0.0, b, a != 0.0)", a) : null,
-        wants[1] ? part("select(b, 0.0, a != 0.0)", b) : null,
+        wants[0] ? part("select(0.0, b, a != 0.0)", 0) : null,
+        wants[1] ? part("select(b, 0.0, a != 0.0)", 1) : null,
       ];
     },
   });
