@@ -40,7 +40,8 @@ export function defaultRowLimits(isSoftware: boolean): Record<RowWork, RowLimits
 
 /**
  * The plan for rows of `columns`. Registers keep twice as much in `halves`: half the threads then do, so that more groups have a place beside each other (forwardKl of
- * 16384×8192 in f16 takes an H100 0.28 ms so, 0.34 from registers of f32). A `busy` kernel, of much arithmetic, keeps less of a row that is not kept by half, for the
+ * 16384×8192 in f16 takes an H100 0.28 ms so, 0.34 from registers of f32), but not where they do not keep the whole row: what is read again had better be in the cache
+ * still (forwardKl of 2048×128256 in f16 0.86 ms with all threads, 1.09 with half). A `busy` kernel, of much arithmetic, keeps less of a row that is not kept by half, for the
  * same reason (cross-entropy of 2048×128256 with every option 1.11 ms, else 1.20).
  */
 export function planRow(
