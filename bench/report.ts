@@ -447,8 +447,7 @@ const HELP = `Measures the engine on this machine's adapter and writes <device>.
   --only PARTS     some of ${SECTIONS.join(",")}
   --out DIR        where the files go (bench/results; for others give Deno --allow-write)
   --quick          tiny sizes: whether it runs, not how fast
-  --dawn           on Dawn, which has tensor cores, and into <device>-dawn.*: needs --allow-ffi, and once before it
-                   deno install --config testing/dawn/deno.json --frozen
+  --dawn           on Dawn, which has tensor cores, and into <device>-dawn.*; bench/README.md has the whole command
   --driver TEXT    the driver's version, where nvidia-smi does not tell
   --commit TEXT    the commit, where git does not tell
   --help           this text`;

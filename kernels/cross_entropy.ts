@@ -105,7 +105,7 @@ const kernel: (key: string) => Kernel = variants((key: string): KernelSpec => {
   const soft = v.target !== "index", dLogits = v.inPlace ? "logits" : "d_logits";
   const streams: Record<string, Element> = { logits: v.logits, ...soft ? { probability: v.target as Element } : {} };
   const outputs: Record<string, Element> = v.gradient ? { [dLogits]: v.logits } : {};
-  const { head, begin, each, sum, normalise, ownerOf } = rowCode(plan, streams, outputs, { halves: inHalves(v) });
+  const { head, begin, each, sum, normalise, overwrite } = rowCode(plan, streams, outputs, { halves: inHalves(v) });
   // with a softcap x is y = tanh u and k the cap; where registers keep the row they take y: a first version took an H100 0.39 ms for 4096×32000 so, 0.49 with the tanh twice
   const capped = v.softcap && plan.quads > 0 && !plan.more && !v.extras && !v.inPlace;
   const capping = "let u4 = logits4 * params.to_cap; let x4 = tanh4_(u4);",
@@ -143,15 +143,14 @@ const kernel: (key: string) => Kernel = variants((key: string): KernelSpec => {
     )
   }
   }`;
-  const labelColumn = soft || !v.gradient
-    ? ""
-    : `if (known && lane == ${ownerOf("label")}${v.extras ? " && !ignored" : ""}) {
-    let at = row * params.columns + label;
-    let g = slopes.x * slopes.z + (slopes.y * (1.0 + slopes.z) - level${v.weight ? " * weight_of(label)" : ""});
-    ${dLogits}[at / 4u][at % 4u] = ${v.logits === "f16" ? "f16" : "f32"}(g${
-      v.softcap ? " * sech_squared_(slopes.w * params.to_cap)" : ""
-    });
-  }`;
+  const labelColumn = soft || !v.gradient ? "" : `if (known${v.extras ? " && !ignored" : ""}) { ${
+    overwrite(
+      dLogits,
+      "label",
+      `let g = slopes.x * slopes.z + (slopes.y * (1.0 + slopes.z) - level${v.weight ? " * weight_of(label)" : ""});`,
+      `g${v.softcap ? " * sech_squared_(slopes.w * params.to_cap)" : ""}`,
+    )
+  } }`;
   const zLoss = "select(0.0, params.z_loss * lse * lse * z_scale, params.z_loss > 0.0)"; // lse² may overflow
   const spreadLoop = `${x} ${weight} ${soft ? t + spread("w4 * t4") : spread("w4")}`;
   const zeroRow = v.gradient ? each(`store_${dLogits}(at4, live4, vec4f(0.0));`) : "";

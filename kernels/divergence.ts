@@ -68,6 +68,7 @@ const TRUSTED = 0.06, TRUSTED_MIXTURE = 0.15;
 // the least columns that they are tried with: in a sum of so many the roundings of its terms are small next to the sum's own
 const MANY = 64;
 const LOG2E = "1.44269504089";
+// of the gradients: read from workgroup memory by the loops that write them
 const SCALES = "let student_scale = given[0].x; let teacher_scale = given[0].y;";
 
 /** What the two ways through a row share: fast and, where that is not to be trusted, careful. */
@@ -125,16 +126,16 @@ function fast({ v, plan, formula, row, student, teacher, writeStudent, writeTeac
     return left === student ? writeStudent(gradient, "") : writeTeacher(gradient);
   };
   const studentGradient = gradientOf(student, "q4", "sums.y", "diff4");
-  // by the thread that wrote it with the others
-  const labelColumn = !v.crossEntropy || !v.dStudent
-    ? ""
-    : `if (label < params.columns && lane == ${row.ownerOf("label")}) {
-      let student4 = at_least(vec4f(given[1].z)); let teacher4 = at_least(vec4f(given[1].w));
+  const labelColumn = !v.crossEntropy || !v.dStudent ? "" : `if (label < params.columns) { ${
+    row.overwrite(
+      v.inPlace ? "student" : "d_student",
+      "label",
+      `let student4 = at_least(vec4f(given[1].z)); let teacher4 = at_least(vec4f(given[1].w));
       ${scaled} ${terms}
-      let at = row * params.columns + label;
-      let g4 = student_scale * (${studentGradient}) + ce_slope * expm1_(-given_ce);
-      ${v.inPlace ? "student" : "d_student"}[at / 4u][at % 4u] = ${v.student}(g4.x);
-    }`;
+      let g4 = student_scale * (${studentGradient}) + ce_slope * expm1_(-given_ce);`,
+      "g4.x",
+    )
+  } }`;
   // (not of rows that share vec4s: that takes more registers than it saves)
   const waits = left && !v.inPlace && (left === student ? v.student : v.teacher) === "f32" && plan.wide;
   const late = `${terms}

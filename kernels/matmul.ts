@@ -23,7 +23,7 @@ import {
 import type { GpuInfo } from "./gpu/device.ts";
 import { gpu } from "./gpu/gpu.ts";
 import { type BufferType, type Kernel, type KernelSpec, variants } from "./gpu/kernel.ts";
-import type { Tuning } from "./gpu/tuning.ts";
+import { MULTIPROCESSORS, type Tuning } from "./gpu/tuning.ts";
 import { tensorMatmul, tensorTile } from "./tensor_cores.ts";
 
 /** A tile of `m` rows by `n` columns, of which a thread computes `high`×`wide` blocks of 4×4; `slices` times as many threads share it. A slab is `depth` deep. */
@@ -460,7 +460,7 @@ function search(
     consider(1);
     // as many pieces as fill the multiprocessors once, twice, …
     for (let waves = 1; cut && !isSoftware && waves <= 4; waves++) {
-      const pieces = Math.min(Math.floor(132 * waves / tiles), Math.floor(depth / LEAST_PIECE));
+      const pieces = Math.min(Math.floor(MULTIPROCESSORS * waves / tiles), Math.floor(depth / LEAST_PIECE));
       if (pieces > 1) consider(pieces);
     }
   }
@@ -483,9 +483,9 @@ function softwareTime(t: Tile, groups: number): number {
     : groups * t.m * t.n * (t.high === 2 ? 1 : 1.6);
 }
 
-/** Microseconds on a device of 132 multiprocessors: the tile and pieces chosen take 1.006 times the best ones' time in the mean of the 48, 1.06 at worst. */
+/** Microseconds on the device that the model was fitted to: the tile and pieces chosen take 1.006 times the best ones' time in the mean of the 48, 1.06 at worst. */
 function deviceTime({ depth: slab, slices, time }: Tile, groups: number, depth: number): number {
-  const turns = Math.ceil(depth / slab / slices), each = Math.ceil(groups / 132);
+  const turns = Math.ceil(depth / slab / slices), each = Math.ceil(groups / MULTIPROCESSORS);
   const wave = (n: number) => n && turns * Math.max(time.turn, n * time.work) + time.ends;
   return 4 + Math.floor(each / time.together) * wave(time.together) + wave(each % time.together);
 }

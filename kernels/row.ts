@@ -148,8 +148,8 @@ export interface RowCode {
    * way to the cache with the rest, where a loop waits for the memory at every turn: jsd of 4096×32000 takes an H100 0.58 ms so, 0.63 without.
    */
   peek: (body: string) => string;
-  /** The lane of the thread that sees a column. */
-  ownerOf: (column: string) => string;
+  /** Writes one column of an output once more, by the thread that wrote it with the others: `x` (an f32), which `body` defines names for. */
+  overwrite: (output: string, column: string, body: string, x: string) => string;
   /** The sum or maximum of an f32, vec2f or vec4f over the workgroup, which every thread gets. Not inside a branch. */
   sum: (x: string, type?: Meeting) => string;
   max: (x: string, type?: Meeting) => string;
@@ -263,8 +263,14 @@ ${ROW_FUNCTIONS}`,
       ).join("\n  ")
     }`,
     each,
-    ownerOf: (c) =>
-      wide ? `(${c} / 4u % ${threads}u)` : `(select((${c} - lead) / 4u, inner + 1u, ${c} < lead) % ${threads}u)`,
+    overwrite: (output, c, body, x) =>
+      `if (lane == ${
+        wide ? `(${c} / 4u % ${threads}u)` : `(select((${c} - lead) / 4u, inner + 1u, ${c} < lead) % ${threads}u)`
+      }) {
+    ${body}
+    let at = row * params.columns + ${c};
+    ${output}[at / 4u][at % 4u] = ${outputs[output]}(${x});
+  }`,
     peek: (body) =>
       quads === 0 || !more ? "" : [0, 1].map((j) => {
         const at = (name: string) => {

@@ -3,12 +3,13 @@
  * run in float32, so that an element is off by at most (depth + 16)·2⁻²³·Σ|a·b| before it is rounded to its storage.
  *
  * A workgroup is 2×2 subgroups, each with a quarter of a tile of C as fragments of 16×16. A slab of A and of B, 32 deep, is copied to workgroup memory as it lies in
- * memory, by vec4s; the next one is on its way meanwhile. On an H100 4096³ reaches 148 to 167 TFLOP/s by layout, where f32 without tensor cores reaches 47. Tried there for the
+ * memory, by vec4s; the next one is on its way meanwhile. On an H100 4096³ reaches 149 to 166 TFLOP/s by layout, where f32 without tensor cores reaches 47. Tried there for the
  * layout of 161, without epilogues: 230 in tiles of 128 whose rows are padded, 115 without the padding, 119 in tiles of 64, 154 with slabs 16 deep, 75 with fragments straight from memory.
  */
 import { type Epilogue, epilogueCode, epilogueKey, epilogueMemories, type Plain, type Strided } from "./epilogue.ts";
 import { gpu } from "./gpu/gpu.ts";
 import { type Kernel, type KernelSpec, variants } from "./gpu/kernel.ts";
+import { MULTIPROCESSORS } from "./gpu/tuning.ts";
 
 const THREADS = 128, DEPTH = 32, PAD = 8;
 const LEFT = "subgroup_matrix_left<f16, 16, 16>", RIGHT = "subgroup_matrix_right<f16, 16, 16>";
@@ -141,8 +142,8 @@ var<workgroup> results: array<f32, ${4 * 16 * half}>;`,
 // deno-fmt-ignore
 const PARAMS = ["rows", "columns", "depth", "whole", "batches", "aOffset", "aBatch", "aK", "aAcross", "bOffset", "bBatch", "bK", "bAcross", "cOffset"];
 
-/** Multiprocessors of an H100: so many workgroups, or most of so many, keep it busy. The least depth of a piece, and what is worth the launch that sums pieces. */
-const BUSY = 132, LEAST_PIECE = 256, LEAST_CUT = 1024;
+/** The least depth of a piece, and of a product that is worth the launch that sums pieces. */
+const LEAST_PIECE = 256, LEAST_CUT = 1024;
 
 /**
  * The side of the tile for a product whose operands lie as the modes say (vec4s along "k" or "x"), and how deep the pieces are that it is cut into along k where that may
@@ -160,9 +161,9 @@ export function tensorTile(
   if (!tensorCores || a.element !== "f16" || b.element !== "f16" || aMode === "s" || bMode === "s") return null;
   for (const side of [128, 64]) {
     const tiles = Math.ceil(rows / side) * Math.ceil(columns / side) * batches;
-    const wanted = cut && depth >= LEAST_CUT ? Math.min(Math.floor(BUSY / tiles), Math.floor(depth / LEAST_PIECE)) : 1;
-    const pieces = Math.max(1, wanted), groups = tiles * pieces;
-    if (bytesOf(side) > most || side === 128 && groups < 0.75 * BUSY) continue;
+    const wanted = Math.min(Math.floor(MULTIPROCESSORS / tiles), Math.floor(depth / LEAST_PIECE));
+    const pieces = cut && depth >= LEAST_CUT ? Math.max(1, wanted) : 1, groups = tiles * pieces;
+    if (bytesOf(side) > most || side === 128 && groups < 0.75 * MULTIPROCESSORS) continue; // most of a GPU would rest
     if (groups < 16 && depth > 2 * LEAST_PIECE) continue;
     return { side, part: pieces === 1 ? depth : Math.ceil(depth / pieces / DEPTH) * DEPTH };
   }

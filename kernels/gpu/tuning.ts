@@ -1,6 +1,9 @@
 /** The numbers that differ between adapters: what they are; `kernels/autotune.ts` measures them. */
 import { checkNumber, checkOptions, describe } from "../check.ts";
 
+/** Multiprocessors of the GPU that the choice of tiles and pieces of products was fitted to, an H100. */
+export const MULTIPROCESSORS = 132;
+
 /** How many matrices a kernel keeps rows of: one, or two (or one with much arithmetic), which takes registers. */
 export type RowWork = "one" | "two";
 
