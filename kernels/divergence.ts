@@ -49,9 +49,9 @@ interface Variant {
   flip: boolean;
 }
 
-// what has a third loop leaves more than halves in registers
+// the logarithms of a mixture are better left in registers for the third loop than computed twice
 const inHalves = ({ name, student, teacher }: Variant) =>
-  FORMULAS[name].mean !== undefined && student === "f16" && teacher === "f16";
+  FORMULAS[name].first !== MIXTURE && student === "f16" && teacher === "f16";
 
 /** What a variant needs of its formula as polynomials in d. */
 function polynomials({ name, dStudent, dTeacher }: Variant): { name: string; near: Near; power: number }[] {

@@ -40,8 +40,8 @@ export function defaultRowLimits(isSoftware: boolean): Record<RowWork, RowLimits
 
 /**
  * The plan for rows of `columns`. Registers keep twice as much in `halves`: half the threads then do, so that more groups have a place beside each other (forwardKl of
- * 16384×8192 in f16 takes an H100 0.28 ms so, 0.34 from registers of f32), but not where they do not keep the whole row: what is read again had better be in the cache
- * still (forwardKl of 2048×128256 in f16 0.86 ms with all threads, 1.09 with half). A `busy` kernel, of much arithmetic, keeps less of a row that is not kept by half, for the
+ * 16384×8192 in f16 takes an H100 0.28 ms so, 0.34 from registers of f32), two of them even where they then read half of two matrices again (distillation of 4096×32000 in f16
+ * 0.36 ms, 0.40 with one that keeps its row whole), but not where that is most of the row (forwardKl of 2048×128256 in f16 0.79 ms with all threads, 0.86 with half). A `busy` kernel, of much arithmetic, keeps less of a row that is not kept by half, for the
  * same reason (cross-entropy of 2048×128256 with every option 1.11 ms, else 1.20).
  */
 export function planRow(
@@ -55,15 +55,18 @@ export function planRow(
   const wide = columns % 4 === 0;
   const inRow = wide ? columns / 4 : Math.floor(columns / 4) + 2; // vec4s, and those that the row shares with its neighbours
   if (halves && quads > 0 && threads > 32) {
-    const short = inRow <= threads * quads;
-    [threads, quads] = [short ? threads / 2 : threads, short || work === "one" ? Math.min(16, 2 * quads) : quads];
+    const most = work === "one" ? Math.min(16, 2 * quads) : quads;
+    [threads, quads] = inRow > threads * quads
+      ? [threads, most]
+      : [threads / 2, 2 * inRow > threads * most && most > 1 ? most - 1 : most]; // a loop over the rest takes registers too
   } else if (busy && inRow > 2 * threads * quads && quads > 1 && threads > 32) {
     [threads, quads] = [threads / 2, Math.ceil(quads / 2)];
   }
   const most = Math.min(threads, limits.maxComputeInvocationsPerWorkgroup);
-  // four vec4s a thread are enough reads under way, of f16 eight, and meetings of many threads cost: jsd of 16384×8192 takes 0.54 ms with 512 threads, 0.62 with 1,024
+  // four vec4s a thread are enough reads under way, of f16 eight, and meetings of many threads cost: jsd of 16384×8192 takes 0.54 ms with 512 threads, 0.62 with 1,024; a vec4 or
+  // two that stick out are no reason for twice as many (cross-entropy of 16384×8191 0.37 ms, else 0.57)
   let n = 32;
-  while (n < most && inRow > (quads === 0 ? 2 : halves ? 8 : 4) * n) n *= 2;
+  while (n < most && Math.floor(columns / 4) > (quads === 0 ? 2 : halves ? 8 : 4) * n) n *= 2;
   const each = Math.max(1, Math.ceil(inRow / n)),
     inside = Math.floor((wide ? inRow : Math.max(0, (columns - 3) / 4)) / n);
   const kept = each <= quads ? each : Math.min(quads, inside);
@@ -203,34 +206,61 @@ export function rowCode(
     `{ ${place(step, sure)} ${sure ? "" : `if (${exists}) `}{
     ${names.map((name) => `let ${name}4 = ${from(name)};`).join(" ")}
     ${body} } }`;
-  const read = (name: string, at: string) => {
-    const x = `load_${name}(${at}, live4)`;
-    return finite ? `at_least(${x})` : x;
-  };
+  const floored = (x: string) => finite ? `at_least(${x})` : x;
+  const read = (name: string, at: string) => floored(`load_${name}(${at}, live4)`);
   const readHalf = (name: string, at: string) =>
     wide ? `${name}[${at}]` : `select(vec4h(-65504.0), ${name}[${at}], live4)`;
   const reading = (step: string, sure: boolean, body: string) =>
     turn(`(${step})`, sure, (name) => read(name, "at4"), body);
-  // a branch that is always taken keeps compilers from moving one turn's work into another's: they run out of registers
+  const steps = wide
+    ? `(params.columns + ${4 * threads - 1}u) / ${4 * threads}u`
+    : `(inner + ${threads + 1}u) / ${threads}u`;
+  // a branch that is always taken keeps compilers from moving one turn's work into another's: they run out of registers. A loop of one turn, the last, keeps its place out of the
+  // registers between loops: cross-entropy of 4096×32003 in f16 takes an H100 58 and 0.20 ms, else 84 and 0.25, reverseKl of 16384×8191 0.59 ms, else 0.75. (Not of
+  // cross-entropy in f32: every option 0.47 ms, else 0.43.)
   const keeping = (body: string, turns = held) =>
-    turns.map((q) =>
-      `${sure(q) ? `if (${4 * threads * q}u < params.columns) ` : ""}{
-    ${turn(`${q}u`, sure(q), (name) => `vec4f(${name}_${q})`, body.replaceAll(/\bkept_(\w+)/g, `$1_${q}`))}
-  }`
-    ).join("\n  ");
+    turns.map((q) => {
+      const alone = (finite || halves) && !sure(q) && q === quads - 1;
+      const when = sure(q)
+        ? `if (${4 * threads * q}u < params.columns) `
+        : alone
+        ? `for (var turn = ${q}u; turn < ${steps}; turn++) `
+        : "";
+      const kept = body.replaceAll(/\bkept_(\w+)/g, `$1_${q}`);
+      return `${when}{
+    ${turn(alone ? "turn" : `${q}u`, sure(q), (name) => `vec4f(${name}_${q})`, kept)}
+  }`;
+    }).join("\n  ");
   let loops = 0;
   const each = (body: string, kept = body) => {
     const backward = loops++ % 2 === 1;
     if (!more) return keeping(kept);
-    const steps = wide
-      ? `(params.columns + ${4 * threads - 1}u) / ${4 * threads}u`
-      : `(inner + ${threads + 1}u) / ${threads}u`;
+    const step = (from: string, to: string, i = 0) =>
+      backward ? `${from} + (${to} - ${i + 1}u - turn)` : i ? `turn + ${i}u` : "turn";
     const loop = (from: string, to: string, sure: boolean) =>
       `for (var turn = ${from}; turn < ${to}; turn++) {
-    ${reading(backward ? `${from} + (${to} - 1u - turn)` : "turn", sure, body)}
+    ${reading(step(from, to), sure, body)}
   }`;
-    const inside = `max(inner / ${threads}u, ${quads}u)`;
-    const parts = wide
+    // two turns' reads at once, of which none share vec4s: forwardKl of 2048×128256 in f16 takes an H100 0.79 ms so, else 0.86
+    const pairs = (from: string, to: string) =>
+      `for (var turn = ${from}; turn < ${to}; turn += 2u) {
+    ${
+        [0, 1].map((i) =>
+          names.map((name) =>
+            `let ${name}_ahead${i} = ${name}[row_first + (${step(from, to, i)}) * ${threads}u + lane];`
+          ).join(" ")
+        ).join("\n    ")
+      }
+    ${
+        [0, 1].map((i) => turn(`(${step(from, to, i)})`, true, (name) => floored(`vec4f(${name}_ahead${i})`), body))
+          .join("\n    ")
+      }
+  }`;
+    const inside = `max(${wide ? "params.columns / 4u" : "inner"} / ${threads}u, ${quads}u)`;
+    const even = `(${inside} - (${inside} - ${quads}u) % 2u)`;
+    const parts = halves
+      ? [pairs(`${quads}u`, even), loop(even, steps, false)]
+      : wide
       ? [loop(`${quads}u`, steps, false)]
       : [loop(`${quads}u`, inside, true), loop(inside, steps, false)];
     const rest = (backward ? parts.reverse() : parts).join("\n  ");

@@ -14,6 +14,7 @@ import {
   tensor,
   zeros,
 } from "@limbeck/limbeck";
+import { rowTuning } from "../kernels/row.ts";
 import {
   assertSmall,
   combinations,
@@ -433,6 +434,29 @@ Deno.test("crossEntropy: f16 logits", async () => {
     TypeError,
     "crossEntropy: weight must have dtype f32",
   );
+});
+
+Deno.test("crossEntropy: f16 rows that registers keep whole or in part", async () => {
+  const { f16 } = await init();
+  if (!f16) return;
+  try {
+    // whole; five turns of four threads' worth read again, in pairs, and four, of vec4s that the row shares
+    for (const [threads, quads, V] of [[64, 8, 999], [32, 4, 1228], [32, 4, 1101]]) {
+      rowTuning.limits = { threads, quads };
+      const shape = [3, V], values = Array.from(Float16Array.from(normals(3 * V, 2, V))), target = [V - 1, 0, -100];
+      for (const c of [1, V + 1, V + 3]) values[c] = -Infinity;
+      const want = reference(values, target, V, { reduction: "none" }, [1, 2, 3]);
+      const { loss, gradients } = await measure(
+        (x) => crossEntropy(x, labelsOf(target), { reduction: "none" }),
+        [{ values, shape, dtype: "f16" }],
+        [1, 2, 3],
+      );
+      assert(rowError(loss, want.loss, 1) <= VALUE, `${V}: ${loss}`);
+      assertEquals(f16Errors(gradients[0], want.dLogits, V, GRADIENT), [], `${V}`);
+    }
+  } finally {
+    rowTuning.limits = null;
+  }
 });
 
 Deno.test("crossEntropy: f16 gradients are scaled before they are rounded", async () => {
