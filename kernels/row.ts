@@ -18,6 +18,8 @@ export interface RowPlan {
   more: boolean;
   /** Whether the row's length is a multiple of 4, so that it is whole vec4s; of another, it shares its first and last with its neighbours. */
   wide: boolean;
+  /** Of a row that is not: the columns that its first vec4 begins at a multiple of in memory, from the first of them on; those in front of it come last. */
+  align: number;
   /** Whether threads meet through subgroups rather than a tree in workgroup memory. */
   subgroups: boolean;
 }
@@ -67,8 +69,9 @@ export function planRow(
   // two that stick out are no reason for twice as many (cross-entropy of 16384×8191 0.37 ms, else 0.57)
   let n = 32;
   while (n < most && Math.floor(columns / 4) > (quads === 0 ? 2 : halves ? 8 : 4) * n) n *= 2;
+  const align = quads === 0 ? 4 : 32; // a warp's reads begin at lines of the cache: distillation of 4096×32003 takes an H100 0.57 ms so, else 0.60
   const each = Math.max(1, Math.ceil(inRow / n)),
-    inside = Math.floor((wide ? inRow : Math.max(0, (columns - 3) / 4)) / n);
+    inside = Math.floor((wide ? inRow : Math.max(0, (columns - align + 1) / 4)) / n);
   const kept = each <= quads ? each : Math.min(quads, inside);
   return {
     threads: n,
@@ -76,26 +79,28 @@ export function planRow(
     sure: Math.min(kept, inside),
     more: kept < each,
     wide,
+    align,
     subgroups: able && (rowTuning.subgroups ?? true),
   };
 }
 
 /** A short text that names a plan, for keys of kernel variants. */
-export function planKey({ threads, quads, sure, more, wide, subgroups }: RowPlan): string {
-  return `${threads},${quads},${sure},${more ? "more" : "whole"},${wide ? "wide" : "narrow"},${
+export function planKey({ threads, quads, sure, more, wide, align, subgroups }: RowPlan): string {
+  return `${threads},${quads},${sure},${more ? "more" : "whole"},${wide ? "wide" : "narrow"},${align},${
     subgroups ? "subgroups" : "tree"
   }`;
 }
 
 /** The plan that `planKey` named. */
 export function parsePlan(key: string): RowPlan {
-  const [threads, quads, sure, more, wide, subgroups] = key.split(",");
+  const [threads, quads, sure, more, wide, align, subgroups] = key.split(",");
   return {
     threads: Number(threads),
     quads: Number(quads),
     sure: Number(sure),
     more: more === "more",
     wide: wide === "wide",
+    align: Number(align),
     subgroups: subgroups === "subgroups",
   };
 }
@@ -190,18 +195,18 @@ export function rowCode(
   }).join("\n");
   const held = Array.from({ length: quads }, (_, q) => q);
   const sure = (q: number) => q < plan.sure;
-  // the vec4 of a turn, its columns, and whether there is one; those that a row shares come last, the one behind it before the one in front of it
+  // the vec4 of a turn, its columns, and whether there is one; behind the `inner` ones come that of the row's end and, backward, those of its lead
   const place = (step: string, sure: boolean) => {
     const unit = `let unit = ${step} * ${threads}u + lane;`, four = "vec4u(0u, 1u, 2u, 3u)";
     return wide || sure
       ? `${unit} let at4 = row_first + unit; let columns4 = ${
         wide ? "" : "lead + "
       }4u * unit + ${four}; let live4 = vec4<bool>(true);`
-      : `${unit} let at4 = select(row_first + unit, max(row_first, 1u) - 1u, unit > inner);
-    let columns4 = lead + 4u * select(unit, 0xffffffffu, unit > inner) + ${four}; // in front of the row: more than any column
+      : `${unit} let at4 = select(row_first + unit, row_first - min(row_first, unit - inner), unit > inner);
+    let columns4 = 4u * at4 - row_start + ${four}; // in front of the row: more than any column
     let live4 = columns4 < vec4u(params.columns);`;
   };
-  const exists = wide ? "4u * unit < params.columns" : "unit < inner + 2u";
+  const exists = wide ? "4u * unit < params.columns" : "unit < units";
   const turn = (step: string, sure: boolean, from: (name: string) => string, body: string) =>
     `{ ${place(step, sure)} ${sure ? "" : `if (${exists}) `}{
     ${names.map((name) => `let ${name}4 = ${from(name)};`).join(" ")}
@@ -214,7 +219,7 @@ export function rowCode(
     turn(`(${step})`, sure, (name) => read(name, "at4"), body);
   const steps = wide
     ? `(params.columns + ${4 * threads - 1}u) / ${4 * threads}u`
-    : `(inner + ${threads + 1}u) / ${threads}u`;
+    : `(units + ${threads - 1}u) / ${threads}u`;
   // a branch that is always taken keeps compilers from moving one turn's work into another's: they run out of registers. A loop of one turn, the last, keeps its place out of the
   // registers between loops: cross-entropy of 4096×32003 in f16 takes an H100 58 and 0.20 ms, else 84 and 0.25, reverseKl of 16384×8191 0.59 ms, else 0.75. (Not of
   // cross-entropy in f32: every option 0.47 ms, else 0.43.)
@@ -281,9 +286,11 @@ ${store}
 ${subgroups ? subgroupMeetings(threads) : treeMeetings(threads)}
 ${ROW_FUNCTIONS}`,
     begin: `${
-      wide ? "let row_first = row * (params.columns / 4u);" : `let lead = (0u - row * params.columns) % 4u;
-  let row_first = (row * params.columns + lead) / 4u; // the first vec4 that is the row's alone, behind \`lead\` columns; \`inner\` are
-  let inner = (max(params.columns, lead) - lead) / 4u;`
+      wide ? "let row_first = row * (params.columns / 4u);" : `let row_start = row * params.columns;
+  let lead = (0u - row_start) % ${plan.align}u; // columns
+  let row_first = (row_start + lead) / 4u;
+  let inner = (max(params.columns, lead) - lead) / 4u; // vec4s that are the row's alone, from row_first on
+  let units = inner + 1u + (lead + 3u) / 4u;`
     }
   ${names.flatMap((name) => held.map((q) => `var ${name}_${q}: ${halves ? "vec4h" : "vec4f"};`)).join(" ")}
   ${
@@ -294,12 +301,13 @@ ${ROW_FUNCTIONS}`,
     }`,
     each,
     overwrite: (output, c, body, x) =>
-      `if (lane == ${
-        wide ? `(${c} / 4u % ${threads}u)` : `(select((${c} - lead) / 4u, inner + 1u, ${c} < lead) % ${threads}u)`
-      }) {
-    ${body}
+      `{
     let at = row * params.columns + ${c};
-    ${output}[at / 4u][at % 4u] = ${outputs[output]}(${x});
+    let unit = ${wide ? `${c} / 4u` : "select(at / 4u - row_first, inner + row_first - at / 4u, at / 4u < row_first)"};
+    if (lane == unit % ${threads}u) {
+      ${body}
+      ${output}[at / 4u][at % 4u] = ${outputs[output]}(${x});
+    }
   }`,
     peek: (body) =>
       quads === 0 || !more ? "" : [0, 1].map((j) => {
