@@ -114,7 +114,7 @@ const kernel: (key: string) => Kernel = variants((key: string): KernelSpec => {
     squashed = "tanh4_(logits4 * params.to_cap)";
   const x = v.softcap && !capped ? capping : "let x4 = logits4;";
   // a float in 32 bytes of the weights is read beside the row, so that the last loop finds them in the nearest cache: every option at 4096×32000 took 0.42 ms, now 0.40
-  const touched = capped && weighted && plan.wide
+  const touched = capped && weighted
     ? Array.from(
       { length: Math.ceil(plan.quads / 2) },
       (_, i) => `weight[min(${2 * i * plan.threads}u + 2u * lane, params.columns / 4u - 1u)].x`,
