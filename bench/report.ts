@@ -141,7 +141,7 @@ const PLANS: Record<"gpu" | "software" | "quick", Plan> = {
         gpt: { vocabulary: 32000, context: 128, layers: 4, width: 256, heads: 4 },
       },
     ],
-    steps: { warmUp: 100, timed: 50, rounds: 5 },
+    steps: { warmUp: 100, timed: 50, rounds: 11 },
   },
   software: {
     pace: { warmUp: 20, measured: 150, least: 3, most: 20 },
@@ -376,7 +376,7 @@ async function measureSteps(plan: Plan): Promise<StepResult[]> {
       };
       const before = await lossNow(), last = model.parameters().at(-1)!;
       // steps are compiled, and the clock rises, for a while
-      const warm = performance.now() + 8 * plan.pace.warmUp;
+      const warm = performance.now() + 16 * plan.pace.warmUp;
       do {
         for (let i = 0; i < warmUp; i++) step();
         await last.data();

@@ -69,7 +69,8 @@ export function planRow(
   // two that stick out are no reason for twice as many (cross-entropy of 16384×8191 0.37 ms, else 0.57)
   let n = 32;
   while (n < most && Math.floor(columns / 4) > (quads === 0 ? 2 : halves ? 8 : 4) * n) n *= 2;
-  const align = quads === 0 ? 4 : 32; // a warp's reads begin at lines of the cache: distillation of 4096×32003 takes an H100 0.57 ms so, else 0.60
+  // reads of neighbouring threads begin at lines of the cache: distillation of 4096×32003 takes an H100 0.57 ms so, else 0.60
+  const align = quads === 0 || columns < 1024 ? 4 : 32;
   const each = Math.max(1, Math.ceil(inRow / n)),
     inside = Math.floor((wide ? inRow : Math.max(0, (columns - align + 1) / 4)) / n);
   const kept = each <= quads ? each : Math.min(quads, inside);
