@@ -18,7 +18,7 @@ export interface RowPlan {
   more: boolean;
   /** Whether the row's length is a multiple of 4, so that it is whole vec4s; of another, it shares its first and last with its neighbours. */
   wide: boolean;
-  /** Of a row that is not: the columns that its first vec4 begins at a multiple of in memory, from the first of them on; those in front of it come last. */
+  /** Of a row that is not: threads take its vec4s from the first one on that begins at a multiple of so many columns in memory; those in front of it come last. */
   align: number;
   /** Whether threads meet through subgroups rather than a tree in workgroup memory. */
   subgroups: boolean;
@@ -42,9 +42,9 @@ export function defaultRowLimits(isSoftware: boolean): Record<RowWork, RowLimits
 
 /**
  * The plan for rows of `columns`. Registers keep twice as much in `halves`: half the threads then do, so that more groups have a place beside each other (forwardKl of
- * 16384×8192 in f16 takes an H100 0.28 ms so, 0.34 from registers of f32), two of them even where they then read half of two matrices again (distillation of 4096×32000 in f16
- * 0.36 ms, 0.40 with one that keeps its row whole), but not where that is most of the row (forwardKl of 2048×128256 in f16 0.79 ms with all threads, 0.86 with half). A `busy` kernel, of much arithmetic, keeps less of a row that is not kept by half, for the
- * same reason (cross-entropy of 2048×128256 with every option 1.11 ms, else 1.20).
+ * 16384×8192 in f16 takes an H100 0.28 ms so, 0.34 from registers of f32), even where they read half of two matrices again (distillation of 4096×32000 in f16 0.36 ms, 0.40
+ * where one group keeps its row whole), but not where that is most of the row (forwardKl of 2048×128256 in f16 0.79 ms with all threads, 0.86 with half). A `busy` kernel,
+ * of much arithmetic, keeps less of a row that is not kept by half, for the same reason (cross-entropy of 2048×128256 with every option 1.11 ms, else 1.20).
  */
 export function planRow(
   columns: number,
@@ -57,10 +57,10 @@ export function planRow(
   const wide = columns % 4 === 0;
   const inRow = wide ? columns / 4 : Math.floor(columns / 4) + 2; // vec4s, and those that the row shares with its neighbours
   if (halves && quads > 0 && threads > 32) {
-    const most = work === "one" ? Math.min(16, 2 * quads) : quads;
+    const full = work === "one" ? Math.min(16, 2 * quads) : quads;
     [threads, quads] = inRow > threads * quads
-      ? [threads, most]
-      : [threads / 2, 2 * inRow > threads * most && most > 1 ? most - 1 : most]; // a loop over the rest takes registers too
+      ? [threads, full]
+      : [threads / 2, 2 * inRow > threads * full && full > 1 ? full - 1 : full]; // a loop over the rest takes registers too
   } else if (busy && inRow > 2 * threads * quads && quads > 1 && threads > 32) {
     [threads, quads] = [threads / 2, Math.ceil(quads / 2)];
   }
@@ -303,11 +303,12 @@ ${ROW_FUNCTIONS}`,
     each,
     overwrite: (output, c, body, x) =>
       `{
-    let at = row * params.columns + ${c};
-    let unit = ${wide ? `${c} / 4u` : "select(at / 4u - row_first, inner + row_first - at / 4u, at / 4u < row_first)"};
+    let home = row * params.columns + ${c};
+    let home4 = home / 4u;
+    let unit = ${wide ? `${c} / 4u` : "select(home4 - row_first, inner + row_first - home4, home4 < row_first)"};
     if (lane == unit % ${threads}u) {
       ${body}
-      ${output}[at / 4u][at % 4u] = ${outputs[output]}(${x});
+      ${output}[home4][home % 4u] = ${outputs[output]}(${x});
     }
   }`,
     peek: (body) =>
