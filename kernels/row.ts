@@ -55,7 +55,7 @@ export function planRow(
   let { threads, quads } = rowTuning.limits ??
     (tuning?.rows ?? defaultRowLimits(isSoftware))[halves ? "one" : work];
   const wide = columns % 4 === 0;
-  const inRow = wide ? columns / 4 : Math.floor(columns / 4) + 2; // vec4s, and those that the row shares with its neighbours
+  const inRow = wide ? columns / 4 : Math.floor(columns / 4) + 2; // vec4s, at most two of them shared with the neighbours
   if (halves && quads > 0 && threads > 32) {
     const full = work === "one" ? Math.min(16, 2 * quads) : quads;
     [threads, quads] = inRow > threads * quads
@@ -70,7 +70,7 @@ export function planRow(
   let n = 32;
   while (n < most && Math.floor(columns / 4) > (quads === 0 ? 2 : halves ? 8 : 4) * n) n *= 2;
   // reads of neighbouring threads begin at lines of the cache: distillation of 4096×32003 takes an H100 0.57 ms so, else 0.60
-  const align = quads === 0 || columns < 1024 ? 4 : 32;
+  const align = wide || quads === 0 || columns < 1024 ? 4 : 32;
   const each = Math.max(1, Math.ceil(inRow / n)),
     inside = Math.floor((wide ? inRow : Math.max(0, (columns - align + 1) / 4)) / n);
   const kept = each <= quads ? each : Math.min(quads, inside);
@@ -248,7 +248,7 @@ export function rowCode(
     ${reading(step(from, to), sure, body)}
   }`;
     // two turns' reads at once, of which none share vec4s: forwardKl of 2048×128256 in f16 takes an H100 0.79 ms so, else 0.86
-    const pairs = (from: string, to: string) =>
+    const byTwo = (from: string, to: string) =>
       `for (var turn = ${from}; turn < ${to}; turn += 2u) {
     ${
         [0, 1].map((i) =>
@@ -265,7 +265,7 @@ export function rowCode(
     const inside = `max(${wide ? "params.columns / 4u" : "inner"} / ${threads}u, ${quads}u)`;
     const even = `(${inside} - (${inside} - ${quads}u) % 2u)`;
     const parts = halves
-      ? [pairs(`${quads}u`, even), loop(even, steps, false)]
+      ? [byTwo(`${quads}u`, even), loop(even, steps, false)]
       : wide
       ? [loop(`${quads}u`, steps, false)]
       : [loop(`${quads}u`, inside, true), loop(inside, steps, false)];

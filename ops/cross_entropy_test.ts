@@ -440,7 +440,7 @@ Deno.test("crossEntropy: f16 rows that registers keep whole or in part", async (
   const { f16 } = await init();
   if (!f16) return;
   try {
-    // whole; five turns of four threads' worth read again, in pairs, and four, of vec4s that the row shares
+    // kept whole; of the others five turns and a part, and four, are read again, two at a time
     for (const [threads, quads, V] of [[64, 8, 999], [32, 4, 1228], [32, 4, 1101]]) {
       rowTuning.limits = { threads, quads };
       const shape = [3, V], values = Array.from(Float16Array.from(normals(3 * V, 2, V))), target = [V - 1, 0, -100];

@@ -559,7 +559,7 @@ Deno.test("divergences: f16 rows that registers keep whole or in part", async ()
   if (!f16) return;
   const round = (x: number[]) => Array.from(Float16Array.from(x));
   try {
-    // whole, of vec4s that are the row's alone and not; five turns of four threads' worth read again, in pairs, and four
+    // kept whole, in vec4s that are the row's alone and not; of the others five turns and a part, and four, are read again, two at a time
     for (const [threads, quads, V] of [[64, 8, 1000], [64, 8, 999], [32, 4, 1228], [32, 4, 1101]]) {
       rowTuning.limits = { threads, quads };
       const shape = [2, V], [student, teacher] = [1, 2].map((seed) => round(normals(2 * V, 2, seed)));
