@@ -620,7 +620,7 @@ const drawn = {
   deviation: fc.constantFrom(0.01, 1, 5),
   /** How far the student is from the teacher. */
   apart: fc.constantFrom(1e-4, 0.1, 1, 4),
-  temperature: fc.constantFrom(0.5, 1, 3, 20),
+  temperature: fc.constantFrom(0.5, 1, 2, 3, 20),
   share: fc.constantFrom(0.01, 0.1, 0.5, 0.9),
   reduction: fc.constantFrom(...REDUCTIONS),
   dropped: fc.nat(6),
