@@ -15,7 +15,6 @@ import {
   Scope,
   skewForwardKl,
   skewReverseKl,
-  stats,
   Tape,
   type Tensor,
   tensor,
@@ -39,6 +38,7 @@ import {
   rowError,
   underAllPlans,
 } from "../testing/loss_reference.ts";
+import { assertAllThrow } from "../testing/op.ts";
 
 type Pair = (student: Tensor, teacher: Tensor) => Tensor;
 type Op = (student: Tensor, teacher: Tensor, options?: DivergenceOptions) => Tensor;
@@ -928,7 +928,7 @@ Deno.test("divergences: what they throw", async () => {
   // deno-lint-ignore no-explicit-any
   type Options = any;
   const d = (o: Options) => () => distillation(student, teacher, index, o);
-  const table: [call: () => unknown, type: ErrorConstructor, message: string][] = [
+  assertAllThrow([
     [
       () => forwardKl(student, teacher, { temprature: 2 } as Options),
       TypeError,
@@ -994,17 +994,6 @@ Deno.test("divergences: what they throw", async () => {
       TypeError,
       "distillation: labels must be a Tensor, got undefined",
     ],
-  ];
-  const before = stats().liveBytes, wrong: string[] = [];
-  for (const [run, type, message] of table) {
-    using _scope = new Scope(); // for what the calls make themselves
-    try {
-      assertThrows(run, type, message);
-    } catch (e) {
-      wrong.push((e as Error).message);
-    }
-  }
-  assertEquals(wrong, []);
-  assertEquals(stats().liveBytes, before);
+  ]);
   assert(Number.isFinite(await forwardKl(student, teacher).item()));
 });

@@ -102,7 +102,7 @@ const numberMinus = unary("sub", "s0 - a", "-c");
 const numberOver = unary("div", "s0 / a", "-c * b / a");
 const maximumNumber = unary("maximum", "max_(a, s0)", "select(select(0.0, 0.5 * c, a == s0), c, a > s0)");
 const minimumNumber = unary("minimum", "min_(a, s0)", "select(select(0.0, 0.5 * c, a == s0), c, a < s0)");
-const numberPower = unary("pow", "pow_(s0, a)", "c * b * log_(s0)");
+const numberPower = unary("pow", "pow_(s0, a)", "select(c * b * log_(s0), 0.0, s0 == 0.0 && a >= 0.0)");
 
 /** −x. */
 export const neg = (x: Tensor): Tensor => negation(x);
@@ -189,7 +189,7 @@ const powers = binary(
   "pow",
   "pow_(a, b)",
   "select(d * b * pow_(a, b - 1.0), 0.0, b == 0.0)",
-  "select(d * c * log_(a), 0.0, a == 0.0)",
+  "select(d * c * log_(a), 0.0, a == 0.0 && b >= 0.0)",
 );
 const larger = binary(
   "maximum",

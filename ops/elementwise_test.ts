@@ -294,12 +294,15 @@ Deno.test("elementwise: powers of negative bases and of 0", async () => {
   await init();
   const a = tensor([-2, -2, -2, 0, 0, 2]), b = tensor([3, 2, 0.5, 0, 2, -1]);
   await checkValues("pow", pow(a, b), [-8, 4, NaN, 1, 0, 0.5]);
-  // the derivative by the exponent, aᵇ·ln a, is 0 where the base is 0
+  // the derivative by the exponent, aᵇ·ln a, is 0 where the base is 0, unless the power is infinite
   using _tape = new Tape();
-  const base = tensor([0, 2], { requiresGrad: true }), e = tensor([2, 3], { requiresGrad: true });
+  const base = tensor([0, 2, 0], { requiresGrad: true }), e = tensor([2, 3, -1], { requiresGrad: true });
   pow(base, e).sum().backward();
-  await checkValues("by the base", base.grad!, [0, 12]);
-  await checkValues("by the exponent", e.grad!, [0, 8 * Math.LN2]);
+  await checkValues("by the base", base.grad!, [0, 12, -Infinity]);
+  await checkValues("by the exponent", e.grad!, [0, 8 * Math.LN2, -Infinity]);
+  const f = tensor([0, 2, -1], { requiresGrad: true });
+  pow(0, f).sum().backward();
+  await checkValues("by the exponent of a number", f.grad!, [0, 0, -Infinity]);
 });
 
 Deno.test("elementwise: x⁰ is constant, also at 0", async () => {

@@ -17,7 +17,6 @@ import {
   nllLoss,
   Scope,
   smoothL1Loss,
-  stats,
   type Tensor,
   tensor,
   zeros,
@@ -36,6 +35,7 @@ import {
   rowError,
   rowsOf,
 } from "../testing/loss_reference.ts";
+import { assertAllThrow } from "../testing/op.ts";
 
 // Shares of the largest number: some 15 and 40 roundings of f32 (6e-8). Gradients come from central differences in float64, good to 1e-9.
 const VALUE = 1e-6, GRADIENT = 2.5e-6;
@@ -398,7 +398,7 @@ Deno.test("losses: what they throw", async () => {
     y: Anything = tensor(B, SHAPE),
     other = zeros([5, 3]),
     labels = labelsOf([0, 1, 2]);
-  const table: [call: () => unknown, type: ErrorConstructor, message: string][] = [
+  assertAllThrow([
     [() => mseLoss(x, other), TypeError, "mseLoss: target must have shape [3"],
     [() => mseLoss(x, 1 as Anything), TypeError, "mseLoss: target must be a Tensor, got 1"],
     [
@@ -449,18 +449,7 @@ Deno.test("losses: what they throw", async () => {
     [() => entropy(x, { temperature: 0 }), RangeError, "entropy: temperature must be a finite number, above 0, got 0"],
     [() => entropy(1 as Anything), TypeError, "entropy: logits must be a Tensor, got 1"],
     [() => crossEntropyOfDistributions(x, other), TypeError, "crossEntropyOfDistributions: teacher must have shape [3"],
-  ];
-  const before = stats().liveBytes, wrong: string[] = [];
-  for (const [run, type, message] of table) {
-    using _scope = new Scope(); // for what the calls make themselves
-    try {
-      assertThrows(run, type, message);
-    } catch (e) {
-      wrong.push((e as Error).message);
-    }
-  }
-  assertEquals(wrong, []);
-  assertEquals(stats().liveBytes, before);
+  ]);
   assert(Number.isFinite(await mseLoss(x, y).item()));
   const two = tensor([[1, 2]]), closed = tensor([1]);
   closed.dispose();

@@ -1,6 +1,6 @@
 /** Checks a differentiable op against a float64 function of the same inputs, values and gradients. */
-import { assertEquals } from "@std/assert";
-import { gradcheck, init, Scope, Tape, type Tensor, tensor } from "@limbeck/limbeck";
+import { assertEquals, assertThrows } from "@std/assert";
+import { gradcheck, init, Scope, stats, Tape, type Tensor, tensor } from "@limbeck/limbeck";
 import { largestError } from "./compare.ts";
 import { type Array64, sizeOf } from "./reference.ts";
 
@@ -123,4 +123,19 @@ export async function checkValues(
     largestError([data[i]], [w], 1e-37) <= tolerance ? [] : [`${name}, element ${i}: wanted ${w}, got ${data[i]}`]
   );
   assertEquals(wrong, []);
+}
+
+/** Checks that each call throws what stands beside it, and that none of them leaves anything behind. */
+export function assertAllThrow(table: readonly [call: () => unknown, type: ErrorConstructor, message: string][]): void {
+  const before = stats().liveBytes, wrong: string[] = [];
+  for (const [call, type, message] of table) {
+    using _scope = new Scope(); // for what the calls make themselves
+    try {
+      assertThrows(call, type, message);
+    } catch (e) {
+      wrong.push((e as Error).message);
+    }
+  }
+  assertEquals(wrong, []);
+  assertEquals(stats().liveBytes, before);
 }
