@@ -82,6 +82,11 @@ export interface Methods {
   transpose(x: Tensor, a: number, b: number): Tensor;
   permute(x: Tensor, order: readonly number[]): Tensor;
   expand(x: Tensor, shape: readonly number[]): Tensor;
+  slice(x: Tensor, pairs: readonly (readonly [number, number])[]): Tensor;
+  gather(x: Tensor, dim: number, index: Tensor): Tensor;
+  triu(x: Tensor, diagonal?: number): Tensor;
+  tril(x: Tensor, diagonal?: number): Tensor;
+  where(condition: Tensor, a: Tensor, b: Tensor): Tensor;
   matmul(a: Tensor, b: Tensor, options?: MatmulOptions): Tensor;
 }
 

@@ -521,6 +521,31 @@ export class Tensor implements Disposable {
     return methods.expand(this, shape);
   }
 
+  /** The elements between start and end, one pair a leading dimension. */
+  slice(pairs: readonly (readonly [number, number])[]): Tensor {
+    return methods.slice(this, pairs);
+  }
+
+  /** The elements along `dim` that `index` names. */
+  gather(dim: number, index: Tensor): Tensor {
+    return methods.gather(this, dim, index);
+  }
+
+  /** What lies on and above a diagonal of the last two dimensions. */
+  triu(diagonal?: number): Tensor {
+    return methods.triu(this, diagonal);
+  }
+
+  /** What lies on and below a diagonal of the last two dimensions. */
+  tril(diagonal?: number): Tensor {
+    return methods.tril(this, diagonal);
+  }
+
+  /** This tensor where `condition` is not 0, else `other`. */
+  where(condition: Tensor, other: Tensor): Tensor {
+    return methods.where(condition, this, other);
+  }
+
   /** Matrix product. */
   matmul(other: Tensor, options?: MatmulOptions): Tensor {
     return methods.matmul(this, other, options);

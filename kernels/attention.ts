@@ -7,6 +7,7 @@
  * rows r, r + 4, … next to each other and an odd number of vec4s long, so that neighbouring threads read from different banks.
  */
 import type { Element } from "./elementwise.ts";
+import { lanes, vectorOf } from "./epilogue.ts";
 import { gpu } from "./gpu/gpu.ts";
 import { type BufferType, type Kernel, type KernelSpec, variants } from "./gpu/kernel.ts";
 import type { Memory } from "./gpu/memory.ts";
@@ -147,8 +148,6 @@ const PARAMS = {
   op: "u32",
 } as const;
 
-const vectorOf = { f32: "vec4f", f16: "vec4h", i32: "vec4i", u32: "vec4u" } as const;
-const lanes = [..."xyzw"];
 const numbers = (n: number) => Array.from({ length: n }, (_, i) => i);
 const each = (n: number, text: (i: number) => string) => numbers(n).map(text).join(" ");
 // whose rows an array has, by name: queries or keys, and which strides
@@ -200,10 +199,11 @@ fn store_${name}(base: u32, row: u32, quad: u32, x: vec4f) {
     }
 }`).join("")
   }
-// the scaled score of a query and a key, LOW where it is masked
+// the scaled score of a query and a key, LOW where it is masked; NaN stays
 fn masked_(score: f32, head: u32, query: u32, key: u32) -> f32 {
   if (query >= params.queries || key >= params.keys || (params.causal == 1u && key > query)) { return LOW; }
-  return max(LOW, score * params.scale${mask ? " + mask[head * params.mask_stride + query * params.keys + key]" : ""});
+  let s = score * params.scale${mask ? " + mask[head * params.mask_stride + query * params.keys + key]" : ""};
+  return select(max(LOW, s), s, (bitcast<u32>(s) & 0x7fffffffu) > 0x7f800000u);
 }
 ${
     dropout

@@ -6,7 +6,7 @@
  */
 import { type BufferType, type Kernel, type KernelSpec, variants } from "./gpu/kernel.ts";
 import type { Memory } from "./gpu/memory.ts";
-import { MATH } from "./math.ts";
+import { MATH, SINES_AND_POWERS } from "./math.ts";
 
 /** How an element is stored. Arithmetic is f32 whatever the storage. */
 export type Element = "f32" | "f16" | "i32" | "u32";
@@ -54,7 +54,7 @@ const kernel: (key: string) => Kernel = variants((key: string): KernelSpec => {
   const [name, expression, elements, form] = key.split("@");
   const types = elements.split(",") as Element[], output = types.pop()!;
   const inputs = types.map((_, k) => names[k]);
-  const head = `${MATH}
+  const head = `${MATH}${/\b(sin|cos|pow)_/.test(expression) ? SINES_AND_POWERS : ""}
 fn apply(${inputs.map((x) => `${x}: f32`).join(", ")}) -> f32 { return ${expression}; }`;
   const rank = Number(form);
   const buffers = Object.fromEntries(inputs.map((x, k): [string, BufferType] => [x, `read ${types[k]}`]));

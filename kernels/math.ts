@@ -124,7 +124,7 @@ fn softplus${s}_(x: ${F}) -> ${F} { return max(x, ${F}(0.0)) + log1p${s}_(exp${s
 `;
 }
 
-/** The functions for `f32`, and what only elementwise ops need. */
+/** The functions for `f32`. */
 export const MATH: string = functions(f32) + `
 fn is_nan_(x: f32) -> bool { return (bitcast<u32>(x) & 0x7fffffffu) > 0x7f800000u; }
 
@@ -156,12 +156,56 @@ fn erf_(x: f32) -> f32 {
 });
   return select(sign(x) * (1.0 - fit), series, a < 1.0);
 }
+`;
+
+/** Sines and powers, which only elementwise ops need. */
+export const SINES_AND_POWERS: string = `
+fn wide_product_(a: u32, b: u32) -> vec2u { // low and high word
+  let low = (a & 0xffffu) * (b & 0xffffu);
+  let middle = (a >> 16u) * (b & 0xffffu) + (low >> 16u);
+  let other = (a & 0xffffu) * (b >> 16u) + (middle & 0xffffu);
+  return vec2u((other << 16u) | (low & 0xffffu), (a >> 16u) * (b >> 16u) + (middle >> 16u) + (other >> 16u));
+}
+
+// x as k·π/2 + r with |r| ≤ π/4, for |x| ≥ 2: the mantissa, a whole number, times 96 bits of 2/π, from where its multiples of 4 end (Payne and Hanek 1983)
+fn turns_(x: f32) -> vec2f {
+  var bits_of = array<u32, 7>(0xa2f9836eu, 0x4e441529u, 0xfc2757d1u, 0xf534ddc0u, 0xdb629599u, 0x3c439041u, 0xfe5163abu);
+  let bits = bitcast<u32>(x) & 0x7fffffffu;
+  let power = i32(bits >> 23u) - 150;
+  let mantissa = (bits & 0x7fffffu) | 0x800000u;
+  let from_ = u32(max(power - 2, 0));
+  let back = u32(2 - min(power, 2)); // how far the product lies to the left of quarters
+  let w = min(from_ / 32u, 3u);
+  let shift = from_ % 32u;
+  var window: array<u32, 3>;
+  for (var i = 0u; i < 3u; i++) { window[i] = (bits_of[w + i] << shift) | ((bits_of[w + i + 1u] >> 1u) >> (31u - shift)); }
+  let a = wide_product_(mantissa, window[0]);
+  let b = wide_product_(mantissa, window[1]);
+  let rest = wide_product_(mantissa, window[2]).y;
+  let low = b.x + rest;
+  let next = b.y + select(0u, 1u, low < rest);
+  let middle = a.x + next;
+  let high = a.y + select(0u, 1u, middle < next);
+  // of x·2/π/4 without its whole part: 64 bits, of which the first two are quarters
+  let first = ((high << 1u) << (31u - back)) | (middle >> back);
+  let second = ((middle << 1u) << (31u - back)) | (low >> back);
+  let k = ((first >> 29u) + 1u) >> 1u; // rounded
+  let part = f32(bitcast<i32>((first << 2u) | (second >> 30u))) * exp2(-32.0) + f32(second << 2u) * exp2(-64.0);
+  let turns = vec2f(f32(k), part * ${Math.PI / 2});
+  return select(turns, -turns, x < 0.0);
+}
 
 // sin(x + quarter·π/2), where WGSL lets the built-in sine err by 2⁻¹¹: π/2 in three parts, of which k times the first two is
 // exact, so that the remainder keeps its digits for |x| up to 12,000
 fn sin_shifted_(x: f32, quarter: i32) -> f32 {
-  let k = round(x * 0.6366197723675814);
-  let r = x - k * 1.5703125 - k * 4.837512969970703e-4 - k * 7.549789954891882e-8;
+  var k = round(x * 0.6366197723675814);
+  var r = x - k * 1.5703125 - k * 4.837512969970703e-4 - k * 7.549789954891882e-8;
+  if (abs(x) > 12000.0) {
+    let turns = turns_(x);
+    var nan = 0x7fc00000u;
+    k = turns.x;
+    r = select(turns.y, bitcast<f32>(nan), abs(x) > 3.40282347e38);
+  }
   let z = r * r;
   let quadrant = i32(k) + quarter;
   let sine = r + r * z * ${horner("z", [-1.6666654611e-1, 8.3321608736e-3, -1.9515295891e-4])};
@@ -174,11 +218,44 @@ fn sin_shifted_(x: f32, quarter: i32) -> f32 {
 fn sin_(x: f32) -> f32 { return sin_shifted_(x, 0); }
 fn cos_(x: f32) -> f32 { return sin_shifted_(x, 1); }
 
+// x in 12 bits: products with its like are exact, and no compiler takes (a + b) − cut_(a) for b
+fn cut_(x: f32) -> f32 { return bitcast<f32>(bitcast<u32>(x) & 0xfffff000u); }
+
+// log₂ x for normal numbers > 0, in two parts, the first of 12 bits: k + 2/ln 2·artanh s with 1 + m in [√½, √2) and s = m/(2 + m)
+fn log2_(x: f32) -> vec2f {
+  let power = (bitcast<i32>(x) - 0x3f3504f3) & -0x800000;
+  let k = f32(power) * exp2(-23.0);
+  let m = bitcast<f32>(bitcast<i32>(x) - power) - 1.0;
+  let s = cut_(m / (2.0 + m));
+  let s_rest = (((m - 2.0 * s) - s * cut_(m)) - s * (m - cut_(m))) / (2.0 + m);
+  let first = s * 2.884765625;
+  let sum = cut_(k + first);
+  let all = s + s_rest;
+  let z = all * all;
+  return vec2f(sum, (first - (sum - k)) + (s * 6.244567779268e-4 + s_rest * 2.88539 + all * z * ${
+  horner("z", [3, 5, 7, 9, 11].map((n) => 2 / Math.LN2 / n))
+}));
+}
+
+fn power_of_two_(k: i32) -> f32 { return bitcast<f32>((k + 127) << 23u); } // compilers would add what exp2 takes
+
 // x to the power y as in C: a negative base takes integer exponents only
 fn pow_(x: f32, y: f32) -> f32 {
   if (y == 0.0 || x == 1.0) { return 1.0; }
-  let magnitude = exp_(y * log_(abs(x)));
+  let a = abs(x);
   let odd = abs(y) < 16777216.0 && (i32(y) & 1) == 1;
+  var magnitude = exp_(y * log_(a)); // of what is 0, infinite or no number
+  if (a > 0.0 && a < 3.4e38 && abs(y) < 1e30) {
+    let small = a < 1.17549435e-38;
+    let l = log2_(select(a, a * 8388608.0, small)) - vec2f(select(0.0, 23.0, small), 0.0);
+    let p = cut_(y) * l.x;
+    let rest = (y - cut_(y)) * l.x + y * l.y;
+    let whole = round(clamp(p + rest, -250.0, 250.0));
+    let part = bitcast<f32>(bitcast<u32>(p - whole) & 0xfffffffeu) + rest; // of bits, so that it is computed as it stands
+    let power = 1.0 + expm1_series_(clamp(part, -1.0, 1.0) * ${Math.LN2});
+    let half = i32(whole) >> 1u; // in two steps, as 2¹²⁸ is too large and 2⁻¹⁴⁹ too small for one
+    magnitude = power * power_of_two_(half) * power_of_two_(i32(whole) - half);
+  }
   var nan = 0x7fc00000u;
   if (x < 0.0) { return select(bitcast<f32>(nan), select(magnitude, -magnitude, odd), floor(y) == y); }
   return magnitude;

@@ -444,15 +444,16 @@ function search(
 ): [number, number] {
   const { isSoftware, tuning } = gpu().info;
   let best: [number, number] = [0, depth], least = Infinity;
+  const steps = Math.max(1, depth); // where there is nothing to sum a tile is still filled with zeros
   for (let i = 0; i < TILES.length; i++) {
     const t = TILES[i], turn = turnOf(t, halves);
     if (!fits(t) || i !== (matmulTuning.tile ?? i)) continue;
     const tiles = Math.ceil(rows / t.m) * Math.ceil(columns / t.n) * batches, factor = tuning?.tiles[i] ?? 1;
     const consider = (pieces: number) => {
-      const part = Math.ceil(depth / pieces / turn) * turn, count = Math.ceil(depth / part);
+      const part = Math.ceil(steps / pieces / turn) * turn, count = Math.ceil(steps / part);
       // the sums are written and read once more, in a launch of their own
       const more = count > 1 ? 6.5 + 8 * count * rows * columns / 2.5e6 : 0;
-      const expected = more + factor * expectedTime(t, tiles * count, Math.min(part, depth));
+      const expected = more + factor * expectedTime(t, tiles * count, Math.min(part, steps));
       if (expected < least || least === Infinity) [best, least] = [[i, Math.min(part, depth)], expected];
     };
     if (cut && matmulTuning.pieces) {

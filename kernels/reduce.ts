@@ -63,7 +63,7 @@ const kernel: (key: string) => Kernel = variants((key: string): KernelSpec => {
         "total = join_(total, vec2f(x, 0.0));",
         "total = join_(total, other);",
       )
-    } let t = shared_values[lane]; let result = select(t.x + log1p_(t.y), t.x, abs(t.x) > 1e38);`,
+    } let t = shared_values[lane]; let result = select(t.x + log1p_(t.y), t.x, abs(t.x) > 1e38 && !is_nan_(t.y));`,
     // (value, index as bits)
     argmax: `${start} var total = vec2f(start, bitcast<f32>(first));
   ${

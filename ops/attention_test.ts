@@ -193,6 +193,15 @@ Deno.test("attention: a query that sees no key gives 0 and finite gradients", as
   assertEquals(wrong, []);
 });
 
+Deno.test("attention: NaN in a query, a key or the mask reaches every result that sees it", async () => {
+  await init();
+  const nan = tensor([[NaN, 0], [0, 1]]), one = tensor([[1, 0], [0, 1]]), v = tensor([[1, 2], [3, 4]]);
+  const missing = async (y: Tensor) => Array.from(await y.data(), Number.isNaN);
+  assertEquals(await missing(scaledDotProductAttention(nan, one, v)), [true, true, false, false]);
+  assertEquals(await missing(scaledDotProductAttention(one, nan, v)), [true, true, true, true]);
+  assertEquals(await missing(scaledDotProductAttention(one, one, v, { mask: nan })), [true, true, false, false]);
+});
+
 Deno.test("attention: f16", async () => {
   const { f16 } = await init();
   if (!f16) return;

@@ -55,7 +55,7 @@ export function conv2d(x: Tensor, weight: Tensor, bias?: Tensor | null, options:
   }
   const [outs, , kernelHeight, kernelWidth] = weight.shape;
   checkShape("conv2d", "weight", weight, [outs, channels, kernelHeight, kernelWidth]);
-  if (bias) {
+  if (bias !== undefined && bias !== null) {
     checkTensor("conv2d", "bias", bias, [x.dtype]);
     checkShape("conv2d", "bias", bias, [outs]);
   }

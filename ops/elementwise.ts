@@ -141,14 +141,15 @@ export function gelu(x: Tensor, options: GeluOptions = {}): Tensor {
   return approximate === "tanh" ? geluTanh(x) : geluExact(x);
 }
 
-/** x held between `min` and `max` (either may be left out). The gradient is 0 outside. Throws a TypeError where both are missing. */
+/** x held between `min` and `max` (either may be left out, or infinite). The gradient is 0 outside. Throws a TypeError where both are missing. */
 export function clamp(x: Tensor, options: ClampOptions): Tensor {
   checkOptions("clamp", options, ["min", "max"]);
   const { min, max } = options;
   if (min === undefined && max === undefined) throw new TypeError("clamp: min or max must be given, got neither");
-  if (min !== undefined) checkNumber("clamp", "min", min);
-  if (max !== undefined) checkNumber("clamp", "max", max, { min });
-  return clamped(x, [min ?? -Infinity, max ?? Infinity]);
+  const low = min ?? -Infinity, high = max ?? Infinity;
+  if (low !== -Infinity) checkNumber("clamp", "min", low);
+  if (high !== Infinity) checkNumber("clamp", "max", high, { min });
+  return clamped(x, [low, high]);
 }
 
 // ---- two inputs
@@ -194,14 +195,14 @@ const powers = binary(
 const larger = binary(
   "maximum",
   "max_(a, b)",
-  "d * select(select(0.0, 0.5, a == b), 1.0, a > b)",
-  "d * select(select(0.0, 0.5, a == b), 1.0, b > a)",
+  "select(select(0.0, 0.5 * d, a == b), d, a > b)",
+  "select(select(0.0, 0.5 * d, a == b), d, b > a)",
 );
 const smaller = binary(
   "minimum",
   "min_(a, b)",
-  "d * select(select(0.0, 0.5, a == b), 1.0, a < b)",
-  "d * select(select(0.0, 0.5, a == b), 1.0, b < a)",
+  "select(select(0.0, 0.5 * d, a == b), d, a < b)",
+  "select(select(0.0, 0.5 * d, a == b), d, b < a)",
 );
 
 function numberOrTensor(
@@ -281,7 +282,7 @@ export function where(condition: Tensor, a: Tensor, b: Tensor): Tensor {
   checkTensor("where", "a", a);
   checkTensor("where", "b", b, [a.dtype]);
   const shape = broadcastShape("where", [condition.shape, a.shape, b.shape]);
-  const y = mapped("where", "select(c, b, a != 0.0)", [condition, a, b], shape, [], a.dtype);
+  const y = mapped("where", "select(b, c, a == 0.0)", [condition, a, b], shape, [], a.dtype);
   return record({
     op: "where",
     inputs: [a, b],
@@ -293,8 +294,8 @@ export function where(condition: Tensor, a: Tensor, b: Tensor): Tensor {
         return sumTo(whole, [a, b][i].shape, () => gradientOf(i));
       };
       return [
-        wants[0] ? part("select(0.0, b, a != 0.0)", 0) : null,
-        wants[1] ? part("select(b, 0.0, a != 0.0)", 1) : null,
+        wants[0] ? part("select(b, 0.0, a == 0.0)", 0) : null,
+        wants[1] ? part("select(0.0, b, a == 0.0)", 1) : null,
       ];
     },
   });

@@ -187,6 +187,7 @@ Deno.test("elementwise: where", async () => {
   await init();
   const condition = tensor(new Int32Array([1, 0, -1, 0, 2, 0]), [2, 3]), row = tensor([0, 1, 0.5]);
   const chosen = [true, false, true, false, true, false];
+  await checkValues("NaN is not 0", where(tensor([NaN, 0]), tensor([1, 1]), tensor([2, 2])), [1, 2]);
   await checkOps([
     {
       name: "where",
@@ -288,6 +289,9 @@ Deno.test("elementwise: ties share the gradient, kinks have gradient 0", async (
   assertEquals(await gradient(abs), [1, 0, -1]);
   assertEquals(await gradient((x) => clamp(x, { min: 0, max: 1 })), [1, 1, 0]); // at the ends it is 1
   assertEquals(await gradient((x) => pow(x, 2)), [2, 0, -2]);
+  // an infinite gradient stays out of what was not taken
+  assertEquals(await gradient((x) => maximum(x, tensor([0.25, 1, 0])).sqrt()), [0.5, 0, 0]);
+  assertEquals(await gradient((x) => minimum(x, tensor([0, 4, 4])).add(1).sqrt()), [0, 0.5, Infinity]);
 });
 
 Deno.test("elementwise: powers of negative bases and of 0", async () => {
@@ -320,6 +324,7 @@ Deno.test("elementwise: a clamp with one bound leaves the other side alone", asy
   await init();
   await checkValues("min", clamp(tensor([Infinity, -Infinity]), { min: 0 }), [Infinity, 0]);
   await checkValues("max", clamp(tensor([Infinity, -Infinity]), { max: 0 }), [0, -Infinity]);
+  await checkValues("an infinite one", clamp(tensor([-1, 9]), { min: 0, max: Infinity }), [0, 9]);
 });
 
 Deno.test("elementwise: what they throw", async () => {
@@ -344,7 +349,8 @@ Deno.test("elementwise: sine and cosine keep their digits far from 0", async () 
   await init();
   using _scope = new Scope();
   const angles = Float32Array.from({ length: 4001 }, (_, i) => 12_000 * ((i - 2000) / 2000) ** 3);
-  angles.set([Math.PI, Math.PI / 2, -Math.PI / 4, 1e-20, -0], 0);
+  angles.set([Math.PI, Math.PI / 2, -Math.PI / 4, 1e-20, -0, 3.4e38, 1e5, -1e5, 1e10, 16367173 * 2 ** 72], 0); // the last is next to a multiple of π/2
+  for (let i = 10; i < 400; i++) angles[i] = (-1.24) ** i;
   for (const [op, exact] of [[sin, Math.sin], [cos, Math.cos]] as const) {
     const got = await op(tensor(angles)).data();
     const worst = Math.max(...Array.from(got, (v, i) => Math.abs(v - exact(angles[i]))));
@@ -353,6 +359,28 @@ Deno.test("elementwise: sine and cosine keep their digits far from 0", async () 
     assert(Array.from(beyond).every(Number.isNaN), `${beyond}`);
   }
   assertEquals(await sin(tensor([1e-20])).data(), new Float32Array([1e-20]));
+});
+
+Deno.test("elementwise: powers keep their digits", async () => {
+  await init();
+  using _scope = new Scope();
+  // base, exponent
+  const ranges = [[0.5, 20, 3], [0.5, 20, 20], [0.5, 20, -7.3], [1.35, 1.5, -200.3], [0.99, 1.01, 5000], [
+    1e-20,
+    1e20,
+    1.9,
+  ]];
+  for (const [low, high, exponent] of ranges) {
+    const x = Float32Array.from({ length: 500 }, (_, i) => low + (high - low) * ((i * 0.6180339887) % 1));
+    const want = Array.from(x, (v) => v ** Math.fround(exponent));
+    for (const e of [exponent, tensor([exponent])]) {
+      await checkValues(`x ** ${exponent}`, pow(tensor(x), e), want, 4e-7);
+    }
+  }
+  assertEquals(
+    await pow(tensor([10, 3, -2, 2 ** -140]), tensor([5, 4, 127, 0.5])).data(),
+    new Float32Array([1e5, 81, -(2 ** 127), 2 ** -70]),
+  );
 });
 
 Deno.test("elementwise: a NaN with a sign stays NaN", async () => {

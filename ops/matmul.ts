@@ -73,15 +73,18 @@ export function matmul(a: Tensor, b: Tensor, options: MatmulOptions = {}): Tenso
   checkTensor("matmul", "b", b, [a.dtype]);
   checkRank("matmul", "a", a, 1);
   checkRank("matmul", "b", b, 1);
-  if (a.rank === 1) return squeezed(matmul(a.reshape([1, a.size]), b, { transposeB }), -2);
-  if (b.rank === 1) return squeezed(matmul(a, b.reshape([b.size, 1]), { transposeA }), -1);
-  const inner = [a.shape.at(transposeA ? -2 : -1)!, b.shape.at(transposeB ? -1 : -2)!];
+  const inner = [
+    a.shape.at(transposeA && a.rank > 1 ? -2 : -1)!,
+    b.shape.at(transposeB || b.rank === 1 ? -1 : -2)!,
+  ];
   if (inner[0] !== inner[1]) {
     const name = (x: Tensor, t: boolean) => `[${x.shape.join(", ")}]${t ? " transposed" : ""}`;
     throw new TypeError(
       `matmul: inner sizes must agree, got a of shape ${name(a, transposeA)} and b of shape ${name(b, transposeB)}`,
     );
   }
+  if (a.rank === 1) return squeezed(matmul(a.reshape([1, a.size]), b, { transposeB }), -2);
+  if (b.rank === 1) return squeezed(matmul(a, b.reshape([b.size, 1]), { transposeA }), -1);
   if (b.rank === 2 && a.rank > 2 && !transposeA) { // one matrix for all: its rows are one long batch
     const [m, n] = [a.shape.at(-2)!, b.shape.at(transposeB ? -2 : -1)!];
     return matmul(a.reshape([sizeOf(a.shape.slice(0, -1)), inner[0]]), b, { transposeB }).reshape([
@@ -139,7 +142,7 @@ function checkLayers(op: string, x: Tensor, layers: readonly Layer[]): number {
     if (weight.rank !== 2 || ins !== width) {
       throw new TypeError(`${op}: weight must have shape [out, ${width}], got [${weight.shape.join(", ")}]`);
     }
-    if (bias) {
+    if (bias !== undefined && bias !== null) {
       checkTensor(op, "bias", bias, [x.dtype]);
       if (bias.rank !== 1 || bias.size !== outs) {
         throw new TypeError(`${op}: bias must have shape [${outs}], got [${bias.shape.join(", ")}]`);

@@ -178,6 +178,9 @@ Deno.test("matmul, linear: what they throw", async () => {
     TypeError,
     "matmul: shapes [2] and [3] do not broadcast",
   );
+  assertThrows(() => matmul(zeros([3]), zeros([2, 2])), TypeError, "got a of shape [3] and b of shape [2, 2]");
+  // deno-lint-ignore no-explicit-any
+  assertThrows(() => linear(a, zeros([4, 3]), 0 as any), TypeError, "linear: bias must be a Tensor, got 0");
   assertThrows(() => matmul(zeros([]), a), TypeError, "matmul: a must have at least 1 dimension");
   // deno-lint-ignore no-explicit-any
   assertThrows(() => matmul(a, a, { transposedB: true } as any), TypeError, "did you mean transposeB?");

@@ -1,16 +1,18 @@
 /** Fills the table that Tensor's methods call: the one place where `autograd/` meets `ops/`. */
 import { methods } from "../autograd/methods.ts";
 import * as elementwise from "./elementwise.ts";
+import { gather } from "./indexing.ts";
 import { matmul } from "./matmul.ts";
 import { argmax, logSumExp, max, mean, min, sum, variance } from "./reduce.ts";
-import { assign, expand, permute, reshape, transpose } from "./shape.ts";
+import { assign, expand, permute, reshape, slice, transpose, tril, triu } from "./shape.ts";
 import { logSoftmax, softmax } from "./softmax.ts";
 
-const { binary: _b, broadcastShape: _s, mapped: _m, unary: _u, where: _w, ...table } = elementwise;
+const { binary: _b, broadcastShape: _s, mapped: _m, unary: _u, ...table } = elementwise;
 Object.assign(methods, table, {
   argmax,
   assign,
   expand,
+  gather,
   logSoftmax,
   logSumExp,
   matmul,
@@ -19,8 +21,11 @@ Object.assign(methods, table, {
   min,
   permute,
   reshape,
+  slice,
   softmax,
   sum,
   transpose,
+  tril,
+  triu,
   variance,
 });

@@ -10,10 +10,13 @@ const ARGUMENTS: Record<string, () => unknown[]> = {
   ),
   clamp: () => [{ min: 0.6, max: 2 }],
   expand: () => [[3, 2, 2]],
+  gather: () => [1, tensor(new Int32Array([1, 0]), [2, 1])],
   matmul: () => [tensor([[1, 2], [3, 4]])],
   permute: () => [[1, 0]],
   reshape: () => [[4, -1]],
+  slice: () => [[[0, 1], [1, 2]]],
   transpose: () => [0, 1],
+  where: () => [tensor([[1, 0], [0, 1]]), tensor([7])],
 };
 
 Deno.test("methods: each is the function of the same name", async () => {
@@ -26,7 +29,8 @@ Deno.test("methods: each is the function of the same name", async () => {
     const more = ARGUMENTS[name]?.() ?? [];
     // deno-lint-ignore no-explicit-any
     const [method, op] = [(x as any)[name], (limbeck as any)[name]];
-    const got: Tensor = method.call(x, ...more), want: Tensor = op(x, ...more);
+    const got: Tensor = method.call(x, ...more);
+    const want: Tensor = name === "where" ? op(more[0], x, more[1]) : op(x, ...more); // the condition comes first
     assertEquals(got.shape, want.shape, name);
     assertEquals(await got.data(), await want.data(), name);
   }

@@ -4,11 +4,14 @@ import { map } from "../kernels/elementwise.ts";
 import { reduce, type Reduction } from "../kernels/reduce.ts";
 import type { ReduceOptions, VarianceOptions } from "../autograd/methods.ts";
 import type { DType } from "../autograd/storage.ts";
-import { record } from "../autograd/tape.ts";
+import { hidden, record } from "../autograd/tape.ts";
 import { checkTensor, sizeOf, Tensor } from "../autograd/tensor.ts";
 
 /** The dimension `dim` counted from the front. Throws a RangeError that names the op. */
 export function checkDim(op: string, dim: unknown, rank: number, name = "dim"): number {
+  if (rank === 0) {
+    throw new RangeError(`${op}: ${name} must name a dimension, and a scalar has none, got ${describe(dim)}`);
+  }
   checkNumber(op, name, dim, { integer: true, min: -rank, max: rank - 1 });
   return (dim as number) < 0 ? dim as number + rank : dim as number;
 }
@@ -19,11 +22,12 @@ function dimsOf(op: string, dim: number | number[] | undefined, rank: number): n
   if (!Array.isArray(dim) && typeof dim !== "number") {
     throw new TypeError(`${op}: dim must be a number or an array of numbers, got ${describe(dim)}`);
   }
-  const dims = (Array.isArray(dim) ? dim : [dim]).map((d) => checkDim(op, d, rank)).sort((a, b) => a - b);
+  // a scalar has one dimension here, as in PyTorch
+  const dims = (Array.isArray(dim) ? dim : [dim]).map((d) => checkDim(op, d, Math.max(1, rank))).sort((a, b) => a - b);
   if (new Set(dims).size < dims.length) {
     throw new RangeError(`${op}: dim must not name a dimension twice, got [${dim}]`);
   }
-  return dims;
+  return rank === 0 ? [] : dims;
 }
 
 /** Reduces `x` over `dims`: runs of neighbouring dimensions are one pass each. Every reduced dimension stays, with size 1, unless the result goes `into` a tensor. */
@@ -41,13 +45,16 @@ function reduced(
     if (last && last[1] === d) last[1] = d + 1;
     else runs.push([d, d + 1]);
   }
+  const sums = kind === "sum" || kind === "sumOfSquares";
   for (const [i, [start, end]] of runs.reverse().entries()) {
     const outer = sizeOf(shape.slice(0, start)),
       inner = sizeOf(shape.slice(end)),
       length = sizeOf(shape.slice(start, end));
     shape = shape.map((n, d) => d >= start && d < end ? 1 : n);
-    const y = i === runs.length - 1 && into ? into() : Tensor.empty(shape, dtype, kind);
-    reduce(kind, from.memory, from.dtype, y.memory, dtype, outer, length, inner);
+    const last = i === runs.length - 1;
+    // what other sums follow may be too large for f16
+    const y = last && into ? into() : Tensor.empty(shape, last || !sums ? dtype : "f32", kind);
+    reduce(sums && i > 0 ? "sum" : kind, from.memory, from.dtype, y.memory, y.dtype, outer, length, inner);
     from = y;
   }
   if (runs.length === 0) { // nothing to reduce: each element is its own result
@@ -189,18 +196,38 @@ export function logSumExp(x: Tensor, o: ReduceOptions = {}): Tensor {
  * ```
  */
 export function variance(x: Tensor, o: VarianceOptions = {}): Tensor {
-  const { dims, kept } = options("variance", x, o, ["correction"]);
-  const { dim, keepDim, correction = 1 } = o;
+  const { dims, kept, shape } = options("variance", x, o, ["correction"]);
+  const { correction = 1 } = o;
   checkNumber("variance", "correction", correction);
-  const count = sizeOf(dims.map((d) => x.shape[d]));
-  const centred = x.sub(mean(x, { dim, keepDim: true }).reshape(kept));
-  return sum(centred.square(), { dim, keepDim }).div(count - correction);
+  const divisor = Math.max(0, sizeOf(dims.map((d) => x.shape[d])) - correction);
+  const average = hidden(kept, "f32"), y = Tensor.empty(shape, x.dtype, "variance");
+  {
+    const total = reduced("sum", x, dims, "f32");
+    const count = sizeOf(dims.map((d) => x.shape[d]));
+    map("mean", "a / s0", [operand(total, kept)], { memory: average.memory, element: "f32" }, kept, [count]);
+    const centred = spread("centred", "a - b", [[x, x.shape], [average, kept]], x.shape);
+    const squares = reduced("sumOfSquares", centred, dims, "f32");
+    map("variance", "a / s0", [operand(squares, kept)], { memory: y.memory, element: y.dtype }, kept, [divisor]);
+    for (const t of [total, centred, squares]) t.dispose();
+  }
+  return record({
+    op: "variance",
+    inputs: [x],
+    output: y,
+    saved: [x],
+    hidden: [average],
+    backward: (dY) => [
+      spread("variance backward", "2.0 * (a - b) * c / s0", [[x, x.shape], [average, kept], [dY, kept]], x.shape, [
+        divisor,
+      ]),
+    ],
+  });
 }
 
 /** Index of the largest value over `dim` (over all elements unless given) as i32; the first of several. Throws a RangeError over nothing. */
 export function argmax(x: Tensor, o: { dim?: number; keepDim?: boolean } = {}): Tensor {
   checkTensor("argmax", "x", x);
-  if (o?.dim !== undefined) checkDim("argmax", o.dim, x.rank);
+  if (o?.dim !== undefined) checkDim("argmax", o.dim, Math.max(1, x.rank));
   const { dims, shape } = options("argmax", x, o);
   notEmpty("argmax", x, dims);
   return reduced("argmax", x, dims, "i32").view(shape, "argmax");

@@ -70,6 +70,20 @@ Deno.test("reduce: scalars, and no dimension at all", async () => {
     ...cases(["sum", "mean", "max", "logSumExp"], [[]], [{}]),
     ...cases(["sum", "max", "logSumExp"], [[2, 3]], [{ dim: [] }]),
   ]);
+  // a scalar has one dimension, as in PyTorch
+  for (const op of [sum, mean, max, variance]) assertEquals(op(tensor(3), { dim: -1 }).shape, []);
+  assertEquals(await argmax(tensor(3), { dim: 0 }).item(), 0);
+});
+
+Deno.test("reduce: f16 sums in float32, and rounds results alone", async () => {
+  const { f16 } = await init();
+  if (!f16) return;
+  const x = tensor(Float16Array.from({ length: 4000 }, (_, i) => i < 2000 ? 100 : -100), [2, 2, 1000]);
+  await checkValues("over two runs of dimensions", sum(x, { dim: [0, 2] }), [0, 0]);
+  const y = tensor(Float16Array.from({ length: 1000 }, (_, i) => i === 0 ? 7000 : i % 2 ? 20 : -20));
+  const values = Array.from(await y.data()), centre = average(values);
+  const want = total(values.map((v) => (v - centre) ** 2)) / 999;
+  await checkValues("variance", variance(y), [Math.fround(want)], 2 ** -10);
 });
 
 Deno.test("reduce: lengths that are cut into pieces", async () => {
@@ -138,6 +152,7 @@ Deno.test("reduce: infinities, NaN and large arguments", async () => {
   await checkValues("sum", sum(x, rows), [nan, inf, -inf, -inf, 1e4, -3e4]);
   const third = Math.log(Math.exp(1) + Math.exp(2));
   await checkValues("logSumExp", logSumExp(x, rows), [nan, inf, third, -inf, wide, Math.log(3) - 1e4]);
+  for (const other of [inf, -inf]) await checkValues("logSumExp", logSumExp(tensor([nan, other])), [nan]);
 });
 
 Deno.test("reduce: the gradient of logSumExp at large and infinite arguments", async () => {
@@ -173,6 +188,8 @@ Deno.test("reduce: the variance's correction, and of values far from 0", async (
   await checkValues("unbiased", variance(tensor([1, 2, 3, 4])), [5 / 3]);
   await checkValues("far from 0", variance(tensor([10001, 10002, 10003, 10004])), [5 / 3]);
   assertEquals(await variance(tensor([3])).item(), NaN); // 0/0
+  assertEquals(await variance(tensor([1, 3]), { correction: 3 }).item(), Infinity); // no divisor below 0
+  assertEquals(await variance(zeros([0])).item(), NaN);
 });
 
 Deno.test("reduce: what they throw", async () => {

@@ -58,15 +58,19 @@ export function transpose(x: Tensor, a: number, b: number): Tensor {
   return permute(x, order);
 }
 
-/** x broadcast to `shape` by NumPy's rule. Throws a TypeError where it does not broadcast. */
+/** x broadcast to `shape` by NumPy's rule; −1 stands for the size that x has there. Throws a TypeError where it does not broadcast. */
 export function expand(x: Tensor, shape: readonly number[]): Tensor {
-  checkTensor("expand", "x", x);
-  checkShapeArgument("expand", shape);
-  const full = broadcastShape("expand", [x.shape, shape]);
-  if (full.length !== shape.length || full.some((n, i) => n !== shape[i])) {
+  checkTensor("expand", "x", x, ANY);
+  const lead = Array.isArray(shape) ? shape.length - x.rank : 0;
+  const wanted = Array.isArray(shape) ? shape.map((n, d) => n === -1 && d >= lead ? x.shape[d - lead] : n) : shape;
+  checkShapeArgument("expand", wanted);
+  const full = broadcastShape("expand", [x.shape, wanted]);
+  if (full.length !== wanted.length || full.some((n, i) => n !== wanted[i])) {
     throw new TypeError(`expand: x of shape [${x.shape.join(", ")}] does not broadcast to [${shape.join(", ")}]`);
   }
-  const y = mapped("expand", "a", [x], full);
+  const y = Tensor.empty(full, x.dtype, "expand");
+  const strides = full.map((_, d) => d < lead || x.shape[d - lead] === 1 ? 0 : sizeOf(x.shape.slice(d - lead + 1)));
+  copyStrided(x.memory, y.memory, x.dtype, full, { strides });
   return record({
     op: "expand",
     inputs: [x],

@@ -72,6 +72,12 @@ Deno.test("shape: expand", async () => {
     reference: (x) => indexed(shape, (i) => at(x, i)),
     shapes: [from],
   })));
+  const large = 2 ** 24 + 1; // no float32
+  assertEquals(await expand(tensor(new Int32Array([1, large]), [2, 1]), [2, -1, 2]).array(), [
+    [[1, 1], [large, large]],
+    [[1, 1], [large, large]],
+  ]);
+  assertThrows(() => expand(tensor([1, 2]), [-1, 2]), RangeError, "expand: shape[0] must be an integer, at least 0");
 });
 
 Deno.test("shape: slice", async () => {
