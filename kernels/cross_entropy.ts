@@ -120,13 +120,17 @@ const kernel: (key: string) => Kernel = variants((key: string): KernelSpec => {
       (_, i) => `weight[min(${2 * i * plan.threads}u + 2u * lane, params.columns / 4u - 1u)].x`,
     ).reduce((a, b) => `max(${a}, ${b})`)
     : null;
-  const weight = weighted ? "let w4 = weight_at(columns4);" : "let w4 = vec4f(1.0);";
+  // (behind the last class lies whatever the memory held)
+  const weight = weighted
+    ? `let w4 = ${plan.wide ? "weight_at(columns4)" : "select(vec4f(0.0), weight_at(columns4), live4)"};`
+    : "let w4 = vec4f(1.0);";
   // t' and the gradient's sum of weights
   const t =
     "let t4 = select(vec4f(0.0), (1.0 - params.smoothing) * probability4 + params.smoothing / f32(params.columns), live4);";
-  // what a column adds to −Σ w·t'·(m − x) or −Σ w·(m − x): VAST stands for infinity, so that 0·∞ = 0; y has none
-  const above = v.softcap ? "x4 - m" : "max(x4 - m, vec4f(-VAST))";
-  const spread = (w: string) => `spread += dot(${w}, select(vec4f(0.0), ${above}, live4));`;
+  // what a column adds to −Σ w·t'·(m − x) or −Σ w·(m − x): 0 for −∞, which counts for itself where it has a weight, so that 0·∞ = 0; y has none
+  const spread = (w: string) =>
+    v.softcap ? `spread.x += dot(${w}, select(vec4f(0.0), x4 - m, live4));` : `let endless4 = x4 < vec4f(-3.4e38);
+    spread += vec2f(dot(${w}, select(x4 - m, vec4f(0.0), endless4 | !live4)), sum_of(select(vec4f(0.0), vec4f(1.0), endless4 & live4 & (${w} > vec4f(0.0)))));`;
   const parts = `${soft || weighted ? weight : ""} ${soft ? t : ""}`;
   // a gradient is linear in prob: slope·prob − level·w, with soft targets level·w·t'; the label's column is written once more by the thread that wrote it
   const writing = (bend: string) =>
@@ -188,7 +192,6 @@ const kernel: (key: string) => Kernel = variants((key: string): KernelSpec => {
     workgroup: plan.threads,
     subgroups: plan.subgroups,
     head: `${MATH}${MATH4}${head}
-const VAST = 1e34;
 ${
       v.weight
         ? `${columnReader("weight", plan)}
@@ -196,7 +199,16 @@ fn weight_of(c: u32) -> f32 { return weight[c / 4u][c % 4u]; }`
         : ""
     }
 ${soft ? "" : "var<workgroup> ending: array<vec4f, 2>;"}
-${v.extras ? "var<workgroup> best: array<vec2f, THREADS>;" : ""}
+${
+      v.extras
+        ? `var<workgroup> best: array<vec2f, THREADS>;
+fn first_largest_(a: vec2f, b: vec2f) -> vec2f { // (value, column)
+  let alike = a.x == b.x || (is_nan_(a.x) && is_nan_(b.x));
+  let second = select(b.x > a.x || (is_nan_(b.x) && !is_nan_(a.x)), bitcast<u32>(b.y) < bitcast<u32>(a.y), alike);
+  return select(a, b, second);
+}`
+        : ""
+    }
 fn element(row: u32, c: u32) -> f32 {
   let at = row * params.columns + c;
   return f32(logits[at / 4u][at % 4u]);
@@ -228,7 +240,7 @@ fn capped(logit: f32) -> f32 {
   var mass_part = 0.0;
   ${capped ? "var steep = 0.0;" : ""}
   ${touched ? `let touched = ${touched};` : ""}
-  var spread = 0.0;
+  var spread = vec2f(0.0);
   ${
       normalise(
         [
@@ -296,9 +308,9 @@ fn capped(logit: f32) -> f32 {
     }
   ${
       soft || v.smooth
-        ? `let spread_all = ${sum("spread", "f32")};
+        ? `let spread_all = ${sum("spread", "vec2f")};
   var infinity = 0x7f800000u;
-  let spread_sum = select(-spread_all * k, bitcast<f32>(infinity), spread_all < -1e-14 * VAST);`
+  let spread_sum = select(-spread_all.x * k, bitcast<f32>(infinity), spread_all.y > 0.0);`
         : "workgroupBarrier();"
     }
   ${
@@ -313,27 +325,27 @@ fn capped(logit: f32) -> f32 {
         : `let smooth_loss = ${
           v.smooth ? "params.smoothing / f32(params.columns) * (spread_sum + counts[2] * log_sum)" : "0.0"
         };
-    let sharp_loss = select((1.0 - params.smoothing) * losses.y * losses.x, poison, losses.y == 0.0);
+    let sharp_weight = (1.0 - params.smoothing) * losses.y;
+    let sharp_loss = select(sharp_weight * losses.x, poison, sharp_weight == 0.0);
     loss[at] = (sharp_loss + smooth_loss) * losses.z + losses.w;`
     }
     ${v.extras ? `z_rows[at] = ${soft ? zLoss : "losses.w"};` : ""}
   }
   ${
       v.extras
-        ? `// the first column that reaches the row's largest logit
-  var mine = vec2f(LOW, bitcast<f32>(0xffffffu));
+        ? `// the first column that reaches the row's largest logit; NaN is larger than all
+  var least = 0xff800000u;
+  var mine = vec2f(bitcast<f32>(least), bitcast<f32>(0xffffffu));
   ${
           each(`for (var j = 0u; j < 4u; j++) {
-      let value = select(LOW, logits4[j], live4[j]);
-      if (live4[j] && (value > mine.x || (value == mine.x && columns4[j] < bitcast<u32>(mine.y)))) { mine = vec2f(value, bitcast<f32>(columns4[j])); }
+      if (live4[j]) { mine = first_largest_(mine, vec2f(logits4[j], bitcast<f32>(columns4[j]))); }
     }`)
         }
   best[lane] = mine;
   for (var half = THREADS / 2u; half > 0u; half /= 2u) {
     workgroupBarrier();
     if (lane < half) {
-      let other = best[lane + half];
-      if (other.x > best[lane].x || (other.x == best[lane].x && bitcast<u32>(other.y) < bitcast<u32>(best[lane].y))) { best[lane] = other; }
+      best[lane] = first_largest_(best[lane], best[lane + half]);
     }
   }
   if (lane == 0u) {

@@ -141,8 +141,15 @@ function fast({ v, plan, formula, row, student, teacher, writeStudent, writeTeac
   } }`;
   // (not of rows that share vec4s: that takes more registers than it saves)
   const waits = left && !v.inPlace && (left === student ? v.student : v.teacher) === "f32" && plan.wide;
+  // a gradient of ±(q − p) is good to a step of q and p: where they are alike in a likely class, that may be too much next to the row's largest
+  const differs = mean && (v.dStudent && !student || v.dTeacher && !teacher);
+  const tell = () =>
+    `let aparts = ${
+      row.max("apart", "vec2f")
+    }; if (lane == 0u) { trusted = select(0u, 1u, 16.0 * aparts.x >= aparts.y); }`;
+  const measure = differs ? "apart = max(apart, vec2f(max_of(abs(diff4)), max_of(max(q4, p4))));" : "";
   const late = `${terms}
-    ${mean ? `part.x += sum_of(${value});` : ""}
+    ${mean ? `part.x += sum_of(${value});` : ""} ${v.inPlace ? "" : measure}
     ${writeStudent(studentGradient, `ce_slope1 * ${e1}`)}
     ${writeTeacher(gradientOf(teacher, "p4", "sums.z", "-diff4"))}`;
   // the value; and of each side h and its square
@@ -173,6 +180,7 @@ function fast({ v, plan, formula, row, student, teacher, writeStudent, writeTeac
   let q_scale = 1.0 / totals.x;
   let p_scale = 1.0 / totals.y;
   let log_ratio = log_(totals.x / totals.y);
+  let blur = 1e-6;
   ${
     drift
       ? `// an error of the logarithm is one of every d: the first columns tell by how much their p·eᵈ exceed their q
@@ -240,6 +248,12 @@ function fast({ v, plan, formula, row, student, teacher, writeStudent, writeTeac
       : ""
   }
     ${mean ? "part = vec4f(0.0);" : finish}
+    ${differs ? "var apart = vec2f(0.0);" : ""}
+    ${
+    // before the logits are overwritten
+    differs && v.inPlace
+      ? `${row.each(`${scaled} ${terms} ${measure}`)} ${tell()} if (workgroupUniformLoad(&trusted) == 1u) {`
+      : ""}
     ${
     mean || v.dStudent || v.dTeacher
       ? row.each(
@@ -250,7 +264,8 @@ function fast({ v, plan, formula, row, student, teacher, writeStudent, writeTeac
   }
     ${labelColumn}
     ${mean ? `let value = ${row.sum("part.x", "f32")}${drift ? " + drift" : ""}; ${finish}` : ""}
-    return;
+    ${differs && !v.inPlace ? `${tell()} if (workgroupUniformLoad(&trusted) == 1u) { return; }` : "return;"}
+    ${differs && v.inPlace ? "}" : ""}
   }`;
 }
 
@@ -270,7 +285,7 @@ function careful({ v, formula, exact, student, teacher, writeStudent, writeTeach
   const centred = (side: "student" | "teacher") => `(${h(side)} - ${side}_h)`;
   const terms = `
     let dead4 = max(student4, teacher4) < vec4f(-1e38);
-    let d4 = select(((student4 - teacher4) - shift) * k - c, vec4f(0.0), dead4);
+    let d4 = select(apart4_(student4, teacher4, shift) * k - c, vec4f(0.0), dead4);
     let near4 = abs(d4) < vec4f(1.0);
     ${first}
     ${firstNear}
@@ -280,12 +295,13 @@ function careful({ v, formula, exact, student, teacher, writeStudent, writeTeach
   const addCarefully = `part += vec4f(sum_of(${carefully(formula.value, formula.near, "value")}), ${
     student ? `sum_of(${weighed("q4", centred("student"))})` : "0.0"
   }, ${teacher ? `sum_of(${weighed("p4", centred("teacher"))})` : "0.0"}, 0.0);`;
+  const counted = (gradient: string) => `select(vec4f(0.0), ${gradient}, counts_here)`;
   const studentWriting = writeStudent(
-    student ? weighed("q4", `settled4_(${centred("student")}) - sums.y`) : "diff4",
+    counted(student ? weighed("q4", `opaque4_(${centred("student")}) - sums.y`) : "diff4"),
     "ce_slope * select(exp(student4 - s_max - log_s1), vec4f(label_excess), columns4 == vec4u(label))",
   );
   const teacherWriting = writeTeacher(
-    teacher ? weighed("p4", `settled4_(${centred("teacher")}) - sums.z`) : "-diff4",
+    counted(teacher ? weighed("p4", `opaque4_(${centred("teacher")}) - sums.z`) : "-diff4"),
   );
   // a gradient that needs no sum is written in the loop that sums, unless that would overwrite what the next loop reads
   const lateStudent = student || (v.inPlace && teacher), lateTeacher = teacher || (v.inPlace && student);
@@ -302,26 +318,28 @@ function careful({ v, formula, exact, student, teacher, writeStudent, writeTeach
       ],
       `if ((range_part.x + range_part.y) * k <= 1.0) { // a wide range only grows
       let used4 = live4 & (max(student4, teacher4) >= vec4f(-1e38));
-      let gap4 = student4 - teacher4;
+      let gap4 = apart4_(student4, teacher4, vec2f(0.0));
       range_part = max(range_part, vec2f(max_of(select(vec4f(LOW), gap4, used4)), max_of(select(vec4f(LOW), -gap4, used4))));
     }`,
     )
   }
   let log_s = log1p_(s_rest);
   let log_t = log1p_(t_rest);
-  let shift = s_max - t_max;
+  let shift = apart_(s_max, t_max);
   let range = ${exact.max("range_part", "vec2f")};
   let close = (range.x + range.y) * k <= 1.0;
   var close_part = 0.0;
   if (close) {
     ${
     exact.each(
-      `let close4 = exp((teacher4 - t_max) * k - log_t) * expm1_series4_(((student4 - teacher4) - shift) * k);
+      `let close4 = exp((teacher4 - t_max) * k - log_t) * expm1_series4_(apart4_(student4, teacher4, shift) * k);
     close_part += sum_of(select(vec4f(0.0), close4, live4 & (max(student4, teacher4) >= vec4f(-1e38))));`,
     )
   }
   }
   let c = select(log_s - log_t, log1p_(${exact.sum("close_part", "f32")}), close);
+  let blur = select(1e-6, 3e-7 * (range.x + range.y) * k, close);
+  let counts_here = params.divergence_factor != 0.0; // else an infinite divergence, which weighs nothing, has no gradient
   ${
     v.crossEntropy
       ? `let log_s1 = log1p_(s1_rest);
@@ -340,7 +358,7 @@ function careful({ v, formula, exact, student, teacher, writeStudent, writeTeach
   var student_h = 0.0;
   var teacher_h = 0.0;
   {
-    let d4 = (vec4f(s_max - s_at, t_at - t_max, 0.0, 0.0) - shift) * k - c; // as in the loops, to the last bit
+    let d4 = apart4_(vec4f(s_max, t_at, 0.0, 0.0), vec4f(s_at, t_max, 0.0, 0.0), shift) * k - c; // as in the loops, to the last bit
     let near4 = abs(d4) < vec4f(1.0);
     ${first}
     ${firstNear}
@@ -378,7 +396,7 @@ const kernel: (key: string) => Kernel = variants((key: string): KernelSpec => {
     v.crossEntropy
       ? `let ce_scale = params.ce_factor * given[1].y;
     ce_rows[at] = given_ce * given[1].y;
-    divergence_rows[at] = value * given[0].w;
+    divergence_rows[at] = value * given[0].w * params.part_factor;
     loss[at] = select(ce_scale * given_ce, 0.0, ce_scale == 0.0) + select(given[0].z * value, 0.0, given[0].z == 0.0);`
       : "loss[at] = given[0].z * value;"
   }
@@ -402,6 +420,7 @@ const kernel: (key: string) => Kernel = variants((key: string): KernelSpec => {
       columns: "u32",
       firstRow: "u32",
       allRows: "u32",
+      ones: "u32",
       mean: "u32",
       drop: "u32",
       ignoreIndex: "i32",
@@ -412,6 +431,7 @@ const kernel: (key: string) => Kernel = variants((key: string): KernelSpec => {
       alpha: "f32",
       ceFactor: "f32",
       divergenceFactor: "f32",
+      partFactor: "f32",
       ...formula.first === MIXTURE ? { share: "f32" as const, gentle: "f32" as const } : {},
       ...Object.fromEntries(polynomials(v).flatMap(({ name }) => coefficients(name).map((c) => [c, "f32" as const]))),
     },
@@ -432,8 +452,21 @@ var<workgroup> given_ce: f32;
 const IGNORED = 0xffffffffu;`
         : ""
     }
-// x, in a form that compilers do not reassociate: (h − centre) − mean must not become h − (centre + mean)
-fn settled4_(x: vec4f) -> vec4f { return select(x, vec4f(0.0), x == vec4f(0.0)); }
+// s − t and what it lacks (Møller 1965, Knuth 1969), so that a level which one side has and the other has not costs no digits
+fn apart_(s: f32, t: f32) -> vec2f {
+  let gap = opaque_(s - t);
+  let less = opaque_(gap - s);
+  return vec2f(gap, (s - opaque_(gap - less)) - (t + less));
+}
+fn apart4_(s: vec4f, t: vec4f, from_: vec2f) -> vec4f {
+  let gap = opaque4_(s - t);
+  let less = opaque4_(gap - s);
+  let rest = (s - opaque4_(gap - less)) - (t + less);
+  return select((gap - from_.x) + (rest - from_.y), gap - from_.x, abs(gap) > vec4f(1e30)); // of infinities nothing is lacking
+}
+// x, of which no compiler knows where it comes from: (a + b) − a must not become b, nor (h − centre) − mean h − (centre + mean)
+fn opaque_(x: f32) -> f32 { return bitcast<f32>(bitcast<u32>(x) & params.ones); }
+fn opaque4_(x: vec4f) -> vec4f { return bitcast<vec4f>(bitcast<vec4u>(x) & vec4u(params.ones)); }
 ${
       v.crossEntropy
         ? `fn logits(row: u32, c: u32) -> vec2f {
@@ -521,6 +554,8 @@ export interface DivergenceNumbers {
   beta: number;
   ceFactor: number;
   divergenceFactor: number;
+  /** What the divergence's rows of `parts` are multiplied by; 1 unless given. */
+  partFactor?: number;
 }
 
 /** Loss of each row (scaled for the mean), and the gradients where `dStudent` or `dTeacher` is given. */
@@ -565,6 +600,7 @@ export function divergenceRows(
     columns: n.columns,
     firstRow: n.firstRow,
     allRows: n.allRows,
+    ones: 2 ** 32 - 1,
     mean: n.mean ? 1 : 0,
     drop: n.drop ? 1 : 0,
     ignoreIndex: n.ignoreIndex,
@@ -575,6 +611,7 @@ export function divergenceRows(
     alpha: 1 - n.beta, // of float64: 1 − 0.9 in float32 errs by 2e-7
     ceFactor: n.ceFactor,
     divergenceFactor: n.divergenceFactor,
+    partFactor: n.partFactor ?? 1,
     share,
     gentle: share > 0 ? Math.log(1 / share + 1) : 1e38,
     ...fitted,

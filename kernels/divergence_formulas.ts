@@ -58,9 +58,10 @@ const r: Near = (d, beta) => expm1(d) / (1 + (1 - beta) * expm1(d));
 // not cancel while share·(eʸ − 1) ≤ 1, that is y ≤ gentle; beyond, log(m/side) = log(share + (1 − share)·e⁻ʸ). One exponential and one logarithm do
 export const MIXTURE: string = `let y4 = select(-d4, d4, flip);
   let gentle4 = y4 <= vec4f(params.gentle);
-  let e4 = exp(min(select(-y4, y4, gentle4), vec4f(60.0)));
+  let z4 = select(-y4, y4, gentle4);
+  let e4 = exp(select(z4, vec4f(60.0), z4 > vec4f(60.0))); // NaN stays
   let w4 = select(vec4f(1.0 - params.share), vec4f(params.share), gentle4);
-  let m4 = (1.0 - w4) + w4 * e4;
+  let m4 = select(vec4f(params.share), vec4f(1.0 - params.share), gentle4) + w4 * e4;
   let x4 = w4 * (e4 - 1.0);
   let log4 = log_of_sum4_(m4, x4);
   let by4 = select(log4, log4 - y4, gentle4); // log of m over the side with the smaller weight, and over the other
@@ -110,6 +111,9 @@ const HALF_SIDES =
   `let larger4 = select(vec4f(0.0), exp(max((teacher4 - t_max) * k - log_t, (student4 - s_max) * k - log_s)), live4);
     let p4 = larger4 * select(vec4f(1.0), e4, rising4);
     let q4 = larger4 * select(e4, vec4f(1.0), rising4);`;
+
+// what is within `blur`, the error of all d of a row, is no difference
+const SIGN = "sign(select(d4, vec4f(0.0), abs(d4) < vec4f(blur)))";
 
 export const FORMULAS: Record<DivergenceName | "halfJsd", Formula> = {
   forwardKl: {
@@ -188,8 +192,8 @@ export const FORMULAS: Record<DivergenceName | "halfJsd", Formula> = {
   totalVariation: {
     value: "0.5 * abs(diff4)",
     near: null,
-    student: { weight: "1.0", h: "0.5 * sign(d4)", near: null },
-    teacher: { weight: "1.0", h: "-0.5 * sign(d4)", near: null },
+    student: { weight: "1.0", h: `0.5 * ${SIGN}`, near: null },
+    teacher: { weight: "1.0", h: `-0.5 * ${SIGN}`, near: null },
     scale: "0.4",
     most: "0.999",
     bounded: true,

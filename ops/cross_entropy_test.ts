@@ -5,8 +5,10 @@ import {
   crossEntropy,
   type CrossEntropyOptions,
   type CrossEntropyResult,
+  flush,
   full,
   init,
+  ones,
   Scope,
   stats,
   Tape,
@@ -526,6 +528,41 @@ Deno.test("crossEntropy: property: value, gradient, shift, bounds", async () => 
     }),
     { numRuns: 200 },
   );
+});
+
+Deno.test("crossEntropy: what lies behind the last class's weight is no weight", async () => {
+  await init();
+  {
+    using _scope = new Scope();
+    for (let i = 0; i < 64; i++) full([64], NaN); // for the pool to give again
+    await flush();
+  }
+  for (const V of [1, 2, 3, 5, 7]) {
+    const logits = zeros([2, V]), weight = ones([V]), labels = labelsOf([0, 0]);
+    const loss = crossEntropy(logits, labels, { weight, labelSmoothing: 0.1 });
+    assert(Math.abs(await loss.item() - Math.log(V)) < 1e-6, `${V} classes: ${await loss.item()}`);
+    assert(Number.isFinite(await crossEntropy(logits, full([2, V], 1 / V), { weight }).item()), `${V} classes, soft`);
+  }
+});
+
+Deno.test("crossEntropy: −∞ and its finite stand-ins beside small weights", async () => {
+  await init();
+  const ce = (row: number[], target: Tensor, o: CrossEntropyOptions) =>
+    (crossEntropy(tensor([row]), target, o) as Tensor).item();
+  for (const t of [1e-15, 1e-38]) {
+    assertEquals(await ce([0, 0, -Infinity], tensor([[0.5, 0.5, t]]), {}), Infinity, `${t}`);
+  }
+  assertEquals(await ce([0, 0, -Infinity], tensor([[0.5, 0.5, 0]]), {}), Math.fround(Math.LN2));
+  const smooth = await ce([0, 0, -1e30], labelsOf([0]), { labelSmoothing: 0.3 });
+  assert(Math.abs(smooth / 1e29 - 1) < 1e-6, `${smooth}`);
+  assertEquals(await ce([0, 0, -Infinity], labelsOf([2]), { labelSmoothing: 1 }), Infinity);
+});
+
+Deno.test("crossEntropy: predictions are argmax's", async () => {
+  await init();
+  const I = -Infinity, logits = tensor([[NaN, 1, 2], [I, I, I], [1, NaN, NaN], [0, 3, 3], [2, 1, I]]);
+  const { predictions } = crossEntropy(logits, labelsOf([0, 0, 0, 0, 0]), { returnPredictions: true });
+  assertEquals(await predictions!.array(), await argmax(logits, { dim: 1 }).array());
 });
 
 Deno.test("crossEntropy: what it throws", async () => {

@@ -154,6 +154,7 @@ function launchDivergence(
     drop: boolean;
     ceFactor: number;
     divergenceFactor: number;
+    partFactor?: number;
   },
   parts: { ceRows: Tensor; divergenceRows: Tensor } | null,
 ): Tensor {
@@ -407,6 +408,7 @@ export function distillation(
     drop: dropIgnored,
     ceFactor: alpha,
     divergenceFactor: (1 - alpha) * factor * (temperatureSquared ? temperature ** 2 : 1),
+    partFactor: factor,
   }, parts);
   const { ceRows, divergenceRows: rows } = parts;
   const part = (x: Tensor) => reduction === "none" ? x.detach() : total(x, op);

@@ -38,7 +38,7 @@ import {
   rowError,
   underAllPlans,
 } from "../testing/loss_reference.ts";
-import { assertAllThrow } from "../testing/op.ts";
+import { assertAllThrow, checkValues } from "../testing/op.ts";
 
 type Pair = (student: Tensor, teacher: Tensor) => Tensor;
 type Op = (student: Tensor, teacher: Tensor, options?: DivergenceOptions) => Tensor;
@@ -328,6 +328,88 @@ Deno.test("divergences: large logits and temperatures", async () => {
     }
   }
   assertSmall(errors);
+});
+
+Deno.test("divergences: a level that one side has and the other has not costs no digits", async () => {
+  await init();
+  const V = 10, rows = 6, shape = [rows, V], errors: [string, number, number][] = [];
+  for (const [apart, level] of [[1e-5, 5], [1e-5, 100], [0.2, 20], [0.2, 1e4]]) {
+    const student = normals(rows * V, 2, 5).map((x) => Math.fround(x + level)), noise = normals(rows * V, apart, 6);
+    const teacher = student.map((x, i) => Math.fround(x - level + noise[i]));
+    for (const name of NAMES) {
+      const want = reference(name, student, teacher, V, { reduction: "sum" });
+      const { loss, gradients } = await measure((s, t) => OPS[name](s, t, { reduction: "sum" }), [
+        { values: student, shape },
+        { values: teacher, shape },
+      ]);
+      const what = `${name}, ${apart} apart on a level of ${level}`;
+      errors.push([what, rowError(loss, want.loss, 1), VALUE]);
+      errors.push([`${what}: dStudent`, rowError(gradients[0], want.dStudent, V), GRADIENT]);
+      errors.push([`${what}: dTeacher`, rowError(gradients[1], want.dTeacher, V), GRADIENT]);
+    }
+  }
+  assertSmall(errors);
+});
+
+Deno.test("divergences: two sides that are sure of the same class, and unlike in the others", async () => {
+  await init();
+  const V = 1024, shape = [1, V], errors: [string, number, number][] = [];
+  const side = (a: number, b: number) =>
+    Array.from({ length: V }, (_, c) => Math.fround(c === 7 ? 10.5 : 2 * Math.sin(a * c + b)));
+  const student = side(12.9898, 0), teacher = side(78.233, 1);
+  await underAllPlans(async () => {
+    for (const name of NAMES) {
+      const want = reference(name, student, teacher, V);
+      const { loss, gradients } = await measure((s, t) => OPS[name](s, t), [
+        { values: student, shape },
+        { values: teacher, shape },
+      ]);
+      errors.push([name, rowError(loss, want.loss, 1, 0.1), VALUE]);
+      // the likely class's is the difference of 1 − q and 1 − p, sums of a thousand terms 500 times as large
+      errors.push([`${name}: dStudent`, rowError(gradients[0], want.dStudent, V), 1e-4]);
+      errors.push([`${name}: dTeacher`, rowError(gradients[1], want.dTeacher, V), 1e-4]);
+    }
+  });
+  assertSmall(errors);
+});
+
+Deno.test("divergences: weights of the mixture near their ends, between rows that are as good as apart", async () => {
+  await init();
+  const student = tensor([[0, 60]]), teacher = tensor([[60, 0]]);
+  for (const share of [1e-6, 1e-4, 1e-3]) {
+    const want = -Math.log(share); // KL(p‖share·p)
+    await checkValues(`skew ${share}`, skewForwardKl(student, teacher, { alpha: share }), [want], 1e-6);
+    const jsdWant = (want - (1 - share) / share * Math.log1p(-share)) / (1 - share);
+    await checkValues(`jsd ${share}`, jsd(student, teacher, { beta: share, normalize: true }), [jsdWant], 1e-6);
+  }
+});
+
+Deno.test("divergences: NaN, and a row without a class, make no number", async () => {
+  await init();
+  const teacher = tensor([[0, 1, 3]]);
+  for (const name of NAMES) {
+    for (const row of [[NaN, 1, 2], [-Infinity, -Infinity, -Infinity]]) {
+      assertEquals(await OPS[name](tensor([row]), teacher).item(), NaN, `${name} of ${row}`);
+      assertEquals(await OPS[name](teacher, tensor([row])).item(), NaN, `${name} from ${row}`);
+    }
+  }
+});
+
+Deno.test("totalVariation: classes of equal probability, in rows that are far apart and near", async () => {
+  await init();
+  for (const size of [2, 0.1]) {
+    for (let seed = 0; seed < 6; seed++) {
+      const student = normals(10, size, seed), teacher = [student[1], student[0], ...student.slice(2)], shape = [1, 10];
+      const { gradients } = await measure((s, t) => totalVariation(s, t), [
+        { values: student, shape },
+        { values: teacher, shape },
+      ]);
+      const q = student.map(Math.exp), all = q.reduce((a, b) => a + b), h = 0.5 * Math.sign(q[0] - q[1]);
+      const mean = h * (q[0] - q[1]) / all;
+      const want = q.map((v, c) => v / all * ((c === 0 ? h : c === 1 ? -h : 0) - mean));
+      assert(rowError(gradients[0], want, 10) <= GRADIENT, `${size}, ${seed}: ${gradients[0]}, not ${want}`);
+    }
+  }
 });
 
 Deno.test("divergences: −∞ in the student, in the teacher, in both", async () => {
@@ -677,10 +759,9 @@ for (const name of NAMES) {
         const movedS = student.map((v) => Math.fround(v + shift)), movedT = teacher.map((v) => Math.fround(v - shift));
         const wantMoved = reference(name, movedS, movedT, columns, plain, up);
         const moved = await run(movedS, movedT, plain, up);
-        const far = gap + 2 ** -22 * 2 * Math.abs(shift) / temperature; // the difference is rounded at the size of the shift
         moved.loss.forEach((v, r) => {
           const w = wantMoved.loss[r];
-          const change = name === "totalVariation" ? far : (Math.sqrt(w) + far) * far;
+          const change = name === "totalVariation" ? gap : (Math.sqrt(w) + gap) * gap;
           assert(Math.abs(v - w) <= w * (1e-4 + log) + change, `shifted: ${v}, not ${w}`);
         });
         if (name === "jsd") { // the sides may change places
@@ -827,6 +908,16 @@ Deno.test("distillation: ignored labels, no row, an infinite part of weight 0", 
     const ce = reference("forwardKl", [1, 2], [40, -40], 2).loss[0]; // −log prob of the label
     assert(rowError(loss, [ce], 1) <= VALUE, `${divergence}, alpha 1: ${loss}, not ${ce}`);
     assert(rowError(gradients[0], want.dStudent, 3) <= GRADIENT, `${divergence}, alpha 1: ${gradients[0]}`);
+  }
+  // … and an infinite divergence has no gradient beside it
+  const masked = { values: [0, 1, -Infinity], shape: [1, 3] }, all3 = { values: [2, 0, 0], shape: [1, 3] };
+  for (const [divergence, ...sides] of [["reverseKl", all3, masked], ["forwardKl", masked, all3]] as const) {
+    const { gradients: [dStudent, dTeacher] } = await measure(
+      (a, b) => distillation(a, b, labelsOf([0]), { divergence, alpha: 1 }),
+      sides,
+    );
+    assert(dStudent.every(Number.isFinite), `${divergence}: ${dStudent}`);
+    assertEquals(dTeacher, [0, 0, 0]);
   }
   const o = { alpha: 0, divergence: "reverseKl" } as const;
   const plain = distillationReference(s.values, t.values, [1], 3, o);

@@ -271,7 +271,7 @@ export function distillation(
   return {
     loss: ce.loss.map((v, i) => times(alpha, v) + scale * factor * other.loss[i]),
     crossEntropy: ce.loss,
-    divergence: other.loss,
+    divergence: other.loss.map((v) => factor * v),
     dStudent: ce.dLogits.map((v, i) => alpha * v + scale * factor * other.dStudent[i]),
     dTeacher: other.dTeacher.map((v) => scale * factor * v),
   };
