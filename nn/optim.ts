@@ -9,6 +9,7 @@ import { optimizerStep, type RuleName, RULES, SETTINGS } from "../kernels/optimi
 import { copyFlat, scale } from "../kernels/elementwise.ts";
 import { fill } from "../kernels/random.ts";
 import { reduce } from "../kernels/reduce.ts";
+import type { Storage } from "../autograd/storage.ts";
 import { noGrad } from "../autograd/tape.ts";
 import { zeros } from "../ops/create.ts";
 import { stack } from "../ops/shape.ts";
@@ -111,7 +112,7 @@ export abstract class Optimizer {
     checkIterable(this.name, params, " or of groups");
     const list = [...params as Iterable<Tensor | ParameterGroup>];
     const groups = list.every((x) => x instanceof Tensor) ? [{ params: list as Tensor[] }] : list as ParameterGroup[];
-    const found = new Map<Tensor, ParameterGroup>();
+    const found = new Map<Storage, { parameter: Tensor; group: ParameterGroup }>();
     for (const group of groups) {
       if (!isRecord(group)) {
         throw new TypeError(
@@ -123,22 +124,21 @@ export abstract class Optimizer {
       checkRates(this.name, group);
       for (const x of group.params) {
         checkTensor(this.name, "params", x, ["f32"]);
-        if (!x.requiresGrad || x.record) {
-          throw new TypeError(`${this.name}: params must be leaves that require a gradient, got ${x}`);
-        }
+        if (x.record) throw new TypeError(`${this.name}: params must be leaves, got ${x}, which ${x.record.op} made`);
         if (x.grad) { // it may have been set by hand
           checkTensor(this.name, "grad", x.grad, ["f32"]);
           checkShape(this.name, "grad", x.grad, x.shape);
         }
-        const other = found.get(x);
-        if (other && other !== group) {
-          throw new RangeError(`${this.name}: a parameter of shape [${x.shape.join(", ")}] is in two groups`);
+        const other = found.get(x.storage), which = `a parameter of shape [${x.shape.join(", ")}]`;
+        if (other && other.parameter !== x) {
+          throw new RangeError(`${this.name}: ${which} shares its memory with another one; hand in one of the two`);
         }
-        found.set(x, group);
+        if (other && other.group !== group) throw new RangeError(`${this.name}: ${which} is in two groups`);
+        found.set(x.storage, { parameter: x, group });
       }
     }
     if (found.size === 0) throw new RangeError(`${this.name}: params must hold at least one parameter, got none`);
-    return [...found].map(([parameter, group]) => ({ parameter, group }));
+    return [...found.values()];
   }
 
   /** Moves the parameters into flat blocks. */
