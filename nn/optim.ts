@@ -207,30 +207,26 @@ export abstract class Optimizer {
   /** Updates every parameter that has a gradient. */
   step(): void {
     this.#checkUsable();
-    for (const { slots } of this.#segments) for (const { group } of slots) checkRates(this.name, group);
+    for (const { slots } of this.#segments) for (const slot of slots) this.#checkSlot(slot);
     for (const segment of this.#segments) {
       const settings = new Float32Array(SETTINGS * segment.slots.length);
-      let active = false;
+      const active: Slot[] = [];
       segment.slots.forEach((slot, i) => {
-        const { parameter, group } = slot;
-        if (!parameter.grad) return;
-        if (parameter.storage.memory !== slot.home) {
-          const which = `a parameter of shape [${parameter.shape.join(", ")}]`;
-          throw new Error(
-            `${this.name}: ${which} was handed to another optimizer since; give one optimizer two groups instead`,
-          );
+        const { parameter: { grad }, group, steps } = slot;
+        if (!grad) return;
+        active.push(slot);
+        if (grad.storage.memory !== slot.gradient) { // it was set by hand and lies elsewhere
+          slot.gradient.borrower?.vacate();
+          gpu().queue.copy(grad.memory, slot.gradient, grad.size * 4);
         }
-        if (parameter.grad.storage.memory !== slot.gradient) this.#copyGradient(slot, parameter.grad);
-        active = true;
         settings.set(
-          this.settings(group.lr ?? this.lr, group.weightDecay ?? this.weightDecay, ++slot.steps),
+          this.settings(group.lr ?? this.lr, group.weightDecay ?? this.weightDecay, steps + 1),
           SETTINGS * i,
         );
         settings[SETTINGS * i + 7] = 1;
-        parameter.storage.version++;
       });
-      if (!active) continue;
-      const uploaded = gpu().queue.upload(new Uint8Array(settings.buffer), false, "settings");
+      if (active.length === 0) continue;
+      using uploaded = gpu().queue.upload(new Uint8Array(settings.buffer), false, "settings");
       const { slotOf, gradients, parameters, states, floats } = segment;
       optimizerStep(this.#rule, floats, {
         slotOf,
@@ -239,16 +235,24 @@ export abstract class Optimizer {
         parameters: parameters.whole,
         states: states.map((block) => block.whole),
       });
-      uploaded.free();
+      for (const slot of active) { // a step that throws was none
+        slot.steps++;
+        slot.parameter.storage.version++;
+      }
     }
   }
 
-  /** A gradient that was set by hand lies elsewhere. */
-  #copyGradient(slot: Slot, grad: Tensor): void {
-    checkTensor(this.name, "grad", grad, ["f32"]);
-    checkShape(this.name, "grad", grad, slot.parameter.shape);
-    slot.gradient.borrower?.vacate();
-    gpu().queue.copy(grad.memory, slot.gradient, grad.size * 4);
+  /** Throws where a slot can't take part in a step. */
+  #checkSlot({ parameter, home, group }: Slot): void {
+    checkRates(this.name, group);
+    if (!parameter.grad) return;
+    checkTensor(this.name, "grad", parameter.grad, ["f32"]);
+    checkShape(this.name, "grad", parameter.grad, parameter.shape);
+    if (parameter.storage.memory === home) return;
+    const which = `a parameter of shape [${parameter.shape.join(", ")}]`;
+    throw new Error(
+      `${this.name}: ${which} was handed to another optimizer since; give one optimizer two groups instead`,
+    );
   }
 
   /** Forgets the gradients: `.grad` becomes null. */

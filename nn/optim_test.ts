@@ -102,6 +102,32 @@ Deno.test("optim: gradients set by hand", async () => {
   optimizer.zeroGrad();
 });
 
+Deno.test("optim: a step that throws has changed nothing", async () => {
+  await init();
+  const [a, b] = [leaf([1]), leaf([1])], optimizer = new optim.Adam([a, b], { lr: 1 }), other = leaf([1]);
+  const closed = tensor([1]).keep(),
+    wrong: [Tensor, string][] = [
+      [tensor([1, 2]), "Adam: grad must have shape [1], got [2]"],
+      [tensor(new Int32Array(1)), "Adam: grad must have dtype f32, got i32"],
+      [closed, "Adam: grad (shape [1]) was closed; keep() it if it must live longer"],
+    ];
+  closed.dispose();
+  using _tape = new Tape();
+  const late = a.square().sum();
+  for (const [grad, message] of wrong) {
+    a.grad = tensor([1]).keep();
+    b.grad = grad;
+    assertThrows(() => optimizer.step(), TypeError, message);
+  }
+  assertEquals(optimizer.stateDict().steps, [0, 0]);
+  late.backward(); // a was not changed in place
+  b.grad = null;
+  new optim.SGD([b, other]);
+  b.grad = tensor([1]);
+  assertThrows(() => optimizer.step(), Error, "was handed to another optimizer since");
+  assertEquals([await read(a), optimizer.stateDict().steps], [[1], [0, 0]]);
+});
+
 Deno.test("optim: a rate that is none is refused where it is set, and changes nothing", async () => {
   await init();
   // deno-lint-ignore no-explicit-any
