@@ -562,7 +562,7 @@ export class Adagrad extends Optimizer {
 
 /**
  * Scales the gradients so that their norm √Σ‖g‖² is at most `maxNorm`, and returns the norm before that as a scalar, all on the GPU.
- * Parameters without a gradient are left out. Source: Pascanu, Mikolov & Bengio 2013; `torch.nn.utils.clip_grad_norm_`.
+ * With `maxNorm` Infinity it only measures. Parameters without a gradient are left out. Source: Pascanu, Mikolov & Bengio 2013; `torch.nn.utils.clip_grad_norm_`.
  *
  * @example
  * ```ts
@@ -577,7 +577,7 @@ export class Adagrad extends Optimizer {
  */
 export function clipGradNorm(params: Iterable<Tensor>, maxNorm: number): Tensor {
   checkIterable("clipGradNorm", params);
-  checkNumber("clipGradNorm", "maxNorm", maxNorm, { min: 0 });
+  if (maxNorm !== Infinity) checkNumber("clipGradNorm", "maxNorm", maxNorm, { min: 0 });
   const gradients: Tensor[] = [];
   for (const x of params) {
     checkTensor("clipGradNorm", "params", x);
@@ -588,6 +588,7 @@ export function clipGradNorm(params: Iterable<Tensor>, maxNorm: number): Tensor 
   return noGrad(() => {
     if (gradients.length === 0) return zeros([]);
     const norm = stack(gradients.map((g) => sumOfSquares(g))).sum().sqrt();
+    if (maxNorm === Infinity) return norm; // no factor: where the norm is infinite too, it would be NaN
     const factor = norm.add(1e-6).pow(-1).mul(maxNorm).minimum(1);
     for (const g of gradients) {
       scale(g.storage.writable(), factor.memory, g.size, g.dtype, factor.dtype);

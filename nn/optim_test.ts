@@ -477,6 +477,16 @@ Deno.test("optim: clipGradNorm leaves short gradients as they are, to the bit", 
   zero.dispose();
 });
 
+Deno.test("optim: clipGradNorm only measures where the bound is infinite", async () => {
+  await init();
+  for (const [gradient, norm] of [[[3, 4], 5], [[0, -0], 0], [[1, Infinity], Infinity], [[1, NaN], NaN]] as const) {
+    const [p] = withGradients([[...gradient]]);
+    assertEquals(await optim.clipGradNorm([p], Infinity).item(), norm);
+    assertEquals(await read(p.grad!), [...gradient]);
+    p.dispose();
+  }
+});
+
 Deno.test("optim: clipGradNorm of f16 gradients", async () => {
   const { f16 } = await init();
   if (!f16) return;
@@ -514,7 +524,9 @@ Deno.test("optim: what clipGradNorm throws", async () => {
   await init();
   const [p] = withGradients([[1]]);
   assertThrows(() => optim.clipGradNorm([p], -1), RangeError, "clipGradNorm: maxNorm must be");
-  assertThrows(() => optim.clipGradNorm([p], NaN), RangeError, "clipGradNorm: maxNorm must be");
+  for (const wrong of [NaN, -Infinity]) {
+    assertThrows(() => optim.clipGradNorm([p], wrong), RangeError, "clipGradNorm: maxNorm must be");
+  }
   // deno-lint-ignore no-explicit-any
   assertThrows(() => optim.clipGradNorm([5] as any, 1), TypeError, "clipGradNorm: params must be a Tensor, got 5");
   assertEquals(await read(p.grad!), [1]);
