@@ -132,6 +132,44 @@ console.log(JSON.stringify(await Promise.all(model.parameters().map((p) => p.arr
   });
 });
 
+Deno.test("checkpoint: groups go on with the rates and decays that they had", async () => {
+  await init();
+  await inDirectory(async (directory) => {
+    const path = `${directory}/run`,
+      begin = () => {
+        manualSeed(5);
+        const model = new nn.Sequential(new nn.Linear(6, 4)), [weight, bias] = model.parameters();
+        const groups = [{ params: [weight], lr: 0.5, weightDecay: 0.1 }, { params: [bias] }];
+        return { model, groups, optimizer: new optim.SGD(groups, { lr: 0.1 }) };
+      };
+    const [first, second] = [begin(), begin()];
+    train(first.model, first.optimizer, 0, 2);
+    Object.assign(first.groups[0], { lr: 0.05, weightDecay: 0.3 });
+    await saveCheckpoint(path, { model: first.model, optimizer: first.optimizer });
+    await loadCheckpoint(path, { model: second.model, optimizer: second.optimizer });
+    for (const { model, optimizer } of [first, second]) train(model, optimizer, 2, 4);
+    assertEquals(await values(second.model), await values(first.model));
+    for (const { model, optimizer } of [first, second]) for (const used of [optimizer, model]) used.dispose();
+  });
+});
+
+Deno.test("checkpoint: an optimizer with other options is refused", async () => {
+  await init();
+  await inDirectory(async (directory) => {
+    const path = `${directory}/run`, model = new nn.Linear(2, 1);
+    using momentum = new optim.SGD(model.parameters(), { momentum: 0.9 });
+    await saveCheckpoint(path, { model, optimizer: momentum });
+    using plain = new optim.SGD(model.parameters());
+    const load = () => loadCheckpoint(path, { model, optimizer: plain });
+    await assertRejects(
+      load,
+      RangeError,
+      "SGD: state must be of an optimizer with the same options, got also 0.a, 1.a",
+    );
+    model.dispose();
+  });
+});
+
 Deno.test("checkpoint: a model alone", async () => {
   await init();
   await inDirectory(async (directory) => {

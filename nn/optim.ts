@@ -22,11 +22,14 @@ export interface ParameterGroup {
   weightDecay?: number;
 }
 
+/** A group's own numbers, which may be changed between steps. */
+type Rates = Omit<ParameterGroup, "params">;
+
 interface Slot {
   parameter: Tensor;
   home: Memory;
   gradient: Memory;
-  group: { lr?: number; weightDecay?: number };
+  group: Rates;
   /** Steps that this parameter has taken. */
   steps: number;
 }
@@ -47,6 +50,8 @@ export interface OptimizerState {
   name: string;
   /** Its learning rate. */
   lr: number;
+  /** The groups' own numbers; without them a load leaves those of the optimizer. */
+  groups?: { lr?: number; weightDecay?: number }[];
   /** Steps that each parameter has taken. */
   steps: number[];
   /** Moments and the like by parameter. */
@@ -63,8 +68,7 @@ function slotTable(sizes: number[]): Uint32Array<ArrayBuffer> {
   return Uint32Array.from(sizes.flatMap((bytes, i) => new Array(FlatBlock.slotBytes(bytes) / 256).fill(i)));
 }
 
-/** A group's own numbers, which may be changed between steps. */
-function checkRates(op: string, { lr, weightDecay }: { lr?: number; weightDecay?: number }): void {
+function checkRates(op: string, { lr, weightDecay }: Rates): void {
   if (lr !== undefined) checkNumber(op, "lr", lr, { min: 0 });
   if (weightDecay !== undefined) checkNumber(op, "weightDecay", weightDecay, { min: 0 });
 }
@@ -73,6 +77,7 @@ function checkRates(op: string, { lr, weightDecay }: { lr?: number; weightDecay?
 export abstract class Optimizer {
   #lr = 0;
   #segments: Segment[];
+  #groups: Rates[] = [];
   #disposed = false;
   readonly #gpu: Gpu;
   #rule: RuleName;
@@ -95,7 +100,7 @@ export abstract class Optimizer {
     this.#rule = rule;
     this.#initialState = initialState;
     this.#gpu = gpu();
-    this.#segments = this.#layOut(this.#groups(params));
+    this.#segments = this.#layOut(this.#take(params));
   }
 
   /** The learning rate of the groups that have none of their own. Set it every step to follow a schedule. */
@@ -108,7 +113,8 @@ export abstract class Optimizer {
     this.#lr = lr;
   }
 
-  #groups(params: Iterable<Tensor> | readonly ParameterGroup[]): { parameter: Tensor; group: ParameterGroup }[] {
+  /** The parameters, each with its group. */
+  #take(params: Iterable<Tensor> | readonly ParameterGroup[]): { parameter: Tensor; group: ParameterGroup }[] {
     checkIterable(this.name, params, " or of groups");
     const list = [...params as Iterable<Tensor | ParameterGroup>];
     const groups = list.every((x) => x instanceof Tensor) ? [{ params: list as Tensor[] }] : list as ParameterGroup[];
@@ -138,6 +144,7 @@ export abstract class Optimizer {
       }
     }
     if (found.size === 0) throw new RangeError(`${this.name}: params must hold at least one parameter, got none`);
+    this.#groups = groups;
     return [...found.values()];
   }
 
@@ -265,7 +272,10 @@ export abstract class Optimizer {
     }
   }
 
-  /** What a checkpoint saves: the learning rate, each parameter's step count, and copies of the state tensors (`0.a` is the first of parameter 0), which are the caller's. */
+  /**
+   * What a checkpoint saves: the learning rate, the groups' own rates and decays, each parameter's step count, and copies of the state tensors (`0.a` is the first of
+   * parameter 0), which are the caller's. What only the constructor sets (betas, momentum, the decay of all groups) is not in it.
+   */
   stateDict(): OptimizerState {
     this.#checkUsable();
     const slots = this.#segments.flatMap((segment) => segment.slots);
@@ -277,13 +287,15 @@ export abstract class Optimizer {
       return copies;
     });
     for (const copy of Object.values(tensors)) copy.keep();
-    return { name: this.name, lr: this.lr, steps: slots.map((slot) => slot.steps), tensors };
+    const groups = this.#groups.map(({ lr, weightDecay }) => ({ lr, weightDecay }));
+    return { name: this.name, lr: this.lr, groups, steps: slots.map((slot) => slot.steps), tensors };
   }
 
   /** Takes up what `stateDict` gave, for parameters of the same shapes in the same order. Throws an Error where it does not fit; then nothing has changed. */
   loadStateDict(state: OptimizerState): void {
     this.checkState(state);
-    const slots = this.#segments.flatMap((segment) => segment.slots), { lr, steps, tensors } = state;
+    const slots = this.#segments.flatMap((segment) => segment.slots), { lr, groups, steps, tensors } = state;
+    groups?.forEach(({ lr, weightDecay }, i) => Object.assign(this.#groups[i], { lr, weightDecay }));
     this.#eachState((key, memory, { size }) => copyFlat(tensors[key].memory, memory, "f32", size));
     this.lr = lr;
     slots.forEach((slot, i) => slot.steps = steps[i]);
@@ -298,7 +310,7 @@ export abstract class Optimizer {
     if (!isRecord(state)) {
       throw new TypeError(`${this.name}: state must be what stateDict() gave, got ${describe(state)}`);
     }
-    const slots = this.#segments.flatMap((segment) => segment.slots), { name, lr, steps, tensors } = state;
+    const slots = this.#segments.flatMap((segment) => segment.slots), { name, lr, groups, steps, tensors } = state;
     if (name !== this.name || !Array.isArray(steps) || steps.length !== slots.length) {
       throw new RangeError(
         `${this.name}: state must be of ${this.name} with ${slots.length} parameters, got ${
@@ -307,14 +319,29 @@ export abstract class Optimizer {
       );
     }
     checkNumber(this.name, "state.lr", lr, { min: 0 });
+    if (groups !== undefined) {
+      const { length } = this.#groups;
+      if (!Array.isArray(groups) || groups.length !== length || !groups.every(isRecord)) {
+        throw new RangeError(
+          `${this.name}: state.groups must hold one object a group, ${length} in all, got ${describe(groups)}`,
+        );
+      }
+      groups.forEach((group, i) => checkRates(`${this.name}: state.groups[${i}]`, group));
+    }
     steps.forEach((step, i) => checkNumber(this.name, `state.steps[${i}]`, step, { integer: true, min: 0 }));
     if (!isRecord(tensors)) {
       throw new TypeError(`${this.name}: state.tensors must be an object of tensors, got ${describe(tensors)}`);
     }
+    const foreign = new Set(Object.keys(tensors));
     this.#eachState((key, _, parameter) => {
       checkTensor(this.name, `tensors[${key}]`, tensors[key], ["f32"]);
       checkShape(this.name, `tensors[${key}]`, tensors[key], parameter.shape);
+      foreign.delete(key);
     });
+    if (foreign.size > 0) {
+      const names = [...foreign].slice(0, 4).join(", ") + (foreign.size > 4 ? ", …" : "");
+      throw new RangeError(`${this.name}: state must be of an optimizer with the same options, got also ${names}`);
+    }
   }
 
   #eachState(visit: (name: string, memory: Memory, parameter: Tensor) => void): void {

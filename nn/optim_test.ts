@@ -560,6 +560,23 @@ Deno.test("optim: a state dict, there and back", async () => {
   assertEquals(second.lr, 0.1);
 });
 
+Deno.test("optim: a state dict holds the groups' own numbers", async () => {
+  await init();
+  const make = (...rates: { lr?: number; weightDecay?: number }[]) => {
+    const groups = rates.map((own) => ({ ...own, params: [leaf([1])] }));
+    return { groups, optimizer: new optim.SGD(groups, { lr: 1 }) };
+  };
+  const saved = make({ lr: 0.5 }, {}, { weightDecay: 0.1 }), state = saved.optimizer.stateDict();
+  const rates = ({ groups }: typeof saved) => groups.map(({ lr, weightDecay }) => [lr, weightDecay]);
+  saved.groups[0].lr = 0.25;
+  const want = [[0.5, undefined], [undefined, undefined], [undefined, 0.1]];
+  for (const [groups, loaded] of [[state.groups, want], [undefined, [[7, 7], [8, undefined], [undefined, 9]]]]) {
+    const into = make({ lr: 7, weightDecay: 7 }, { lr: 8 }, { weightDecay: 9 });
+    into.optimizer.loadStateDict({ ...state, groups } as typeof state);
+    assertEquals(rates(into), loaded);
+  }
+});
+
 Deno.test("optim: a state dict that does not fit changes nothing", async () => {
   await init();
   const [a, b] = [leaf([1, 2]), leaf([3])];
@@ -580,6 +597,16 @@ Deno.test("optim: a state dict that does not fit changes nothing", async () => {
     [{ ...good, tensors: { "0.a": zero(2) } }, "RMSprop: tensors[1.a] must be a Tensor, got undefined"],
     [{ ...good, tensors: { "0.a": zero(2), "1.a": zero(2) } }, "RMSprop: tensors[1.a] must have shape [1], got [2]"],
     [
+      { ...good, tensors: { ...good.tensors, "0.b": zero(2), "1.b": zero(1) } },
+      "RMSprop: state must be of an optimizer with the same options, got also 0.b, 1.b",
+    ],
+    [
+      { ...good, groups: [{}, {}] },
+      "RMSprop: state.groups must hold one object a group, 1 in all, got [an Object, an Object]",
+    ],
+    [{ ...good, groups: [null] }, "RMSprop: state.groups must hold one object a group, 1 in all, got [null]"],
+    [{ ...good, groups: [{ lr: -1 }] }, "RMSprop: state.groups[0]: lr must be a finite number, at least 0, got -1"],
+    [
       { ...good, tensors: { "0.a": zero(2), "1.a": tensor(new Int32Array(1)) } },
       "RMSprop: tensors[1.a] must have dtype f32, got i32",
     ],
@@ -590,7 +617,7 @@ Deno.test("optim: a state dict that does not fit changes nothing", async () => {
     assert(constructor === TypeError || constructor === RangeError);
   }
   const after = optimizer.stateDict();
-  assertEquals([after.lr, after.steps], [before.lr, before.steps]);
+  assertEquals([after.lr, after.groups, after.steps], [before.lr, before.groups, before.steps]);
   for (const name in before.tensors) {
     assertEquals(await read(after.tensors[name]), await read(before.tensors[name]), name);
   }
