@@ -1,11 +1,12 @@
 /** Sampling from a decoder, a token at a time. */
 import { checkNumber, checkOptions, describe } from "../kernels/check.ts";
 import { cacheWrite } from "../kernels/cache.ts";
-import { Scope } from "../autograd/scope.ts";
 import { noGrad } from "../autograd/tape.ts";
 import type { Tensor } from "../autograd/tensor.ts";
 import { tensor, zeros } from "../ops/create.ts";
 import { slice } from "../ops/shape.ts";
+import { parameters } from "./layers.ts";
+import type { Module } from "./module.ts";
 import { Gpt, type KeyValueCache } from "./transformer.ts";
 
 /** Options of `generate`. */
@@ -102,18 +103,17 @@ export async function generate(
     throw new RangeError(`${op}: prompt and length must fit the context ${context}, got ${start} + ${length}`);
   }
 
-  const training = gpt.training, random = generator(seed), batch = prompts.length;
-  using _scope = new Scope();
-  const shape = [batch, heads, context, width / heads];
-  const caches: KeyValueCache[] = Array.from({ length: layers }, () => ({ keys: zeros(shape), values: zeros(shape) }));
+  const random = generator(seed), shape = [prompts.length, heads, context, width / heads];
+  // no scope is open, and no flag switched, while this waits for a read: others run meanwhile
+  const memories = parameters(() => Array.from({ length: 2 * layers }, () => zeros(shape)));
+  const caches = Array.from({ length: layers }, (_, i) => ({ keys: memories[2 * i], values: memories[2 * i + 1] }));
   const texts = prompts.map((prompt) => [...prompt]), ended = prompts.map(() => false);
-  gpt.eval();
   try {
     let fresh = prompts.map((prompt) => [...prompt]);
     while (texts[0].length < start + length && !ended.every(Boolean)) {
-      using _step = new Scope();
       const at = texts[0].length - fresh[0].length;
-      const logits = await noGrad(() => cachedLogits(gpt, caches, fresh, at)).data();
+      using last = noGrad(() => evaluating(gpt, () => cachedLogits(gpt, caches, fresh, at))).keep();
+      const logits = await last.data();
       fresh = texts.map((text, b) => {
         const next = sample(logits.subarray(b * vocabulary, (b + 1) * vocabulary), { temperature, topK, topP }, random);
         text.push(next);
@@ -122,12 +122,29 @@ export async function generate(
       texts.forEach((text, b) => ended[b] ||= text.at(-1) === stop);
     }
   } finally {
-    gpt.train(training);
+    for (const memory of memories) memory.dispose();
   }
   return texts.map((text) => {
     const end = stop === undefined ? -1 : text.indexOf(stop, start);
     return Int32Array.from(end < 0 ? text : text.slice(0, end + 1));
   });
+}
+
+/** What `fn` gives in evaluation. Behind it every module has the train flag that it had. */
+function evaluating<T>(model: Module, fn: () => T): T {
+  const flags = new Map<Module, boolean>();
+  const remember = (module: Module) => {
+    if (flags.has(module)) return;
+    flags.set(module, module.training);
+    for (const [, child] of module.children()) remember(child);
+  };
+  remember(model);
+  try {
+    model.eval();
+    return fn();
+  } finally {
+    for (const [module, training] of flags) module.training = training;
+  }
 }
 
 /** Logits [batch, vocabulary] behind the last of the fresh tokens, which stand at `position` and take their places in the caches. */

@@ -108,6 +108,36 @@ Deno.test("generate: leaves the train flag, gradients and memory alone", async (
   gpt.dispose();
 });
 
+Deno.test("generate: two at once, a scope and a training step in between", async () => {
+  await init();
+  const gpt = makeGpt(20, 0.5), live = stats();
+  const runs = [{ length: 9, seed: 1 }, { length: 5, seed: 2 }, { length: 0 }];
+  const want = [];
+  for (const run of runs) want.push(await nn.generate(gpt, PROMPTS, run));
+  const scope = new Scope(), all = Promise.all(runs.map((run) => nn.generate(gpt, PROMPTS, run)));
+  assert(gpt.training && gpt.blocks[0].training); // also while they run
+  scope.close();
+  {
+    using _tape = new Tape();
+    gpt.forward(tensor(new Int32Array(3), [1, 3]));
+  }
+  assertEquals(await all, want);
+  assertEquals([stats().liveTensors, stats().liveBytes], [live.liveTensors, live.liveBytes]);
+  gpt.dispose();
+});
+
+Deno.test("generate: each module keeps its own train flag", async () => {
+  await init();
+  const gpt = makeGpt(20, 0.5), flags = () => [gpt, ...gpt.blocks, gpt.norm].map((module) => module.training);
+  gpt.blocks[0].eval();
+  await nn.generate(gpt, PROMPTS, { length: 2 });
+  assertEquals(flags(), [true, false, true, true]);
+  nn.init.constant(gpt.tokens.weight, NaN);
+  await assertRejects(() => nn.generate(gpt, PROMPTS, { length: 1 }), RangeError, "NaN");
+  assertEquals(flags(), [true, false, true, true]);
+  gpt.dispose();
+});
+
 Deno.test("generate: draws follow the distribution", () => {
   const logits = [2, 1, 0.5, 0, -1, -3, 1.5], DRAWS = 20_000;
   const powers = (temperature: number) => logits.map((x) => Math.exp(x / temperature));
