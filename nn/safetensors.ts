@@ -63,12 +63,12 @@ async function readHeader(
   if (length > LONGEST_HEADER) fail(`its header has ${length} bytes, more than ${LONGEST_HEADER}`);
   let header: Record<string, unknown> = {}, text = "";
   try {
-    text = new TextDecoder("utf-8", { fatal: true }).decode(await source.read(8, 8 + length));
+    text = new TextDecoder("utf-8", { fatal: true, ignoreBOM: true }).decode(await source.read(8, 8 + length));
     header = JSON.parse(text);
   } catch (error) {
     fail(`its header is no JSON (${(error as Error).message})`);
   }
-  if (typeof header !== "object" || header === null || Array.isArray(header)) fail("its header is no object");
+  if (text[0] !== "{") fail(`its header begins with ${describe(text[0])}, not with {`);
   const twice = duplicateKey(text);
   if (twice !== undefined) fail(`its header has ${describe(twice)} twice`);
   const { __metadata__: metadata = {}, ...rest } = header as { __metadata__?: Record<string, string> };
