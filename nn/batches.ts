@@ -3,6 +3,7 @@ import { checkBoolean, checkNumber, checkOptions, describe, isRecord } from "../
 import type { TypedArray } from "../autograd/storage.ts";
 import { sizeOf, type Tensor } from "../autograd/tensor.ts";
 import { checkShapeArgument, tensor } from "../ops/create.ts";
+import { splitmix32 } from "./splitmix.ts";
 
 /** One field of a data set: its values row by row, and their shape [rows, …]. */
 export interface Column {
@@ -24,16 +25,11 @@ export interface BatchOptions {
 
 const ARRAYS = [Float32Array, Float16Array, Int32Array, Uint32Array];
 
-/** The rows 0 … n − 1 in a random order that `seed` fixes (Fisher–Yates with the generator splitmix32). */
+/** The rows 0 … n − 1 in a random order that `seed` fixes (Fisher–Yates). */
 function shuffled(n: number, seed: number): Uint32Array {
-  const order = Uint32Array.from({ length: n }, (_, i) => i);
-  let state = seed >>> 0;
+  const order = Uint32Array.from({ length: n }, (_, i) => i), random = splitmix32(seed);
   for (let i = n - 1; i > 0; i--) {
-    state = (state + 0x9e3779b9) >>> 0;
-    let z = state;
-    z = Math.imul(z ^ (z >>> 16), 0x21f0aaad);
-    z = Math.imul(z ^ (z >>> 15), 0x735a2d97);
-    const j = Math.floor(((z ^ (z >>> 15)) >>> 0) / 2 ** 32 * (i + 1));
+    const j = Math.floor(random() * (i + 1));
     [order[i], order[j]] = [order[j], order[i]];
   }
   return order;

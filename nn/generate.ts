@@ -7,6 +7,7 @@ import { tensor, zeros } from "../ops/create.ts";
 import { slice } from "../ops/shape.ts";
 import { parameters } from "./layers.ts";
 import type { Module } from "./module.ts";
+import { splitmix32 } from "./splitmix.ts";
 import { Gpt, type KeyValueCache } from "./transformer.ts";
 
 /** Options of `generate`. */
@@ -23,18 +24,6 @@ export interface GenerateOptions {
   seed?: number;
   /** A token that ends its sequence, with itself as the last; the run ends when all have ended. */
   stop?: number;
-}
-
-/** Numbers in [0, 1) from a seed (splitmix32). */
-function generator(seed: number): () => number {
-  let state = seed >>> 0;
-  return () => {
-    state = (state + 0x9e3779b9) >>> 0;
-    let z = state;
-    z = Math.imul(z ^ (z >>> 16), 0x21f0aaad);
-    z = Math.imul(z ^ (z >>> 15), 0x735a2d97);
-    return ((z ^ (z >>> 15)) >>> 0) / 2 ** 32;
-  };
 }
 
 /** One token from a row of logits. */
@@ -103,7 +92,7 @@ export async function generate(
     throw new RangeError(`${op}: prompt and length must fit the context ${context}, got ${start} + ${length}`);
   }
 
-  const random = generator(seed), shape = [prompts.length, heads, context, width / heads];
+  const random = splitmix32(seed), shape = [prompts.length, heads, context, width / heads];
   // no scope is open, and no flag switched, while this waits for a read: others run meanwhile
   const memories = parameters(() => Array.from({ length: 2 * layers }, () => zeros(shape)));
   const caches = Array.from({ length: layers }, (_, i) => ({ keys: memories[2 * i], values: memories[2 * i + 1] }));
