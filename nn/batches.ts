@@ -39,7 +39,7 @@ function shuffled(n: number, seed: number): Uint32Array {
  * One epoch of batches: for each, a tensor by field. The next batch is uploaded while the current one is used; a
  * batch is freed when the next is taken. Take a batch first and open the tape inside the loop.
  *
- * Throws a TypeError for fields of different lengths, a RangeError for a batch size below 1.
+ * A batch's `size` is the number of its rows. Throws a TypeError for fields of different lengths, a RangeError for a batch size below 1 and a field named `size`.
  *
  * @example
  * ```ts
@@ -68,6 +68,7 @@ export function batches<K extends string>(
   const fields = Object.entries(columns) as [K, Column][];
   if (fields.length === 0) throw new TypeError("batches: columns must have at least one field, got none");
   for (const [name, column] of fields) {
+    if (name === "size") throw new RangeError("batches: no column can be named size: a batch's size is its rows");
     if (!isRecord(column)) throw new TypeError(`batches: ${name} must be a column, got ${describe(column)}`);
     if (!ARRAYS.some((array) => column.data instanceof array)) {
       throw new TypeError(

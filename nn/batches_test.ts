@@ -103,6 +103,7 @@ Deno.test("batches: what it throws", async () => {
   // deno-lint-ignore no-explicit-any
   const wrong = (columns: any) => () => first(columns, { batchSize: 1 });
   assertThrows(wrong(null), TypeError, "batches: columns must be an object of columns, got null");
+  assertThrows(wrong({ x, size: x }), RangeError, "batches: no column can be named size");
   assertThrows(wrong({ x: 5 }), TypeError, "batches: x must be a column, got 5");
   assertThrows(wrong({ x: { data: new Float64Array(1), shape: [1] } }), TypeError, "batches: x.data must be a typed");
   assertThrows(

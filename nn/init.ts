@@ -18,7 +18,8 @@ function fans(op: string, x: Tensor, gain: number): { fanIn: number; fanOut: num
   checkNumber(`init.${op}`, "gain", gain, { min: 0 });
   checkRank(`init.${op}`, "x", x, 2);
   const field = sizeOf(x.shape.slice(2));
-  return { fanIn: x.shape[1] * field, fanOut: x.shape[0] * field };
+  // of an empty weight both may be 0, by which nothing can be divided: it stays empty with any
+  return { fanIn: Math.max(1, x.shape[1] * field), fanOut: Math.max(1, x.shape[0] * field) };
 }
 
 /** Every element `value`. Returns x. */
@@ -27,7 +28,7 @@ export function constant(x: Tensor, value: number): Tensor {
   return write("constant", x, () => full(x.shape, value, { dtype: x.dtype }));
 }
 
-/** Uniform in [low, high). Returns x. */
+/** Uniform from `low` to `high`, which itself comes only where rounding makes it, as in PyTorch. Returns x. */
 export function uniform(x: Tensor, low = 0, high = 1): Tensor {
   checkNumber("init.uniform", "low", low);
   checkNumber("init.uniform", "high", high, { min: low });

@@ -1,5 +1,5 @@
 import { assert, assertEquals, assertThrows } from "@std/assert";
-import { init, manualSeed, nn, relu, stats, Tape, type Tensor, tensor } from "@limbeck/limbeck";
+import { init, manualSeed, nn, relu, stats, Tape, type Tensor, tensor, zeros } from "@limbeck/limbeck";
 
 class Inner extends nn.Module {
   outProj: nn.Linear = new nn.Linear(2, 2);
@@ -151,6 +151,10 @@ Deno.test("init: moments of the random initialisations", async () => {
   near(await deviation(), Math.sqrt(2 / 200));
   kaimingNormal(x, 1);
   near(await deviation(), Math.sqrt(1 / 200));
+  for (const shape of [[0, 0], [3, 0], [0, 3]]) {
+    const empty = zeros(shape);
+    for (const fill of [xavierUniform, xavierNormal, kaimingUniform, kaimingNormal]) assertEquals(fill(empty), empty);
+  }
   assertEquals(constant(x, 0.5), x);
   assertEquals(new Set(await x.data()), new Set([0.5]));
   assertThrows(() => xavierNormal(tensor([1])), TypeError, "init.xavierNormal: x must have at least 2 dimensions");
