@@ -32,6 +32,7 @@ const snake = (name: string) => name.replace(/[A-Z]/g, (c) => `_${c.toLowerCase(
 export abstract class Module {
   /** Whether dropout and its like are active: set by `train()` and `eval()`. */
   training = true;
+  #switching = false;
 
   /** The module's function. */
   abstract forward(x: Tensor): Tensor;
@@ -47,15 +48,29 @@ export abstract class Module {
 
   /** Every parameter with its name, those of children behind the module's own. A shared one comes once, under its first name. */
   namedParameters(): [string, Tensor][] {
-    const found = new Map<Tensor, string>();
+    const found = new Set<Tensor>();
+    return [...this.#named()].filter(([, x]) => !found.has(x) && found.add(x));
+  }
+
+  /** Every parameter under each of its names. */
+  #named(): Map<string, Tensor> {
+    const found = new Map<string, Tensor>(), around = new Set<Module>();
     const walk = (module: Module, prefix: string) => {
+      if (around.has(module)) return; // a child that refers back to its parent
+      around.add(module);
       for (const [key, value] of Object.entries(module)) {
-        if (value instanceof Tensor && !found.has(value)) found.set(value, prefix + snake(key));
+        if (!(value instanceof Tensor)) continue;
+        const name = prefix + snake(key);
+        if ((found.get(name) ?? value) !== value) {
+          throw new RangeError(`${this.constructor.name}: two parameters have the state name ${name}; rename one`);
+        }
+        found.set(name, value);
       }
       for (const [name, child] of module.children()) walk(child, `${prefix}${name}.`);
+      around.delete(module);
     };
     walk(this, "");
-    return [...found].map(([tensor, name]) => [name, tensor]);
+    return found;
   }
 
   /** Every parameter once: what an optimizer takes. */
@@ -66,8 +81,14 @@ export abstract class Module {
   /** Switches dropout and its like on (or off). Returns the module. */
   train(on = true): this {
     checkBoolean("train", "on", on);
-    this.training = on;
-    for (const [, child] of this.children()) child.train(on);
+    if (this.#switching) return this; // a child refers back to its parent
+    this.#switching = true;
+    try {
+      this.training = on;
+      for (const [, child] of this.children()) child.train(on);
+    } finally {
+      this.#switching = false;
+    }
     return this;
   }
 
@@ -76,14 +97,14 @@ export abstract class Module {
     return this.train(false);
   }
 
-  /** The parameters by name: the live tensors, not copies. */
+  /** The parameters by name: the live tensors, not copies. A shared one comes under each of its names. */
   stateDict(): Record<string, Tensor> {
-    return Object.fromEntries(this.namedParameters());
+    return Object.fromEntries(this.#named());
   }
 
   /**
-   * Copies tensors into the parameters of the same names. Throws a RangeError that names what is missing or unexpected (unless `strict` is false), a TypeError for a
-   * wrong shape or dtype; then nothing has been copied.
+   * Copies tensors into the parameters of the same names; for a shared one any of its names will do, and the last that is there counts. Throws a RangeError that names what is
+   * missing or unexpected (unless `strict` is false), a TypeError for a wrong shape or dtype; then nothing has been copied.
    */
   loadStateDict(state: Record<string, Tensor>, options: { strict?: boolean } = {}): void {
     checkOptions("loadStateDict", options, ["strict"]);
@@ -92,15 +113,15 @@ export abstract class Module {
     if (!isRecord(state)) {
       throw new TypeError(`loadStateDict: state must be an object of tensors, got ${describe(state)}`);
     }
-    const own = this.namedParameters(), names = own.map(([name]) => name);
-    const missing = names.filter((name) => !Object.hasOwn(state, name)),
-      unexpected = Object.keys(state).filter((name) => !names.includes(name));
+    const own = this.#named(), pairs = [...own].filter(([name]) => Object.hasOwn(state, name));
+    const given = new Set(pairs.map(([, parameter]) => parameter));
+    const missing = this.namedParameters().filter(([, parameter]) => !given.has(parameter)).map(([name]) => name),
+      unexpected = Object.keys(state).filter((name) => !own.has(name));
     if (strict && missing.length + unexpected.length > 0) {
       throw new RangeError(
         `loadStateDict: missing ${missing.join(", ") || "nothing"}; unexpected ${unexpected.join(", ") || "nothing"}`,
       );
     }
-    const pairs = own.filter(([name]) => Object.hasOwn(state, name));
     for (const [name, parameter] of pairs) {
       checkTensor("loadStateDict", name, state[name], [parameter.dtype]);
       checkShape("loadStateDict", name, state[name], parameter.shape);

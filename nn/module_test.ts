@@ -46,6 +46,53 @@ Deno.test("module: a shared parameter comes once, under its first name", async (
   model.dispose();
 });
 
+Deno.test("module: a shared module's parameters come once, its states under both names", async () => {
+  await init();
+  const make = (shared = new nn.Linear(1, 1, { bias: false })) => new nn.Sequential(shared, relu, shared);
+  const [from, to] = [make(), make()], state = from.stateDict();
+  assertEquals(from.namedParameters(), [["0.weight", from.parameters()[0]]]);
+  assertEquals(Object.keys(state), ["0.weight", "2.weight"]);
+  for (const name of ["0.weight", "2.weight"]) {
+    nn.init.constant(to.parameters()[0], NaN);
+    to.loadStateDict({ [name]: state[name] }); // a file may hold it once
+    assertEquals(await to.parameters()[0].data(), await from.parameters()[0].data());
+  }
+  to.loadStateDict({ "0.weight": tensor([[1]]), "2.weight": tensor([[2]]) });
+  assertEquals(await to.parameters()[0].item(), 2);
+  assertThrows(() => to.loadStateDict({}), RangeError, "loadStateDict: missing 0.weight; unexpected nothing");
+  for (const model of [from, to]) model.dispose();
+});
+
+Deno.test("module: a reference back to the parent is no child", async () => {
+  await init();
+  class Child extends Inner {
+    parent?: nn.Module;
+  }
+  const child = new Child(), model = new nn.Sequential(child);
+  child.parent = model;
+  assertEquals(Object.keys(model.stateDict()), ["0.scale", "0.out_proj.weight", "0.out_proj.bias"]);
+  assertEquals(model.parameters().length, 3);
+  model.eval();
+  assertEquals([model, child, child.outProj].map((module) => module.training), [false, false, false]);
+  assert(model.train().training && child.outProj.training); // each walk begins anew
+  model.dispose();
+});
+
+Deno.test("module: two parameters of one state name are refused", async () => {
+  await init();
+  class Twice extends nn.Module {
+    aB = tensor([1]);
+    a_b: Tensor | nn.Module = this.aB;
+    override forward = (x: Tensor): Tensor => x;
+  }
+  const model = new Twice();
+  assertEquals(Object.keys(model.stateDict()), ["a_b"]); // one tensor: nothing is lost
+  model.a_b = tensor([2]);
+  for (const walk of [() => model.parameters(), () => model.stateDict(), () => model.loadStateDict({})]) {
+    assertThrows(walk, RangeError, "Twice: two parameters have the state name a_b; rename one");
+  }
+});
+
 Deno.test("module: parameters outlive the scope that they were made in", async () => {
   await init();
   const tape = new Tape(), model = new Outer();
