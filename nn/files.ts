@@ -71,25 +71,30 @@ export function checkPath(op: string, path: unknown): void {
 
 /**
  * Replaces a file as a whole: the bytes go to a temporary file beside it, which is renamed. A kill leaves the old file or the new one, and at most the temporary
- * file, which the next save of the same path removes.
+ * file, which the next save of the same path removes. A link stays one to the file that is replaced, which keeps its permissions.
  */
 export async function replaceFile(op: string, path: string, bytes: Uint8Array): Promise<void> {
-  await naming(op, replace(path, bytes));
+  const link = await Deno.lstat(path).then((found) => found.isSymlink, () => false);
+  const target = link ? await Deno.realPath(path).catch(() => path) : path; // a link to nothing is replaced
+  const mode = await Deno.stat(target).then((old) => (old.mode ?? 0) & 0o777, () => 0);
+  await naming(op, replace(target, mode, bytes));
 }
 
-async function replace(path: string, bytes: Uint8Array): Promise<void> {
+/** With mode 0 the system's own. */
+async function replace(path: string, mode: number, bytes: Uint8Array): Promise<void> {
   await removeLeftovers(path);
   for (let attempt = 1;; attempt++) {
     const temporary = `${path}.${crypto.randomUUID()}.partial`;
     writing.add(temporary);
     try {
-      const file = await Deno.open(temporary, { write: true, createNew: true });
+      const file = await Deno.open(temporary, { write: true, createNew: true, mode: mode || undefined });
       try {
         for (let at = 0; at < bytes.length;) at += await file.write(bytes.subarray(at));
         await file.sync();
       } finally {
         file.close();
       }
+      if (mode) await Deno.chmod(temporary, mode).catch(() => {}); // what the umask took; some file systems have no modes
       return await Deno.rename(temporary, path);
     } catch (error) {
       const removed = error instanceof Deno.errors.NotFound && await exists(path.replace(/[^/\\]*$/, "") || ".");

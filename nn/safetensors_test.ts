@@ -345,6 +345,32 @@ Deno.test("safetensors: a save that fails leaves the old file and nothing else",
   });
 });
 
+Deno.test("safetensors: a file keeps its permissions, and a link its file", async () => {
+  await init();
+  using _scope = new Scope();
+  await inDirectory(async (directory) => {
+    const path = `${directory}/a`, link = `${directory}/link`, dangling = `${directory}/dangling`, x = tensor([1, 2]);
+    // making a link needs all permissions
+    const script = `Deno.symlinkSync("a", ${JSON.stringify(link)}); Deno.symlinkSync("no", ${
+      JSON.stringify(dangling)
+    })`;
+    assert((await new Deno.Command("deno", { args: ["eval", script] }).output()).success);
+    await saveSafetensors(path, { x });
+    if (Deno.lstatSync(path).mode === null) return; // Windows
+    for (const mode of [0o600, 0o664]) { // more than the umask leaves, and less
+      Deno.chmodSync(path, mode);
+      await saveSafetensors(path, { x });
+      await saveSafetensors(link, { x: x.add(1) });
+      assertEquals(Deno.statSync(path).mode! & 0o777, mode);
+    }
+    assert(Deno.lstatSync(link).isSymlink);
+    assertEquals(await (await loadSafetensors(path)).x.array(), [2, 3]);
+    await saveSafetensors(dangling, { x });
+    assertEquals(await (await loadSafetensors(dangling)).x.array(), [1, 2]);
+    assertEquals(names(directory), ["a", "dangling", "link"]);
+  });
+});
+
 Deno.test("safetensors: a disk that fails in the middle leaves the old file", async () => {
   await init();
   using _scope = new Scope();
