@@ -1,5 +1,5 @@
 /** Checkpoints: everything that a training run needs to go on as if it had not stopped. */
-import { checkBoolean, checkNumber, checkOptions, describe } from "../kernels/check.ts";
+import { checkBoolean, checkNumber, checkOptions, describe, isRecord } from "../kernels/check.ts";
 import { gpu } from "../kernels/gpu/gpu.ts";
 import { checkTuning, type Tuning } from "../kernels/gpu/tuning.ts";
 import { randomState, setRandomState } from "../autograd/random.ts";
@@ -17,7 +17,7 @@ export interface Checkpoint {
   optimizer?: Optimizer;
   /** Steps done; schedules and batches are functions of it. */
   step?: number;
-  /** Anything that JSON can hold: curves, the epoch, options. */
+  /** Anything that JSON can hold: curves, the epoch, options. Infinity, NaN, a Map or a typed array is a TypeError. */
   extra?: unknown;
 }
 
@@ -69,10 +69,11 @@ export async function saveCheckpoint(
   parts(op, checkpoint);
   const { model, optimizer, step = 0, extra = null } = checkpoint;
   checkNumber(op, "step", step, { integer: true, min: 0 });
+  checkJson(op, "extra", extra);
   const state = optimizer?.stateDict();
   try {
     const tensors = { ...under("model", model.stateDict()), ...under("optimizer", state?.tensors ?? {}) };
-    const limbeck = json(op, {
+    const limbeck = JSON.stringify({
       step,
       extra,
       random: randomState(),
@@ -174,10 +175,16 @@ function parseState(text: string): State | null {
   }
 }
 
-function json(op: string, state: unknown): string {
-  try {
-    return JSON.stringify(state);
-  } catch (error) {
-    throw new TypeError(`${op}: extra must be what JSON can hold (${(error as Error).message})`);
+/** Throws a TypeError for what JSON would leave out or turn into something else without a word; `around` are the objects that it lies in. */
+function checkJson(op: string, name: string, value: unknown, around: readonly unknown[] = []): void {
+  if (value === null || typeof value === "string" || typeof value === "boolean" || Number.isFinite(value)) return;
+  if ((!Array.isArray(value) && !isRecord(value)) || around.includes(value)) {
+    const what = around.includes(value) ? "an object that it lies in" : describe(value);
+    throw new TypeError(`${op}: ${name} must be what JSON can hold, got ${what}`);
+  }
+  const array = Array.isArray(value), inner = [...around, value];
+  for (const [key, x] of array ? value.entries() : Object.entries(value)) {
+    if (array) checkJson(op, `${name}[${key}]`, x, inner);
+    else if (x !== undefined) checkJson(op, `${name}.${key}`, x, inner); // read, it is undefined again
   }
 }
