@@ -612,9 +612,9 @@ for (
 // optimizers
 const leaf = (d: Draw) => d.tensor(d.shape(0, 2, false), "f32", 3, true);
 const parameters = (d: Draw): Argument => {
-  const [a, b, plain] = [leaf(d), leaf(d), d.tensor([2])];
+  const [a, b] = [leaf(d), leaf(d)];
   const groups = [{ params: 5 }, {}, { params: [a], lr: -1 }, { params: [a], lr: "1" }, { params: [a], momentum: 1 }];
-  const lists = [a, [a, 5], [null], [plain], [a, { params: [b] }], [{ params: [a] }, { params: [a] }]];
+  const lists = [a, [a, 5], [null], [a, { params: [b] }], [{ params: [a] }, { params: [a] }]];
   return {
     good: d.pick<unknown>([a, b], [{ params: [a], lr: 0.5 }, { params: [b], weightDecay: 0 }]),
     bad: [...not(), ...are(undefined, ...lists, ...groups.map((g) => [g])), ...d.x([2]).tensors!.map(listed)],
@@ -676,7 +676,10 @@ row("optim.Optimizer.loadStateDict", (d) => {
 });
 row("optim.clipGradNorm", (d) => {
   const x = trained(d), gone = d.gone([2]).map(listed);
-  return [{ good: [x], bad: [...not("array"), ...are(undefined, [5], [null], x), ...gone] }, positive(d, 1)];
+  return [
+    { good: [x], bad: [...not("array"), ...are(undefined, [5], [null], x), ...gone] },
+    { good: d.pick(1, Infinity), bad: [...not("number"), ...are(NaN, -1, -Infinity)] },
+  ];
 });
 row(
   "optim.cosine optim.linear",
