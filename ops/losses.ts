@@ -1,8 +1,8 @@
-/** Losses that a reader of the field expects beside the fused ones: each is one elementwise expression and a reduction, or made of primitive ops. */
+/** Losses that a reader of the field expects beside the fused ones: each is one elementwise expression and a reduction, or made of primitive ops. Of f16 tensors the loss is f32 too. */
 import { checkBoolean, checkNumber, checkOneOf, checkOptions } from "../kernels/check.ts";
 import { countRows } from "../kernels/cross_entropy.ts";
 import { nllRows } from "../kernels/nll.ts";
-import { hidden } from "../autograd/tape.ts";
+import { hidden, record } from "../autograd/tape.ts";
 import { checkShape, checkTensor, type Tensor } from "../autograd/tensor.ts";
 import { binary, broadcastShape, mapped, unary, where } from "./elementwise.ts";
 import { checkDim, mean, sum } from "./reduce.ts";
@@ -19,6 +19,17 @@ function reduced(x: Tensor, reduction: LossReduction): Tensor {
   return reduction === "none" ? x : reduction === "sum" ? sum(x) : mean(x);
 }
 
+/** x in f32, in which losses are computed; the gradient of an f16 x is rounded once, at the end. */
+function inF32(op: string, x: Tensor): Tensor {
+  if (x.dtype === "f32") return x;
+  return record({
+    op,
+    inputs: [x],
+    output: mapped(op, "a", [x], x.shape, [], "f32"),
+    backward: (dY) => [mapped(`${op} backward`, "a", [dY], x.shape, [], "f16")],
+  });
+}
+
 /** A loss of two tensors of one shape, from its value and derivatives (of a, b, c: the value, d: its gradient). */
 function pointwise(
   op: string,
@@ -33,7 +44,7 @@ function pointwise(
     checkTensor(op, "prediction", a);
     checkTensor(op, "target", b, [a.dtype]);
     checkShape(op, "target", b, a.shape);
-    return reduced(f(a, b), options.reduction ?? "mean");
+    return reduced(f(inF32(op, a), inF32(op, b)), options.reduction ?? "mean");
   };
 }
 
@@ -114,15 +125,16 @@ export interface SmoothL1Options extends ReductionOptions {
  * ```
  */
 export function smoothL1Loss(prediction: Tensor, target: Tensor, options: SmoothL1Options = {}): Tensor {
-  checkOptions("smoothL1Loss", options, ["reduction", "beta"]);
-  checkLossOptions("smoothL1Loss", options);
+  const op = "smoothL1Loss";
+  checkOptions(op, options, ["reduction", "beta"]);
+  checkLossOptions(op, options);
   const { reduction = "mean", beta = 1 } = options;
-  checkNumber("smoothL1Loss", "beta", beta, { min: 0 });
-  checkTensor("smoothL1Loss", "prediction", prediction);
-  checkTensor("smoothL1Loss", "target", target, [prediction.dtype]);
-  checkShape("smoothL1Loss", "target", target, prediction.shape);
+  checkNumber(op, "beta", beta, { min: 0 });
+  checkTensor(op, "prediction", prediction);
+  checkTensor(op, "target", target, [prediction.dtype]);
+  checkShape(op, "target", target, prediction.shape);
   if (beta === 0) return l1Loss(prediction, target, { reduction });
-  return reduced(huber(prediction.sub(target), [beta]), reduction);
+  return reduced(huber(inF32(op, prediction).sub(inF32(op, target)), [beta]), reduction);
 }
 
 const huber = unary(
@@ -172,14 +184,15 @@ const klOfLog = binary(
  * ```
  */
 export function klDiv(logProbabilities: Tensor, target: Tensor, options: KlDivOptions = {}): Tensor {
-  checkOptions("klDiv", options, ["reduction", "logTarget"]);
+  const op = "klDiv";
+  checkOptions(op, options, ["reduction", "logTarget"]);
   const { reduction = "mean", logTarget = false } = options;
-  checkBoolean("klDiv", "logTarget", logTarget);
-  checkOneOf("klDiv", "reduction", reduction, ["mean", "sum", "none", "batchmean"]);
-  checkTensor("klDiv", "logProbabilities", logProbabilities);
-  checkTensor("klDiv", "target", target, [logProbabilities.dtype]);
-  checkShape("klDiv", "target", target, logProbabilities.shape);
-  const terms = (logTarget ? klOfLog : klOfProbability)(logProbabilities, target);
+  checkBoolean(op, "logTarget", logTarget);
+  checkOneOf(op, "reduction", reduction, ["mean", "sum", "none", "batchmean"]);
+  checkTensor(op, "logProbabilities", logProbabilities);
+  checkTensor(op, "target", target, [logProbabilities.dtype]);
+  checkShape(op, "target", target, logProbabilities.shape);
+  const terms = (logTarget ? klOfLog : klOfProbability)(inF32(op, logProbabilities), inF32(op, target));
   if (reduction === "batchmean") return sum(terms).div(logProbabilities.shape[0] ?? 1);
   return reduced(terms, reduction);
 }
@@ -253,15 +266,17 @@ export function nllLoss(logProbabilities: Tensor, target: Tensor, options: NllOp
  * ```
  */
 export function cosineSimilarity(a: Tensor, b: Tensor, options: { dim?: number; eps?: number } = {}): Tensor {
-  checkOptions("cosineSimilarity", options, ["dim", "eps"]);
-  checkTensor("cosineSimilarity", "a", a);
-  checkTensor("cosineSimilarity", "b", b, [a.dtype]);
+  const op = "cosineSimilarity";
+  checkOptions(op, options, ["dim", "eps"]);
+  checkTensor(op, "a", a);
+  checkTensor(op, "b", b, [a.dtype]);
   const { dim: asked = 1, eps = 1e-8 } = options;
-  const rank = broadcastShape("cosineSimilarity", [a.shape, b.shape]).length;
-  const dim = checkDim("cosineSimilarity", asked, rank) - rank; // from the back: a and b may differ in rank
-  checkNumber("cosineSimilarity", "eps", eps, { above: 0 });
+  const rank = broadcastShape(op, [a.shape, b.shape]).length;
+  const dim = checkDim(op, asked, rank) - rank; // from the back: a and b may differ in rank
+  checkNumber(op, "eps", eps, { above: 0 });
+  const x = inF32(op, a), y = inF32(op, b);
   const norm = (x: Tensor) => sum(x.square(), { dim }).maximum(eps * eps).sqrt();
-  return sum(a.mul(b), { dim }).div(norm(a).mul(norm(b)));
+  return sum(x.mul(y), { dim }).div(norm(x).mul(norm(y)));
 }
 
 /**
@@ -302,7 +317,7 @@ export function cosineEmbeddingLoss(
     [y],
     y.shape,
     [],
-    a.dtype,
+    "f32",
   ); // NaN or 0
   const rows = where(same, cosine.neg().add(1), cosine.sub(margin).relu());
   return reduced(rows.add(known), reduction);
@@ -327,7 +342,8 @@ function tempered(op: string, x: Tensor, o: RowOptions): Tensor {
   checkOptions(op, o, ["temperature", "reduction"]);
   checkLossOptions(op, o);
   rowsOf(op, "logits", x);
-  return o.temperature === undefined || o.temperature === 1 ? x : x.div(o.temperature);
+  const y = inF32(op, x);
+  return o.temperature === undefined || o.temperature === 1 ? y : y.div(o.temperature);
 }
 
 /**
@@ -398,8 +414,9 @@ export function gaussianKl(meanOf: Tensor, logVariance: Tensor, otherMean?: Tens
     checkTensor(op, name, x, [meanOf.dtype]);
     checkShape(op, name, x, meanOf.shape);
   }
-  const delta = otherLogVariance ? logVariance.sub(otherLogVariance) : logVariance;
-  const square = (otherMean ? meanOf.sub(otherMean) : meanOf).square();
-  const distance = otherLogVariance ? square.mul(otherLogVariance.neg().exp()) : square;
+  const m = inF32(op, meanOf), v = inF32(op, logVariance), n = otherMean && inF32(op, otherMean);
+  const w = otherLogVariance && inF32(op, otherLogVariance);
+  const delta = w ? v.sub(w) : v, square = (n ? m.sub(n) : m).square();
+  const distance = w ? square.mul(w.neg().exp()) : square;
   return mean(sum(excess(delta).add(distance).mul(0.5), { dim: -1 }));
 }

@@ -346,11 +346,38 @@ Deno.test("losses: f16", async () => {
     );
     assertEquals(f16Errors(gradients[0], want, 5, 0), [], reduction);
   }
-  // f16 in, f16 out, arithmetic in f32: one rounding of the elements
-  const mse = mseLoss(tensor(x, SHAPE, half), tensor(round(B), SHAPE, half), { reduction: "none" });
-  assertEquals(mse.dtype, "f16");
-  const wantMse = x.map((v, i) => (v - round(B)[i]) ** 2);
-  assertEquals(f16Errors(await mse.data(), wantMse, COUNT, VALUE), []);
+  // the arithmetic and the loss are f32, the gradient is rounded once
+  const other = round(B), logs = round(logSoftmaxOf(A).log);
+  const ops: [string, (...x: Tensor[]) => Tensor, ...number[][]][] = [
+    ["mseLoss", (a, b) => mseLoss(a, b), x, other],
+    ["l1Loss", (a, b) => l1Loss(a, b), x, other],
+    ["smoothL1Loss", (a, b) => smoothL1Loss(a, b), x, other],
+    ["binaryCrossEntropyWithLogits", (a, b) => binaryCrossEntropyWithLogits(a, b), x, round(PROBABILITIES)],
+    ["klDiv", (a, b) => klDiv(a, b), logs, round(PROBABILITIES)],
+    ["klDiv logTarget", (a, b) => klDiv(a, b, { logTarget: true }), logs, logs.toReversed()],
+    ["cosineSimilarity", (a, b) => cosineSimilarity(a, b).sum(), x, other],
+    ["cosineEmbeddingLoss", (a, b) => cosineEmbeddingLoss(a, b, labelsOf([1, -1, 1])), x, other],
+    ["entropy", (a) => entropy(a, { temperature: 2 }), x],
+    ["crossEntropyOfDistributions", (a, b) => crossEntropyOfDistributions(a, b), x, other],
+    ["gaussianKl", (a, b) => gaussianKl(a, b), x, other],
+    ["gaussianKl of two", (a, b, c, d) => gaussianKl(a, b, c, d), x, other, other, x],
+  ];
+  for (const [name, op, ...values] of ops) {
+    const [f16, f32] = [
+      await measure(op, values.map((v) => as(v, half)), [3]),
+      await measure(op, values.map((v) => as(v)), [3]),
+    ];
+    assertSmall([[name, rowError(f16.loss, f32.loss, 1), VALUE]]);
+    f16.gradients.forEach((g, i) =>
+      assertEquals(f16Errors(g, f32.gradients[i], COUNT, GRADIENT), [], `${name}: gradient ${i}`)
+    );
+  }
+  // f16 ends at 65,504, and 1e-8² is 0 in it
+  const huge = tensor([[300, 400]], undefined, half), none = tensor([[0, 0]], undefined, half);
+  assertEquals(await mseLoss(huge, none).item(), 125_000);
+  assertEquals(await gaussianKl(huge, none).item(), 125_000);
+  const rows = tensor([[300, 400], [0, 0]], undefined, half), others = tensor([[300, 400], [1, 2]], undefined, half);
+  assert(rowError(await cosineSimilarity(rows, others).data(), [1, 0], 2) <= VALUE);
 });
 
 Deno.test("losses: property: elementwise losses and entropies against float64", async () => {
