@@ -140,7 +140,7 @@ export function smoothL1Loss(prediction: Tensor, target: Tensor, options: Smooth
 const huber = unary(
   "smoothL1Loss",
   "select(abs(a) - 0.5 * s0, 0.5 * a * a / s0, abs(a) < s0)",
-  "c * clamp(a / s0, -1.0, 1.0)",
+  "c * min_(max_(a / s0, -1.0), 1.0)",
 );
 
 /** Options of `klDiv`. */
@@ -208,8 +208,8 @@ export interface NllOptions {
 }
 
 /**
- * −w_y·x_y by row, from log-probabilities x [..., V], class indices y [...] (i32) and class weights w [V] (1 unless given). The mean divides by the kept rows' weights;
- * rows of `ignoreIndex` (−100) count nowhere. Gradient: −w_y at the label's column, 0 elsewhere. Errors as `crossEntropy`, which takes logits and is exact.
+ * −w_y·x_y by row, from log-probabilities x [..., V], class indices y [...] (i32) and class weights w [V] (1 unless given). The mean divides by the sum of the kept rows' weights; where
+ * that is 0 (no row, all ignored, all of weight 0) loss and gradient are 0, in PyTorch NaN. Rows of `ignoreIndex` (−100) count nowhere. Gradient: −w_y at the label's column, 0 elsewhere. Errors as `crossEntropy`, which takes logits and is exact.
  * Source: `torch.nn.functional.nll_loss`.
  *
  * @example
@@ -390,6 +390,14 @@ export function crossEntropyOfDistributions(student: Tensor, teacher: Tensor, op
 // eˣ − 1 − x, exact near 0, and its derivative
 const excess = unary("gaussianKl", "select(exp(a) - 1.0 - a, excess_series_(a), abs(a) < 1.0)", "c * expm1_(a)");
 
+// (a·e^(−b/2))², which is 0 for a = 0 however small the variance e^b
+const distance = binary(
+  "gaussianKl",
+  "select((a * exp_(-0.5 * b)) * (a * exp_(-0.5 * b)), 0.0, a == 0.0)",
+  "select(2.0 * d * (a * exp_(-0.5 * b)) * exp_(-0.5 * b), 0.0, a == 0.0)",
+  "-d * c",
+);
+
 /**
  * KL(N(mean, e^logVariance) ‖ N(otherMean, e^otherLogVariance)) of diagonal Gaussians, summed over the last dimension and averaged over the rows; the other is N(0, 1) unless given:
  * ½Σ[e^δ − 1 − δ + (μ − μ')²/σ'²] with δ = logVariance − otherLogVariance. All arguments get gradients; identical ones give exactly 0. Source: Kingma & Welling 2014.
@@ -416,7 +424,6 @@ export function gaussianKl(meanOf: Tensor, logVariance: Tensor, otherMean?: Tens
   }
   const m = inF32(op, meanOf), v = inF32(op, logVariance), n = otherMean && inF32(op, otherMean);
   const w = otherLogVariance && inF32(op, otherLogVariance);
-  const delta = w ? v.sub(w) : v, square = (n ? m.sub(n) : m).square();
-  const distance = w ? square.mul(w.neg().exp()) : square;
-  return mean(sum(excess(delta).add(distance).mul(0.5), { dim: -1 }));
+  const delta = w ? v.sub(w) : v, apart = n ? m.sub(n) : m;
+  return mean(sum(excess(delta).add(w ? distance(apart, w) : apart.square()).mul(0.5), { dim: -1 }));
 }

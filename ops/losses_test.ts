@@ -134,6 +134,8 @@ Deno.test("elementwise losses: large arguments", async () => {
   const far = [{ values: [1e10, -1e10], shape: [2] }, { values: [-1e10, 1e10], shape: [2] }];
   assert(rowError((await measure((a, b) => mseLoss(a, b), far)).loss, [4e20], 1) <= VALUE);
   assertEquals((await measure((a, b) => smoothL1Loss(a, b, { reduction: "sum" }), far)).gradients, [[1, -1], [-1, 1]]);
+  const unknown = await measure((a) => smoothL1Loss(a, zeros([1])), [{ values: [NaN], shape: [1] }]);
+  assertEquals(unknown, { loss: [NaN], gradients: [[NaN]] });
 });
 
 Deno.test("nllLoss: weights, ignored rows, reductions", async () => {
@@ -163,6 +165,8 @@ Deno.test("nllLoss: weights, ignored rows, reductions", async () => {
   const ignored = await measure((x) => nllLoss(x, labelsOf([-100, -100, -100])), [as(A)]);
   assert([...ignored.loss, ...ignored.gradients[0]].every((v) => v === 0), `${ignored.loss} ${ignored.gradients}`);
   assertEquals(await nllLoss(zeros([0, 4]), labelsOf([])).item(), 0);
+  const weightless = await measure((x) => nllLoss(x, labelsOf(target), { weight: zeros([5]) }), [as(A)]);
+  assert([...weightless.loss, ...weightless.gradients[0]].every((v) => v === 0), `${weightless.loss}`);
   const infinite = { values: [-Infinity, -1, -1, -Infinity], shape: [2, 2] };
   const rowsOfIt = await measure((x) => nllLoss(x, labelsOf([0, 0]), { reduction: "none" }), [infinite], [1, 1]);
   assertEquals(rowsOfIt, { loss: [Infinity, 1], gradients: [[-1, 0, -1, 0]] });
@@ -282,8 +286,14 @@ Deno.test("gaussianKl: against N(0, 1) and against another Gaussian; identical o
     (m, v, n) => mean(m.map((x, i) => term(x, v[i], n[i]))),
     [as(A), as(C), as(B)],
   );
-  const same = await measure((m, v, n, w) => gaussianKl(m, v, n, w), [as(A), as(B), as(A), as(B)]);
-  assert([...same.loss, ...same.gradients.flat()].every((v) => v === 0), `${same.loss} ${same.gradients}`);
+  for (const narrow of [0, 100, 1000]) { // e^89 is more than f32 holds
+    const v = as(B.map((b) => b - narrow));
+    const same = await measure((m, v, n, w) => gaussianKl(m, v, n, w), [as(A), v, as(A), v]);
+    assert([...same.loss, ...same.gradients.flat()].every((v) => v === 0), `${same.loss} ${same.gradients}`);
+  }
+  // ½(1e-15·e⁵⁰)², from an e^100 that f32 does not hold
+  const tiny = await gaussianKl(tensor([1e-15]), tensor([-100]), tensor([0]), tensor([-100])).item();
+  assert(Math.abs(tiny / (5e-31 * Math.exp(100)) - 1) <= 2e-5, `${tiny}`); // exp errs by 3 + 2·50 ulp
   // close ones: ½Σ δ²/2 keeps its digits
   const delta = C.map((v) => Math.fround(v * 1e-4));
   await check("gaussianKl of close ones", (v) => gaussianKl(zeros(SHAPE), v), (v) => mean(v.map((x) => term(0, x))), [
