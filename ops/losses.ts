@@ -4,14 +4,15 @@ import { countRows } from "../kernels/cross_entropy.ts";
 import { nllRows } from "../kernels/nll.ts";
 import { hidden, record } from "../autograd/tape.ts";
 import { checkShape, checkTensor, type Tensor } from "../autograd/tensor.ts";
+import { forwardKl } from "./divergence.ts";
 import { binary, broadcastShape, mapped, unary, where } from "./elementwise.ts";
 import { checkDim, mean, sum } from "./reduce.ts";
 import { checkClassWeight, checkLabels, checkLossOptions, type LossReduction, rowLoss, rowsOf } from "./row_loss.ts";
-import { logSoftmax, softmax } from "./softmax.ts";
+import { logSoftmax } from "./softmax.ts";
 
 /** Options of the elementwise losses. */
 export interface ReductionOptions {
-  /** `"mean"` over all elements unless given. */
+  /** `"mean"` over all elements unless given; NaN where there is none. */
   reduction?: LossReduction;
 }
 
@@ -327,23 +328,34 @@ export function cosineEmbeddingLoss(
 export interface RowOptions {
   /** Logits are divided by it; 1 unless given. */
   temperature?: number;
-  /** `"mean"` over rows unless given. */
+  /** `"mean"` over rows unless given; 0 where there is none. */
   reduction?: LossReduction;
 }
 
-const plogp = unary(
-  "entropy",
-  "select(-exp(a) * a, 0.0, exp(a) == 0.0)",
-  "select(-c * exp(a) * (1.0 + a), 0.0, exp(a) == 0.0)",
-);
-const crossTerm = binary("crossEntropyOfDistributions", "select(-a * b, 0.0, a == 0.0)", "-d * b", "-d * a");
+/** The loss of rows of distributions; the mean over no row is 0, as of the fused losses. */
+function reducedRows(rows: Tensor, reduction: LossReduction = "mean"): Tensor {
+  return reduced(rows, rows.size === 0 && reduction === "mean" ? "sum" : reduction);
+}
 
-function tempered(op: string, x: Tensor, o: RowOptions): Tensor {
-  checkOptions(op, o, ["temperature", "reduction"]);
-  checkLossOptions(op, o);
-  rowsOf(op, "logits", x);
-  const y = inF32(op, x);
-  return o.temperature === undefined || o.temperature === 1 ? y : y.div(o.temperature);
+/**
+ * H by row, from log-probabilities. The gradient is that of the logits, −p·(ln p + H): logSoftmax, which takes off any multiple of p, leaves it as it is, while
+ * of −p·(ln p + 1) it would leave 1 − 1 where the row is peaked.
+ */
+function entropyOfRows(log: Tensor): Tensor {
+  const terms = mapped("entropy", "select(-exp(a) * a, 0.0, exp(a) == 0.0)", [log], log.shape);
+  const y = sum(terms, { dim: -1 });
+  terms.dispose();
+  return record({
+    op: "entropy",
+    inputs: [log],
+    output: y,
+    saved: [log, y],
+    backward: (dY) => {
+      const [h, d] = [y, dY].map((x) => x.view([...x.shape, 1], "entropy"));
+      const slope = "select(-exp(a) * (a + b) * c, 0.0, exp(a) == 0.0)";
+      return [mapped("entropy backward", slope, [log, h, d], log.shape)];
+    },
+  });
 }
 
 /**
@@ -359,10 +371,12 @@ function tempered(op: string, x: Tensor, o: RowOptions): Tensor {
  * ```
  */
 export function entropy(logits: Tensor, options: RowOptions = {}): Tensor {
-  return reduced(
-    sum(plogp(logSoftmax(tempered("entropy", logits, options))), { dim: -1 }),
-    options.reduction ?? "mean",
-  );
+  const op = "entropy";
+  checkOptions(op, options, ["temperature", "reduction"]);
+  checkLossOptions(op, options);
+  rowsOf(op, "logits", logits);
+  const { temperature = 1, reduction } = options, x = inF32(op, logits);
+  return reducedRows(entropyOfRows(logSoftmax(temperature === 1 ? x : x.div(temperature))), reduction);
 }
 
 /**
@@ -380,11 +394,13 @@ export function entropy(logits: Tensor, options: RowOptions = {}): Tensor {
  */
 export function crossEntropyOfDistributions(student: Tensor, teacher: Tensor, options: RowOptions = {}): Tensor {
   const op = "crossEntropyOfDistributions";
-  const s = tempered(op, student, options);
+  checkOptions(op, options, ["temperature", "reduction"]);
+  checkLossOptions(op, options);
+  rowsOf(op, "student", student);
   checkTensor(op, "teacher", teacher, [student.dtype]);
   checkShape(op, "teacher", teacher, student.shape);
-  const terms = crossTerm(softmax(tempered(op, teacher, options)), logSoftmax(s));
-  return reduced(sum(terms, { dim: -1 }), options.reduction ?? "mean");
+  const t = inF32(op, teacher);
+  return forwardKl(student, t, options).add(entropy(t, options));
 }
 
 // eˣ − 1 − x, exact near 0, and its derivative
@@ -399,7 +415,7 @@ const distance = binary(
 );
 
 /**
- * KL(N(mean, e^logVariance) ‖ N(otherMean, e^otherLogVariance)) of diagonal Gaussians, summed over the last dimension and averaged over the rows; the other is N(0, 1) unless given:
+ * KL(N(mean, e^logVariance) ‖ N(otherMean, e^otherLogVariance)) of diagonal Gaussians, summed over the last dimension and averaged over the rows (0 where there is none); the other is N(0, 1) unless given:
  * ½Σ[e^δ − 1 − δ + (μ − μ')²/σ'²] with δ = logVariance − otherLogVariance. All arguments get gradients; identical ones give exactly 0. Source: Kingma & Welling 2014.
  *
  * @example
@@ -425,5 +441,5 @@ export function gaussianKl(meanOf: Tensor, logVariance: Tensor, otherMean?: Tens
   const m = inF32(op, meanOf), v = inF32(op, logVariance), n = otherMean && inF32(op, otherMean);
   const w = otherLogVariance && inF32(op, otherLogVariance);
   const delta = w ? v.sub(w) : v, apart = n ? m.sub(n) : m;
-  return mean(sum(excess(delta).add(w ? distance(apart, w) : apart.square()).mul(0.5), { dim: -1 }));
+  return reducedRows(sum(excess(delta).add(w ? distance(apart, w) : apart.square()).mul(0.5), { dim: -1 }));
 }
