@@ -1,5 +1,6 @@
 import { checkBoolean, checkOptions } from "../kernels/check.ts";
 import { countRows, crossEntropyRows } from "../kernels/cross_entropy.ts";
+import type { Memory } from "../kernels/gpu/memory.ts";
 import { hidden } from "../autograd/tape.ts";
 import { checkShape, checkTensor, type Tensor } from "../autograd/tensor.ts";
 import {
@@ -49,7 +50,8 @@ export interface CrossEntropyResult {
   predictions?: Tensor;
 }
 
-const OPTIONS = [
+/** Internal: the names of the options. */
+export const OPTIONS: readonly string[] = [
   "reduction",
   "ignoreIndex",
   "labelSmoothing",
@@ -61,6 +63,34 @@ const OPTIONS = [
   "returnAccuracy",
   "returnPredictions",
 ];
+
+/** Internal: checks the `return…` options. `extras` is what the kernel fills for them, null where none is set; `result` is what the op returns. */
+export function furtherReturns(
+  op: string,
+  options: CrossEntropyOptions,
+  shape: readonly number[],
+): {
+  extras: { zRows: Memory; predictions: Memory; hits: Memory } | null;
+  result: (loss: Tensor) => Tensor | CrossEntropyResult;
+} {
+  const { reduction, returnZLoss = false, returnAccuracy = false, returnPredictions = false } = options;
+  checkBoolean(op, "returnZLoss", returnZLoss);
+  checkBoolean(op, "returnAccuracy", returnAccuracy);
+  checkBoolean(op, "returnPredictions", returnPredictions);
+  if (!returnZLoss && !returnAccuracy && !returnPredictions) return { extras: null, result: (loss) => loss };
+  const zRows = hidden(shape, "f32"), predictions = hidden(shape, "i32"), hits = hidden(shape, "f32");
+  return {
+    extras: { zRows: zRows.memory, predictions: predictions.memory, hits: hits.memory },
+    result: (loss) => {
+      const result: CrossEntropyResult = { loss };
+      if (returnZLoss) result.zLoss = reduction === "none" ? zRows.detach() : total(zRows, op);
+      if (returnAccuracy) result.accuracy = total(hits, op);
+      if (returnPredictions) result.predictions = predictions.detach();
+      for (const x of [zRows, predictions, hits]) x.dispose();
+      return result;
+    },
+  };
+}
 
 /**
  * Cross-entropy of logits [..., V] with class indices [...] (i32) or with a probability matrix [..., V].
@@ -125,12 +155,8 @@ export function crossEntropy(
   checkLossOptions(op, options);
   const { reduction = "mean", ignoreIndex = -100, labelSmoothing = 0, zLoss = 0, softcap, weight, temperature = 1 } =
     options;
-  const { returnZLoss = false, returnAccuracy = false, returnPredictions = false } = options;
-  checkBoolean(op, "returnZLoss", returnZLoss);
-  checkBoolean(op, "returnAccuracy", returnAccuracy);
-  checkBoolean(op, "returnPredictions", returnPredictions);
   const rowShape = rowsOf(op, "logits", logits);
-  const { rows, columns, shape } = rowShape;
+  const { rows, columns } = rowShape;
   checkTensor(op, "target", target, ["i32", "u32", "f32", "f16"]);
   const soft = target.dtype === "f32" || target.dtype === "f16";
   if (soft) {
@@ -138,17 +164,13 @@ export function crossEntropy(
     if (options.ignoreIndex !== undefined) {
       throw new TypeError(`${op}: ignoreIndex does not go with soft targets, got ${ignoreIndex}`);
     }
-    if (returnAccuracy) throw new TypeError(`${op}: returnAccuracy needs class indices, got soft targets`);
+    if (options.returnAccuracy) throw new TypeError(`${op}: returnAccuracy needs class indices, got soft targets`);
   } else checkLabels(op, "target", target, rowShape, ignoreIndex);
   if (weight !== undefined) checkClassWeight(op, "weight", weight, columns);
 
+  const { extras, result } = furtherReturns(op, options, rowShape.shape);
   const counts = hidden([3], "f32");
   if (!soft) countRows(target.memory, weight?.memory ?? null, counts.memory, rows, columns, ignoreIndex);
-  const asked = returnZLoss || returnAccuracy || returnPredictions;
-  const extras = asked
-    ? { zRows: hidden(shape, "f32"), predictions: hidden(shape, "i32"), hits: hidden(shape, "f32") }
-    : null;
-  let first = true;
   const launch: Launch = (loss, [dLogits], upstream) => {
     crossEntropyRows(logits.dtype as "f32" | "f16", soft ? target.dtype as "f32" | "f16" : "index", {
       logits: logits.memory,
@@ -157,9 +179,7 @@ export function crossEntropy(
       weight: weight?.memory ?? null,
       upstream: upstream?.memory ?? null,
       loss,
-      extras: first && extras
-        ? { zRows: extras.zRows.memory, predictions: extras.predictions.memory, hits: extras.hits.memory }
-        : null,
+      extras: upstream ? null : extras, // the first launch, which alone has no upstream gradient, fills them
       dLogits,
     }, {
       rows,
@@ -174,16 +194,7 @@ export function crossEntropy(
       softcap: softcap ?? 0,
       upstreamStride: upstream?.stride ?? 0,
     });
-    first = false;
   };
   const saved = [logits, target, ...weight ? [weight] : []];
-  const loss = rowLoss(op, [logits], rowShape, reduction, launch, [counts], saved);
-  if (!extras) return loss;
-  const { zRows, predictions, hits } = extras;
-  const result: CrossEntropyResult = { loss };
-  if (returnZLoss) result.zLoss = reduction === "none" ? zRows.detach() : total(zRows, op);
-  if (returnAccuracy) result.accuracy = total(hits, op);
-  if (returnPredictions) result.predictions = predictions.detach();
-  for (const x of [zRows, predictions, hits]) x.dispose();
-  return result;
+  return result(rowLoss(op, [logits], rowShape, reduction, launch, [counts], saved));
 }

@@ -14,7 +14,7 @@ import { reduce } from "../kernels/reduce.ts";
 import { fill } from "../kernels/random.ts";
 import { hidden as scratchTensor } from "../autograd/tape.ts";
 import { checkShape, checkTensor, type Tensor } from "../autograd/tensor.ts";
-import type { CrossEntropyOptions } from "./cross_entropy.ts";
+import { type CrossEntropyOptions, type CrossEntropyResult, furtherReturns, OPTIONS } from "./cross_entropy.ts";
 import { type DivergenceOptions, DIVERGENCES, resolveDivergence } from "./divergence.ts";
 import {
   checkClassWeight,
@@ -26,9 +26,8 @@ import {
   rowsOf,
 } from "./row_loss.ts";
 
-/** Options of `linearCrossEntropy`: those of `crossEntropy` without the further returns, and the head's. */
-export interface LinearCrossEntropyOptions
-  extends Omit<CrossEntropyOptions, "returnZLoss" | "returnAccuracy" | "returnPredictions"> {
+/** Options of `linearCrossEntropy`: those of `crossEntropy`, and the head's. */
+export interface LinearCrossEntropyOptions extends CrossEntropyOptions {
   /** Added to the logits, [V]. */
   bias?: Tensor;
   /** Rows of logits that exist at a time; unless given, as many as fit 128 MiB and one binding. */
@@ -159,7 +158,7 @@ function chunked(
   op: string,
   heads: Head[],
   shape: Rows,
-  chunkSize: number | undefined,
+  size: number,
   loss: { reduction: "mean" | "sum" | "none"; scratch: Tensor[]; saved: Tensor[] },
   chunk: (
     logits: Memory[],
@@ -170,7 +169,7 @@ function chunked(
     upstream: { memory: Memory; stride: number } | null,
   ) => void,
 ): Tensor {
-  const size = chunkRows(op, chunkSize, shape), { rows, columns } = shape, { pool } = gpu();
+  const { rows, columns } = shape, { pool } = gpu();
   const inputs = heads.flatMap((h) => h.bias ? [h.hidden, h.weight, h.bias] : [h.hidden, h.weight]);
   const launch: Launch = (into, gradients, upstream) => {
     const taken: Memory[] = [];
@@ -220,7 +219,7 @@ function chunked(
 /**
  * `crossEntropy(linear(hidden, weight, bias), target)` without the [N, V] logits: chunks of rows are computed, used and forgotten.
  *
- * hidden [..., D], weight [V, D], bias [V], target [...] (i32). Every option and reduction of `crossEntropy` but its further returns and soft targets; the mean is over all rows, not
+ * hidden [..., D], weight [V, D], bias [V], target [...] (i32). Every option, reduction and further return of `crossEntropy`, but no soft targets; the mean is over all rows, not
  * over a chunk. Gradients for hidden, weight and bias. Value and gradients equal the unfused ones to float32; beyond the gradients it
  * takes one chunk of logits. Errors as `crossEntropy`, and a RangeError for a chunk size below 1.
  *
@@ -242,20 +241,37 @@ export function linearCrossEntropy(
   hidden: Tensor,
   weight: Tensor,
   target: Tensor,
+  options?: LinearCrossEntropyOptions & { returnZLoss?: false; returnAccuracy?: false; returnPredictions?: false },
+): Tensor;
+/** With `returnAccuracy`: the loss and the accuracy, and what else was asked for. */
+export function linearCrossEntropy(
+  hidden: Tensor,
+  weight: Tensor,
+  target: Tensor,
+  options: LinearCrossEntropyOptions & { returnAccuracy: true },
+): CrossEntropyResult & { accuracy: Tensor };
+/** With another `return…` option: the loss and what was asked for. */
+export function linearCrossEntropy(
+  hidden: Tensor,
+  weight: Tensor,
+  target: Tensor,
+  options: LinearCrossEntropyOptions & ({ returnZLoss: true } | { returnPredictions: true }),
+): CrossEntropyResult;
+/** Options that are not known when this is compiled: a Tensor, or a result where a `return…` option is set. */
+export function linearCrossEntropy(
+  hidden: Tensor,
+  weight: Tensor,
+  target: Tensor,
+  options?: LinearCrossEntropyOptions,
+): Tensor | CrossEntropyResult;
+export function linearCrossEntropy(
+  hidden: Tensor,
+  weight: Tensor,
+  target: Tensor,
   options: LinearCrossEntropyOptions = {},
-): Tensor {
+): Tensor | CrossEntropyResult {
   const op = "linearCrossEntropy";
-  checkOptions(op, options, [
-    "bias",
-    "chunkSize",
-    "reduction",
-    "ignoreIndex",
-    "labelSmoothing",
-    "zLoss",
-    "softcap",
-    "weight",
-    "temperature",
-  ]);
+  checkOptions(op, options, ["bias", "chunkSize", ...OPTIONS]);
   checkLossOptions(op, options);
   const { bias, chunkSize, reduction = "mean", ignoreIndex = -100, labelSmoothing = 0, zLoss = 0, softcap } = options;
   const { weight: classWeight, temperature = 1 } = options;
@@ -263,40 +279,47 @@ export function linearCrossEntropy(
   const shape = headRows(op, ["hidden", "weight", "bias"], head), { rows, columns } = shape;
   checkLabels(op, "target", target, shape, ignoreIndex);
   if (classWeight !== undefined) checkClassWeight(op, "options.weight", classWeight, columns);
+  const size = chunkRows(op, chunkSize, shape), { extras, result } = furtherReturns(op, options, shape.shape);
   const counts = scratchTensor([3], "f32");
   countRows(target.memory, classWeight?.memory ?? null, counts.memory, rows, columns, ignoreIndex);
   const saved = [target, ...classWeight ? [classWeight] : []];
-  return chunked(
+  const loss = chunked(
     op,
     [head],
     shape,
-    chunkSize,
+    size,
     { reduction, scratch: [counts], saved },
     ([logits], from, count, loss, [wanted], upstream) => {
-      crossEntropyRows("f32", "index", {
-        logits,
-        target: target.memory,
-        counts: counts.memory,
-        weight: classWeight?.memory ?? null,
-        upstream: upstream?.memory ?? null,
-        loss,
-        extras: null,
-        dLogits: wanted ? logits : null,
-      }, {
-        rows: count,
-        firstRow: from,
-        allRows: rows,
-        columns,
-        mean: reduction === "mean",
-        ignoreIndex,
-        smoothing: labelSmoothing,
-        zLoss,
-        temperature,
-        softcap: softcap ?? 0,
-        upstreamStride: upstream?.stride ?? 0,
-      });
+      const launch = (filled: typeof extras, dLogits: Memory | null) =>
+        crossEntropyRows("f32", "index", {
+          logits,
+          target: target.memory,
+          counts: counts.memory,
+          weight: classWeight?.memory ?? null,
+          upstream: upstream?.memory ?? null,
+          loss,
+          extras: filled,
+          dLogits,
+        }, {
+          rows: count,
+          firstRow: from,
+          allRows: rows,
+          columns,
+          mean: reduction === "mean",
+          ignoreIndex,
+          smoothing: labelSmoothing,
+          zLoss,
+          temperature,
+          softcap: softcap ?? 0,
+          upstreamStride: upstream?.stride ?? 0,
+        });
+      // on its own, because the kernel looks for the largest logits when their gradients are in their place
+      const first = extras !== null && upstream === null;
+      if (first) launch(extras, null);
+      if (wanted || !first) launch(null, wanted ? logits : null);
     },
   );
+  return result(loss);
 }
 
 /**
@@ -356,14 +379,14 @@ export function linearDistillation(
   }
   checkShape(op, "teacherHidden", teacherHidden, [...shape.shape, teacherWeight.shape[1]]);
   if (labels !== undefined) checkLabels(op, "labels", labels, shape, ignoreIndex);
-  const counts = scratchTensor([3], "f32");
+  const size = chunkRows(op, chunkSize, shape), counts = scratchTensor([3], "f32");
   if (labels) countRows(labels.memory, null, counts.memory, rows, columns, ignoreIndex);
   const loss = { reduction, scratch: [counts], saved: labels ? [labels] : [] };
   return chunked(
     op,
     [student, teacher],
     shape,
-    chunkSize,
+    size,
     loss,
     ([s, t], from, count, into, [dStudent, dTeacher], upstream) => {
       divergenceRows(kernel, "f32", "f32", {

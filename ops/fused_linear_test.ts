@@ -8,7 +8,6 @@ import {
   jsd,
   linear,
   linearCrossEntropy,
-  type LinearCrossEntropyOptions,
   linearDistillation,
   type LinearDistillationOptions,
   Scope,
@@ -31,6 +30,7 @@ import {
   measure,
   normals,
   rowError,
+  underAllPlans,
 } from "../testing/loss_reference.ts";
 import { assertAllThrow } from "../testing/op.ts";
 
@@ -70,7 +70,7 @@ const CE_OPTIONS = combinations({
   reduction: REDUCTIONS,
 }) as CrossEntropyNumbers[];
 
-function ceOptions({ weight, ...o }: CrossEntropyNumbers): LinearCrossEntropyOptions {
+function ceOptions({ weight, ...o }: CrossEntropyNumbers) {
   return { ...defined(o), ...weight ? { weight: tensor(Float32Array.from(weight)) } : {} };
 }
 
@@ -96,6 +96,53 @@ Deno.test("linearCrossEntropy: every option, in chunks, against float64", async 
     }
   }
   assertSmall(errors);
+});
+
+Deno.test("linearCrossEntropy: z-loss, accuracy and predictions, in chunks, are those of crossEntropy", async () => {
+  await init();
+  const head = new Head(HIDDEN, WEIGHT, DEPTH), target = labelsOf(TARGET);
+  const further = {
+    zLoss: 0.01,
+    softcap: 2,
+    returnZLoss: true,
+    returnAccuracy: true,
+    returnPredictions: true,
+  } as const;
+  await underAllPlans(async (plan) => {
+    for (const o of combinations({ reduction: REDUCTIONS, chunkSize: CHUNKS, requiresGrad: [true, false] })) {
+      const { reduction, chunkSize, requiresGrad } = o, upstream = reduction === "none" ? UPSTREAM : [1.5];
+      const want = crossEntropyReference(
+        head.logits,
+        TARGET,
+        CLASSES,
+        { zLoss: 0.01, softcap: 2, reduction },
+        upstream,
+      );
+      const what = `${plan} ${text(o)}`;
+      using _scope = new Scope();
+      const h = tensor(HIDDEN, [ROWS, DEPTH], { requiresGrad }), w = tensor(WEIGHT, [CLASSES, DEPTH]);
+      using _tape = new Tape();
+      const { loss, zLoss, accuracy, predictions } = linearCrossEntropy(h, w, target, {
+        ...further,
+        reduction,
+        chunkSize,
+      });
+      if (requiresGrad) loss.backward(tensor(upstream, loss.shape));
+      const z = reduction === "none" ? want.zLoss : [want.zLoss.reduce((a, b) => a + b, 0)];
+      assertSmall([
+        [`${what}: loss`, rowError(await loss.data(), want.loss, loss.size), VALUE],
+        [`${what}: z-loss`, rowError(await zLoss!.data(), z, z.length), VALUE],
+        [`${what}: accuracy`, rowError([await accuracy.item()], [want.accuracy], 1), VALUE],
+      ]);
+      assertEquals(Array.from(await predictions!.data()), want.predictions, what);
+      if (!requiresGrad) continue;
+      const { dHidden } = head.backward(want.dLogits);
+      assertSmall([[`${what}: dHidden`, rowError(await h.grad!.data(), dHidden, DEPTH, 1e-2), GRADIENT]]);
+    }
+  });
+  // what was not asked for is not there
+  const h = tensor(HIDDEN, [ROWS, DEPTH]), w = tensor(WEIGHT, [CLASSES, DEPTH]);
+  assertEquals(Object.keys(linearCrossEntropy(h, w, target, { returnPredictions: true })), ["loss", "predictions"]);
 });
 
 const DIVERGENCES: (DivergenceNumbers & { divergence?: DivergenceName })[] = [
@@ -414,7 +461,7 @@ Deno.test("linear losses: what they throw", async () => {
   const L = "linearCrossEntropy: ", D = "linearDistillation: ";
   assertAllThrow([
     [ce({ chunksize: 1 }), TypeError, `${L}unknown option "chunksize"; did you mean chunkSize?`],
-    [ce({ returnAccuracy: true }), TypeError, `${L}unknown option "returnAccuracy"`],
+    [ce({ returnAccuracy: 1 }), TypeError, `${L}returnAccuracy must be true or false, got 1`],
     [ce({ chunkSize: 0 }), RangeError, `${L}chunkSize must be an integer, at least 1, got 0`],
     [ce({ chunkSize: 1.5 }), RangeError, `${L}chunkSize must be an integer, at least 1, got 1.5`],
     [ce({ chunkSize: "1" }), TypeError, `${L}chunkSize must be a number, got "1"`],
@@ -437,5 +484,8 @@ Deno.test("linear losses: what they throw", async () => {
     [kl({}, h, w, zeros([4, TEACHER_DEPTH])), TypeError, `${D}teacherHidden must have shape [5`],
     [kl({ labels: 3 }), TypeError, `${D}labels must be a Tensor, got 3`],
   ]);
+  const { dispatches } = stats();
+  assertThrows(ce({ chunkSize: 0 }), RangeError);
+  assertEquals(stats().dispatches, dispatches); // checked before anything is encoded
   assert(Number.isFinite(await linearCrossEntropy(h, w, target).item()));
 });

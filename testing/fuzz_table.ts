@@ -223,14 +223,16 @@ const crossEntropyOptions = (d: Draw, columns: number) => ({
   zLoss: d.number([0, 0.1], [-0.1]),
   softcap: d.number([30], [0, -1]),
   weight: classWeight(d, columns),
+  returnZLoss: d.flag(),
+  returnAccuracy: d.flag(),
+  returnPredictions: d.flag(),
 });
 row("crossEntropy", (d) => {
   const [rows, columns, shape] = rowsOf(d);
-  const flags = { returnZLoss: d.flag(), returnAccuracy: d.flag(), returnPredictions: d.flag() };
   return [
     logits(d, shape),
     d.labels(rows, columns, { exact: true }),
-    d.options({ ...crossEntropyOptions(d, columns), ...flags }),
+    d.options(crossEntropyOptions(d, columns)),
   ];
 });
 const DIVERGENCES = ["forwardKl", "reverseKl", "jsd", "skewForwardKl", "skewReverseKl", "totalVariation"];
