@@ -143,11 +143,9 @@ function fast({ v, plan, formula, row, student, teacher, writeStudent, writeTeac
   const waits = left && !v.inPlace && (left === student ? v.student : v.teacher) === "f32" && plan.wide;
   // a gradient of ±(q − p) is good to a step of q and p: where they are alike in a likely class, that may be too much next to the row's largest
   const differs = mean && (v.dStudent && !student || v.dTeacher && !teacher);
-  const tell = () =>
-    `let aparts = ${
-      row.max("apart", "vec2f")
-    }; if (lane == 0u) { trusted = select(0u, 1u, 16.0 * aparts.x >= aparts.y); }`;
-  const measure = differs ? "apart = max(apart, vec2f(max_of(abs(diff4)), max_of(max(q4, p4))));" : "";
+  const measure = differs ? "apart = max(apart, vec2f(max_of(abs(diff4)), max_of(p4)));" : "";
+  const unlessTold = (then: string) =>
+    `if (lane == 0u) { trusted = select(0u, 1u, 16.0 * aparts.x >= aparts.y); } if (workgroupUniformLoad(&trusted) == 1u) {${then}`;
   const late = `${terms}
     ${mean ? `part.x += sum_of(${value});` : ""} ${v.inPlace ? "" : measure}
     ${writeStudent(studentGradient, `ce_slope1 * ${e1}`)}
@@ -252,7 +250,7 @@ function fast({ v, plan, formula, row, student, teacher, writeStudent, writeTeac
     ${
     // before the logits are overwritten
     differs && v.inPlace
-      ? `${row.each(`${scaled} ${terms} ${measure}`)} ${tell()} if (workgroupUniformLoad(&trusted) == 1u) {`
+      ? `${row.each(`${scaled} ${terms} ${measure}`)} let aparts = ${row.max("apart", "vec2f")}; ${unlessTold("")}`
       : ""}
     ${
     mean || v.dStudent || v.dTeacher
@@ -263,8 +261,14 @@ function fast({ v, plan, formula, row, student, teacher, writeStudent, writeTeac
       : ""
   }
     ${labelColumn}
-    ${mean ? `let value = ${row.sum("part.x", "f32")}${drift ? " + drift" : ""}; ${finish}` : ""}
-    ${differs && !v.inPlace ? `${tell()} if (workgroupUniformLoad(&trusted) == 1u) { return; }` : "return;"}
+    ${
+    mean
+      ? `let met = ${row.sumAndMost(differs ? "vec4f(part.x, apart, 0.0)" : "vec4f(part.x)")};
+    let value = met.x${drift ? " + drift" : ""};
+    ${finish}`
+      : ""
+  }
+    ${differs && !v.inPlace ? `let aparts = met.yz; ${unlessTold(" return; }")}` : "return;"}
     ${differs && v.inPlace ? "}" : ""}
   }`;
 }

@@ -9,10 +9,11 @@ interface Lane {
   float: string;
   int: string;
   uint: string;
+  bool: string;
 }
 
-const f32: Lane = { suffix: "", float: "f32", int: "i32", uint: "u32" };
-const vec4: Lane = { suffix: "4", float: "vec4f", int: "vec4i", uint: "vec4u" };
+const f32: Lane = { suffix: "", float: "f32", int: "i32", uint: "u32", bool: "bool" };
+const vec4: Lane = { suffix: "4", float: "vec4f", int: "vec4i", uint: "vec4u", bool: "vec4<bool>" };
 
 /** Horner's scheme for coefficients from the constant on. */
 export function horner(x: string, coefficients: number[]): string {
@@ -49,8 +50,10 @@ const LOG1P = fit((x) => (Math.log1p(x) - x + x * x / 2) / x ** 3, Math.SQRT1_2 
 const LOG1P_ALL = fit((x) => x === 0 ? 1 : Math.log1p(x) / x, Math.SQRT1_2 - 1, Math.SQRT2 - 1, 9);
 const TANH = fit((z) => (Math.tanh(Math.sqrt(z)) / Math.sqrt(z) - 1) / z, 0, 0.3, 5);
 
-function functions({ suffix: s, float: F, int: I, uint: U }: Lane): string {
+function functions({ suffix: s, float: F, int: I, uint: U, bool }: Lane): string {
   return `
+fn is_nan${s}_(x: ${F}) -> ${bool} { return (bitcast<${U}>(x) & ${U}(0x7fffffffu)) > ${U}(0x7f800000u); }
+
 // log f for f = 1 + x in the normal numbers > 0: f = 2^k·(1 + m) with 1 + m in [√½, √2), and where k is 0, m is x: small x keep their digits
 fn log_of_sum${s}_(f: ${F}, x: ${F}) -> ${F} {
   let shifted = bitcast<${U}>(f) - ${U}(0x3f3504f3u);
@@ -91,7 +94,7 @@ fn log_special${s}_(f: ${F}, x: ${F}) -> ${F} {
 }
 
 // exp x that keeps NaN, as the built-in one need not (SwiftShader's gives +∞)
-fn exp${s}_(x: ${F}) -> ${F} { return select(exp(x), x, (bitcast<${U}>(x) & ${U}(0x7fffffffu)) > ${U}(0x7f800000u)); }
+fn exp${s}_(x: ${F}) -> ${F} { return select(exp(x), x, is_nan${s}_(x)); }
 
 // exp x − 1 for |x| < 1
 fn expm1_series${s}_(x: ${F}) -> ${F} { return x * ${horner("x", EXPM1)}; }
@@ -126,8 +129,6 @@ fn softplus${s}_(x: ${F}) -> ${F} { return max(x, ${F}(0.0)) + log1p${s}_(exp${s
 
 /** The functions for `f32`. */
 export const MATH: string = functions(f32) + `
-fn is_nan_(x: f32) -> bool { return (bitcast<u32>(x) & 0x7fffffffu) > 0x7f800000u; }
-
 // max and min that keep NaN, as the built-in ones need not
 fn max_(a: f32, b: f32) -> f32 { return select(select(max(a, b), b, is_nan_(b)), a, is_nan_(a)); }
 fn min_(a: f32, b: f32) -> f32 { return select(select(min(a, b), b, is_nan_(b)), a, is_nan_(a)); }

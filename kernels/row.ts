@@ -162,6 +162,8 @@ export interface RowCode {
   /** The sum or maximum of an f32, vec2f or vec4f over the workgroup, which every thread gets. Not inside a branch. */
   sum: (x: string, type?: Meeting) => string;
   max: (x: string, type?: Meeting) => string;
+  /** Of a vec4f the sum of the first and the largest of the others, in one meeting. */
+  sumAndMost: (x: string) => string;
   /** The normalisers of the row; `also` is done in the first loop over it. */
   normalise: (of: Normaliser[], also?: string) => string;
 }
@@ -274,9 +276,9 @@ export function rowCode(
   };
   let meetings = 0;
   // two regions by turns, so that one barrier a meeting is enough
-  const meet = (kind: "sum" | "max") => (x: string, type: Meeting = "vec4f") =>
+  const meet = (kind: "sum" | "max" | "mixed") => (x: string, type: Meeting = "vec4f") =>
     subgroups ? `all_${kind}_${type}(lane, ${x}, ${meetings++ % 2}u)` : `all_${kind}_${type}(lane, ${x})`;
-  const sum = meet("sum"), max = meet("max");
+  const sum = meet("sum"), max = meet("max"), sumAndMost = meet("mixed");
   return {
     head: `const LOW = -3.40282346638528859812e38; // the least finite number
 const LEAST = -1e30;
@@ -324,6 +326,7 @@ ${ROW_FUNCTIONS}`,
     first: (body) => quads > 0 ? keeping(body, held.slice(0, 1)) : `{ ${reading("0u", false, body)} }`,
     sum,
     max,
+    sumAndMost,
     normalise: (of, also = "") => {
       const kept = quads > 0 && !more && of.length === 1 && !of[0].at;
       return (kept ? normaliseKept : normaliseOnline)(of, also, each, sum, max);
@@ -443,9 +446,12 @@ ${
       meeting("max", type, "subgroupMax", "LOW", (a, b) => `max(${a}, ${b})`)
     ).join("")
   }
+fn mixed_of_all_(x: vec4f) -> vec4f { return vec4f(subgroupAdd(x.x), subgroupMax(x.yzw)); }
+${meeting("mixed", "vec4f", "mixed_of_all_", "0.0, LOW, LOW, LOW", mixed)}
 `;
 }
 
+const mixed = (a: string, b: string) => `mixed_(${a}, ${b})`;
 const wider = (type: Meeting, x: string) => ({ f32: `vec4f(${x})`, vec2f: `vec4f(${x}, ${x})`, vec4f: x })[type];
 const narrower = (type: Meeting) => ({ f32: ".x", vec2f: ".xy", vec4f: "" })[type];
 
@@ -470,11 +476,12 @@ fn all_${kind}_${type}(lane: u32, x: ${type}) -> ${type} {
 ${
     MEETINGS.map((type) => tree("sum", type, (a, b) => `${a} + ${b}`) + tree("max", type, (a, b) => `max(${a}, ${b})`))
       .join("")
-  }`;
+  }${tree("mixed", "vec4f", mixed)}`;
 }
 
 const ROW_FUNCTIONS = `
 fn sum_of(x: vec4f) -> f32 { return (x.x + x.y) + (x.z + x.w); }
+fn mixed_(a: vec4f, b: vec4f) -> vec4f { return vec4f(a.x + b.x, max(a.yzw, b.yzw)); }
 fn max_of(x: vec4f) -> f32 { return max(max(x.x, x.y), max(x.z, x.w)); }
 
 // A normaliser (m, r, n) of x/T, with k = 1/T, stands for eᵐᵏ·(r + n): r is the sum of the terms below the largest relative to it, n how many are as large, so that a

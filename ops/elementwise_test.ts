@@ -378,8 +378,8 @@ Deno.test("elementwise: powers keep their digits", async () => {
     }
   }
   assertEquals(
-    await pow(tensor([10, 3, -2, 2 ** -140]), tensor([5, 4, 127, 0.5])).data(),
-    new Float32Array([1e5, 81, -(2 ** 127), 2 ** -70]),
+    await pow(tensor([10, 3, -2, 2 ** -120]), tensor([5, 4, 127, 0.5])).data(),
+    new Float32Array([1e5, 81, -(2 ** 127), 2 ** -60]),
   );
 });
 
