@@ -455,7 +455,7 @@ const HELP = `Measures the engine on this machine's adapter and writes <device>.
 async function main(): Promise<void> {
   const started = performance.now();
   const options = readOptions(HELP);
-  const out = options.text("out", new URL("results", import.meta.url).pathname);
+  const out = options.text("out", `${import.meta.dirname}/results`);
   const only = options.text("only", SECTIONS.join(",")).split(",");
   for (const part of only) {
     if (!SECTIONS.includes(part as Section)) failOption("--only", SECTIONS.join(","), `"${part}"`);

@@ -2,7 +2,7 @@ import { assert, assertEquals, assertStringIncludes } from "@std/assert";
 import { init } from "@limbeck/limbeck";
 import type { Report } from "./report_page.ts";
 
-const FOLDER = new URL(".", import.meta.url).pathname;
+const PROGRAM = `${import.meta.dirname}/report.ts`;
 
 async function run(args: string[]): Promise<{ code: number; stdout: string; stderr: string }> {
   const { code, stdout, stderr } = await new Deno.Command("deno", { args, env: { NO_COLOR: "1" } }).output();
@@ -12,7 +12,7 @@ async function run(args: string[]): Promise<{ code: number; stdout: string; stde
 
 async function report(out: string, ...args: string[]) {
   const leave = [`--allow-read=${out}`, `--allow-write=${out}`];
-  return await run(["run", "--frozen", "--no-prompt", ...leave, `${FOLDER}report.ts`, "--out", out, ...args]);
+  return await run(["run", "--frozen", "--no-prompt", ...leave, PROGRAM, "--out", out, ...args]);
 }
 
 Deno.test("report: the quick run writes a page, numbers and a picture", async (t) => {

@@ -1,11 +1,11 @@
 import { assert, assertEquals, assertStringIncludes } from "@std/assert";
 
-const EXAMPLE = new URL("./distill_digits.ts", import.meta.url);
+const EXAMPLE = `${import.meta.dirname}/distill_digits.ts`;
 
 Deno.test("distill_digits: at the default size every gain exceeds two standard errors", async () => {
   const out = await Deno.makeTempDir();
   const { code, stderr } = await new Deno.Command("deno", {
-    args: ["run", "--frozen", "--no-prompt", `--allow-write=${out}`, EXAMPLE.pathname, "--out", out],
+    args: ["run", "--frozen", "--no-prompt", `--allow-write=${out}`, EXAMPLE, "--out", out],
   }).output();
   assertEquals(code, 0, new TextDecoder().decode(stderr));
   const { rows } = JSON.parse(await Deno.readTextFile(`${out}/distill_digits.json`));
@@ -27,7 +27,7 @@ Deno.test("distill_digits: what Ctrl-C stopped goes on to the same numbers", asy
         "--frozen",
         "--no-prompt",
         ...leave,
-        EXAMPLE.pathname,
+        EXAMPLE,
         "--out",
         out,
         "--seeds",

@@ -1,11 +1,11 @@
 import { assert, assertEquals, assertStringIncludes } from "@std/assert";
 
-const EXAMPLE = new URL("./distill_digits.ts", import.meta.url);
+const EXAMPLE = `${import.meta.dirname}/distill_digits.ts`;
 
 /** Runs the example as its task does, with no more than leave to write where the results go. */
 async function distill(out: string, ...args: string[]): Promise<{ code: number; stdout: string; stderr: string }> {
   const command = new Deno.Command("deno", {
-    args: ["run", "--frozen", "--no-prompt", `--allow-write=${out}`, EXAMPLE.pathname, "--out", out, ...args],
+    args: ["run", "--frozen", "--no-prompt", `--allow-write=${out}`, EXAMPLE, "--out", out, ...args],
   });
   const { code, stdout, stderr } = await command.output();
   const text = new TextDecoder();

@@ -1,11 +1,11 @@
 import { assertEquals, assertStringIncludes } from "@std/assert";
 
-const EXAMPLE = new URL("./distill_text.ts", import.meta.url);
+const EXAMPLE = `${import.meta.dirname}/distill_text.ts`;
 
 function command(out: string, ...args: string[]): Deno.Command {
   const leave = [`--allow-read=${out}`, `--allow-write=${out}`];
   return new Deno.Command("deno", {
-    args: ["run", "--frozen", "--no-prompt", ...leave, EXAMPLE.pathname, "--out", out, "--quick", ...args],
+    args: ["run", "--frozen", "--no-prompt", ...leave, EXAMPLE, "--out", out, "--quick", ...args],
     stdout: "piped",
     stderr: "piped",
   });

@@ -1,13 +1,13 @@
 import { assert, assertEquals, assertStringIncludes } from "@std/assert";
 import { init, saveSafetensors, Scope, tensor } from "@limbeck/limbeck";
 
-const EXAMPLE = new URL("./distill_text.ts", import.meta.url);
+const EXAMPLE = `${import.meta.dirname}/distill_text.ts`;
 
 /** Runs the example with leave to read and write in one folder only. */
 async function distill(out: string, ...args: string[]): Promise<{ code: number; stdout: string; stderr: string }> {
   const leave = [`--allow-read=${out}`, `--allow-write=${out}`];
   const command = new Deno.Command("deno", {
-    args: ["run", "--frozen", "--no-prompt", ...leave, EXAMPLE.pathname, "--out", out, ...args],
+    args: ["run", "--frozen", "--no-prompt", ...leave, EXAMPLE, "--out", out, ...args],
   });
   const { code, stdout, stderr } = await command.output();
   const text = new TextDecoder();

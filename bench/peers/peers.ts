@@ -14,7 +14,7 @@ import { alignTable } from "../../examples/support/report.ts";
 import type { Answer } from "./worker.ts";
 import type { Task } from "./work.ts";
 
-const HERE = new URL(".", import.meta.url).pathname, OUT = `${HERE}../../out/peers`;
+const HERE = import.meta.dirname!, OUT = `${HERE}/../../out/peers`;
 
 /** A peer's time at a task, or why there is none. */
 type Found = { milliseconds: number } | { missing: string };
@@ -130,7 +130,7 @@ async function main(): Promise<void> {
   const options = readOptions(HELP);
   const { adapter, isSoftware } = await init();
   await dispose(); // the workers open it again, one after the other
-  const all: Record<"software" | "gpu", Task[]> = JSON.parse(await Deno.readTextFile(`${HERE}tasks.json`));
+  const all: Record<"software" | "gpu", Task[]> = JSON.parse(await Deno.readTextFile(`${HERE}/tasks.json`));
   const kind = options.choice("tasks", isSoftware ? "software" : "gpu", ["software", "gpu"]);
   const only = options.text("only", "");
   const tasks = all[kind].filter(({ name }) => name.includes(only));
@@ -139,7 +139,7 @@ async function main(): Promise<void> {
 
   const notes: string[] = [], columns: Column[] = [];
   const reason = await bundle();
-  const { imports }: { imports: Record<string, string> } = JSON.parse(await Deno.readTextFile(`${HERE}deno.json`));
+  const { imports }: { imports: Record<string, string> } = JSON.parse(await Deno.readTextFile(`${HERE}/deno.json`));
   const version = (name: string) => imports[name].split("@").at(-1);
   const peers = {
     ours: "limbeck",
