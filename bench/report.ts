@@ -445,8 +445,9 @@ const HELP = `Measures the engine on this machine's adapter and writes <device>.
   deno task bench:report [options]
 
   --only PARTS     some of ${SECTIONS.join(",")}
-  --out DIR        where the files go (bench/results; for others give Deno --allow-write)
   --quick          tiny sizes: whether it runs, not how fast
+  --out DIR        where the files go (bench/results; with --only or --quick out/report); for a folder outside both
+                   Deno asks in a terminal, and refuses elsewhere
   --dawn           on Dawn, which has tensor cores, and into <device>-dawn.*; bench/README.md has the whole command
   --driver TEXT    the driver's version, where nvidia-smi does not tell
   --commit TEXT    the commit, where git does not tell
@@ -454,26 +455,33 @@ const HELP = `Measures the engine on this machine's adapter and writes <device>.
 
 async function main(): Promise<void> {
   const started = performance.now();
-  const options = readOptions(HELP);
-  const out = options.text("out", `${import.meta.dirname}/results`);
+  const options = readOptions(HELP), quick = options.given("quick");
   const only = options.text("only", SECTIONS.join(",")).split(",");
   for (const part of only) {
     if (!SECTIONS.includes(part as Section)) failOption("--only", SECTIONS.join(","), `"${part}"`);
   }
   const wanted = (section: Section) => only.includes(section);
+  const lacks = quick ? ["tiny sizes, to see whether it runs"] : [];
+  if (!SECTIONS.every(wanted)) lacks.push(`only ${only.join(", ")}`);
 
-  await Deno.mkdir(out, { recursive: true }); // whether it may be written shows before the minutes pass
+  // what stands in bench/results is a whole report
+  const out = options.text("out", `${import.meta.dirname}/${lacks.length > 0 ? "../out/report" : "results"}`);
+  // whether it may be written shows before the minutes pass
+  await Deno.mkdir(out, { recursive: true }).catch(({ message }) =>
+    failOption("--out", "a folder to write to", message)
+  );
   const dawn = options.given("dawn");
   if (dawn) await import("../testing/dawn/preload.ts");
   manualSeed(1);
   const info = await init();
   if (!info.timestamps) throw new Error(`${info.adapter} has no timestamp-query: its kernels cannot be timed`);
-  const plan = PLANS[options.given("quick") ? "quick" : info.isSoftware ? "software" : "gpu"];
+  const plan = PLANS[quick ? "quick" : info.isSoftware ? "software" : "gpu"];
   const { maxBufferSize, maxStorageBufferBindingSize } = info.limits;
   const copied = 2 ** Math.floor(Math.log2(Math.min(plan.copied, maxBufferSize, maxStorageBufferBindingSize)));
   const bandwidth = await measureBandwidth(copied, plan.pace);
   const report: Report = {
     device: info.adapter,
+    lacks,
     driver: options.text("driver", driverVersion() ?? "not told"),
     deno: Deno.version.deno,
     webgpu: dawn ? "Dawn's" : "its own",

@@ -29,7 +29,8 @@ Deno.test("report: the quick run writes a page, numbers and a picture", async (t
 
   await t.step("it says where it was taken", () => {
     const { version } = Deno;
-    for (const text of [adapter, "a driver", version.deno, numbers.date, "abc123", `](${name}.svg)`]) {
+    const notice = "Not the whole report: tiny sizes, to see whether it runs.";
+    for (const text of [adapter, notice, "a driver", version.deno, numbers.date, "abc123", `](${name}.svg)`]) {
       assertStringIncludes(page, text);
     }
     assertEquals(stdout.trim(), page.trim());
@@ -86,9 +87,13 @@ Deno.test("report: a part alone, and options that are wrong", async () => {
   const { code, stdout, stderr } = await report(out, "--quick", "--only", "matmul");
   assertEquals(code, 0, stderr);
   assertStringIncludes(stdout, "## Matrix products");
+  assertStringIncludes(stdout, "Not the whole report: tiny sizes, to see whether it runs; only matmul.");
   assert(!stdout.includes("## Losses"));
   const wrong = await report(out, "--only", "lasses");
   assertEquals(wrong.code, 2);
   assertStringIncludes(wrong.stderr, '--only: wanted losses,matmul,linear,steps, got "lasses"');
+  const elsewhere = await report(out, "--quick", "--out", `${out}/../elsewhere`);
+  assertEquals(elsewhere.code, 2);
+  assertStringIncludes(elsewhere.stderr, "--out: wanted a folder to write to, got Requires write access");
   await Deno.remove(out, { recursive: true });
 });

@@ -65,6 +65,8 @@ export interface StepResult extends Timing {
 /** Everything that was measured. */
 export interface Report {
   device: string;
+  /** Why this is not the whole report; empty where it is. */
+  lacks: string[];
   driver: string;
   deno: string;
   /** Whose WebGPU it ran on. */
@@ -245,9 +247,10 @@ each. "Buffers made" counts those of all timed steps.
 ${stepTable(steps)}`,
     ],
   ];
+  const notice = report.lacks.length > 0 ? `**Not the whole report: ${report.lacks.join("; ")}.**\n\n` : "";
   return `# ${report.device}
 
-| | |
+${notice}| | |
 | --- | --- |
 | driver | ${report.driver} |
 | Deno | ${report.deno}, with ${report.webgpu} WebGPU |
