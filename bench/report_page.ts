@@ -226,8 +226,8 @@ export function formatReport(report: Report, picture: string): string {
       losses,
       () =>
         `Forward and gradient, f32. "Must move" is one read of each input and one write of the gradient; "every option" (smoothing,
-z-loss, softcap, weights, temperature, labels) and "f16" are times over the plain f32's; "no subgroups" is the plain loss
-on a device without them, as a share of the copy; "extra" is the most memory alive beyond the inputs.
+z-loss, softcap, weights, temperature, labels) and "f16" are the time divided by that of the plain f32 loss;
+"no subgroups" is the plain loss on a device without them, as a share of the copy; "extra" is the most memory alive beyond the inputs.
 
 ${lossTable(losses)}`,
     ],

@@ -4,7 +4,7 @@
  * A teacher learns the digits. What to look at: one digit's probabilities, in which a higher temperature shows the wrong classes
  * that the teacher finds near; the matrix of those, averaged over the test digits of a class: 4 is near 9, 7 is near 9; the students that never see a 3 and
  * still recognise some when the teacher's soft targets mention it; and T²·gradient, which, as T grows, becomes that of matching logits, (student −
- * teacher)/V of centred logits, for forward and reverse KL and jsd over β(1 − β) alike.
+ * teacher)/V of centred logits, for forward and reverse KL and jsd divided by β(1 − β) alike.
  *
  *     deno task examples soft_targets --help
  *
