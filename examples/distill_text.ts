@@ -221,7 +221,9 @@ async function loadCorpus({ text: path, teacherLogits, size }: Setting): Promise
   let file: TeacherLogits | undefined;
   if (teacherLogits) {
     file = await loadTeacherLogits(teacherLogits, vocabulary)
-      .catch(({ message }) => failOption("--teacher-logits", "a safetensors file of logits", message));
+      .catch(({ message }) =>
+        failOption("--teacher-logits", "a safetensors file of logits", `"${teacherLogits}": ${message}`)
+      );
     vocabulary = file.vocabulary;
   }
   const tokens = file?.tokens ?? encode(text, vocabulary);

@@ -13,7 +13,8 @@
  *     rows = {"tokens": tokens.int(), "values": values.half(), "indices": indices.int(), "logSumExp": logits.logsumexp(-1)}
  *     safetensors.torch.save_file(rows, "teacher.safetensors", {"vocabulary": "".join(characters)})
  *
- * Each tensor must fit one binding of the GPU, 128 MiB under Mesa's software Vulkan: floats may be halves.
+ * Each tensor must fit one binding of the GPU, 128 MiB under Mesa's software Vulkan: floats may be halves. They must be
+ * finite: a class of logit −∞ has no mass either (below), so give it a number some 20 under the row's largest.
  *
  * The metadata's `vocabulary`, a string, has class i as its character i. Without it the classes are those of the text that
  * the example reads anyway, as its JSON lists them.
@@ -48,14 +49,19 @@ export async function loadTeacherLogits(path: string, ownVocabulary: string[]): 
 
   const check = (name: string, kind: "floats" | "integers", shape: (number | null)[]): readonly number[] => {
     const x = tensors[name];
-    if (x === undefined) throw new Error(`wanted a tensor "${name}", got ${Object.keys(tensors).join(", ")}`);
+    if (x === undefined) throw new Error(`no tensor "${name}" among ${Object.keys(tensors).join(", ")}`);
     if (x.shape.length !== shape.length || shape.some((size, i) => size !== null && size !== x.shape[i])) {
       throw new Error(`${name} must have shape [${shape.map((size) => size ?? "any")}], got [${x.shape}]`);
     }
     if (x.dtype.startsWith("f") !== (kind === "floats")) throw new Error(`${name} must hold ${kind}, got ${x.dtype}`);
     return x.shape;
   };
-  const floats = async (name: string) => Float32Array.from(await tensors[name].data());
+  const floats = async (name: string) => {
+    const data = Float32Array.from(await tensors[name].data());
+    const wrong = data.find((value) => !Number.isFinite(value));
+    if (wrong !== undefined) throw new Error(`${name} must be finite, got ${wrong}`);
+    return data;
+  };
   const integers = async (name: string) => {
     const data = await tensors[name].data() as Int32Array;
     const wrong = data.find((value) => value < 0 || value >= classes);
@@ -81,14 +87,30 @@ export async function loadTeacherLogits(path: string, ownVocabulary: string[]): 
   const indices = await integers("indices");
   if ("logSumExp" in tensors) check("logSumExp", "floats", [rows]);
   const logSumExp = "logSumExp" in tensors ? await floats("logSumExp") : null;
+  /** A row's known logits, the largest of them, and Σ exp of them all in units of exp(largest). */
+  const knownOf = (row: number) => {
+    const known = values.subarray(row * k, (row + 1) * k);
+    const largest = Math.max(...known);
+    return { known, largest, seen: known.reduce((sum, value) => sum + Math.exp(value - largest), 0) };
+  };
+  for (let row = 0; row < rows; row++) {
+    const own = indices.subarray(row * k, (row + 1) * k);
+    if (new Set(own).size < k) throw new Error(`indices must differ within a row, got [${own}] in row ${row}`);
+    if (logSumExp === null) continue;
+    const { known, largest, seen } = knownOf(row);
+    const least = largest + Math.log(seen);
+    const rounding = 2 ** -10 * Math.max(1, Math.abs(logSumExp[row]), ...known.map(Math.abs)); // of halves
+    if (logSumExp[row] < least - rounding) {
+      const wanted = `at least ln Σ exp(values), ${least} in row ${row}`;
+      throw new Error(`logSumExp must be ${wanted}, got ${logSumExp[row]}`);
+    }
+  }
   return {
     tokens,
     vocabulary,
     copyRows(from, rows, into) {
       for (let row = from; row < from + rows; row++) {
-        const known = values.subarray(row * k, (row + 1) * k);
-        const largest = Math.max(...known);
-        const seen = known.reduce((sum, value) => sum + Math.exp(value - largest), 0); // in units of exp(largest)
+        const { known, largest, seen } = knownOf(row);
         const all = logSumExp ? Math.exp(logSumExp[row] - largest) : seen;
         const rest = Math.max(all - seen, LEAST_REST * all);
         const start = (row - from) * classes;

@@ -1,0 +1,35 @@
+import { assertEquals, assertRejects } from "@std/assert";
+import { init, saveSafetensors, Scope, type Tensor, tensor } from "@limbeck/limbeck";
+import { loadTeacherLogits } from "./teacher_logits.ts";
+
+Deno.test("teacher logits: what is no teacher is refused when it is read", async () => {
+  await init();
+  using _scope = new Scope();
+  const out = await Deno.makeTempDir(), path = `${out}/teacher.safetensors`, vocabulary = [..."abcd"];
+  const load = async (tensors: Record<string, Tensor>) => {
+    await saveSafetensors(path, tensors);
+    return await loadTeacherLogits(path, vocabulary);
+  };
+  const tokens = tensor(Int32Array.of(0, 1)), indices = tensor(Int32Array.of(0, 1, 2, 3), [2, 2]);
+  const dense = (last: number) => ({ tokens, logits: tensor([[0, 0, 0, 0], [0, 0, 0, last]]) });
+  const values = tensor([[1, 0], [1, 0]]), least = Math.log(Math.E + 1);
+  const top = (more: Record<string, Tensor>) => ({ tokens, values, indices, ...more });
+
+  const rows = new Float32Array(8);
+  (await load(top({ logSumExp: tensor(Float32Array.of(least - 5e-4, 2)) }))).copyRows(0, 2, rows);
+  assertEquals([...rows.subarray(0, 2), ...rows.subarray(6)], [1, 0, 1, 0]);
+  for (
+    const [tensors, message] of [
+      [{ logits: tensor([[0]]) }, 'no tensor "tokens" among logits'],
+      [dense(NaN), "logits must be finite, got NaN"],
+      [dense(-Infinity), "logits must be finite, got -Infinity"],
+      [top({ values: tensor([[1, 0], [Infinity, 0]]) }), "values must be finite, got Infinity"],
+      [
+        top({ indices: tensor(Int32Array.of(0, 1, 2, 2), [2, 2]) }),
+        "indices must differ within a row, got [2,2] in row 1",
+      ],
+      [top({ logSumExp: tensor(Float32Array.of(2, 1)) }), "logSumExp must be at least ln Σ exp(values), 1.313"],
+    ] as [Record<string, Tensor>, string][]
+  ) await assertRejects(() => load(tensors), Error, message);
+  await Deno.remove(out, { recursive: true });
+});
