@@ -31,40 +31,54 @@ export interface Timing {
   kernels: KernelTime[];
 }
 
-/** Times a step: it runs until the GPU is warm, then against the wall clock, then with timestamps around each kernel. */
-export async function time(step: () => void, pace: Pace): Promise<Timing> {
-  const run = async (times: number) => {
+/**
+ * Times steps: each runs until the GPU is warm, then against the wall clock; then all take turns with timestamps around each kernel, so that what slows the machine
+ * for a while falls out of their ratios.
+ */
+export async function time(pace: Pace, ...steps: (() => void)[]): Promise<Timing[]> {
+  const run = async (step: () => void, times: number) => {
     const start = performance.now();
     for (let i = 0; i < times; i++) step();
     await finish();
     return performance.now() - start;
   };
-  await run(1); // compiles
-  let runs = 1, once = await run(1);
-  while (runs * once < pace.warmUp) {
-    runs *= 2;
-    once = await run(runs) / runs;
+  const { counters } = gpu(), launches: number[] = [], walls: number[] = [], turns: number[] = [];
+  for (const step of steps) {
+    await run(step, 1); // compiles
+    let runs = 1, once = await run(step, 1);
+    while (runs * once < pace.warmUp) {
+      runs *= 2;
+      once = await run(step, runs) / runs;
+    }
+    const times = Math.min(pace.most, Math.max(pace.least, Math.round(pace.measured / once)));
+    walls.push(await run(step, times) / times);
+    const before = counters.dispatches;
+    step();
+    launches.push(counters.dispatches - before);
+    turns.push(times);
   }
-  const times = Math.min(pace.most, Math.max(pace.least, Math.round(pace.measured / once)));
-  const wall = await run(times) / times;
-  const skipped = Math.ceil(times / 5); // the profile's own start is cold again
+  const times = Math.max(...turns), skipped = Math.ceil(times / 5); // the profile's own start is cold again
   const { trace: { traceEvents } } = await profile(() => {
-    for (let i = 0; i < skipped + times; i++) step();
+    for (let i = 0; i < skipped + times; i++) for (const step of steps) step();
   });
-  const launches = traceEvents.length / (skipped + times);
-  if (!Number.isInteger(launches)) throw new Error(`a step launches a different number of kernels each time`);
-  const steps = Array.from({ length: times }, (_, i) => {
-    const from = (skipped + i) * launches;
-    return traceEvents.slice(from, from + launches);
-  });
+  const each = sum(launches);
+  if (traceEvents.length !== (skipped + times) * each) {
+    throw new Error(`a step launches a different number of kernels each time`);
+  }
   const total = (events: { dur: number }[]) => sum(events, ({ dur }) => dur) / 1000;
-  const names = [...new Set(steps[0].map(({ name }) => name))];
-  const kernels = names.map((name) => {
-    const own = steps.map((events) => events.filter((event) => event.name === name));
-    return { name, launches: own[0].length, milliseconds: median(own, total)! };
+  return steps.map((_, s) => {
+    const first = sum(launches.slice(0, s));
+    const own = Array.from({ length: times }, (_, i) => {
+      const from = (skipped + i) * each + first;
+      return traceEvents.slice(from, from + launches[s]);
+    });
+    const kernels = [...new Set(own[0].map(({ name }) => name))].map((name) => {
+      const named = own.map((events) => events.filter((event) => event.name === name));
+      return { name, launches: named[0].length, milliseconds: median(named, total)! };
+    });
+    kernels.sort((a, b) => b.milliseconds - a.milliseconds);
+    return { milliseconds: median(own, total)!, wall: walls[s], launches: launches[s], kernels };
   });
-  kernels.sort((a, b) => b.milliseconds - a.milliseconds);
-  return { milliseconds: median(steps, total)!, wall, launches, kernels };
 }
 
 /** The most bytes that were alive during a step beyond those before it. */
@@ -104,7 +118,7 @@ export async function measureBandwidth(bytes: number, pace: Pace): Promise<Bandw
   const size = bytes / 16, kernelTimes: number[] = [];
   for (const [i, kernel] of copyKernels.entries()) {
     const step = () => kernel.run({ x: from.memory, y: to.memory }, { size }, Math.ceil(size / (256 * VECTORS[i])));
-    kernelTimes.push((await time(step, pace)).milliseconds);
+    kernelTimes.push((await time(pace, step))[0].milliseconds);
   }
   const copied = await to.sum().item(); // a sum of ones is exact in f32 blocks up to 2²⁴ and beyond where it is a power of two
   if (Math.abs(copied - bytes / 4) > 1e-6 * bytes) {
@@ -158,7 +172,7 @@ ${Array.from({ length: UNROLLED }, () => `    ${chains.map((a) => `${a} = fma(${
 export async function measureArithmetic(workgroups: number, pace: Pace): Promise<number> {
   using _scope = new Scope();
   const y = zeros([256 * workgroups]);
-  const { milliseconds } = await time(() => multiplyAdd.run({ y: y.memory }, { x: 0.5 }, workgroups), pace);
+  const [{ milliseconds }] = await time(pace, () => multiplyAdd.run({ y: y.memory }, { x: 0.5 }, workgroups));
   return 2 * 4 * CHAINS * UNROLLED * ROUNDS * 256 * workgroups / (milliseconds / 1000);
 }
 
@@ -168,5 +182,5 @@ const empty = defineKernel({ name: "empty", buffers: { y: "write f32" }, main: "
 export async function measureLaunch(pace: Pace): Promise<number> {
   using _scope = new Scope();
   const y = zeros([1]);
-  return (await time(() => empty.run({ y: y.memory }, {}, 1), pace)).milliseconds;
+  return (await time(pace, () => empty.run({ y: y.memory }, {}, 1)))[0].milliseconds;
 }

@@ -46,7 +46,7 @@ import {
   type StepResult,
 } from "./report_page.ts";
 import { drawLabels, LOSSES, type LossInputs } from "./losses.ts";
-import { assertAgree, assertProduct, runStep, widened, type Work } from "./support.ts";
+import { assertAgree, assertProduct, runStep, widened } from "./support.ts";
 
 const SECTIONS = ["losses", "matmul", "linear", "steps"] as const;
 type Section = typeof SECTIONS[number];
@@ -144,7 +144,7 @@ const PLANS: Record<"gpu" | "software" | "quick", Plan> = {
     steps: { warmUp: 100, timed: 50, rounds: 11 },
   },
   software: {
-    pace: { warmUp: 20, measured: 150, least: 3, most: 20 },
+    pace: { warmUp: 20, measured: 150, least: 9, most: 20 },
     copied: 2 ** 26,
     workgroups: 256,
     losses: [[256, 8192], [64, 32003]],
@@ -202,66 +202,84 @@ async function measureLosses(plan: Plan, copyRate: number, variants: Variant[]):
   const found: LossResult[] = [];
   for (const [asked, classes] of plan.losses) {
     const rows = fittingRows(asked, classes);
-    for (const variant of variants) {
-      using _scope = new Scope();
-      const dtype = variant === "f16" ? "f16" : "f32", bytes = dtype === "f16" ? 2 : 4;
-      const draw = (rows: number, someIgnored: boolean): LossInputs => ({
-        student: randn([rows, classes], { dtype, requiresGrad: true }),
-        teacher: randn([rows, classes], { dtype }),
-        ...drawLabels(rows, classes, someIgnored),
-      });
+    gpu().pool.trim();
+    using _scope = new Scope();
+    const draw = (rows: number, someIgnored: boolean, dtype: "f32" | "f16"): LossInputs => ({
+      student: randn([rows, classes], { dtype, requiresGrad: true }),
+      teacher: randn([rows, classes], { dtype }),
+      ...drawLabels(rows, classes, someIgnored),
+    });
+    const f32 = draw(rows, false, "f32");
+    const prepared = variants.map((variant) => {
+      const dtype = variant === "f16" ? "f16" : "f32";
       const kind = variant === "every option" ? "everyOption" as const : "plain" as const;
-      const few = draw(Math.min(rows, plan.checkedRows), kind === "everyOption");
+      const few = draw(Math.min(rows, plan.checkedRows), kind === "everyOption", dtype);
       const wide = { ...few, student: widened(few.student), teacher: widened(few.teacher) };
       wide.student.requiresGrad = true;
-      const inputs = draw(rows, false);
-      for (const { name, inputs: count, flops, ...ways } of LOSSES) {
-        const { fused, twin } = ways[kind];
+      return {
+        variant,
+        kind,
+        few,
+        wide,
+        bytes: dtype === "f16" ? 2 : 4,
+        inputs: dtype === "f16" ? draw(rows, false, dtype) : f32,
+      };
+    });
+    for (const { name, inputs: count, flops, ...ways } of LOSSES) {
+      for (const { variant, kind, few, wide } of prepared) {
         await assertAgree(
           `${name} ${rows}×${classes}, ${variant}`,
-          { forward: () => fused(few), leaves: [few.student] },
-          { forward: () => twin(wide), leaves: [wide.student] },
+          { forward: () => ways[kind].fused(few), leaves: [few.student] },
+          { forward: () => ways[kind].twin(wide), leaves: [wide.student] },
         );
-        const work: Work = { forward: () => fused(inputs), leaves: [inputs.student] };
-        const timing = await time(() => runStep(work), plan.pace);
+      }
+      const steps = prepared.map(({ kind, inputs }) => () =>
+        runStep({ forward: () => ways[kind].fused(inputs), leaves: [inputs.student] })
+      );
+      const timings = await time(plan.pace, ...steps);
+      for (const [i, { variant, bytes }] of prepared.entries()) {
         const elements = rows * classes, mustMove = (count + 1) * elements * bytes;
-        const rate = mustMove / (timing.milliseconds / 1000);
+        const rate = mustMove / (timings[i].milliseconds / 1000);
         found.push({
           name,
           variant,
           rows,
           classes,
           mustMove,
-          ...timing,
+          ...timings[i],
           rate,
           share: rate / copyRate,
           flops: flops * elements,
           gradientBytes: elements * bytes,
-          extraBytes: extraBytes(() => runStep(work)),
+          extraBytes: extraBytes(steps[i]),
         });
       }
-      say(`losses ${rows}×${classes}, ${variant}`);
     }
-    gpu().pool.trim();
+    say(`losses ${rows}×${classes}, ${variants.join(", ")}`);
   }
   return found;
 }
 
 async function measureProducts(plan: Plan): Promise<ProductResult[]> {
   const found: ProductResult[] = [];
-  for (const dtype of gpu().info.f16 ? ["f32", "f16"] as const : ["f32"] as const) {
-    for (const { what, m, k, n, transposeA = false, transposeB = false } of plan.products) {
-      using _scope = new Scope();
+  const dtypes = gpu().info.f16 ? ["f32", "f16"] as const : ["f32"] as const;
+  for (const { what, m, k, n, transposeA = false, transposeB = false } of plan.products) {
+    using _scope = new Scope();
+    const o = { transposeA, transposeB }, steps: (() => void)[] = [];
+    for (const dtype of dtypes) {
       const a = randn(transposeA ? [k, m] : [m, k], { dtype }), b = randn(transposeB ? [n, k] : [k, n], { dtype });
-      const o = { transposeA, transposeB };
-      await assertProduct(`matmul ${m}×${k}×${n}, ${what}`, a, b, o);
-      const timing = await time(() => matmul(a, b, o).dispose(), plan.pace);
-      const flops = 2 * m * k * n, bytes = (m * k + k * n + m * n) * (dtype === "f16" ? 2 : 4);
-      found.push({ what, dtype, m, k, n, ...o, bytes, flops, ...timing, rate: flops / (timing.milliseconds / 1000) });
+      await assertProduct(`matmul ${m}×${k}×${n}, ${what}, ${dtype}`, a, b, o);
+      steps.push(() => matmul(a, b, o).dispose());
     }
-    say(`products, ${dtype}`);
-    gpu().pool.trim();
+    const timings = await time(plan.pace, ...steps);
+    for (const [i, dtype] of dtypes.entries()) {
+      const flops = 2 * m * k * n, bytes = (m * k + k * n + m * n) * (dtype === "f16" ? 2 : 4);
+      const rate = flops / (timings[i].milliseconds / 1000);
+      found.push({ what, dtype, m, k, n, ...o, bytes, flops, ...timings[i], rate });
+    }
   }
+  say("products");
+  gpu().pool.trim();
   return found;
 }
 
@@ -289,11 +307,11 @@ async function measureHeads(plan: Plan): Promise<HeadResult[]> {
       const fused = { forward, leaves }, unfused = { forward: forwardUnfused, leaves };
       await assertAgree(`${name} ${rows}×${depth}×${classes}`, fused, unfused);
       const gradientBytes = 4 * (hidden.size + weight.size);
-      const measured = async (work: Work) => ({
-        ...await time(() => runStep(work), plan.pace),
-        extraBytes: extraBytes(() => runStep(work)) - gradientBytes,
-      });
-      const [a, b] = [await measured(fused), await measured(unfused)];
+      const steps = [() => runStep(fused), () => runStep(unfused)];
+      const [a, b] = (await time(plan.pace, ...steps)).map((timing, i) => ({
+        ...timing,
+        extraBytes: extraBytes(steps[i]) - gradientBytes,
+      }));
       found.push({
         name,
         rows,
@@ -389,7 +407,7 @@ async function measureSteps(plan: Plan): Promise<StepResult[]> {
         walls.push((performance.now() - from) / timed);
       }
       const end = stats(), steps = rounds * timed;
-      const { milliseconds, launches, kernels } = await time(step, { ...plan.pace, warmUp: 0 });
+      const [{ milliseconds, launches, kernels }] = await time({ ...plan.pace, warmUp: 0 }, step);
       const after = await lossNow();
       if (!(after < before)) throw new Error(`${described.name}, ${loss}: the loss went from ${before} to ${after}`);
       found.push({
