@@ -14,7 +14,7 @@ import {
   transpose,
 } from "@limbeck/limbeck";
 import { atLabels } from "./losses.ts";
-import { assertNear, compareSteps } from "./support.ts";
+import { assertNear, compareSteps, dropGradients } from "./support.ts";
 
 await init();
 const LEARNING_RATE = 1e-3, DECAY = 0.01, BETAS = [0.9, 0.999], EPS = 1e-8;
@@ -42,13 +42,6 @@ function composedAdamW(parameters: Tensor[]): () => void {
       }
     });
   };
-}
-
-function dropGradients(parameters: Tensor[]): void {
-  for (const p of parameters) {
-    p.grad?.dispose();
-    p.grad = null;
-  }
 }
 
 // the optimizers alone: both get the same gradients, and keep them

@@ -14,14 +14,15 @@ export interface Work {
   upstream?: Tensor;
 }
 
-/** Forward and backward once. The gradients are dropped, so that the next step writes them instead of adding to them. */
+/** Forward and backward once, without keeping the gradients. */
 export function runStep({ forward, leaves, upstream }: Work): void {
   using _tape = new Tape();
   forward().backward(upstream);
   dropGradients(leaves);
 }
 
-function dropGradients(leaves: Tensor[]): void {
+/** So that the next step writes gradients instead of adding to them. */
+export function dropGradients(leaves: Tensor[]): void {
   for (const leaf of leaves) {
     leaf.grad?.dispose();
     leaf.grad = null;

@@ -6,7 +6,6 @@ import {
   matmul,
   nn,
   noGrad,
-  ones,
   optim,
   relu,
   Scope,
@@ -15,12 +14,8 @@ import {
   type Tensor,
   tensor,
 } from "@limbeck/limbeck";
+import { dropGradients, finish } from "../support.ts";
 import { ADAM, classIndices, MLP, mlpParameters, numbers, type Peer, type Prepared, STEPS, type Task } from "./work.ts";
-
-async function finish(): Promise<void> {
-  using _scope = new Scope();
-  await ones([1]).data();
-}
 
 const first = (x: Tensor) => slice(x, [[0, 1]]), last = (x: Tensor) => slice(x, [[x.shape[0] - 1, x.shape[0]]]);
 
@@ -39,15 +34,13 @@ function prepareLoss(logits: Tensor, loss: () => Tensor): Prepared {
     step() {
       using _tape = new Tape();
       backward();
-      logits.grad!.dispose();
-      logits.grad = null;
+      dropGradients([logits]);
     },
     finish,
     async result() {
       using _tape = new Tape();
       const value = await backward().item(), rows = await rowsOf(logits.grad!);
-      logits.grad!.dispose();
-      logits.grad = null;
+      dropGradients([logits]);
       return [[value], ...rows];
     },
   };
