@@ -41,8 +41,8 @@ export async function present<Result>(
 ): Promise<void> {
   const options = readOptions(`${about}
 
-  --seed N   of all that is drawn at random (1)
-  --quick    a smaller run: within 15 s on two CPU cores
+  --seed N   of what is drawn at random, if anything is (1)
+  --quick    a smaller run, if the whole one takes longer than 15 s on two CPU cores
   --out DIR  folder for ${name}.svg (out/${name})
   --help     this text`);
   const setting = { seed: options.count("seed", 1, 0), quick: options.given("quick") };
