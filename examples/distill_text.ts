@@ -44,7 +44,7 @@ import {
   tensor,
 } from "@limbeck/limbeck";
 // @ts-types="@types/d3-array"
-import { mean, range } from "d3-array";
+import { mean, range, sum } from "d3-array";
 import {
   failOption,
   type Options,
@@ -230,11 +230,12 @@ async function loadCorpus({ text: path, teacherLogits, size }: Setting): Promise
   const cut = Math.floor((1 - HELD_OUT) * tokens.length);
   const train = tokens.subarray(0, cut);
   const heldOut = tokens.subarray(cut);
-  if (heldOut.length < context + 2) {
-    const least = Math.ceil((context + 3) / HELD_OUT);
+  const windows = Math.floor((heldOut.length - 2) / context); // that do not overlap
+  if (windows < 1) {
+    const least = Math.floor((context + 1) / HELD_OUT) + 1;
     failOption(file ? "--teacher-logits" : "--text", `at least ${least} characters`, `${tokens.length}`);
   }
-  const heldOutStarts = spreadStarts(heldOut, context, heldOutBatches * batchSize);
+  const heldOutStarts = spreadStarts(heldOut, context, Math.min(windows, heldOutBatches * batchSize));
   return { vocabulary, train, heldOut, heldOutStarts, file };
 }
 
@@ -414,7 +415,9 @@ async function evaluate(
     });
   }
   const { bits, agreement = [], entropy: own = [] } = await meter.read();
-  return { bits: mean(bits)! / Math.LN2, agreement: mean(agreement)!, entropy: mean(own)! / Math.LN2 };
+  const rows = heldOut.map(({ tokens }) => tokens.shape[0]); // the last batch may have fewer
+  const average = (values: number[]) => sum(values, (value, i) => value * rows[i]) / sum(rows);
+  return { bits: average(bits) / Math.LN2, agreement: average(agreement), entropy: average(own) / Math.LN2 };
 }
 
 /** Texts that go on from held-out characters. Each is longer than the context: the model goes on from its own second half. */
