@@ -37,8 +37,18 @@ import {
   tensor,
 } from "@limbeck/limbeck";
 // @ts-types="@types/d3-array"
-import { mean, range } from "d3-array";
-import { failOption, type Progress, readOptions, showProgress, type Stop, watchStop } from "./support/cli.ts";
+import { mean, range, sum } from "d3-array";
+import {
+  failOption,
+  type Progress,
+  quote,
+  readOptions,
+  removeCheckpoint,
+  showProgress,
+  type Stop,
+  watchStop,
+} from "./support/cli.ts";
+import { readLogits } from "./support/classifier.ts";
 import { CLASSES, type Digits, drawPerClass, loadDigits, PIXELS, splitDigits, takeRows } from "./support/digits.ts";
 import { drawReport, formatTable, type Run, summarize } from "./support/report.ts";
 
@@ -205,14 +215,6 @@ function evaluate(model: nn.Sequential, { images, labels }: Batch, meter: Meter)
   model.train();
 }
 
-/** The teacher's word on every image, [rows, classes] in one array. */
-async function readLogits(teacher: nn.Sequential, { images, labels }: Digits): Promise<Float32Array> {
-  using _scope = new Scope();
-  teacher.eval();
-  const logits = noGrad(() => teacher.forward(tensor(images, [labels.length, PIXELS])));
-  return await logits.data() as Float32Array;
-}
-
 interface Setting {
   student: StudentKind;
   seed: number;
@@ -234,20 +236,24 @@ async function trainAll(setting: Setting, checkpoint: string, resume: boolean): 
     images: tensor(digits.test.images, [digits.test.labels.length, PIXELS]),
     labels: tensor(digits.test.labels),
   };
+  const teacher = makeTeacher();
+  const runs: Run[] = resume ? await loadRuns(checkpoint, teacher, setting) : [];
   const students = seeds * Object.keys(LOSSES).length;
-  const progress = showProgress(stepsOf(TRAIN_DIGITS, epochs) + students * stepsOf(STUDENT_ROWS, epochs));
+  const progress = showProgress(
+    stepsOf(TRAIN_DIGITS, epochs) + students * stepsOf(STUDENT_ROWS, epochs),
+    sum(runs, ({ curve }) => curve.at(-1)!.step),
+  );
   const stop = watchStop();
   const common = { epochs, test, progress, stop };
 
-  const teacher = makeTeacher();
-  const runs: Run[] = resume ? await loadRuns(checkpoint, teacher, setting) : [];
   const finish = async (model: nn.Sequential, training: Training) => {
     const run = await train(model, training);
     if (run) return runs.push(run);
+    progress.stop();
     const saved: Saved = { setting, runs };
     await saveCheckpoint(checkpoint, { model: teacher, extra: saved }, { overwrite: true }); // also that of another run
-    const given = Deno.args.filter((argument) => argument !== "--resume").map((argument) => `${argument} `).join("");
-    console.log(`Stopped. Go on with: deno task distill ${given}--resume`);
+    const again = [...Deno.args.filter((argument) => argument !== "--resume"), "--resume"];
+    console.log(`Stopped. Go on with: deno task distill ${quote(again)}`);
     Deno.exit(130); // as a shell calls a program that Ctrl-C ended
   };
   if (runs.length === 0) {
@@ -263,6 +269,7 @@ async function trainAll(setting: Setting, checkpoint: string, resume: boolean): 
       lossOf: (logits, batch) => crossEntropy(logits, batch.labels),
     });
   }
+  teacher.eval(); // no dropout
   const teacherLogits = await readLogits(teacher, digits.train);
 
   for (const studentSeed of range(seed, seed + seeds)) {
@@ -321,8 +328,10 @@ async function main(): Promise<void> {
   const out = options.text("out", "out");
   await Deno.mkdir(out, { recursive: true }).catch(({ message }) => failOption("--out", "a folder", message));
 
+  const checkpoint = `${out}/distill_digits.safetensors`;
+
   const { adapter } = await init();
-  const [teacher, ...students] = await trainAll(setting, `${out}/distill_digits.safetensors`, options.given("resume"));
+  const [teacher, ...students] = await trainAll(setting, checkpoint, options.given("resume"));
   await dispose();
 
   const rows = [...summarize([teacher]), ...summarize(students, BASELINE)];
@@ -336,6 +345,7 @@ async function main(): Promise<void> {
   const json = JSON.stringify({ setting, adapter, story, rows, runs }, null, 2);
   await Deno.writeTextFile(`${out}/distill_digits.json`, json);
   await Deno.writeTextFile(`${out}/distill_digits.svg`, await drawReport("Distilling digits", story, runs, rows));
+  await removeCheckpoint(checkpoint, setting);
   console.log(`\n${out}/distill_digits.svg and .json, computed on ${adapter}`);
 }
 

@@ -54,5 +54,6 @@ Deno.test("distill_digits: what Ctrl-C stopped goes on to the same numbers", asy
   assertStringIncludes(new TextDecoder().decode(stdout), "Go on with: deno task distill --out");
   assertEquals((await start("--resume").output()).code, 0);
   assertEquals(await curves(), unbroken);
+  assert(![...Deno.readDirSync(out)].some(({ name }) => name.endsWith(".safetensors")), "nobody needs the checkpoint");
   await Deno.remove(out, { recursive: true });
 });

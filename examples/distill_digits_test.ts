@@ -69,6 +69,7 @@ Deno.test("distill_digits: a bad option is named, with exit code 2", async () =>
       [["--quick=maybe"], '--quick: wanted no value, got "maybe"'],
       [["--seed", "-5"], '--seed: wanted a whole number of at least 0, got "-5"'],
       [["--seed"], "--seed: wanted a whole number of at least 0, got nothing"],
+      [["--out", ""], "--out: wanted a value, got nothing"],
       [["digits"], 'got "digits"'],
     ] as const
   ) {

@@ -49,7 +49,9 @@ import {
   failOption,
   type Options,
   type Progress,
+  quote,
   readOptions,
+  removeCheckpoint,
   showProgress,
   type Stop,
   watchStop,
@@ -313,7 +315,7 @@ interface Underway {
   bytes: number;
 }
 
-/** All that a stopped run remembers. */
+/** All that a stopped run remembers beside the models, the optimizer and the step. */
 interface Saved {
   setting: Setting;
   corpusHash: string;
@@ -497,10 +499,15 @@ async function runAll(comparison: Comparison, students: Student[]): Promise<void
 }
 
 /** What the checkpoint of a stopped run remembers; it also sets the models. */
-async function resume(path: string, models: Models, setting: Setting, corpusHash: string): Promise<Saved> {
+async function resume(
+  path: string,
+  models: Models,
+  setting: Setting,
+  corpusHash: string,
+): Promise<Saved & { step: number }> {
   const wanted = "the options and the text of a run that was stopped";
   const saved = await loadCheckpoint(path, { model: models })
-    .then(({ extra }) => extra as Saved)
+    .then(({ step, extra }) => ({ step, ...extra as Saved }))
     .catch(({ message }) => failOption("--resume", wanted, message));
   if (JSON.stringify(saved.setting) !== JSON.stringify(setting) || saved.corpusHash !== corpusHash) {
     failOption("--resume", wanted, `others; it was ${JSON.stringify(saved.setting)}`);
@@ -607,6 +614,7 @@ async function main(): Promise<void> {
   );
   const saved = resuming ? await resume(checkpoint, models, setting, await hashOf([corpus.train])) : undefined;
   const trained = students.length + (teacher ? 1 : 0);
+  const done = saved ? saved.runs.filter(({ curve }) => curve.length > 0).length * setting.steps + saved.step : 0;
   const stop = watchStop(stopAfter);
   const comparison: Comparison = {
     setting,
@@ -614,7 +622,7 @@ async function main(): Promise<void> {
     models,
     heldOut,
     runs: saved?.runs ?? [],
-    progress: showProgress(trained * setting.steps),
+    progress: showProgress(trained * setting.steps, done),
     stop,
     checkpoint,
     resumed: saved?.underway,
@@ -628,7 +636,7 @@ async function main(): Promise<void> {
       !/^--(stop-after|resume)/.test(argument) && all[i - 1] !== "--stop-after"
     );
     console.log(`\n${error.message}; saved ${checkpoint}`);
-    console.log(`Go on with: deno task distill-text ${[...again, "--resume"].join(" ")}`);
+    console.log(`Go on with: deno task distill-text ${quote([...again, "--resume"])}`);
     Deno.exit(stop.interrupted ? 130 : 0);
   }
   comparison.progress.stop();
@@ -673,7 +681,7 @@ async function main(): Promise<void> {
     `${out}/distill_text.svg`,
     await drawTextReport("Distilling a writer", story, runs, yardsticks),
   );
-  if (saved) await Deno.remove(checkpoint);
+  await removeCheckpoint(checkpoint, setting);
   const mebibytes = (peakBytes / 2 ** 20).toFixed(1);
   console.log(`\n${out}/distill_text.svg and .json, computed on ${adapter} with at most ${mebibytes} MiB`);
 }

@@ -1,4 +1,4 @@
-import { assertEquals, assertStringIncludes } from "@std/assert";
+import { assert, assertEquals, assertStringIncludes } from "@std/assert";
 
 const EXAMPLE = `${import.meta.dirname}/distill_text.ts`;
 
@@ -54,6 +54,8 @@ Deno.test("distill_text: Ctrl-C saves a checkpoint and says how to go on", async
   clearTimeout(timer);
   assertEquals(code, 130);
   assertStringIncludes(new TextDecoder().decode(stdout), "--quick --resume");
+  await distill(out, "--steps", "1"); // another setting: the checkpoint stays
   await distill(out, "--resume");
+  assert(![...Deno.readDirSync(out)].some(({ name }) => name.endsWith(".safetensors")), "nobody needs the checkpoint");
   await Deno.remove(out, { recursive: true });
 });

@@ -1,9 +1,10 @@
 /**
- * What every example needs on a command line: options that are checked, and progress that is seen.
+ * What every example needs on a command line: options that are checked, progress that is seen, and runs that can be stopped.
  *
  * @module
  */
 
+import { loadSafetensorsMetadata } from "@limbeck/limbeck";
 import { parseArgs } from "@std/cli/parse-args";
 // @ts-types="@types/cli-progress"
 import { Presets, SingleBar } from "cli-progress";
@@ -25,14 +26,14 @@ export interface Options {
 }
 
 /**
- * Reads the options that the help text names with two dashes. `--help` prints that text and ends with exit code 0; an
+ * Reads the options that lines of the help text begin with. `--help` prints that text and ends with exit code 0; an
  * unknown or bad option ends with exit code 2, naming the option, what was wanted and what came.
  */
 export function readOptions(help: string, args: string[] = Deno.args): Options {
-  const names = new Set(Array.from(help.matchAll(/--([a-z]+(?:-[a-z]+)*)/g), ([, name]) => name));
+  const names = new Set(Array.from(help.matchAll(/^ *--([a-z]+(?:-[a-z]+)*)/gm), ([, name]) => name));
   const unknown: string[] = [];
-  // in `--seed -5` the -5 is a value, not an option
-  const joined = args.length === 0 ? [] : args.join("\0").replace(/\0(?=-\d)/g, "=").split("\0");
+  // in `--seed -5` the -5 is a value, not an option, and so is the nothing of `--out ""`
+  const joined = args.length === 0 ? [] : args.join("\0").replace(/\0(?=-\d|\0|$)/g, "=").split("\0");
   // everything is read as text, so that `--seeds few` and `--quick=perhaps` are refused here and not guessed at
   const values: Record<string, string | undefined> = parseArgs(joined, {
     string: [...names],
@@ -86,6 +87,12 @@ export function failOption(option: string, wanted: string, got: string): never {
   Deno.exit(2);
 }
 
+/** Arguments as a shell takes them. */
+export function quote(args: string[]): string {
+  return args.map((argument) => /^[\w%+,./:=@-]+$/.test(argument) ? argument : `'${argument.replaceAll("'", "'\\''")}'`)
+    .join(" ");
+}
+
 /** Whether a long run is to stop; it asks behind every step. */
 export interface Stop {
   asked(): Promise<boolean>;
@@ -121,6 +128,13 @@ export function watchStop(steps: number = Infinity): Stop {
   };
 }
 
+/** Removes the checkpoint of a stopped run of this setting, which nobody needs once one has finished; that of another setting stays. */
+export async function removeCheckpoint(path: string, setting: unknown): Promise<void> {
+  const { limbeck = "{}" } = await loadSafetensorsMetadata(path).catch((): Record<string, string> => ({}));
+  const { extra } = JSON.parse(limbeck);
+  if (JSON.stringify(extra?.setting) === JSON.stringify(setting)) await Deno.remove(path);
+}
+
 /** Where a long run stands, on standard error: a bar on a terminal, elsewhere a plain line every few seconds. */
 export interface Progress {
   /** So many more steps are done, of what is named. */
@@ -128,20 +142,20 @@ export interface Progress {
   stop(): void;
 }
 
-/** Starts showing progress towards `total` steps, with the rate and the time left. */
-export function showProgress(total: number): Progress {
+/** Starts showing progress towards `total` steps, of which a run before this one has done some, with the rate and the time left. */
+export function showProgress(total: number, before: number): Progress {
   const format = "{bar} {percentage} %{pace}";
   // shows nothing where there is no terminal; leaves line wrapping alone, so that Ctrl-C leaves the terminal as it was
   const bar = new SingleBar({ format, barsize: 16, linewrap: true }, Presets.shades_classic);
-  bar.start(total, 0, { pace: "" });
+  bar.start(total, before, { pace: "" });
   const started = performance.now();
   let lastLine = started;
-  let done = 0;
+  let done = before;
   return {
     advance(steps, what) {
       done += steps;
       const now = performance.now();
-      const rate = 1000 * done / (now - started);
+      const rate = 1000 * (done - before) / (now - started);
       const pace = ` | ${rate.toFixed(0)} steps/s | ${formatSeconds((total - done) / rate)} left | ${what}`;
       bar.update(done, { pace });
       if (Deno.stderr.isTerminal() || (now - lastLine < SECONDS_A_LINE * 1000 && done < total)) return;

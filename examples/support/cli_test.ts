@@ -1,7 +1,13 @@
 import { assert, assertEquals } from "@std/assert";
-import { readOptions } from "./cli.ts";
+import { quote, readOptions } from "./cli.ts";
 
-const HELP = "--seed N  --quick  --out DIR  --size SIZE  --top-p P";
+const HELP = `A program.
+
+  --seed N
+  --quick
+  --out DIR
+  --size SIZE
+  --top-p P`;
 
 Deno.test("readOptions: nothing given", () => {
   const options = readOptions(HELP, []);
@@ -19,4 +25,9 @@ Deno.test("readOptions: everything given", () => {
   assertEquals(options.text("out", "out"), "here");
   assertEquals(options.choice("size", "small", ["small", "large"]), "large");
   assertEquals(options.number("top-p", 1, 0, 1), 0.5);
+});
+
+Deno.test("quote: a shell gets the arguments that were given", () => {
+  const given = ["--text", "call me.txt", "--out=a,b/c", "it's", "", "$HOME", "*", "β"];
+  assertEquals(quote(given), `--text 'call me.txt' --out=a,b/c 'it'\\''s' '' '$HOME' '*' 'β'`);
 });
