@@ -5,7 +5,7 @@ const names = [...Deno.readDirSync("examples")].map(({ name }) => name)
   .filter((file) => file.endsWith(".ts") && !file.endsWith("_test.ts")).map((file) => file.slice(0, -3)).sort();
 const [chosen, ...options] = Deno.args;
 
-if (chosen === undefined) {
+if (chosen === undefined || chosen === "--help" || chosen === "-h") {
   const width = Math.max(...names.map(({ length }) => length));
   for (const name of names) {
     const [, about] = /^\/\*\*\s+(?:\* )?(.*)/.exec(Deno.readTextFileSync(`examples/${name}.ts`))!;
@@ -28,6 +28,11 @@ if (chosen === undefined) {
 async function run(name: string): Promise<void> {
   const { out = "out", ...files } = parseArgs(options, { string: ["out", "text", "teacher-logits"] });
   const reads = [".", out, files.text, files["teacher-logits"]].filter(Boolean);
+  const parted = reads.find((path) => path.includes(","));
+  if (parted !== undefined) {
+    console.error(`examples: wanted paths without commas, which part Deno's list of permissions, got "${parted}"`);
+    Deno.exit(2);
+  }
   const permissions = ["--no-prompt", `--allow-read=${reads.join()}`, `--allow-write=${out || "out"}`];
   const leave = () => {}; // Ctrl-C is the example's, which saves what it has
   Deno.addSignalListener("SIGINT", leave);

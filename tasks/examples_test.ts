@@ -8,6 +8,7 @@ const run = (...args: string[]) =>
 Deno.test("examples: each is listed with what it is", async () => {
   const { code, stdout } = await run();
   assertEquals(code, 0);
+  assertEquals((await run("--help")).stdout, stdout);
   const list = new TextDecoder().decode(stdout);
   const files = [...Deno.readDirSync("examples")].map(({ name }) => name);
   for (const file of files.filter((name) => name.endsWith(".ts") && !name.endsWith("_test.ts"))) {
@@ -21,4 +22,7 @@ Deno.test("examples: an example gets its options and gives its exit code; an unk
   assertStringIncludes(new TextDecoder().decode(help.stdout), "asymmetry.svg");
   assertEquals((await run("asymmetry", "--sede", "3")).code, 2);
   assertEquals((await run("asymetry")).code, 2);
+  const parted = await run("asymmetry", "--out", "here,there");
+  assertEquals(parted.code, 2);
+  assertStringIncludes(new TextDecoder().decode(parted.stderr), "wanted paths without commas");
 });
