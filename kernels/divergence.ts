@@ -263,8 +263,8 @@ function fast({ v, plan, formula, row, student, teacher, writeStudent, writeTeac
     ${labelColumn}
     ${
     mean
-      ? `let met = ${row.sumAndMost(differs ? "vec4f(part.x, apart, 0.0)" : "vec4f(part.x)")};
-    let value = met.x${drift ? " + drift" : ""};
+      ? `${differs ? `let met = ${row.sumAndMost("vec4f(part.x, apart, 0.0)")};` : ""}
+    let value = ${differs ? "met.x" : row.sum("part.x", "f32")}${drift ? " + drift" : ""};
     ${finish}`
       : ""
   }
