@@ -210,11 +210,16 @@ export class Tape extends Scope {
     });
     using _private = new Scope();
     const whole = new Set<number>(); // inputs of which the op gives the sum with the earlier gradient
-    const gradients = spec.backward(record.gradient!, wants, (i) => gradientFor(spec.inputs[i]), (i) => {
-      const earlier = record.sources[i]?.gradient ?? null;
-      if (earlier) whole.add(i);
-      return earlier;
-    });
+    const gradients = spec.backward(
+      record.gradient!,
+      wants,
+      (i) => gradientFor(spec.inputs[i], record.sources[i]),
+      (i) => {
+        const earlier = record.sources[i]?.gradient ?? null;
+        if (earlier) whole.add(i);
+        return earlier;
+      },
+    );
     checkGradients(spec, gradients);
     if (gpu().debug) checkBackward(gpu(), spec.op, spec.output, gradients, tapes);
     spec.inputs.forEach((input, i) => {
@@ -275,9 +280,10 @@ function checkGradients({ op, inputs }: RecordSpec, gradients: readonly (Tensor 
 const walkedTwice = (op: string) =>
   `backward: ${op} was walked before, and what it had saved is gone; add the losses up and call backward() once`;
 
-/** An uninitialised gradient for a leaf, in the optimizer's slot where that is free. */
-function gradientFor(input: Tensor): Tensor {
-  const home = input.record === null && input.grad === null ? freeHome(input) : null;
+/** An uninitialised gradient, in the optimizer's slot where the input is a leaf that has one free. */
+function gradientFor(input: Tensor, source: Record | null): Tensor {
+  // closing a tensor takes its record away: only the source tells a leaf
+  const home = source === null && !input.closed && input.grad === null ? freeHome(input) : null;
   if (!home) return Tensor.empty(input.shape, input.dtype, "backward");
   return Tensor.owned(new Storage(home, true), input.shape, input.dtype, "backward");
 }

@@ -8,9 +8,13 @@ import {
 } from "@std/assert";
 import {
   crossEntropy,
+  embedding,
   forwardKl,
   init,
+  layerNorm,
+  linear,
   noGrad,
+  ones,
   record,
   Scope,
   stats,
@@ -239,6 +243,34 @@ Deno.test("tape: what it saved of a result stays when the caller disposes of it"
   square.dispose();
   loss.backward();
   assertEquals(await x.grad!.array(), [4, 32]);
+});
+
+Deno.test("tape: gradients pass through results that were disposed of, or closed with an inner scope", async () => {
+  await init();
+  const ops: [string, (h: Tensor) => Tensor][] = [
+    ["add", (h) => ones([3, 2]).add(h)],
+    ["expand", (h) => h.expand([3, 2])],
+    ["linear's bias", (h) => linear(ones([3, 2]), ones([2, 2]), h)],
+    ["layerNorm's bias", (h) => layerNorm(ones([3, 2]), ones([2]), h)],
+    ["embedding's weight", (h) => embedding(h.reshape([1, 2]), tensor(new Int32Array(3)))],
+  ];
+  for (const [name, op] of ops) {
+    using _tape = new Tape();
+    const w = leaf([1, 2]), h = w.mul(1), y = op(h);
+    h.dispose();
+    y.sum().backward();
+    assertEquals(await w.grad!.array(), [3, 3], name);
+    const inner = new Scope(), kept = op(w.mul(2)).sum().keep();
+    inner.close();
+    kept.backward();
+    assertEquals(await w.grad!.array(), [9, 9], name);
+    kept.dispose();
+  }
+  using _tape = new Tape();
+  const v = tensor([[1, 2], [3, 4]], { requiresGrad: true }), gone = leaf([1, 2]), y = v.add(gone);
+  gone.dispose();
+  y.sum().backward();
+  assertEquals(await v.grad!.array(), [[1, 1], [1, 1]]);
 });
 
 /** x·2, whose backward does what the test wants. */
