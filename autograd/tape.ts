@@ -208,7 +208,7 @@ export class Tape extends Scope {
         );
       }
     });
-    using _private = new Scope();
+    using scope = new Scope();
     const whole = new Set<number>(); // inputs of which the op gives the sum with the earlier gradient
     const gradients = spec.backward(
       record.gradient!,
@@ -240,7 +240,10 @@ export class Tape extends Scope {
           target.gradient = null;
         }
         target.gradient = added(target.gradient, gradient, input);
-      } else if (!input.closed) addToLeaf(input, gradient);
+      } else if (!input.closed) {
+        const isPassing = gradient.owner === scope || gradient === record.gradient;
+        addToLeaf(input, gradient, isPassing || (spec.hidden ?? []).includes(gradient));
+      }
     });
     record.finish("walked");
   }
@@ -308,7 +311,7 @@ function added(total: Tensor | null, gradient: Tensor, input: Tensor): Tensor {
     total.dispose();
   }
   sum.isUnit = false;
-  accumulate(sum.memory, gradient.memory, sum.size, sum.dtype);
+  accumulate(sum.storage.writable(), gradient.memory, sum.size, sum.dtype); // a rule may have given what the host wrote
   return sum;
 }
 
@@ -318,8 +321,8 @@ function copyOf(x: Tensor): Tensor {
   return copy;
 }
 
-/** Adds a gradient to a leaf's `.grad`. It is taken as it is where nobody else owns it. */
-function addToLeaf(leaf: Tensor, gradient: Tensor): void {
+/** Adds a gradient to a leaf's `.grad`. It is taken as it is where it would be freed behind this record and nobody else owns its storage. */
+function addToLeaf(leaf: Tensor, gradient: Tensor, isFreed: boolean): void {
   if (leaf.grad) {
     checkTensor("backward", "grad", leaf.grad, [leaf.dtype]); // it may have been set by hand
     checkShape("backward", "grad", leaf.grad, leaf.shape);
@@ -333,8 +336,8 @@ function addToLeaf(leaf: Tensor, gradient: Tensor): void {
     leaf.grad = Tensor.owned(new Storage(home, true), leaf.shape, leaf.dtype, "backward").keep();
     methods.assign(leaf.grad, gradient);
   } else {
-    // shared with another tensor's gradient, with dOutput or with a view: a copy, so that in-place changes stay this leaf's
-    leaf.grad = gradient.storage.owners === 1 && !gradient.isUnit
+    // another leaf's, dOutput's, a view's or kept by the rule: a copy, so that in-place changes stay this leaf's
+    leaf.grad = isFreed && gradient.storage.owners === 1 && !gradient.isUnit
       ? gradient.view(leaf.shape, "backward").keep()
       : copyOf(gradient);
   }

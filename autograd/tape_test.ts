@@ -10,6 +10,7 @@ import {
   crossEntropy,
   embedding,
   forwardKl,
+  full,
   init,
   layerNorm,
   linear,
@@ -278,6 +279,33 @@ function custom(x: Tensor, backward: (dY: Tensor) => Tensor): Tensor {
   const y = noGrad(() => x.mul(2));
   return record({ op: "custom", inputs: [x], output: y, backward: (dY) => [backward(dY)] });
 }
+
+Deno.test("tape: a gradient that a rule keeps for itself stays as it was", async () => {
+  await init();
+  using _scope = new Scope();
+  const x = leaf([1, 2]), mask = full([2], 3), seen = full([2], 5);
+  for (let step = 0; step < 3; step++) {
+    using _tape = new Tape();
+    custom(x, () => mask).sum().backward();
+  }
+  assertEquals([await x.grad!.array(), await mask.array()], [[9, 9], [3, 3]]);
+  using _tape = new Tape();
+  const y = leaf([1, 2]);
+  let own: Tensor | undefined;
+  custom(y, () => own = seen.mul(2).keep()).sum().backward();
+  custom(y, () => own!).sum().backward();
+  assertEquals([await y.grad!.array(), await own!.array()], [[20, 20], [10, 10]]);
+  own!.dispose();
+});
+
+Deno.test("tape: a gradient that the host wrote adds up with others", async () => {
+  await init();
+  using _tape = new Tape();
+  const x = leaf([1, 2]), h = x.mul(1);
+  const constant = () => custom(h, () => tensor([1, 2]));
+  constant().add(constant()).sum().backward();
+  assertEquals(await x.grad!.array(), [2, 4]);
+});
 
 Deno.test("tape: a throw inside a backward leaves nothing behind", async () => {
   await init();
