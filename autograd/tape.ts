@@ -149,7 +149,7 @@ export class Tape extends Scope {
   walk(last: Record, dOutput: Tensor): void {
     last.gradient = dOutput.view(dOutput.shape, "backward").keep();
     last.gradient.isUnit = dOutput.isUnit;
-    const touched: Record[] = [];
+    const touched: Record[] = [], { lent } = Tensor;
     try {
       for (let i = last.index; i >= 0; i--) {
         const record = this.#records[i];
@@ -158,6 +158,7 @@ export class Tape extends Scope {
         this.#step(record);
       }
     } finally {
+      Tensor.lent = lent;
       for (const record of touched) record.finish("walked");
       // a throw in the middle leaves gradients behind in records that were not reached
       for (const record of this.#records) {
@@ -183,7 +184,7 @@ export class Tape extends Scope {
    * @internal
    */
   walkAgain(fn: () => Tensor, dOutput: Tensor): void {
-    const first = this.#records.length;
+    const first = this.#records.length, { lent } = Tensor;
     recording = true;
     try {
       const output = fn();
@@ -194,6 +195,7 @@ export class Tape extends Scope {
       for (let i = last.index; i >= first; i--) if (this.#records[i].gradient !== null) this.#step(this.#records[i]);
     } finally {
       recording = false;
+      Tensor.lent = lent;
       for (const record of this.#records.splice(first)) record.finish("walked");
     }
   }
@@ -209,6 +211,7 @@ export class Tape extends Scope {
       }
     });
     using scope = new Scope();
+    Tensor.lent = record.saved;
     const whole = new Set<number>(); // inputs of which the op gives the sum with the earlier gradient
     const gradients = spec.backward(
       record.gradient!,

@@ -7,6 +7,7 @@ import {
   assertThrows,
 } from "@std/assert";
 import {
+  checkpoint,
   crossEntropy,
   embedding,
   forwardKl,
@@ -305,6 +306,35 @@ Deno.test("tape: a gradient that the host wrote adds up with others", async () =
   const constant = () => custom(h, () => tensor([1, 2]));
   constant().add(constant()).sum().backward();
   assertEquals(await x.grad!.array(), [2, 4]);
+});
+
+Deno.test("record: a rule reads what it saved, also where that was closed since", async () => {
+  await init();
+  using _tape = new Tape();
+  const cube = (x: Tensor) => {
+    const output = noGrad(() => x.mul(x).mul(x));
+    return record({
+      op: "cube",
+      inputs: [x],
+      output,
+      saved: [x],
+      backward: (dY) => [dY.mul(x.detach().square()).mul(3)],
+    });
+  };
+  const w = leaf([1, 2]), h = w.mul(1), y = cube(h);
+  h.dispose();
+  for (const use of [() => h.keep(), () => h.detach(), () => h.add(1)]) assertThrows(use, TypeError, "was closed");
+  y.sum().backward();
+  assertEquals(await w.grad!.array(), [3, 12]);
+  const inner = new Scope(), kept = cube(w.mul(1)).sum().keep();
+  inner.close();
+  kept.backward();
+  assertEquals(await w.grad!.array(), [6, 24]);
+  kept.dispose();
+  const again = checkpoint((x) => cube(x).add(cube(x)), w.mul(1)).sum(); // rules inside a rule
+  again.backward();
+  assertEquals(await w.grad!.array(), [12, 48]);
+  assertThrows(() => h.add(1), TypeError, "was closed");
 });
 
 Deno.test("tape: a throw inside a backward leaves nothing behind", async () => {

@@ -54,6 +54,11 @@ let unscoped = 0, warned = false;
  * ```
  */
 export class Tensor implements Disposable {
+  /**
+   * What the record saved whose backward runs: readable though it may be closed.
+   * @internal
+   */
+  static lent: readonly Tensor[] = [];
   /** The sizes of the dimensions. */
   readonly shape: readonly number[];
   /** How elements are stored. */
@@ -168,11 +173,19 @@ export class Tensor implements Disposable {
   }
 
   /**
-   * Whether the tensor is open, and on the open device.
+   * Whether the tensor can be read, and is on the open device.
    * @internal
    */
   get isUsable(): boolean {
-    return this.#closedBy === null && this.#storage?.gpu === gpu();
+    return this.isReadable && this.#storage?.gpu === gpu();
+  }
+
+  /**
+   * Whether the tensor is open, or lent to a backward rule.
+   * @internal
+   */
+  get isReadable(): boolean {
+    return this.#closedBy === null || Tensor.lent.includes(this);
   }
 
   /** Whether `backward` leaves a gradient in `.grad` (leaves) or passes one through (results). Only f32 and f16 tensors can. */
@@ -266,6 +279,7 @@ export class Tensor implements Disposable {
 
   /** Takes the tensor out of its scope: it lives until `dispose()`. Returns it. */
   keep(): this {
+    if (this.closed) throw this.#closedError();
     this.memory;
     this.#leaveOwner();
     return this;
@@ -287,6 +301,7 @@ export class Tensor implements Disposable {
 
   /** The same memory without history: no gradient flows through it. */
   detach(): Tensor {
+    if (!this.isReadable) throw this.#closedError();
     this.memory;
     return this.view(this.shape, "detach");
   }
@@ -294,7 +309,7 @@ export class Tensor implements Disposable {
   /** The elements as a typed array, when everything that leads to them has run. */
   async data(): Promise<TypedArray> {
     const { dtype, size } = this, open = gpu();
-    if (this.closed) throw this.#closedError();
+    if (!this.isReadable) throw this.#closedError();
     const buffer = await open.queue.read(this.memory, size * BYTES[dtype]);
     if (dtype === "f32") return new Float32Array(buffer);
     if (dtype === "f16") return new Float16Array(buffer);
@@ -566,7 +581,7 @@ export function checkTensor(
   if (!dtypes.includes(x.dtype)) {
     throw new TypeError(`${op}: ${name} must have dtype ${dtypes.join(" or ")}, got ${x.dtype}`);
   }
-  if (x.closed) {
+  if (!x.isReadable) {
     throw new TypeError(`${op}: ${name} (shape [${x.shape.join(", ")}]) was closed; keep() it if it must live longer`);
   }
   if (x.storage.gpu !== gpu()) {
