@@ -39,12 +39,17 @@ export interface RecordSpec {
 class Record implements Recorded {
   gradient: Tensor | null = null;
   state: "open" | "walked" | "closed" = "open";
+  /** Null behind the walk. */
+  spec: RecordSpec | null;
+  readonly op: string;
   readonly wants: boolean[];
   /** The records of the inputs, as they were: an input may be disposed of before the walk. */
-  readonly sources: (Record | null)[];
-  readonly versions: number[];
+  sources: (Record | null)[];
+  versions: number[];
 
-  constructor(readonly tape: Tape, public index: number, readonly spec: RecordSpec) {
+  constructor(readonly tape: Tape, public index: number, spec: RecordSpec) {
+    this.spec = spec;
+    this.op = spec.op;
     this.sources = spec.inputs.map((x) => x.record as Record | null);
     this.wants = spec.inputs.map((x) => x.requiresGrad);
     for (const x of this.saved) x.save();
@@ -52,11 +57,7 @@ class Record implements Recorded {
   }
 
   get saved(): readonly Tensor[] {
-    return this.spec.saved ?? [];
-  }
-
-  get op(): string {
-    return this.spec.op;
+    return this.spec?.saved ?? [];
   }
 
   /** Frees what only this record holds. */
@@ -64,9 +65,10 @@ class Record implements Recorded {
     if (this.state !== "open") return;
     this.state = state;
     for (const x of this.saved) x.unsave();
-    for (const hidden of this.spec.hidden ?? []) hidden.dispose();
+    for (const hidden of this.spec!.hidden ?? []) hidden.dispose();
     this.gradient?.dispose();
-    this.gradient = null;
+    this.gradient = this.spec = null; // a result that is kept must not hold the graph that led to it
+    this.sources = this.versions = [];
   }
 }
 
@@ -109,7 +111,7 @@ export class Tape extends Scope {
   /** What it is called in messages. */
   override readonly kind: string = "tape";
   #records: Record[] = [];
-  #openedAt: Error;
+  #openedAt: Error | null;
   /**
    * Random state of the step, see random.ts.
    * @internal
@@ -118,7 +120,7 @@ export class Tape extends Scope {
 
   constructor() {
     if (openTape) {
-      const line = openTape.#openedAt.stack?.split("\n").find((l, i) => i > 0 && !l.includes("autograd/tape.ts"))
+      const line = openTape.#openedAt?.stack?.split("\n").find((l, i) => i > 0 && !l.includes("autograd/tape.ts"))
         ?.trim();
       throw new Error(
         `Tape: one tape is open already, opened ${line ?? "elsewhere"}; close it first (using, or close())`,
@@ -201,8 +203,8 @@ export class Tape extends Scope {
   }
 
   #step(record: Record): void {
-    const { spec, wants } = record;
-    if (record.state !== "open") throw new Error(walkedTwice(spec.op));
+    if (record.state !== "open") throw gone(record);
+    const { wants } = record, spec = record.spec!;
     record.saved.forEach((x, i) => {
       if (x.storage.version !== record.versions[i]) {
         throw new Error(
@@ -228,16 +230,9 @@ export class Tape extends Scope {
     spec.inputs.forEach((input, i) => {
       const gradient = gradients[i];
       if (!wants[i] || !gradient) return;
-      if (gradient.size !== input.size) {
-        throw new Error(
-          `internal: ${spec.op} gave a gradient of shape [${gradient.shape.join(", ")}] for an input of shape [${
-            input.shape.join(", ")
-          }]`,
-        );
-      }
       const target = record.sources[i];
       if (target) {
-        if (target.state !== "open") throw new Error(walkedTwice(target.op));
+        if (target.state !== "open") throw gone(target);
         if (whole.has(i)) {
           target.gradient!.dispose();
           target.gradient = null;
@@ -256,6 +251,7 @@ export class Tape extends Scope {
     if (this.closed) return;
     for (const record of this.#records) record.finish("closed");
     this.#records = [];
+    this.#openedAt = this.random = null; // records of kept results hold the tape
     super[Symbol.dispose]();
     if (openTape === this) openTape = null;
     try {
@@ -268,7 +264,8 @@ export class Tape extends Scope {
 
 /** Throws unless a rule gave what `record` says. */
 function checkGradients({ op, inputs }: RecordSpec, gradients: readonly (Tensor | null)[]): void {
-  if (!Array.isArray(gradients) || gradients.length < inputs.length) {
+  const isList = Array.isArray(gradients) && gradients.length >= inputs.length;
+  if (!isList || gradients.slice(inputs.length).some((x) => x)) {
     throw new TypeError(
       `${op}: backward must return an array with a gradient or null for each of ${inputs.length} inputs, got ${
         describe(gradients)
@@ -277,14 +274,22 @@ function checkGradients({ op, inputs }: RecordSpec, gradients: readonly (Tensor 
   }
   for (let i = 0; i < gradients.length; i++) {
     const gradient = gradients[i];
-    if (gradient && !(gradient instanceof Tensor && gradient.dtype === inputs[i].dtype && gradient.isUsable)) {
-      checkTensor(op, `the gradient of input ${i}`, gradient, [inputs[i].dtype]);
+    if (!gradient) continue;
+    const { dtype, shape } = inputs[i];
+    if (!(gradient instanceof Tensor && gradient.dtype === dtype && gradient.isUsable)) {
+      checkTensor(op, `the gradient of input ${i}`, gradient, [dtype]);
     }
+    if (gradient.shape !== shape) checkShape(op, `the gradient of input ${i}`, gradient, shape);
   }
 }
 
-const walkedTwice = (op: string) =>
-  `backward: ${op} was walked before, and what it had saved is gone; add the losses up and call backward() once`;
+/** Why a record cannot be walked any more. */
+const gone = ({ op, tape }: Record): Error =>
+  new Error(
+    tape.closed
+      ? `backward: the tape that recorded ${op} was closed; detach() its result to use it without a gradient`
+      : `backward: ${op} was walked before, and what it had saved is gone; add the losses up and call backward() once`,
+  );
 
 /** An uninitialised gradient, in the optimizer's slot where the input is a leaf that has one free. */
 function gradientFor(input: Tensor, source: Record | null): Tensor {
@@ -358,14 +363,14 @@ function unit(loss: Tensor): Tensor {
 methods.backward = (loss: Tensor, dOutput?: Tensor): void => {
   checkTensor("backward", "the tensor", loss);
   const record = loss.record as Record | null;
-  if (record?.state === "walked") throw new Error(walkedTwice(record.op));
-  if (record?.state === "closed") {
+  if (record?.tape.closed) {
     const shape = loss.shape.join(", ");
     throw new Error(
       `backward: no open tape recorded this tensor: that of ${record.op} (shape [${shape}]) was closed; call backward() inside its block`,
     );
   }
-  if (!record || record.tape !== openTape) {
+  if (record?.state === "walked") throw gone(record);
+  if (!record) {
     throw new Error(
       "backward: no open tape recorded this tensor; compute it inside `using tape = new Tape()` from tensors with requiresGrad",
     );
@@ -421,8 +426,10 @@ methods.backward = (loss: Tensor, dOutput?: Tensor): void => {
  */
 export function record(spec: RecordSpec): Tensor {
   checkRecord(spec);
+  const isRecorded = needsGradient(spec.inputs);
+  checkTensor("record", "output", spec.output, isRecorded ? undefined : ANY);
   if (spec.output.storage.gpu.debug) checkForward(spec.op, spec.inputs, spec.output, tapes);
-  if (needsGradient(spec.inputs)) {
+  if (isRecorded) {
     if (spec.inputs.includes(spec.output)) throw new TypeError("record: output must not be one of the inputs");
     activeTape()!.add(spec);
   } else for (const hidden of spec.hidden ?? []) hidden.dispose();
@@ -438,7 +445,6 @@ function checkRecord(spec: RecordSpec): void {
   checkRecorded("inputs", spec.inputs);
   if (spec.saved !== undefined) checkRecorded("saved", spec.saved);
   if (spec.hidden !== undefined) checkRecorded("hidden", spec.hidden);
-  checkTensor("record", "output", spec.output, ANY);
   checkFunction("record", "backward", spec.backward);
 }
 

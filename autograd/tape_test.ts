@@ -377,11 +377,49 @@ Deno.test("tape: gradients do not stay in records that the walk has not reached"
   assertEquals(await x.grad!.array(), [5, 5]);
 });
 
-Deno.test("tape: a gradient of the wrong size is an error", async () => {
+Deno.test("tape: a gradient of the wrong shape is an error", async () => {
   await init();
   using _tape = new Tape();
-  const loss = custom(leaf([1, 2]), () => tensor([1, 2, 3])).sum();
-  assertThrows(() => loss.backward(), Error, "internal: custom gave a gradient of shape [3] for an input of shape [2]");
+  const message = "custom: the gradient of input 0 must have shape [2], got";
+  for (const given of [tensor([1, 2, 3]), tensor([[1], [2]])]) {
+    const loss = custom(leaf([1, 2]), () => given).sum();
+    assertThrows(() => loss.backward(), TypeError, `${message} [${given.shape.join(", ")}]`);
+  }
+});
+
+Deno.test("tape: a result that is kept holds nothing of the graph that led to it", async () => {
+  await init();
+  const x = leaf([1, 2]), tape = new Tape(), walked = x.square().sum().keep(), closed = x.exp().keep();
+  walked.backward();
+  tape.close();
+  for (const y of [walked, closed]) {
+    const { spec, sources, gradient } = y.record as unknown as Record<string, unknown>;
+    assertEquals([spec, sources, gradient], [null, [], null]);
+  }
+  for (const t of [x, walked, closed]) t.dispose();
+});
+
+Deno.test("tape: a result of a closed tape takes no gradient in the next", async () => {
+  await init();
+  using _scope = new Scope();
+  const w = leaf([1, 2]);
+  const keptOf = (walk: boolean) => {
+    using _tape = new Tape();
+    const h = w.mul(2).keep();
+    if (walk) h.sum().backward();
+    return h;
+  };
+  for (const h of [keptOf(false), keptOf(true)]) {
+    using _tape = new Tape();
+    const message = "backward: the tape that recorded mul was closed; detach() its result";
+    assertThrows(() => h.square().sum().backward(), Error, message);
+    const x = leaf([1, 1]);
+    h.detach().mul(x).sum().backward();
+    assertEquals(await x.grad!.array(), [2, 4]);
+    assertThrows(() => h.sum().detach().backward(), Error, "no open tape recorded this tensor");
+    assertThrows(() => h.backward(tensor([1, 1])), Error, "that of mul (shape [2]) was closed");
+    h.dispose();
+  }
 });
 
 Deno.test("tape: what a backward rule returns must be gradients", async () => {
@@ -396,7 +434,7 @@ Deno.test("tape: what a backward rule returns must be gradients", async () => {
     [closed, "custom: the gradient of input 0 (shape [2]) was closed"],
   ];
   for (const [given, message] of cases) assertThrows(() => wrong(given).backward(), TypeError, message);
-  for (const given of [undefined, 5, []]) {
+  for (const given of [undefined, 5, [], [null, tensor([1, 2])]]) {
     const x = leaf([1, 2]), y = tensor([1, 2]);
     // deno-lint-ignore no-explicit-any
     record({ op: "mine", inputs: [x], output: y, backward: () => given as any });
@@ -520,6 +558,7 @@ Deno.test("record: what it throws", async () => {
     [{ ...good, saved: [closed] }, "saved[0] (shape [1]) was closed"],
     [{ ...good, hidden: 5 }, "hidden must be an array of tensors, got 5"],
     [{ ...good, output: undefined }, "output must be a Tensor, got undefined"],
+    [{ ...good, output: tensor(new Int32Array(1)) }, "output must have dtype f32 or f16, got i32"],
     [{ ...good, backward: undefined }, "backward must be a function, got undefined"],
   ];
   // deno-lint-ignore no-explicit-any
