@@ -1,6 +1,6 @@
 /** What a scope owns: it is closed with the scope. */
 export interface Owned {
-  owner: Scope | null;
+  owner: object | null;
   closeWith(reason: string): void;
 }
 

@@ -339,16 +339,17 @@ function addToLeaf(leaf: Tensor, gradient: Tensor, isFreed: boolean): void {
     accumulate(leaf.grad.storage.writable(), (same ?? gradient).memory, leaf.size, leaf.dtype);
     return;
   }
-  if (leaf.storage.gradientHome && gradient.storage.memory !== leaf.storage.gradientHome) {
-    const home = freeHome(leaf)!;
+  const home = leaf.storage.gradientHome;
+  if (home && gradient.storage.memory !== home) {
+    freeHome(leaf);
     leaf.grad = Tensor.owned(new Storage(home, true), leaf.shape, leaf.dtype, "backward").keep();
     methods.assign(leaf.grad, gradient);
   } else {
     // another leaf's, dOutput's, a view's or kept by the rule: a copy, so that in-place changes stay this leaf's
-    leaf.grad = isFreed && gradient.storage.owners === 1 && !gradient.isUnit
-      ? gradient.view(leaf.shape, "backward").keep()
-      : copyOf(gradient);
+    const isOurs = isFreed && gradient.storage.owners === 1 && !gradient.isUnit;
+    leaf.grad = isOurs ? gradient.view(leaf.shape, "backward").keep() : copyOf(gradient);
   }
+  leaf.grad.owner = leaf;
 }
 
 /** The ones that `backward()` of a scalar starts with. */

@@ -174,6 +174,36 @@ Deno.test("tape: tensors that are used more than once", async () => {
   );
 });
 
+Deno.test("tape: a gradient is its leaf's unless it is kept", async () => {
+  await init();
+  using _scope = new Scope();
+  const x = leaf([1, 2]), other = leaf([1, 2]), before = stats().liveTensors;
+  const step = () => {
+    using _tape = new Tape();
+    x.square().sum().backward();
+    return x.grad!;
+  };
+  for (let i = 0; i < 3; i++) {
+    step();
+    x.grad = null;
+  }
+  assertEquals(stats().liveTensors, before, "null in its place frees it");
+  step().dispose();
+  assertEquals(x.grad, null);
+  assertEquals(await step().array(), [2, 4]);
+  const kept = x.grad!.keep(), mine = tensor([7, 7]);
+  x.grad = mine;
+  x.grad = null;
+  assertEquals([await kept.array(), await mine.array()], [[2, 4], [7, 7]], "these are the caller's");
+  const shared = other.grad = step();
+  x.grad = shared;
+  other.dispose();
+  assertEquals(await x.grad!.array(), [2, 4]);
+  x.dispose();
+  assert(shared.closed && !kept.closed && !mine.closed);
+  kept.dispose();
+});
+
 Deno.test("tape: leaves that share one gradient keep their own", async () => {
   await init();
   const a = leaf([1, 2]).keep(), b = leaf([3, 4]).keep();

@@ -66,10 +66,10 @@ export class Tensor implements Disposable {
   /** The number of elements. */
   readonly size: number;
   /**
-   * The scope that closes this tensor.
+   * What closes this tensor: a scope, or the leaf whose gradient it is.
    * @internal
    */
-  owner: Scope | null = null;
+  owner: Scope | Tensor | null = null;
   /**
    * The op that made this tensor, if a tape recorded it.
    * @internal
@@ -201,9 +201,12 @@ export class Tensor implements Disposable {
     this.#requiresGrad = on;
   }
 
-  /** The gradient that `backward` added up, or null. Only leaves have one. */
+  /**
+   * The gradient that `backward` added up, or null. Only leaves have one. It is freed with its leaf, and where another or null takes its place, unless `keep()`
+   * took it out before. One that was disposed of counts as null.
+   */
   get grad(): Tensor | null {
-    return this.#grad;
+    return this.#grad === null || this.#grad.closed ? null : this.#grad;
   }
 
   set grad(gradient: Tensor | null) {
@@ -211,6 +214,7 @@ export class Tensor implements Disposable {
     if (given !== null && !(given instanceof Tensor)) {
       throw new TypeError(`grad: the value must be a Tensor or null, got ${describe(given)}`);
     }
+    if (this.#grad !== given && this.#grad?.owner === this) this.#grad.dispose();
     this.#grad = given;
   }
 
@@ -240,7 +244,8 @@ export class Tensor implements Disposable {
     this.record = null;
     this.#leaveOwner();
     storage.gpu.counters.liveTensors--;
-    this.#grad?.dispose();
+    // it may be another leaf's
+    if (this.#grad?.owner === null || this.#grad?.owner === this) this.#grad.dispose();
     this.#grad = null;
     if (this.#saves === 0) this.#release();
   }

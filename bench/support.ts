@@ -43,7 +43,7 @@ function results({ forward, leaves, upstream }: Work): { value: Tensor; gradient
   using _tape = new Tape();
   const value = forward();
   value.backward(upstream);
-  const gradients = leaves.map((leaf) => leaf.grad!);
+  const gradients = leaves.map((leaf) => leaf.grad!.keep());
   for (const leaf of leaves) leaf.grad = null;
   return { value: value.detach().keep(), gradients };
 }

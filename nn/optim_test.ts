@@ -180,7 +180,7 @@ Deno.test("optim: a gradient that somebody holds stays, also where .grad was set
   await init();
   const a = leaf([1, 2]), optimizer = new optim.SGD([a], { lr: 1 });
   step(optimizer, [a], [[3, 4]]);
-  const held = a.grad!;
+  const held = a.grad!.keep();
   a.grad = null;
   step(optimizer, [a], [[5, 6]]);
   assertEquals([await read(held), await read(a.grad!)], [[3, 4], [5, 6]]);
