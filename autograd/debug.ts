@@ -1,11 +1,11 @@
 /** Looking after memory: the counters, forgotten tensors, and a check for tests that nothing stays. */
 import { checkFunction } from "../kernels/check.ts";
-import { gpu } from "../kernels/gpu/gpu.ts";
+import { gpu, isOpen } from "../kernels/gpu/gpu.ts";
 import type { Counters } from "../kernels/gpu/memory.ts";
 import { watchOf } from "./anomaly.ts";
 import { entries } from "./ledger.ts";
 import { BYTES, type DType, type Storage } from "./storage.ts";
-import { Tensor } from "./tensor.ts";
+import { checkTensor, Tensor } from "./tensor.ts";
 
 /** A tensor that was made where no scope was open, and neither kept nor disposed of since. */
 export interface ForgottenTensor {
@@ -89,9 +89,12 @@ export function expectNoLeaks<T>(fn: () => T): T {
   open.ledger ??= new Map();
   const old = new Set(entries(open).map(([x]) => x));
   const check = (result: unknown) => {
-    if (gpu() !== open) return; // dispose() freed all
+    if (!isOpen(open)) return; // dispose() freed all
     const returned = tensorsIn(result), storages = new Set<Storage>();
-    for (const x of returned) storages.add(x.storage);
+    for (const x of returned) {
+      checkTensor("expectNoLeaks", "what fn returns", x, ["f32", "f16", "i32", "u32"]);
+      storages.add(x.storage);
+    }
     const stayed = entries(open).filter(([x]) => !old.has(x) && !returned.has(x));
     const grown = counters.liveBytes - before - [...storages].reduce((sum, s) => sum + s.memory.bytes, 0);
     if (stayed.length > 0) {

@@ -64,11 +64,24 @@ Deno.test("expectNoLeaks: names the ops of what stays, sync and async", async ()
     Error,
     "mine",
   );
+  const returnsClosed = () => {
+    using _scope = new Scope();
+    return tensor([1]);
+  };
+  assertThrows(() => expectNoLeaks(returnsClosed), TypeError, "expectNoLeaks: what fn returns (shape [1]) was closed");
   const w = tensor([1], { requiresGrad: true });
   let optimizer: optim.Optimizer | undefined, meter: Meter | undefined;
   assertThrows(() => expectNoLeaks(() => void (optimizer = new optim.Adam([w]))), Error, "bytes stayed that no tensor");
   assertThrows(() => expectNoLeaks(() => void (meter = new Meter()).add("w", w)), Error, "an optimizer or a Meter");
   for (const x of [...left, w, optimizer!, meter!]) x.dispose();
+});
+
+Deno.test("expectNoLeaks: a dispose() inside frees all", async () => {
+  await init();
+  await expectNoLeaks(async () => {
+    tensor([1]).keep();
+    await dispose();
+  });
 });
 
 Deno.test("memory: the peak starts anew, the pool is trimmed", async () => {

@@ -51,7 +51,11 @@ function flatten(values: unknown, shape: number[], depth: number, out: number[])
     return;
   }
   if (!Array.isArray(values)) {
-    throw new TypeError(`tensor: values must be numbers, nested arrays or a typed array, got ${describe(values)}`);
+    throw new TypeError(
+      `tensor: values must be numbers, nested arrays or a typed array (Float32Array, Float16Array, Int32Array or Uint32Array), got ${
+        describe(values)
+      }`,
+    );
   }
   if (out.length === 0 && depth === shape.length) shape.push(values.length);
   if (shape[depth] !== values.length) {

@@ -52,6 +52,7 @@ Deno.test("create: what tensor refuses", async () => {
   assertThrows(() => tensor([1, [2]]), TypeError, "tensor: values must be nested evenly");
   assertThrows(() => tensor([[1], 2]), TypeError, "tensor: values must be nested evenly, got a number at depth 1");
   assertThrows(() => tensor(bad(["a"])), TypeError, "tensor: values must be numbers, nested arrays or a typed array");
+  assertThrows(() => tensor(bad(new Float64Array(2))), TypeError, "(Float32Array, Float16Array, Int32Array or Uint32");
   assertThrows(() => tensor([1, 2, 3], [2, 2]), TypeError, "tensor: shape [2, 2] needs 4 values, got 3");
   assertThrows(() => tensor([1], [-1]), RangeError, "tensor: shape[0] must be");
   assertThrows(() => tensor([1], bad({ dtpye: "f32" })), TypeError, "dtpye");

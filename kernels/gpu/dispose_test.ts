@@ -19,6 +19,7 @@ Deno.test("init: a second call returns the same, also while the first runs", asy
   const { warn } = console, said: string[] = [];
   console.warn = (message: string) => said.push(message);
   try {
+    assert(a === await init({ debug: false, autotune: false, memoryLimit: undefined }));
     assert(a === await init({ debug: true, memoryLimit: 5 })); // too late, which is not kept secret
   } finally {
     console.warn = warn;

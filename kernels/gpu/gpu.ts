@@ -37,6 +37,9 @@ export interface Made {
   place: string | null;
 }
 
+/** What `init` does where nothing else is said. */
+const DEFAULTS: InitOptions = { memoryLimit: Infinity, debug: false, autotune: false };
+
 let current: Gpu | null = null;
 let starting: Promise<GpuInfo> | null = null;
 
@@ -47,18 +50,21 @@ export function gpu(): Gpu {
   return current;
 }
 
+/** Whether it is the open device. */
+export function isOpen(gpu: Gpu): boolean {
+  return gpu === current && gpu.errors.lost === null;
+}
+
 /** Opens the device, unless it is open; `prepare` is done before anyone gets it. */
 export async function open(options: InitOptions, prepare: () => Promise<void>): Promise<GpuInfo> {
   checkInitOptions(options);
   if (current && !starting) await current.errors.news();
   if (starting) return await starting; // by another call, perhaps meanwhile
   if (current && current.errors.lost === null) {
-    const { options: first, info } = current;
-    const other = Object.entries(options).filter(([name, x]) => first[name as keyof InitOptions] !== x);
+    const { options: first, info } = current, names = Object.keys(options) as (keyof InitOptions)[];
+    const other = names.filter((n) => (first[n] ?? DEFAULTS[n]) !== (options[n] ?? DEFAULTS[n]));
     if (other.length > 0) {
-      console.warn(
-        `limbeck: init() was called before: ${other.map(([name]) => name).join(", ")} changes nothing until dispose()`,
-      );
+      console.warn(`limbeck: init() was called before: ${other.join(", ")} changes nothing until dispose()`);
     }
     return info;
   }
