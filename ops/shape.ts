@@ -3,7 +3,7 @@ import { checkNumber, describe } from "../kernels/check.ts";
 import { copyFlat, copyStrided } from "../kernels/elementwise.ts";
 import { fill } from "../kernels/random.ts";
 import { gpu } from "../kernels/gpu/gpu.ts";
-import type { DType } from "../autograd/storage.ts";
+import { BYTES, type DType } from "../autograd/storage.ts";
 import { record } from "../autograd/tape.ts";
 import { checkShape, checkTensor, sizeOf, Tensor } from "../autograd/tensor.ts";
 import { arange, checkShapeArgument, tensor } from "./create.ts";
@@ -84,14 +84,11 @@ export function assign(x: Tensor, other: Tensor): void {
   checkTensor("assign", "x", x, ANY);
   checkTensor("assign", "other", other, [x.dtype]);
   checkShape("assign", "other", other, x.shape);
-  const { storage } = x, { pool } = gpu();
-  const from = other.memory, to = storage.writable();
+  const { storage } = x, from = other.memory, to = storage.writable();
   if (storage === other.storage) return;
-  if (from.buffer !== to.buffer) return copyFlat(from, to, x.dtype, x.size);
   // one dispatch cannot read and write one buffer: two slots of an optimizer's block
-  using between = pool.take(from.bytes, "", "assign");
-  copyFlat(from, between, x.dtype, x.size);
-  copyFlat(between, to, x.dtype, x.size);
+  if (from.buffer === to.buffer) gpu().queue.copy(from, to, x.size * BYTES[x.dtype]);
+  else copyFlat(from, to, x.dtype, x.size);
 }
 
 /** Internal: throws unless `x` has at least `rank` dimensions. */

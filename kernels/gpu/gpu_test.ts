@@ -47,6 +47,20 @@ Deno.test("gpu: writable uploads behind dispatches that read their memory", asyn
   assertEquals(await Promise.all(results.map((y) => y.data().then((d) => d[63]))), results.map((_, i) => 3 * i));
 });
 
+Deno.test("gpu: a copy between two places in one buffer", async () => {
+  await init();
+  using _scope = new Scope();
+  const [a, b] = [[1, 2, 3], [7, 8, 9]].map((values) => tensor(values, { requiresGrad: true }));
+  using optimizer = new optim.SGD([a, b], { lr: 1 }); // parameters and gradients in a block each
+  using _tape = new Tape();
+  a.mul(2).sum().backward();
+  b.grad = a.grad;
+  optimizer.step();
+  assertEquals([await a.array(), await b.array()], [[-1, 0, 1], [5, 6, 7]]);
+  a.assign(b);
+  assertEquals([await a.array(), await b.array()], [[5, 6, 7], [5, 6, 7]]);
+});
+
 Deno.test("gpu: bytes that are no multiple of four", async () => {
   const info = await init();
   if (!info.f16) return;

@@ -139,7 +139,7 @@ export function defineKernel(spec: KernelSpec): Kernel {
       }
       if (workgroups === 0) return;
       const x = Math.min(workgroups, most), y = Math.ceil(workgroups / x);
-      queue.dispatch(pipeline, { buffers, values }, x, y, 1);
+      queue.dispatch(pipeline, { buffers, values }, x, y);
     },
   };
 }

@@ -75,7 +75,7 @@ export class Queue {
   }
 
   /** Encodes one dispatch. A repeated one costs a comparison with what followed the previous dispatch last time. */
-  dispatch(pipeline: Pipeline, given: Given, x: number, y: number, z: number): void {
+  dispatch(pipeline: Pipeline, given: Given, x: number, y: number): void {
     let entry = this.#last.next;
     if (entry === null || !matches(entry, pipeline, given)) entry = this.#entry(pipeline, given);
     const { memories } = entry;
@@ -88,7 +88,7 @@ export class Queue {
     }
     this.#batch.push(entry);
     pass.setBindGroup(0, entry.group);
-    pass.dispatchWorkgroups(x, y, z);
+    pass.dispatchWorkgroups(x, y);
     for (let i = 0; i < memories.length; i++) {
       memories[i].batch = this.batch;
       if (pipeline.writes[i]) memories[i].written = this.batch;
@@ -241,6 +241,11 @@ export class Queue {
   copy(from: Memory, to: Memory, bytes: number): void {
     if (from.owner.device !== this.device || to.owner.device !== this.device) {
       throw new Error("tensor: a copy cannot leave or enter a device that was disposed or lost");
+    }
+    if (from.buffer === to.buffer) { // two slots of an optimizer's block; WebGPU would discard the whole batch
+      using between = this.pool().take(bytes, "", "copy");
+      this.copy(from, between, bytes);
+      return this.copy(between, to, bytes);
     }
     this.#endPass();
     const size = Math.min(Math.ceil(bytes / 4) * 4, from.bytes, to.bytes);
