@@ -1,5 +1,5 @@
 // Saving a training run to a file is nn/checkpoint_test.ts.
-import { assert, assertEquals, assertThrows } from "@std/assert";
+import { assert, assertEquals, assertNotEquals, assertThrows } from "@std/assert";
 import {
   checkpoint,
   dropout,
@@ -10,6 +10,7 @@ import {
   nn,
   noGrad,
   optim,
+  rand,
   Scope,
   stats,
   Tape,
@@ -80,6 +81,39 @@ Deno.test("checkpoint(fn): the same bits as without, dropout inside and outside"
     assertEquals(await run(checkpoint), want, name);
     assertEquals(await run(checkpoint), want, `${name}, again`);
   }
+});
+
+Deno.test("checkpoint(fn): the seed may change around it and inside, and goes on from where the forward pass left it", async () => {
+  await init();
+  const drop = (x: Tensor) => dropout(x, { p: 0.5 });
+  const run = (call: Call, forward: (call: Call, x: Tensor) => Tensor) => results(call, [[64]], forward);
+  const seeds = {
+    before: (call: Call, x: Tensor) => {
+      manualSeed(5);
+      return call((x) => drop(x), x);
+    },
+    after: (call: Call, x: Tensor) => {
+      const y = call((x) => drop(x), drop(x));
+      manualSeed(5);
+      return drop(y);
+    },
+    inside: (call: Call, x: Tensor) =>
+      call((x) => {
+        const y = drop(x);
+        manualSeed(5);
+        return drop(y);
+      }, x),
+  };
+  for (const [name, forward] of Object.entries(seeds)) {
+    assertEquals(await run(checkpoint, forward), await run(plain, forward), name);
+  }
+  manualSeed(3);
+  using _tape = new Tape();
+  const first = rand([4]);
+  manualSeed(3);
+  assertEquals(await rand([4]).data(), await first.data());
+  manualSeed(4);
+  assertNotEquals(await rand([4]).data(), await first.data());
 });
 
 Deno.test("checkpoint(fn): train flags are those of the forward pass", async () => {

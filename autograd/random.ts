@@ -1,13 +1,11 @@
 import { checkNumber } from "../kernels/check.ts";
 import { gpu } from "../kernels/gpu/gpu.ts";
 import { Storage } from "./storage.ts";
-import { currentTape } from "./tape.ts";
+import { currentTape, generator, type RandomState } from "./tape.ts";
 import { Tensor } from "./tensor.ts";
 
-let seed = 0, counter = 0;
-
 /**
- * Seeds everything random: `rand`, `randn`, `randint`, dropout, initial weights. The same seed gives the same numbers.
+ * Seeds everything random: `rand`, `randn`, `randint`, dropout, initial weights. The same seed gives the same numbers, also inside an open tape.
  *
  * @example
  * ```ts
@@ -22,18 +20,19 @@ let seed = 0, counter = 0;
  */
 export function manualSeed(value: number): void {
   checkNumber("manualSeed", "seed", value, { integer: true, min: 0, below: 2 ** 32 });
-  seed = value;
-  counter = 0;
+  setRandomState({ seed: value, counter: 0 });
 }
 
 /** The state of the generator: what a checkpoint saves. */
-export function randomState(): { seed: number; counter: number } {
-  return { seed, counter };
+export function randomState(): RandomState {
+  return { ...generator };
 }
 
 /** Sets the state of the generator. */
-export function setRandomState(state: { seed: number; counter: number }): void {
-  ({ seed, counter } = state);
+export function setRandomState({ seed, counter }: RandomState): void {
+  Object.assign(generator, { seed, counter });
+  const tape = currentTape();
+  if (tape) tape.random = null; // else an open tape would go on with what it has
 }
 
 /**
@@ -54,7 +53,7 @@ export function nextRandom(): { state: Tensor; op: number; done: () => void } {
 }
 
 function upload(): Tensor {
-  const words = new Uint32Array([seed, counter++]);
+  const words = new Uint32Array([generator.seed, generator.counter++]);
   return Tensor.owned(
     new Storage(gpu().queue.upload(new Uint8Array(words.buffer), false, "random")),
     [2],

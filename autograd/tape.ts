@@ -77,6 +77,17 @@ let openTape: Tape | null = null;
 let tapes = 0;
 let recording = true;
 
+/** The state of the random generator. */
+export interface RandomState {
+  /** What `manualSeed` was given. */
+  seed: number;
+  /** How many tapes, or random ops outside of one, there were since. */
+  counter: number;
+}
+
+/** Internal: the state of the random generator, see random.ts. A checkpoint goes back to it. */
+export const generator: RandomState = { seed: 0, counter: 0 };
+
 /** Internal: the open tape, whether it records now or not. */
 export function currentTape(): Tape | null {
   return openTape;
@@ -113,7 +124,7 @@ export class Tape extends Scope {
   #records: Record[] = [];
   #openedAt: Error | null;
   /**
-   * Random state of the step, see random.ts.
+   * Random state of the step and how many ops have drawn from it, whose numbers make what they draw. See random.ts.
    * @internal
    */
   random: { state: Tensor; ops: number } | null = null;
@@ -170,15 +181,6 @@ export class Tape extends Scope {
       this.#records = this.#records.filter((record) => record.state === "open");
       this.#records.forEach((record, i) => record.index = i);
     }
-  }
-
-  /** How many random ops the tape has seen: their numbers make their masks. */
-  get randomOps(): number {
-    return this.random?.ops ?? 0;
-  }
-
-  set randomOps(ops: number) {
-    if (this.random) this.random.ops = ops;
   }
 
   /**
@@ -482,6 +484,14 @@ export function chosen<T>(value: T): T {
   return value;
 }
 
+/** What the next random op of a tape will draw, to go back to. */
+const randomOf = ({ random }: Tape) => ({ random: random && { ...random }, generator: { ...generator } });
+
+function setRandom(tape: Tape, to: ReturnType<typeof randomOf>): void {
+  tape.random = to.random;
+  Object.assign(generator, to.generator);
+}
+
 /**
  * `fn(...inputs)` without keeping what it computes inside: the backward pass runs it again. Costs its forward pass a second time, saves the memory of all
  * its intermediate results.
@@ -512,7 +522,7 @@ export function checkpoint(fn: (...inputs: Tensor[]) => Tensor, ...inputs: Tenso
     return output;
   };
   if (tape === null || choices !== null) return checked(fn(...inputs)); // inside another checkpoint: that one runs it again anyway
-  const made: unknown[] = [], before = tape.randomOps;
+  const made: unknown[] = [], before = randomOf(tape);
   choices = { made, next: null };
   let output: Tensor;
   try {
@@ -529,8 +539,8 @@ export function checkpoint(fn: (...inputs: Tensor[]) => Tensor, ...inputs: Tenso
     output,
     saved: inputs,
     backward: (dOutput) => {
-      const after = tape.randomOps;
-      tape.randomOps = before;
+      const after = randomOf(tape);
+      setRandom(tape, before);
       choices = { made, next: 0 };
       try {
         // an input that was closed since is still saved, and stands for itself as a view
@@ -544,7 +554,7 @@ export function checkpoint(fn: (...inputs: Tensor[]) => Tensor, ...inputs: Tenso
         tape.walkAgain(() => fn(...again), dOutput);
       } finally {
         choices = null;
-        tape.randomOps = after;
+        setRandom(tape, after);
       }
       return inputs.map(() => null); // they got theirs on the way
     },
