@@ -33,7 +33,8 @@ fn unit_(bits: u32) -> f32 { return f32(bits >> 8u) * 5.9604644775390625e-8; } /
 const randomKernel: (key: string) => Kernel = variants((key: string) => {
   const [kind, element] = key.split(",");
   const value = {
-    uniform: "unit_(bits.x)",
+    // what f16 holds exactly: of 24 bits the last ones would round up to 1
+    uniform: element === "f16" ? "f32(bits.x >> 21u) * 4.8828125e-4" : "unit_(bits.x)",
     // Box–Muller; 1 − u is in (0, 1], so the logarithm is finite
     normal: "sqrt(-2.0 * log(1.0 - unit_(bits.x))) * cos(6.283185307179586 * unit_(bits.y))",
     // the high word of bits · count: uniform up to count / 2³²
@@ -51,7 +52,7 @@ const randomKernel: (key: string) => Kernel = variants((key: string) => {
   };
 });
 
-/** Random numbers: uniform in [0, 1), normal, or integers from `low` on, `count` of them. `state` holds seed and step. */
+/** Random numbers: uniform in [0, 1) (multiples of 2⁻²⁴, in f16 of 2⁻¹¹), normal, or integers from `low` on, `count` of them. `state` holds seed and step. */
 export function random(
   kind: "uniform" | "normal" | "integer",
   y: Memory,

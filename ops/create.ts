@@ -242,7 +242,7 @@ function drawn(
 
 const REAL = ["f32", "f16"];
 
-/** Uniform random numbers in [0, 1), f32 or f16, from the seed of `manualSeed`. Source of randomness: the counter-based hash pcg4d (Jarzynski & Olano 2020). */
+/** Uniform random numbers in [0, 1), f32 (multiples of 2⁻²⁴) or f16 (of 2⁻¹¹), from the seed of `manualSeed`. Source of randomness: the counter-based hash pcg4d (Jarzynski & Olano 2020). */
 export function rand(shape: readonly number[], options: TensorOptions = {}): Tensor {
   checkTensorOptions("rand", options, REAL);
   return drawn("rand", "uniform", shape, options);
@@ -254,12 +254,16 @@ export function randn(shape: readonly number[], options: TensorOptions = {}): Te
   return drawn("randn", "normal", shape, options);
 }
 
-/** Whole random numbers from `low` up to but without `high`, as i32 unless another dtype is given. */
+/**
+ * Whole random numbers from `low` up to but without `high`, as i32 unless another dtype is given. Throws a RangeError for a range that the dtype does not hold exactly:
+ * f16 ends at ±2¹¹, f32 at ±2²⁴.
+ */
 export function randint(low: number, high: number, shape: readonly number[], options: TensorOptions = {}): Tensor {
-  checkNumber("randint", "low", low, { integer: true, min: -(2 ** 31), below: 2 ** 31 });
-  checkNumber("randint", "high", high, { integer: true, above: low, max: Math.min(2 ** 31, low + 2 ** 32 - 1) });
   checkTensorOptions("randint", options);
   const { dtype = "i32" } = options;
-  if (dtype === "u32") checkNumber("randint", "low", low, { integer: true, min: 0 });
+  const [min, last] =
+    { i32: [-(2 ** 31), 2 ** 31 - 1], u32: [0, 2 ** 31 - 1], f32: [-(2 ** 24), 2 ** 24], f16: [-2048, 2048] }[dtype];
+  checkNumber("randint", "low", low, { integer: true, min, max: last });
+  checkNumber("randint", "high", high, { integer: true, above: low, max: Math.min(last + 1, low + 2 ** 32 - 1) });
   return drawn("randint", "integer", shape, { ...options, dtype }, low, high - low);
 }

@@ -108,7 +108,7 @@ Deno.test("create: arange and eye", async () => {
 });
 
 Deno.test("create: random numbers lie where they should, and repeat with the seed", async () => {
-  await init();
+  const info = await init();
   using _scope = new Scope();
   const count = 100_000;
   manualSeed(7);
@@ -135,6 +135,22 @@ Deno.test("create: random numbers lie where they should, and repeat with the see
   assertEquals(randint(0, 2, [2], { dtype: "f32" }).dtype, "f32");
   assertThrows(() => randint(2, 2, [1]), RangeError, "randint: high must be");
   assertThrows(() => randint(0.5, 2, [1]), RangeError, "randint: low must be");
+  // what a dtype would round to the next
+  for (const [dtype, most] of [["f32", 2 ** 24], ["f16", 2 ** 11]] as const) {
+    if (dtype === "f16" && !info.f16) continue;
+    assertThrows(
+      () => randint(0, most + 2, [1], { dtype }),
+      RangeError,
+      `randint: high must be an integer, above 0, at`,
+    );
+    assertThrows(
+      () => randint(-most - 1, 0, [1], { dtype }),
+      RangeError,
+      "randint: low must be an integer, at least -",
+    );
+    assertEquals(await randint(most, most + 1, [1], { dtype }).array(), [most]);
+  }
+  if (info.f16) assert((await rand([count], { dtype: "f16" }).data()).every((v) => v >= 0 && v < 1));
 });
 
 Deno.test("create: integers that a dtype does not hold are refused", async () => {
