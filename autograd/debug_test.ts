@@ -90,6 +90,8 @@ Deno.test("memory: the peak starts anew, the pool is trimmed", async () => {
   assert(stats().peakBytes >= 2 ** 22 && stats().pooledBytes >= 2 ** 22);
   resetPeak();
   assertEquals(stats().peakBytes, stats().liveBytes);
+  tensor([1]).dispose(); // small uploads count
+  assertEquals(stats().peakBytes, stats().liveBytes + 256);
   zeros([2 ** 10]).dispose();
   assertEquals(stats().peakBytes, stats().liveBytes + 2 ** 12);
   using scope = new Scope();
@@ -140,12 +142,20 @@ Deno.test("memory: debug mode lists forgotten tensors with the lines that made t
 Deno.test("memory: the limit's error names the op, the shape and the bytes", async () => {
   await dispose();
   await init({ memoryLimit: 2 ** 20 });
-  using _scope = new Scope();
+  using scope = new Scope();
   const { message } = assertThrows(() => zeros([600, 1000]), RangeError);
   assertStringIncludes(message, "zeros: 2621440 bytes (shape [600, 1000]) more would pass the memory limit: 0 of 1048");
   const x = zeros([100, 1000]);
   x.add(1);
   assertThrows(() => x.matmul(x, { transposeA: true }), RangeError, "matmul: 4194304 bytes (shape [1000, 1000]) more");
   assertEquals(await x.sum().item(), 0); // the rest goes on
+  scope.close();
+  const upload = () => tensor([1]).dispose(), fill = () => zeros([2 ** 18]).dispose(); // up to the limit
+  upload();
+  fill();
+  const { buffersCreated } = stats();
+  upload(); // takes its old place, which costs the pool nothing
+  fill();
+  assertEquals(stats().buffersCreated, buffersCreated);
   await dispose();
 });

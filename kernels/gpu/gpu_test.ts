@@ -28,11 +28,28 @@ Deno.test("gpu: an upload does not change what dispatches before it see", async 
 Deno.test("gpu: uploads that stay alive, more than the arena holds", async () => {
   await init();
   using _scope = new Scope();
-  // 4 MiB of arena, 90 × 62.5 KiB of data: the rest goes elsewhere
+  // a page of the arena is 4 MiB, the data 90 × 62.5 KiB: one page is not enough
   const kept = Array.from({ length: 90 }, (_, i) => tensor(new Float32Array(16_000).fill(i)));
   const sums = kept.map((x) => x.sum());
   assertEquals(await Promise.all(sums.map((s) => s.item())), kept.map((_, i) => 16_000 * i));
   assertEquals((await kept[0].data())[15_999], 0);
+});
+
+Deno.test("gpu: small uploads of new sizes need no submit, however many others there were", async () => {
+  await init();
+  {
+    using _scope = new Scope();
+    for (let i = 0; i < 20_000; i++) tensor([i]);
+  }
+  await flush();
+  using _scope = new Scope();
+  const before = stats().submits, sums = zeros([300]);
+  for (let i = 0; i < 50; i++) {
+    using _step = new Scope();
+    sums.assign(sums.add(tensor(new Float32Array(300).fill(i))));
+  }
+  assertEquals(stats().submits, before);
+  assertEquals((await sums.data())[299], 49 * 50 / 2);
 });
 
 Deno.test("gpu: writable uploads behind dispatches that read their memory", async () => {

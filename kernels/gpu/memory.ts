@@ -105,6 +105,12 @@ export class FreeList {
   }
 }
 
+/** Counts bytes that are taken. */
+function hold(counters: Counters, bytes: number): void {
+  counters.liveBytes += bytes;
+  counters.peakBytes = Math.max(counters.peakBytes, counters.liveBytes);
+}
+
 /** So many bytes, and what for. */
 export const ofShape = (bytes: number, shape?: readonly number[] | null): string =>
   `${bytes} bytes${shape ? ` (shape [${shape.join(", ")}])` : ""}`;
@@ -151,8 +157,7 @@ export class Pool {
       memory = this.#create(rounded, list, op, shape);
     }
     memory.shape = shape ?? null;
-    this.counters.liveBytes += rounded;
-    this.counters.peakBytes = Math.max(this.counters.peakBytes, this.counters.liveBytes);
+    hold(this.counters, rounded);
     return memory;
   }
 
@@ -199,50 +204,61 @@ export class Pool {
   }
 }
 
+/** A buffer of the arena, what the host wrote to it, how much of it is slots, and where it is newer than the GPU's. */
+interface Page {
+  buffer: GPUBuffer;
+  mirror: Uint8Array<ArrayBuffer>;
+  used: number;
+  from: number;
+  to: number;
+}
+
 /**
- * One buffer for small host-written data (inputs, learning rates, random state). Writes go to a mirror on the host and
+ * Buffers for small host-written data (inputs, learning rates, random state), one unless much of it is alive. Writes go to a mirror on the host and
  * reach the GPU once a submit, in front of its dispatches. A slot that a waiting dispatch names is used again only after the
- * next submit. Nothing on the GPU writes it, so its slots
- * can be read beside each other in one dispatch.
+ * next submit. Nothing on the GPU writes them, so their slots can be read beside each other in one dispatch.
  */
 export class Arena {
-  static readonly BYTES: number = 4 * 2 ** 20;
+  static readonly PAGE_BYTES: number = 4 * 2 ** 20;
   static readonly LARGEST_SLOT: number = 2 ** 16;
   readonly readOnly = true;
   #lists = new Map<string, Map<number, FreeList>>();
+  #pages: Page[] = [];
   #given: Memory[] = [];
   #batch = 0;
-  #used = 0;
-  #buffer: GPUBuffer;
-  #mirror = new Uint8Array(Arena.BYTES);
-  #dirty: [number, number] = [Infinity, 0];
 
   constructor(
     readonly device: GPUDevice,
     readonly counters: Counters,
     /** The pool's: its slots count to the limit as well. */
     readonly makeRoom: (bytes: number, op: string, shape?: readonly number[]) => void,
-  ) {
-    counters.buffersCreated++;
-    this.#buffer = device.createBuffer({ size: Arena.BYTES, usage: STORAGE });
-  }
+  ) {}
 
-  /** A slot with these bytes in it, or nothing where the arena is full or the data too large for it. */
+  /** A slot with these bytes in it, or nothing where they are too many. */
   take(data: Uint8Array, purpose: string, op: string, shape?: readonly number[]): Memory | undefined {
     if (data.byteLength > Arena.LARGEST_SLOT) return undefined;
     const bytes = sizeClass(data.byteLength);
     const list = FreeList.of(this.#lists, bytes, purpose);
-    this.makeRoom(bytes, op, shape);
-    let memory = list.free.pop();
-    if (!memory) {
-      if (this.#used + bytes > Arena.BYTES) return undefined;
-      memory = new Memory(this.#buffer, this.#used, bytes, this, list.made++, list);
-      this.#used += bytes;
+    const memory = list.free.pop() ?? this.#create(bytes, list, op, shape);
+    const page = this.#pages.find(({ buffer }) => buffer === memory.buffer)!;
+    page.mirror.set(data, memory.offset);
+    page.from = Math.min(page.from, memory.offset);
+    page.to = Math.max(page.to, memory.offset + bytes);
+    hold(this.counters, bytes);
+    return memory;
+  }
+
+  #create(bytes: number, list: FreeList, op: string, shape?: readonly number[]): Memory {
+    this.makeRoom(bytes, op, shape); // only here: a free slot has its place already
+    let page = this.#pages.at(-1);
+    if (!page || page.used + bytes > Arena.PAGE_BYTES) {
+      this.counters.buffersCreated++;
+      const buffer = this.device.createBuffer({ size: Arena.PAGE_BYTES, usage: STORAGE });
+      page = { buffer, mirror: new Uint8Array(Arena.PAGE_BYTES), used: 0, from: Infinity, to: 0 };
+      this.#pages.push(page);
     }
-    this.#mirror.set(data, memory.offset);
-    this.#dirty[0] = Math.min(this.#dirty[0], memory.offset);
-    this.#dirty[1] = Math.max(this.#dirty[1], memory.offset + bytes);
-    this.counters.liveBytes += bytes;
+    const memory = new Memory(page.buffer, page.used, bytes, this, list.made++, list);
+    page.used += bytes;
     return memory;
   }
 
@@ -254,10 +270,13 @@ export class Arena {
 
   /** Writes what is new. Call it in front of a submit. */
   write(): void {
-    const [from, to] = this.#dirty;
-    if (from >= to) return;
-    this.device.queue.writeBuffer(this.#buffer, from, this.#mirror, from, to - from);
-    this.#dirty = [Infinity, 0];
+    for (const page of this.#pages) {
+      const { buffer, mirror, from, to } = page;
+      if (from >= to) continue;
+      this.device.queue.writeBuffer(buffer, from, mirror, from, to - from);
+      page.from = Infinity;
+      page.to = 0;
+    }
   }
 
   /** Call it behind a submit: what was given back is free now, and this batch opens. */
@@ -268,7 +287,7 @@ export class Arena {
   }
 
   destroy(): void {
-    this.#buffer.destroy();
+    for (const { buffer } of this.#pages) buffer.destroy();
   }
 }
 
