@@ -1,5 +1,5 @@
 // Saving a training run to a file is nn/checkpoint_test.ts.
-import { assert, assertEquals, assertNotEquals, assertThrows } from "@std/assert";
+import { assert, assertEquals, assertNotEquals, assertStrictEquals, assertThrows } from "@std/assert";
 import {
   checkpoint,
   dropout,
@@ -114,6 +114,25 @@ Deno.test("checkpoint(fn): the seed may change around it and inside, and goes on
   assertEquals(await rand([4]).data(), await first.data());
   manualSeed(4);
   assertNotEquals(await rand([4]).data(), await first.data());
+});
+
+Deno.test("checkpoint(fn): what fn did not make, or has no gradient, comes back as it is", async () => {
+  await init();
+  using _tape = new Tape();
+  const x = leaf([3], 1), constant = tensor([4]), earlier = noGrad(() => x.mul(2));
+  for (const y of [constant, earlier]) {
+    assertStrictEquals(checkpoint(() => y, x), y);
+    assertEquals(y.requiresGrad, false);
+  }
+  const index = checkpoint((x) => x.argmax(), x);
+  assertEquals([index.requiresGrad, index.dtype], [false, "i32"]);
+  const y = checkpoint((x) => { // a result that fn took out of a scope of its own is its result
+    using _scope = new Scope();
+    return x.mul(3).keep();
+  }, x);
+  y.sum().backward();
+  assertEquals(await x.grad!.array(), [3, 3, 3]);
+  y.dispose();
 });
 
 Deno.test("checkpoint(fn): train flags are those of the forward pass", async () => {

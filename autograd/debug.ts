@@ -5,7 +5,7 @@ import type { Counters } from "../kernels/gpu/memory.ts";
 import { watchOf } from "./anomaly.ts";
 import { entries } from "./ledger.ts";
 import { BYTES, type DType, type Storage } from "./storage.ts";
-import { checkTensor, Tensor } from "./tensor.ts";
+import { checkTensor, tensorsIn } from "./tensor.ts";
 
 /** A tensor that was made where no scope was open, and neither kept nor disposed of since. */
 export interface ForgottenTensor {
@@ -127,13 +127,4 @@ export function expectNoLeaks<T>(fn: () => T): T {
   } finally {
     if (!running) open.ledger = outer;
   }
-}
-
-function tensorsIn(value: unknown, found: Set<Tensor> = new Set()): Set<Tensor> {
-  if (value instanceof Tensor) found.add(value);
-  else if (Array.isArray(value)) { for (const x of value) tensorsIn(x, found); }
-  else if (value !== null && typeof value === "object" && Object.getPrototypeOf(value) === Object.prototype) {
-    for (const x of Object.values(value)) tensorsIn(x, found);
-  }
-  return found;
 }

@@ -133,7 +133,7 @@ Deno.test("memory: debug mode lists forgotten tensors with the lines that made t
   assertStringIncludes(error.message, "mul (shape [4]) at ");
   assertStringIncludes(error.message, "debug_test.ts");
   forgotten.dispose();
-  assertEquals(stats().forgotten!.map(({ op }) => op), ["tensor"]);
+  assertEquals(stats().forgotten!.map(({ op }) => op), ["tensor", "mul"]); // the latter from noGrad
   await dispose();
   await init();
   assertEquals(stats().forgotten, undefined);

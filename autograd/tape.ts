@@ -6,7 +6,7 @@ import { checkBackward, checkForward } from "./anomaly.ts";
 import { methods } from "./methods.ts";
 import { innermost, Scope } from "./scope.ts";
 import { BYTES, type DType, Storage } from "./storage.ts";
-import { checkShape, checkTensor, type Recorded, sizeOf, Tensor } from "./tensor.ts";
+import { checkShape, checkTensor, type Recorded, sizeOf, Tensor, tensorsIn } from "./tensor.ts";
 
 /** Makes the tensor that will hold the gradient of input `i`: where the optimizer wants it if that is possible. */
 export type GradientOf = (i: number) => Tensor;
@@ -524,13 +524,15 @@ export function checkpoint(fn: (...inputs: Tensor[]) => Tensor, ...inputs: Tenso
   if (tape === null || choices !== null) return checked(fn(...inputs)); // inside another checkpoint: that one runs it again anyway
   const made: unknown[] = [], before = randomOf(tape);
   choices = { made, next: null };
+  const earlier = Tensor.count;
   let output: Tensor;
   try {
     output = noGrad(() => checked(fn(...inputs)));
   } finally {
     choices = null;
   }
-  if (inputs.includes(output) || output.requiresGrad) return output; // not made by fn
+  const isFloat = output.dtype === "f32" || output.dtype === "f16";
+  if (output.number < earlier || output.requiresGrad || !isFloat) return output; // not made by fn, or without a gradient
   const records = inputs.map((x) => x.record);
   // an input's own record is where its gradient goes: the recomputation leads there, so that there is none to give back
   tape.add({
@@ -587,21 +589,14 @@ export function noGrad<T>(fn: () => T): T {
       result.catch(() => {});
       throw new TypeError("noGrad: fn must not be async: what it made would be gone before its Promise resolves");
     }
-    passOn(result, scope, outer);
+    for (const x of tensorsIn(result)) {
+      if (x.owner !== scope) continue;
+      if (outer) outer.adopt(x);
+      else x.leaveScope("noGrad");
+    }
     return result;
   } finally {
     recording = before;
     scope.close();
-  }
-}
-
-function passOn(value: unknown, from: Scope, to: Scope | null): void {
-  if (value instanceof Tensor) {
-    if (value.owner !== from) return;
-    if (to) to.adopt(value);
-    else value.keep();
-  } else if (Array.isArray(value)) { for (const x of value) passOn(x, from, to); }
-  else if (value !== null && typeof value === "object" && Object.getPrototypeOf(value) === Object.prototype) {
-    for (const x of Object.values(value)) passOn(x, from, to);
   }
 }

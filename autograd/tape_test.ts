@@ -530,6 +530,15 @@ Deno.test("noGrad: without an enclosing scope the caller owns the result", async
   y.dispose();
 });
 
+Deno.test("noGrad: what it passes on may hold itself", async () => {
+  await init();
+  using _scope = new Scope();
+  const list: unknown[] = [], all = { list, x: tensor([1]) };
+  list.push(all, list);
+  assertStrictEquals(noGrad(() => all), all);
+  assertEquals(await all.x.array(), [1]);
+});
+
 Deno.test("noGrad: an async function is a TypeError, a throw restores recording", async () => {
   await init();
   using _tape = new Tape();

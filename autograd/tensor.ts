@@ -1,4 +1,4 @@
-import { checkBoolean, describe } from "../kernels/check.ts";
+import { checkBoolean, describe, isRecord } from "../kernels/check.ts";
 import { type Gpu, gpu } from "../kernels/gpu/gpu.ts";
 import type { Memory } from "../kernels/gpu/memory.ts";
 import { enter } from "./ledger.ts";
@@ -59,12 +59,22 @@ export class Tensor implements Disposable {
    * @internal
    */
   static lent: readonly Tensor[] = [];
+  /**
+   * How many tensors were made.
+   * @internal
+   */
+  static count: number = 0;
   /** The sizes of the dimensions. */
   readonly shape: readonly number[];
   /** How elements are stored. */
   readonly dtype: DType;
   /** The number of elements. */
   readonly size: number;
+  /**
+   * Which tensor it is, in the order they were made.
+   * @internal
+   */
+  readonly number: number = Tensor.count++;
   /**
    * What closes this tensor: a scope, or the leaf whose gradient it is.
    * @internal
@@ -119,11 +129,16 @@ export class Tensor implements Disposable {
     const tensor = new Tensor(storage, shape, dtype, op);
     const scope = innermost();
     if (scope) scope.adopt(tensor);
-    else tensor.#countUnscoped(op);
+    else tensor.leaveScope(op);
     return tensor;
   }
 
-  #countUnscoped(op: string): void {
+  /**
+   * Counts it to what belongs to no scope. `op` is for messages.
+   * @internal
+   */
+  leaveScope(op: string): void {
+    this.owner = null;
     this.#unscoped = true;
     if (++unscoped > MOST_UNSCOPED && !warned) {
       warned = true;
@@ -574,6 +589,21 @@ export class Tensor implements Disposable {
 
 /** A number, or arrays of arrays of numbers. */
 export type NestedArray = number | NestedArray[];
+
+/** The tensors in a value, also inside arrays and records, which may hold themselves. */
+export function tensorsIn(value: unknown): Set<Tensor> {
+  const tensors = new Set<Tensor>(), seen = new Set<unknown>();
+  const visit = (value: unknown) => {
+    if (value instanceof Tensor) tensors.add(value);
+    else if (Array.isArray(value) || isRecord(value)) {
+      if (seen.has(value)) return;
+      seen.add(value);
+      for (const x of Object.values(value)) visit(x);
+    }
+  };
+  visit(value);
+  return tensors;
+}
 
 /** Throws a TypeError unless `x` is a tensor of one of the dtypes that is open and on the open device. */
 export function checkTensor(
