@@ -13,8 +13,8 @@ export interface Watch {
   /** What the checks since the last await looked at, by number. */
   checks: Map<number, string>;
   last: number;
-  /** Results of ops, which were checked when they were made. */
-  made: WeakSet<Tensor>;
+  /** Results of ops, which were checked when they were made, and the versions that were. */
+  made: WeakMap<Tensor, number>;
 }
 
 const watches = new WeakMap<Gpu, Watch>();
@@ -23,7 +23,7 @@ const watches = new WeakMap<Gpu, Watch>();
 export function watchOf(gpu: Gpu): Watch {
   let watch = watches.get(gpu);
   if (!watch) {
-    watch = { found: clean(gpu), checks: new Map(), last: 0, made: new WeakSet() };
+    watch = { found: clean(gpu), checks: new Map(), last: 0, made: new WeakMap() };
     watches.set(gpu, watch);
     gpu.errors.check = () => report(gpu, watch!);
   }
@@ -40,11 +40,11 @@ function check(watch: Watch, x: Tensor, what: () => string): void {
 
 const text = (x: Tensor) => `(shape [${x.shape.join(", ")}])`;
 
-/** Checks the result of an op, and first those of its inputs that no op made: they came from the host, an optimizer or an in-place write. */
+/** Checks the result of an op, and first those of its inputs that no op made as they are: they came from the host, an optimizer or an in-place write. */
 export function checkForward(op: string, inputs: readonly Tensor[], output: Tensor, step: number): void {
   const { gpu } = output.storage, watch = watchOf(gpu), where = place(gpu, output);
   inputs.forEach((x, i) => {
-    if (watch.made.has(x) || !x.isUsable) return;
+    if (!x.isUsable || watch.made.get(x) === x.storage.version) return;
     check(
       watch,
       x,
@@ -56,7 +56,7 @@ export function checkForward(op: string, inputs: readonly Tensor[], output: Tens
     output,
     () => `${op}: the forward pass of step ${step} made a NaN or an infinity ${text(output)}${where}`,
   );
-  watch.made.add(output);
+  watch.made.set(output, output.storage.version);
 }
 
 /** Checks the gradients that an op's backward rule gave its inputs. */

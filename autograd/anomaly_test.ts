@@ -42,6 +42,20 @@ Deno.test("debug: what the host brought is told from what an op made", () =>
     assertEquals(await tensor([1, 2]).mul(2).array(), [2, 4]); // said once
   }));
 
+Deno.test("debug: a result that was written in place since is told from what its op made", () =>
+  debugging(async () => {
+    const written = tensor([1]).add(1);
+    written.assign(tensor([NaN]));
+    assertStringIncludes(await message(() => written.mul(2).array()), "mul: input 0 (shape [1]) held a NaN");
+    const w = tensor([1]).mul(2);
+    w.requiresGrad = true;
+    using optimizer = new optim.SGD([w], { lr: 3e38 });
+    using _tape = new Tape();
+    w.mul(1000).sum().backward();
+    optimizer.step();
+    assertStringIncludes(await message(() => w.exp().array()), "exp: input 0 (shape [1]) held a NaN or an infinity");
+  }));
+
 Deno.test("debug: in a training run the step and the op are named at the next await", () =>
   debugging(async () => {
     const model = new nn.Sequential(new nn.Linear(4, 8), relu, new nn.Linear(8, 3));
