@@ -36,26 +36,26 @@ export function setRandomState({ seed, counter }: RandomState): void {
 }
 
 /**
- * Internal: what a random kernel needs: the seed and a counter as data, since they change every step, and the number of the op in its
+ * Internal: what the random kernel of an op needs: the seed and a counter as data, since they change every step, and the number of the op in its
  * tape, which does not and may be a parameter. Outside a tape each op counts for itself. Call `done` when the kernel is launched.
  */
-export function nextRandom(): { state: Tensor; op: number; done: () => void } {
+export function nextRandom(op = "random"): { state: Tensor; op: number; done: () => void } {
   const tape = currentTape();
   if (tape === null) {
-    const state = upload();
+    const state = upload(op);
     return { state, op: 0, done: () => state.dispose() };
   }
   if (!tape.random) {
-    tape.random = { state: upload(), ops: 0 };
+    tape.random = { state: upload(op), ops: 0 };
     tape.adopt(tape.random.state); // whatever scope is open inside the tape
   }
   return { state: tape.random.state, op: tape.random.ops++, done: () => {} };
 }
 
-function upload(): Tensor {
+function upload(op: string): Tensor {
   const words = new Uint32Array([generator.seed, generator.counter++]);
   return Tensor.owned(
-    new Storage(gpu().queue.upload(new Uint8Array(words.buffer), false, "random")),
+    new Storage(gpu().queue.upload(new Uint8Array(words.buffer), false, "random", op, [2])),
     [2],
     "u32",
     "random",

@@ -102,7 +102,8 @@ export function activeTape(): Tape | null {
  * Records every op that needs a gradient while it is open, and is the memory of one training step: what recorded ops made is
  * freed when it closes. Parameters, `.grad` and optimizer state belong to their objects, not to the tape.
  *
- * One tape at a time: a second throws and says where the first was opened. Closing submits the step to the GPU without waiting for it.
+ * One tape at a time: a second throws and says where the first was opened. Closing waits for nothing; it submits the step to the GPU unless that is so short
+ * that a few are submitted together.
  *
  * @example
  * ```ts

@@ -34,7 +34,7 @@ export function checkDimensions(op: string, shape: readonly number[]): void {
 }
 
 const MOST_UNSCOPED = 1000;
-let unscoped = 0, warned = false;
+let warned = false;
 
 /**
  * An n-dimensional array on the GPU: `f32`, or `f16`, `i32`, `u32`. Elements lie in row-major order.
@@ -140,7 +140,7 @@ export class Tensor implements Disposable {
   leaveScope(op: string): void {
     this.owner = null;
     this.#unscoped = true;
-    if (++unscoped > MOST_UNSCOPED && !warned) {
+    if (++this.storage.gpu.unscoped > MOST_UNSCOPED && !warned) {
       warned = true;
       console.warn(
         `limbeck: more than ${MOST_UNSCOPED} live tensors belong to no scope (the last one: ${op}). Open a Tape or a Scope around your step, or dispose() them.`,
@@ -315,7 +315,7 @@ export class Tensor implements Disposable {
 
   #leaveOwner(): void {
     this.owner = null;
-    if (this.#unscoped) unscoped--;
+    if (this.#unscoped) this.#storage!.gpu.unscoped--;
     this.#unscoped = false;
   }
 
@@ -585,6 +585,11 @@ export class Tensor implements Disposable {
   matmul(other: Tensor, options?: MatmulOptions): Tensor {
     return methods.matmul(this, other, options);
   }
+}
+
+// what console.log shows in Deno and Node: the fields lead to all that the tape recorded
+for (const inspect of ["Deno.customInspect", "nodejs.util.inspect.custom"]) {
+  Object.defineProperty(Tensor.prototype, Symbol.for(inspect), { get: () => Tensor.prototype.toString });
 }
 
 /** A number, or arrays of arrays of numbers. */

@@ -1,5 +1,6 @@
 import { assert, assertEquals, assertRejects, assertStrictEquals, assertThrows } from "@std/assert";
-import { init, optim, Scope, stats, Tape, tensor, zeros } from "@limbeck/limbeck";
+import { inspect } from "node:util";
+import { dispose, init, optim, Scope, stats, Tape, type Tensor, tensor, zeros } from "@limbeck/limbeck";
 
 Deno.test("tensor: shape, dtype and reads", async () => {
   await init();
@@ -127,10 +128,15 @@ Deno.test("tensor: many live tensors without a scope warn once and name the op",
   await init();
   const { warn } = console, said: string[] = [];
   console.warn = (message: string) => said.push(message);
-  const made = [];
+  const made: Tensor[] = [];
   try {
+    for (let i = 0; i < 600; i++) tensor([i]);
+    await dispose(); // they are gone
+    await init();
     const x = tensor([1]);
-    for (let i = 0; i < 1100; i++) made.push(x.neg());
+    for (let i = 0; i < 600; i++) made.push(x.neg());
+    assertEquals(said, []);
+    for (let i = 0; i < 500; i++) made.push(x.neg());
     made.push(x);
   } finally {
     console.warn = warn;
@@ -138,6 +144,15 @@ Deno.test("tensor: many live tensors without a scope warn once and name the op",
   }
   assertEquals(said.length, 1);
   assert(said[0].includes("more than 1000 live tensors") && said[0].includes("neg"), said[0]);
+});
+
+Deno.test("tensor: what the console shows", async () => {
+  await init();
+  using _tape = new Tape();
+  const y = tensor([[1, 2]], { requiresGrad: true }).square();
+  assertEquals(Deno.inspect([y]), "[ Tensor([1, 2], f32, requiresGrad) ]");
+  y.dispose();
+  assertEquals(inspect(y), "Tensor([1, 2], f32, requiresGrad, closed)");
 });
 
 Deno.test("tensor: what is set by hand must fit", async () => {

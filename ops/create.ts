@@ -158,12 +158,17 @@ function made(op: string, shape: readonly number[], options: TensorOptions, writ
   checkShapeArgument(op, shape);
   checkTensorOptions(op, options);
   const result = Tensor.empty(shape.map((n) => n + 0), options.dtype ?? "f32", op); // −0 is 0
-  write(result);
+  try {
+    write(result);
+  } catch (error) { // where no scope is open, nobody else can free it
+    result.dispose();
+    throw error;
+  }
   result.requiresGrad = options.requiresGrad ?? false;
   return result;
 }
 
-/** A tensor of this shape with every element `value`. Throws a RangeError for a value that is no number. */
+/** A tensor of this shape with every element `value`. Throws a TypeError for a value that is no number, a RangeError for one that an integer dtype does not hold. */
 export function full(shape: readonly number[], value: number, options: TensorOptions = {}): Tensor {
   if (typeof value !== "number") throw new TypeError(`full: value must be a number, got ${describe(value)}`);
   checkTensorOptions("full", options);
@@ -234,9 +239,12 @@ function drawn(
   count = 0,
 ): Tensor {
   return made(op, shape, options, (x) => {
-    const { state, op: number, done } = nextRandom();
-    random(kind, x.memory, state.memory, number, x.size, x.dtype, low, count);
-    done();
+    const { state, op: number, done } = nextRandom(op);
+    try {
+      random(kind, x.memory, state.memory, number, x.size, x.dtype, low, count);
+    } finally {
+      done();
+    }
   });
 }
 

@@ -1,6 +1,19 @@
 // In a file of its own: each test file is its own process of modules, so that no other test's device ends here.
 import { assert, assertEquals, assertRejects, assertThrows } from "@std/assert";
-import { defineKernel, dispose, init, Meter, nn, optim, Scope, stats, Tape, tensor, zeros } from "@limbeck/limbeck";
+import {
+  defineKernel,
+  dispose,
+  init,
+  Meter,
+  nn,
+  optim,
+  rand,
+  Scope,
+  stats,
+  Tape,
+  tensor,
+  zeros,
+} from "@limbeck/limbeck";
 
 Deno.test("dispose: before init and twice", async () => {
   await dispose();
@@ -138,6 +151,9 @@ Deno.test("init: memoryLimit", async () => {
   const half = zeros([2 ** 17]); // 512 KiB
   assertThrows(() => zeros([2 ** 18]), RangeError, "would pass the memory limit");
   assertEquals((await half.data())[0], 0);
+  const { liveTensors, liveBytes } = stats(); // the other half leaves no room for the random state
+  assertThrows(() => rand([2 ** 17]), RangeError, "rand: 256 bytes (shape [2]) more would pass the memory limit");
+  assertEquals([stats().liveTensors, stats().liveBytes], [liveTensors, liveBytes]);
   half.dispose();
   zeros([3 * 2 ** 16]).dispose(); // the pool's 512 KiB are given up for it
   const upload = () => tensor(new Float32Array(10_000)); // 40 KiB, which have a place of their own

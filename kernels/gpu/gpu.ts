@@ -25,6 +25,8 @@ export interface Gpu {
   options: InitOptions;
   /** Whether results are checked and tensors remember where they were made. */
   debug: boolean;
+  /** How many tensors belong to no scope. */
+  unscoped: number;
   /** What is alive, and how it came to be: in debug mode and while `expectNoLeaks` runs. */
   ledger: Map<object, Made> | null;
 }
@@ -110,6 +112,7 @@ async function start(options: InitOptions): Promise<GpuInfo> {
     ownsDevice: !options.device,
     options,
     debug: options.debug ?? false,
+    unscoped: 0,
     ledger: options.debug ? new Map() : null,
   };
   return info;
