@@ -14,7 +14,7 @@ import { fill, random } from "./random.ts";
  * Opens the GPU. Call it once, before the first tensor; a second call returns the same until `dispose()` or device loss.
  *
  * It asks the adapter for its full limits and, where present, for `timestamp-query` and `shader-f16`. With `autotune: true` it measures, the first time on an
- * adapter, which threads, registers and tiles are fast there (some 10 s).
+ * adapter, which threads, registers and tiles are fast there (some 10 s), unless a memoryLimit below 2 GiB (8 MiB on software) leaves too little to measure with.
  * Throws an Error that says what to install where there is no adapter, a RangeError for a feature that the adapter lacks, a TypeError for a wrong option.
  *
  * @example
@@ -28,7 +28,7 @@ import { fill, random } from "./random.ts";
 export async function init(options: InitOptions = {}): Promise<GpuInfo> {
   return await open(options, async () => {
     const { info } = gpu(), { autotune = false } = options;
-    info.tuning = autotune === true ? remembered() ?? remember(await tune()) : autotune || null;
+    info.tuning = autotune === true ? remembered() ?? await tune() : autotune || null;
   });
 }
 
@@ -66,9 +66,11 @@ const ROW_WORK: Record<RowWork, "crossEntropy" | DivergenceName> = {
 const WIDTHS = [4096, 8192, 16384, 32768, 65536];
 const NUMBERS = { mean: true, ignoreIndex: -100, temperature: 1, upstreamStride: 0 };
 
-async function tune(): Promise<Tuning> {
+/** Null where the memory limit leaves too little to measure with. */
+async function tune(): Promise<Tuning | null> {
   const { counters, pool, info, queue } = gpu(), { isSoftware, limits } = info;
-  const bytes = Math.min(isSoftware ? 2 ** 20 : 2 ** 28, limits.maxStorageBufferBindingSize, pool.limit / 8);
+  const bytes = Math.min(isSoftware ? 2 ** 20 : 2 ** 28, limits.maxStorageBufferBindingSize);
+  if (pool.limit < 8 * bytes) return null;
   const size = 2 ** Math.floor(Math.log2(bytes / 4)); // of a matrix
   const taken: Memory[] = [];
   const take = (count: number) => taken[taken.push(pool.take(4 * count, "", "init: autotune")) - 1];
@@ -101,7 +103,8 @@ async function tune(): Promise<Tuning> {
       found[work] = await tuneRows((columns) => walk(work, columns));
     }
     info.tuning = null;
-    return { rows: found as Tuning["rows"], tiles: await tuneTiles([student, teacher, dStudent], size) };
+    const tiles = await tuneTiles([student, teacher, dStudent], size);
+    return remember({ rows: found as Tuning["rows"], tiles });
   } finally {
     info.tuning = null;
     matmulTuning.tile = matmulTuning.pieces = null;

@@ -36,6 +36,21 @@ Deno.test("init: autotune measures once an adapter, and leaves nothing behind", 
   }
 });
 
+Deno.test("init: autotune measures nothing under a small memory limit", async () => {
+  await dispose();
+  try {
+    localStorage.clear();
+    for (const memoryLimit of [2 ** 10, 2 ** 20]) {
+      assertEquals((await init({ autotune: true, memoryLimit })).tuning, null);
+      assertEquals([stats().dispatches, localStorage.length], [0, 0]);
+      await dispose();
+    }
+  } finally {
+    localStorage.clear();
+    await dispose();
+  }
+});
+
 Deno.test("init: autotune takes numbers that were measured before, and none unless asked", async () => {
   await dispose();
   const limits = { threads: 64, quads: 4 };
