@@ -36,6 +36,7 @@ export class Scope implements Disposable {
   /** What it is called in messages. */
   readonly kind: string = "scope";
   #owned: Owned[] = [];
+  #most = 1024;
   #closed = false;
 
   constructor() {
@@ -53,7 +54,9 @@ export class Scope implements Disposable {
    */
   adopt(owned: Owned): void {
     owned.owner = this;
-    this.#owned.push(owned);
+    if (this.#owned.push(owned) <= this.#most) return;
+    this.#owned = this.#owned.filter(({ owner }) => owner === this); // else what was disposed of early stays in JavaScript's memory
+    this.#most = Math.max(1024, 2 * this.#owned.length);
   }
 
   /** Closes the scope and all opened after it. */
