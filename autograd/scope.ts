@@ -13,7 +13,7 @@ export function innermost(): Scope | null {
 }
 
 /**
- * Owns the tensors that are made while it is open and closes them with itself.
+ * Owns the tensors that are made while it is open and closes them with itself. What a tape records meanwhile is the tape's.
  *
  * Closing a scope closes those opened after it and never throws. `tensor.keep()` takes a tensor out.
  *

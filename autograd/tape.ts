@@ -150,10 +150,13 @@ export class Tape extends Scope {
    * @internal
    */
   add(spec: RecordSpec): void {
-    spec.output.requiresGrad = true;
+    const { output } = spec;
+    output.requiresGrad = true;
+    // a scope inside the tape is not its memory; what a checkpoint recomputes is, since it is gone behind its walk
+    if (output.owner !== null && output.owner === innermost() && choices === null) this.adopt(output);
     const record = new Record(this, this.#records.length, spec);
     this.#records.push(record);
-    spec.output.record = record;
+    output.record = record;
   }
 
   /**
