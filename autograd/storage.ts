@@ -11,11 +11,10 @@ export type TypedArray = Float32Array | Float16Array | Int32Array | Uint32Array;
 export const BYTES: Record<DType, number> = { f32: 4, f16: 2, i32: 4, u32: 4 };
 
 /**
- * The memory behind tensors. Views and `detach()` share one; it goes back to the pool with its last owner. An in-place write bumps
- * `version`, so that a backward pass can tell that a saved input has changed.
+ * The memory behind tensors. Views and `detach()` share one; it goes back to the pool with its last owner.
  */
 export class Storage {
-  version = 0;
+  #changes = 0;
   owners = 1;
   /** What the host wrote, kept for integers so that labels can be checked without a read. */
   host: TypedArray | null = null;
@@ -27,6 +26,15 @@ export class Storage {
   constructor(public memory: Memory, private borrowed = false) {
     this.gpu = gpu();
     if (borrowed) memory.borrower = this;
+  }
+
+  /** Grows with every write, a kernel's too, so that a backward pass can tell that a saved input has changed. */
+  get version(): number {
+    return this.#changes + this.memory.writes;
+  }
+
+  set version(version: number) {
+    this.#changes = version - this.memory.writes;
   }
 
   retain(): this {
@@ -51,7 +59,7 @@ export class Storage {
   /** Memory that may be written: what the host uploads is not, so that the content moves first. Counts as a write. */
   writable(): Memory {
     const { memory } = this;
-    this.version++;
+    this.#changes++;
     this.host = null;
     if (memory.owner.readOnly) this.moveTo(this.gpu.pool.take(memory.bytes), memory.bytes);
     return this.memory;
@@ -65,8 +73,10 @@ export class Storage {
   /** Moves the content to other memory, which this storage then owns or borrows. */
   moveTo(memory: Memory, bytes: number, borrowed = false): void {
     this.gpu.queue.copy(this.memory, memory, bytes);
+    const { version } = this;
     this.#letGo();
     this.memory = memory;
+    this.version = version;
     this.borrowed = borrowed;
     if (borrowed) memory.borrower = this;
   }

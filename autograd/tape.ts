@@ -19,12 +19,12 @@ export interface RecordSpec {
   inputs: readonly Tensor[];
   /** The result. */
   output: Tensor;
-  /** Tensors that `backward` reads: they stay readable until it has run, and it throws if one was written in place since. */
+  /** Tensors that `backward` reads: they stay readable until it has run, also where they are closed before, and it throws if one was written since. */
   saved?: readonly Tensor[];
   /** Tensors that are nobody else's: they are freed when `backward` has run. */
   hidden?: readonly Tensor[];
   /**
-   * The gradients of the inputs, in their order; null where there is none or `wants[i]` is false. Runs unrecorded.
+   * The gradients of the inputs, in their order and with their shapes and dtypes; null where there is none or `wants[i]` is false. Runs unrecorded.
    * A result made by `gradientOf(i)` saves a copy where that input is a parameter of an optimizer. `earlier(i)` is the gradient that later
    * ops have given input i, or null: who asks for it adds it to its result, which saves adding the two up.
    */

@@ -9,6 +9,7 @@ import {
 import {
   checkpoint,
   crossEntropy,
+  defineKernel,
   embedding,
   forwardKl,
   full,
@@ -17,6 +18,7 @@ import {
   linear,
   noGrad,
   ones,
+  optim,
   record,
   Scope,
   stats,
@@ -130,6 +132,16 @@ Deno.test("tape: an in-place change after use is found", async () => {
   const y = leaf([1, 2]), square = y.square();
   y.detach().assign(tensor([0, 0]));
   assertThrows(() => square.sum().backward(), Error, "changed in place");
+  // a kernel of one's own writes without telling
+  const set = defineKernel({ name: "set", buffers: { x: "write f32" }, main: "x[0] = 9.0;" });
+  const v = zeros([1], { requiresGrad: true }), saved = v.square();
+  set.run({ x: v.memory }, {}, 1);
+  assertThrows(() => saved.sum().backward(), Error, "changed in place");
+  // an optimizer that takes a parameter moves it, which changes nothing
+  const moved = leaf([1, 2]), cubed = moved.mul(moved.square()).sum();
+  using _optimizer = new optim.SGD([moved], { lr: 1 });
+  cubed.backward();
+  assertEquals(await moved.grad!.array(), [3, 12]);
   // what no backward reads may change
   const z = leaf([1, 2]), sums = z.add(1);
   z.assign(tensor([7, 7]));

@@ -29,6 +29,8 @@ export class Memory implements Disposable {
   batch: number = -1;
   /** Number of the last batch that wrote it, or of a failed batch whose results it depends on. */
   written: number = -1;
+  /** How often it was written by itself, not as a part of what it lies in. */
+  writes: number = 0;
   /** Who uses it without owning it, a gradient in an optimizer's block: moves out when the next one needs the place. */
   borrower: { vacate(): void } | null = null;
   /** The shape of the tensor that has it, for messages. */

@@ -91,7 +91,9 @@ export class Queue {
     pass.dispatchWorkgroups(x, y);
     for (let i = 0; i < memories.length; i++) {
       memories[i].batch = this.batch;
-      if (pipeline.writes[i]) memories[i].written = this.batch;
+      if (!pipeline.writes[i]) continue;
+      memories[i].written = this.batch;
+      memories[i].writes++;
     }
     if (this.#failed.size > 0) this.#taint(pipeline, memories);
     this.counters.dispatches++;
@@ -251,6 +253,7 @@ export class Queue {
     const size = Math.min(Math.ceil(bytes / 4) * 4, from.bytes, to.bytes);
     if (size > 0) this.#openEncoder().copyBufferToBuffer(from.buffer, from.offset, to.buffer, to.offset, size);
     from.batch = to.batch = this.batch;
+    to.writes++;
     to.written = this.#failure(from) ?? this.batch;
   }
 
