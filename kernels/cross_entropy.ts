@@ -129,7 +129,7 @@ const kernel: (key: string) => Kernel = variants((key: string): KernelSpec => {
     "let t4 = select(vec4f(0.0), (1.0 - params.smoothing) * probability4 + params.smoothing / f32(params.columns), live4);";
   // what a column adds to −Σ w·t'·(m − x) or −Σ w·(m − x): 0 for −∞, which counts for itself where it has a weight, so that 0·∞ = 0; y has none
   const spread = (w: string) =>
-    v.softcap ? `spread.x += dot(${w}, select(vec4f(0.0), x4 - m, live4));` : `let endless4 = x4 < vec4f(-3.4e38);
+    v.softcap ? `spread += dot(${w}, select(vec4f(0.0), x4 - m, live4));` : `let endless4 = x4 < vec4f(-3.4e38);
     spread += vec2f(dot(${w}, select(x4 - m, vec4f(0.0), endless4 | !live4)), sum_of(select(vec4f(0.0), vec4f(1.0), endless4 & live4 & (${w} > vec4f(0.0)))));`;
   const parts = `${soft || weighted ? weight : ""} ${soft ? t : ""}`;
   // a gradient is linear in prob: slope·prob − level·w, with soft targets level·w·t'; the label's column is written once more by the thread that wrote it
@@ -240,7 +240,7 @@ fn capped(logit: f32) -> f32 {
   var mass_part = 0.0;
   ${capped ? "var steep = 0.0;" : ""}
   ${touched ? `let touched = ${touched};` : ""}
-  var spread = vec2f(0.0);
+  var spread = ${v.softcap ? "0.0" : "vec2f(0.0)"};
   ${
       normalise(
         [
@@ -308,7 +308,7 @@ fn capped(logit: f32) -> f32 {
     }
   ${
       soft || v.smooth
-        ? `let spread_all = ${sum("spread", "vec2f")};
+        ? v.softcap ? `let spread_sum = -k * ${sum("spread", "f32")};` : `let spread_all = ${sum("spread", "vec2f")};
   var infinity = 0x7f800000u;
   let spread_sum = select(-spread_all.x * k, bitcast<f32>(infinity), spread_all.y > 0.0);`
         : "workgroupBarrier();"

@@ -332,17 +332,19 @@ function careful({ v, formula, exact, student, teacher, writeStudent, writeTeach
   let shift = apart_(s_max, t_max);
   let range = ${exact.max("range_part", "vec2f")};
   let close = (range.x + range.y) * k <= 1.0;
-  var close_part = 0.0;
+  var close_part = vec2f(0.0);
   if (close) {
     ${
     exact.each(
       `let close4 = exp((teacher4 - t_max) * k - log_t) * expm1_series4_(apart4_(student4, teacher4, shift) * k);
-    close_part += sum_of(select(vec4f(0.0), close4, live4 & (max(student4, teacher4) >= vec4f(-1e38))));`,
+    let added4 = select(vec4f(0.0), close4, live4 & (max(student4, teacher4) >= vec4f(-1e38)));
+    close_part += vec2f(sum_of(added4), sum_of(abs(added4)));`,
     )
   }
   }
-  let c = select(log_s - log_t, log1p_(${exact.sum("close_part", "f32")}), close);
-  let blur = select(1e-6, 3e-7 * (range.x + range.y) * k, close);
+  let closes = ${exact.sum("close_part", "vec2f")};
+  let c = select(log_s - log_t, log1p_(closes.x), close);
+  let blur = 3e-7 * select(log_s + log_t, closes.y, close); // as c errs
   let counts_here = params.divergence_factor != 0.0; // else an infinite divergence, which weighs nothing, has no gradient
   ${
     v.crossEntropy

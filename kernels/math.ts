@@ -205,7 +205,7 @@ fn sin_shifted_(x: f32, quarter: i32) -> f32 {
     let turns = turns_(x);
     var nan = 0x7fc00000u;
     k = turns.x;
-    r = select(turns.y, bitcast<f32>(nan), abs(x) > 3.40282347e38);
+    r = select(turns.y, bitcast<f32>(nan), abs(x) > 3.4028234e38);
   }
   let z = r * r;
   let quadrant = i32(k) + quarter;

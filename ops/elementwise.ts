@@ -146,7 +146,7 @@ export function clamp(x: Tensor, options: ClampOptions): Tensor {
   checkOptions("clamp", options, ["min", "max"]);
   const { min, max } = options;
   if (min === undefined && max === undefined) throw new TypeError("clamp: min or max must be given, got neither");
-  const low = min ?? -Infinity, high = max ?? Infinity;
+  const low = min === undefined ? -Infinity : min, high = max === undefined ? Infinity : max;
   if (low !== -Infinity) checkNumber("clamp", "min", low);
   if (high !== Infinity) checkNumber("clamp", "max", high, { min });
   return clamped(x, [low, high]);

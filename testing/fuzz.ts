@@ -215,13 +215,13 @@ export class Draw {
 
   /** A dimension out of so many. */
   dim(rank: number, o: { required?: boolean; several?: boolean } = {}): Argument {
-    const { required = false, several = false } = o, one = this.int(-rank, Math.max(0, rank - 1));
+    const { required = false, several = false } = o, most = Math.max(1, rank), one = this.int(-most, most - 1);
     const lists = several ? [[one], Array.from({ length: rank }, (_, i) => i)] : [];
     return {
-      good: rank === 0 ? undefined : this.pick<unknown>(one, ...lists, ...required ? [] : [undefined]),
+      good: this.pick<unknown>(one, ...lists, ...required ? [] : [undefined]),
       bad: [
-        ...this.integer([0], [rank, -rank - 1], required).bad.filter(({ make }) => !several || make() !== KINDS.array),
-        ...are([0, 0], [rank], [NaN], ["0"]),
+        ...this.integer([0], [most, -most - 1], required).bad.filter(({ make }) => !several || make() !== KINDS.array),
+        ...are([0, 0], [most], [NaN], ["0"]),
       ],
     };
   }

@@ -53,7 +53,14 @@ row("tensor", (d) => {
 // elementwise
 row("abs cos exp log neg relu rsqrt sigmoid silu sin softplus sqrt square tanh", (d) => [d.x(d.shape(0, 3))]);
 row("gelu", (d) => [d.x(d.shape(0, 3)), d.options({ approximate: d.oneOf("none", "tanh") })]);
-row("clamp", (d) => [d.x(d.shape(0, 3)), d.options({ min: d.number([0.5]), max: d.number([1], [0.25]) }, "min")]);
+row("clamp", (d) => {
+  const bound = (good: number[], ...outside: number[]) => ({
+    good: d.pick(...good),
+    bad: [...not("number"), ...are(NaN, ...outside)],
+  });
+  const [min, max] = [bound([0.5, -Infinity], Infinity), bound([1, Infinity], -Infinity)];
+  return [d.x(d.shape(0, 3)), d.options({ min, max }, "min")];
+});
 row("add sub mul div pow maximum minimum", (d) => {
   const shape = d.shape(0, 3), narrower = d.narrower(shape), wide = (narrower.at(-1) ?? 1) > 1;
   const a = d.x(shape, { or: ["number"] }), number = { good: d.pick(2, 0.5, -1), bad: not("number") };
@@ -98,7 +105,7 @@ row("permute", (d) => {
 row("expand", (d) => {
   const shape = d.shape(1, 3, false), from = d.narrower(shape);
   const bad = d.sizes(shape).bad.filter(({ make }) => from.length > 0 || (make() as [])?.length !== 0);
-  return [d.x(from), { good: shape, bad: from.at(-1)! > 1 ? [...bad, ...are([...shape, from.at(-1)! + 1])] : bad }];
+  return [any(d, from), { good: shape, bad: from.at(-1)! > 1 ? [...bad, ...are([...shape, from.at(-1)! + 1])] : bad }];
 });
 row("slice", (d) => {
   const shape = d.shape(1, 3), n = shape[0], good = shape.map((n): [number, number] => [d.int(0, n), n]);
@@ -487,7 +494,8 @@ row("Tensor.backward", (d) => {
   return [{ good: y, bad: d.gone([2]) }, d.x([2], { exact: true, grad: false })];
 });
 /** Methods that are functions too: the first argument is the tensor itself. */
-for (const name of Object.getOwnPropertyNames(Tensor.prototype).filter((name) => Object.hasOwn(table, name))) {
+const methodNames = Object.getOwnPropertyNames(Tensor.prototype).filter((name) => name !== "where");
+for (const name of methodNames.filter((name) => Object.hasOwn(table, name))) {
   row(`Tensor.${name}`, (d) => {
     for (;;) {
       const [x, ...rest] = table[name](d);
@@ -495,6 +503,11 @@ for (const name of Object.getOwnPropertyNames(Tensor.prototype).filter((name) =>
     }
   });
 }
+
+row("Tensor.where", (d) => {
+  const [condition, x, other] = table.where(d);
+  return [{ good: x.good, bad: x.tensors! }, condition, other];
+});
 
 // modules
 const size = (d: Draw, ...good: number[]) => d.integer(good, [0, -1, 2 ** 40], true);
