@@ -141,11 +141,11 @@ function fast({ v, plan, formula, row, student, teacher, writeStudent, writeTeac
   } }`;
   // (not of rows that share vec4s: that takes more registers than it saves)
   const waits = left && !v.inPlace && (left === student ? v.student : v.teacher) === "f32" && plan.wide;
-  // a gradient of ±(q − p) is good to a step of q and p: where they are alike in a likely class, that may be too much next to the row's largest
+  // a gradient of ±(q − p) is good to a step of q and p: where they are alike in a likely class, that may be too much next to the row's largest. `widest`: that, and the largest p
   const differs = mean && (v.dStudent && !student || v.dTeacher && !teacher);
-  const measure = differs ? "apart = max(apart, vec2f(max_of(abs(diff4)), max_of(p4)));" : "";
-  const unlessTold = (then: string) =>
-    `if (lane == 0u) { trusted = select(0u, 1u, 16.0 * aparts.x >= aparts.y); } if (workgroupUniformLoad(&trusted) == 1u) {${then}`;
+  const measure = differs ? "widest = max(widest, vec2f(max_of(abs(diff4)), max_of(p4)));" : "";
+  const ifWide = (widest: string) =>
+    `if (lane == 0u) { trusted = select(0u, 1u, 16.0 * ${widest}.x >= ${widest}.y); } if (workgroupUniformLoad(&trusted) == 1u) {`;
   const late = `${terms}
     ${mean ? `part.x += sum_of(${value});` : ""} ${v.inPlace ? "" : measure}
     ${writeStudent(studentGradient, `ce_slope1 * ${e1}`)}
@@ -246,11 +246,13 @@ function fast({ v, plan, formula, row, student, teacher, writeStudent, writeTeac
       : ""
   }
     ${mean ? "part = vec4f(0.0);" : finish}
-    ${differs ? "var apart = vec2f(0.0);" : ""}
+    ${differs ? "var widest = vec2f(0.0);" : ""}
     ${
     // before the logits are overwritten
     differs && v.inPlace
-      ? `${row.each(`${scaled} ${terms} ${measure}`)} let aparts = ${row.max("apart", "vec2f")}; ${unlessTold("")}`
+      ? `${row.each(`${scaled} ${terms} ${measure}`)} let row_widest = ${row.max("widest", "vec2f")}; ${
+        ifWide("row_widest")
+      }`
       : ""}
     ${
     mean || v.dStudent || v.dTeacher
@@ -263,12 +265,12 @@ function fast({ v, plan, formula, row, student, teacher, writeStudent, writeTeac
     ${labelColumn}
     ${
     mean
-      ? `${differs ? `let met = ${row.sumAndMost("vec4f(part.x, apart, 0.0)")};` : ""}
+      ? `${differs ? `let met = ${row.sumAndMost("vec4f(part.x, widest, 0.0)")};` : ""}
     let value = ${differs ? "met.x" : row.sum("part.x", "f32")}${drift ? " + drift" : ""};
     ${finish}`
       : ""
   }
-    ${differs && !v.inPlace ? `let aparts = met.yz; ${unlessTold(" return; }")}` : "return;"}
+    ${differs && !v.inPlace ? `${ifWide("met.yz")} return; }` : "return;"}
     ${differs && v.inPlace ? "}" : ""}
   }`;
 }
