@@ -55,6 +55,12 @@ interface Variant {
 const inHalves = ({ name, student, teacher }: Variant) =>
   FORMULAS[name].first !== MIXTURE && student === "f16" && teacher === "f16";
 
+/** Whether a gradient is ±(q − p). */
+function differs({ name, dStudent, dTeacher }: Variant): boolean {
+  const { student, teacher } = FORMULAS[name];
+  return dStudent && student === null || dTeacher && teacher === null;
+}
+
 /** What a variant needs of its formula as polynomials in d. */
 function polynomials({ name, dStudent, dTeacher }: Variant): { name: string; near: Near; power: number }[] {
   const { near, student, teacher } = FORMULAS[name];
@@ -142,8 +148,8 @@ function fast({ v, plan, formula, row, student, teacher, writeStudent, writeTeac
   // (not of rows that share vec4s: that takes more registers than it saves)
   const waits = left && !v.inPlace && (left === student ? v.student : v.teacher) === "f32" && plan.wide;
   // a gradient of ±(q − p) is good to a step of q and p: where they are alike in a likely class, that may be too much next to the row's largest. `widest`: that, and the largest p
-  const differs = mean && (v.dStudent && !student || v.dTeacher && !teacher);
-  const measure = differs ? "widest = max(widest, vec2f(max_of(abs(diff4)), max_of(p4)));" : "";
+  const measured = differs(v);
+  const measure = measured ? "widest = max(widest, vec2f(max_of(abs(diff4)), max_of(p4)));" : "";
   const ifWide = (widest: string) =>
     `if (lane == 0u) { trusted = select(0u, 1u, 16.0 * ${widest}.x >= ${widest}.y); } if (workgroupUniformLoad(&trusted) == 1u) {`;
   const late = `${terms}
@@ -246,10 +252,10 @@ function fast({ v, plan, formula, row, student, teacher, writeStudent, writeTeac
       : ""
   }
     ${mean ? "part = vec4f(0.0);" : finish}
-    ${differs ? "var widest = vec2f(0.0);" : ""}
+    ${measured ? "var widest = vec2f(0.0);" : ""}
     ${
     // before the logits are overwritten
-    differs && v.inPlace
+    measured && v.inPlace
       ? `${row.each(`${scaled} ${terms} ${measure}`)} let row_widest = ${row.max("widest", "vec2f")}; ${
         ifWide("row_widest")
       }`
@@ -265,13 +271,13 @@ function fast({ v, plan, formula, row, student, teacher, writeStudent, writeTeac
     ${labelColumn}
     ${
     mean
-      ? `${differs ? `let met = ${row.sumAndMost("vec4f(part.x, widest, 0.0)")};` : ""}
-    let value = ${differs ? "met.x" : row.sum("part.x", "f32")}${drift ? " + drift" : ""};
+      ? `${measured ? `let met = ${row.sumAndMost("vec4f(part.x, widest, 0.0)")};` : ""}
+    let value = ${measured ? "met.x" : row.sum("part.x", "f32")}${drift ? " + drift" : ""};
     ${finish}`
       : ""
   }
-    ${differs && !v.inPlace ? `${ifWide("met.yz")} return; }` : "return;"}
-    ${differs && v.inPlace ? "}" : ""}
+    ${measured && !v.inPlace ? `${ifWide("met.yz")} return; }` : "return;"}
+    ${measured && v.inPlace ? "}" : ""}
   }`;
 }
 
@@ -587,7 +593,9 @@ export function divergenceRows(
     flip: FORMULAS[name].first === MIXTURE && n.beta > 0.5,
     power: parts && (n.temperature === 1 || n.temperature === 2) ? n.temperature : null,
   };
-  const plan = planKey(planRow(n.columns, "two", { halves: inHalves(variant) }));
+  const walk = planRow(n.columns, "two", { halves: inHalves(variant) });
+  // beside a row in registers trees in workgroup memory cost less than subgroups: forwardKl of 4096×32000 takes an H100 0.54 ms so, else 0.56, in f16 of 16384×8192 0.28, else 0.30
+  const plan = planKey({ ...walk, subgroups: walk.subgroups && !(differs(variant) && walk.quads > 0) });
   const buffers: Record<string, Memory> = {
     student: b.student,
     teacher: b.teacher,
