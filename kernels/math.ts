@@ -245,7 +245,7 @@ fn pow_(x: f32, y: f32) -> f32 {
   if (y == 0.0 || x == 1.0) { return 1.0; }
   let a = abs(x);
   let odd = abs(y) < 16777216.0 && (i32(y) & 1) == 1;
-  var magnitude = exp_(y * log_(a)); // of what is 0, infinite or no number
+  var magnitude = 0.0;
   if (a > 0.0 && a < 3.4e38 && abs(y) < 1e30) {
     let small = a < 1.17549435e-38;
     let l = log2_(select(a, a * 8388608.0, small)) - vec2f(select(0.0, 23.0, small), 0.0);
@@ -256,7 +256,7 @@ fn pow_(x: f32, y: f32) -> f32 {
     let power = 1.0 + expm1_series_(clamp(part, -1.0, 1.0) * ${Math.LN2});
     let half = i32(whole) >> 1u; // in two steps, as 2¹²⁸ is too large and 2⁻¹⁴⁹ too small for one
     magnitude = power * power_of_two_(half) * power_of_two_(i32(whole) - half);
-  }
+  } else { magnitude = exp_(y * log_(a)); } // of what is 0, infinite or no number
   var nan = 0x7fc00000u;
   if (x < 0.0) { return select(bitcast<f32>(nan), select(magnitude, -magnitude, odd), floor(y) == y); }
   return magnitude;

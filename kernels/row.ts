@@ -30,7 +30,7 @@ export const rowTuning: { limits: RowLimits | null; subgroups: boolean | null } 
 /**
  * What an adapter gets that was not measured. On an H100 (copy 2.92 TB/s) rows of 32,000 take the least time with 1,024 threads, which have 64 registers each:
  * of one matrix they keep 8 vec4s a thread, the whole row (cross-entropy 0.36 ms, a copy's speed), of two 5 and read the rest from the cache nearest to
- * them (forwardKl took 0.54 ms, with 4 of them 0.58; jsd 0.58, with 4 of them 0.79, with 6 0.62, as they spill).
+ * them (forwardKl 0.54 ms, with 4 of them 0.58; jsd 0.58, with 4 of them 0.79, with 6 0.62, as they spill).
  */
 export function defaultRowLimits(isSoftware: boolean): Record<RowWork, RowLimits> {
   if (isSoftware) {
@@ -162,7 +162,7 @@ export interface RowCode {
   /** The sum or maximum of an f32, vec2f or vec4f over the workgroup, which every thread gets. Not inside a branch. */
   sum: (x: string, type?: Meeting) => string;
   max: (x: string, type?: Meeting) => string;
-  /** Of a vec4f the sum of the first and the largest of the others, in one meeting: forwardKl of 4096×32000 takes an H100 0.56 ms so, with two 0.57. */
+  /** Of a vec4f the sum of the first and the largest of the others, in one meeting: by subgroups forwardKl of 4096×32000 took an H100 0.56 ms so, with two 0.57. */
   sumAndMost: (x: string) => string;
   /** The normalisers of the row; `also` is done in the first loop over it. */
   normalise: (of: Normaliser[], also?: string) => string;

@@ -1,5 +1,5 @@
 import { checkBoolean, checkOptions } from "../kernels/check.ts";
-import { countRows, crossEntropyRows } from "../kernels/cross_entropy.ts";
+import { countRows, type CrossEntropyNumbers, crossEntropyRows } from "../kernels/cross_entropy.ts";
 import type { Memory } from "../kernels/gpu/memory.ts";
 import { hidden } from "../autograd/tape.ts";
 import { checkShape, checkTensor, type Tensor } from "../autograd/tensor.ts";
@@ -63,6 +63,14 @@ export const OPTIONS: readonly string[] = [
   "returnAccuracy",
   "returnPredictions",
 ];
+
+/** Internal: what the kernel is told of the options. */
+export function numbersOf(
+  { reduction = "mean", ignoreIndex = -100, labelSmoothing = 0, zLoss = 0, temperature = 1, softcap = 0 }:
+    CrossEntropyOptions,
+): Pick<CrossEntropyNumbers, "mean" | "ignoreIndex" | "smoothing" | "zLoss" | "temperature" | "softcap"> {
+  return { mean: reduction === "mean", ignoreIndex, smoothing: labelSmoothing, zLoss, temperature, softcap };
+}
 
 /** Internal: checks the `return…` options. `extras` is what the kernel fills for them, null where none is set; `result` is what the op returns. */
 export function furtherReturns(
@@ -153,8 +161,7 @@ export function crossEntropy(
   const op = "crossEntropy";
   checkOptions(op, options, OPTIONS);
   checkLossOptions(op, options);
-  const { reduction = "mean", ignoreIndex = -100, labelSmoothing = 0, zLoss = 0, softcap, weight, temperature = 1 } =
-    options;
+  const { reduction = "mean", weight } = options, numbers = numbersOf(options), { ignoreIndex } = numbers;
   const rowShape = rowsOf(op, "logits", logits);
   const { rows, columns } = rowShape;
   checkTensor(op, "target", target, ["i32", "u32", "f32", "f16"]);
@@ -186,12 +193,7 @@ export function crossEntropy(
       firstRow: 0,
       allRows: rows,
       columns,
-      mean: reduction === "mean",
-      ignoreIndex,
-      smoothing: labelSmoothing,
-      zLoss,
-      temperature,
-      softcap: softcap ?? 0,
+      ...numbers,
       upstreamStride: upstream?.stride ?? 0,
     });
   };

@@ -14,7 +14,13 @@ import { reduce } from "../kernels/reduce.ts";
 import { fill } from "../kernels/random.ts";
 import { hidden as scratchTensor } from "../autograd/tape.ts";
 import { checkShape, checkTensor, type Tensor } from "../autograd/tensor.ts";
-import { type CrossEntropyOptions, type CrossEntropyResult, furtherReturns, OPTIONS } from "./cross_entropy.ts";
+import {
+  type CrossEntropyOptions,
+  type CrossEntropyResult,
+  furtherReturns,
+  numbersOf,
+  OPTIONS,
+} from "./cross_entropy.ts";
 import { type DivergenceOptions, DIVERGENCES, resolveDivergence } from "./divergence.ts";
 import {
   checkClassWeight,
@@ -273,8 +279,8 @@ export function linearCrossEntropy(
   const op = "linearCrossEntropy";
   checkOptions(op, options, ["bias", "chunkSize", ...OPTIONS]);
   checkLossOptions(op, options);
-  const { bias, chunkSize, reduction = "mean", ignoreIndex = -100, labelSmoothing = 0, zLoss = 0, softcap } = options;
-  const { weight: classWeight, temperature = 1 } = options;
+  const { bias, chunkSize, reduction = "mean", weight: classWeight } = options;
+  const numbers = numbersOf(options), { ignoreIndex } = numbers;
   const head = { hidden, weight, bias };
   const shape = headRows(op, ["hidden", "weight", "bias"], head), { rows, columns } = shape;
   checkLabels(op, "target", target, shape, ignoreIndex);
@@ -305,12 +311,7 @@ export function linearCrossEntropy(
           firstRow: from,
           allRows: rows,
           columns,
-          mean: reduction === "mean",
-          ignoreIndex,
-          smoothing: labelSmoothing,
-          zLoss,
-          temperature,
-          softcap: softcap ?? 0,
+          ...numbers,
           upstreamStride: upstream?.stride ?? 0,
         });
       // on its own, because the kernel looks for the largest logits when their gradients are in their place
