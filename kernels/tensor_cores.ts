@@ -3,7 +3,7 @@
  * run in float32, so that an element is off by at most (depth + 16)·2⁻²³·Σ|a·b| before it is rounded to its storage.
  *
  * A workgroup is 2×2 subgroups, each with a quarter of a tile of C as fragments of 16×16. A slab of A and of B, 32 deep, is copied to workgroup memory as it lies in
- * memory, by vec4s; the next one is on its way meanwhile. On an H100 4096³ reaches 148 to 166 TFLOP/s by layout, where f32 without tensor cores reaches 47. Tried there for the
+ * memory, by vec4s; the next one is on its way meanwhile. On an H100 4096³ reaches 148 to 165 TFLOP/s by layout, where f32 without tensor cores reaches 47. Tried there for the
  * layout of 161, without epilogues: 230 in tiles of 128 whose rows are padded, 115 without the padding, 119 in tiles of 64, 154 with slabs 16 deep, 75 with fragments straight from memory.
  */
 import { type Epilogue, epilogueCode, epilogueKey, epilogueMemories, type Plain, type Strided } from "./epilogue.ts";
