@@ -111,10 +111,11 @@ function fast({ v, plan, formula, row, student, teacher, writeStudent, writeTeac
   const powers = "let gap4 = s4 - t4; let es4 = exp2(s4); let et4 = exp2(t4);";
   // at T = 1; a power of what is at hand where it can be: distillation of 4096×32003 at T = 2 took an H100 0.555 ms so, else 0.577
   const e1 = v.power === 1 ? "es4" : v.power === 2 ? "(es4 * es4)" : "exp2(s4 * temperature)";
+  const square = squares ? `dot(${weight4} * gap4, gap4)` : "0.0";
   const gather = `${scaled} ${powers}
-    ${squares ? `squares += dot(${weight4} * gap4, gap4);` : ""}
+    ${squares && v.crossEntropy ? `squares += ${square};` : ""}
     part += vec4f(sum_of(es4), sum_of(et4), ${mean ? `dot(${weight4}, gap4)` : "0.0"}, ${
-    v.crossEntropy ? `sum_of(${e1})` : "0.0"
+    v.crossEntropy ? `sum_of(${e1})` : square
   });`;
   const terms = `${powers}
     let b4 = gap4 - log_ratio * ${LOG2E};
@@ -212,7 +213,9 @@ function fast({ v, plan, formula, row, student, teacher, writeStudent, writeTeac
   let sums = vec4f(value);
   ${
         squares
-          ? `let square = ${row.sum("squares", "f32")} / totals.${field} * ${Math.LN2 ** 2};
+          ? `let square = ${v.crossEntropy ? row.sum("squares", "f32") : "totals.w"} / totals.${field} * ${
+            Math.LN2 ** 2
+          };
   let variance = square - mean_d * mean_d;
   let certain = 50.0 * value >= abs(mean_d) + abs(log_ratio) && variance >= 0.2 * square && variance >= 0.2 * value * value;`
           : "let certain = 50.0 * value >= abs(mean_d) + abs(log_ratio);"
@@ -594,8 +597,8 @@ export function divergenceRows(
     power: parts && (n.temperature === 1 || n.temperature === 2) ? n.temperature : null,
   };
   const walk = planRow(n.columns, "two", { halves: inHalves(variant) });
-  // beside a row in registers trees in workgroup memory cost less than subgroups: forwardKl of 4096×32000 takes an H100 0.54 ms so, else 0.56, in f16 of 16384×8192 0.28, else 0.30
-  const plan = planKey({ ...walk, subgroups: walk.subgroups && !(differs(variant) && walk.quads > 0) });
+  // beside a row in registers trees in workgroup memory cost less than subgroups: forwardKl of 4096×32000 takes an H100 0.54 ms so, else 0.56, jsd of 16384×8192 in f16 0.38, else 0.42
+  const plan = planKey({ ...walk, subgroups: walk.subgroups && walk.quads === 0 });
   const buffers: Record<string, Memory> = {
     student: b.student,
     teacher: b.teacher,
