@@ -596,7 +596,7 @@ export function divergenceRows(
     flip: FORMULAS[name].first === MIXTURE && n.beta > 0.5,
     power: parts && (n.temperature === 1 || n.temperature === 2) ? n.temperature : null,
   };
-  const walk = planRow(n.columns, "two", { halves: inHalves(variant) });
+  const walk = planRow(n.columns, "two", { halves: inHalves(variant), lean: differs(variant) });
   // beside a row in registers trees in workgroup memory cost less than subgroups: forwardKl of 4096×32000 takes an H100 0.54 ms so, else 0.56, jsd of 16384×8192 in f16 0.38, else 0.42
   const plan = planKey({ ...walk, subgroups: walk.subgroups && walk.quads === 0 });
   const buffers: Record<string, Memory> = {

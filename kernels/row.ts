@@ -44,12 +44,13 @@ export function defaultRowLimits(isSoftware: boolean): Record<RowWork, RowLimits
  * The plan for rows of `columns`. Registers keep twice as much in `halves`: half the threads then do, so that more groups have a place beside each other (forwardKl of
  * 16384×8192 in f16 takes an H100 0.28 ms so, 0.34 from registers of f32), even where they read half of two matrices again (distillation of 4096×32000 in f16 0.36 ms, 0.40
  * where one group keeps its row whole), but not where that is most of the row (forwardKl of 2048×128256 in f16 0.79 ms with all threads, 0.86 with half). A `busy` kernel,
- * of much arithmetic, keeps less of a row that is not kept by half, for the same reason (cross-entropy of 2048×128256 with every option 1.11 ms, else 1.20).
+ * of much arithmetic, keeps less of a row that is not kept by half, for the same reason (cross-entropy of 2048×128256 with every option 1.11 ms, else 1.20). A `lean` one
+ * has registers to spare beside a loop over the rest (forwardKl of 4096×32000 in f16 0.31 ms with 9 vec4s a thread, 0.33 with 7; reverseKl 0.40, else 0.33).
  */
 export function planRow(
   columns: number,
   work: RowWork,
-  { halves = false, busy = false }: { halves?: boolean; busy?: boolean } = {},
+  { halves = false, busy = false, lean = false }: { halves?: boolean; busy?: boolean; lean?: boolean } = {},
 ): RowPlan {
   const { isSoftware, limits, subgroups: able, tuning } = gpu().info;
   let { threads, quads } = rowTuning.limits ??
@@ -60,7 +61,8 @@ export function planRow(
     const full = work === "one" ? Math.min(16, 2 * quads) : quads;
     [threads, quads] = inRow > threads * quads
       ? [threads, full]
-      : [threads / 2, 2 * inRow > threads * full && full > 1 ? full - 1 : full]; // a loop over the rest takes registers too
+      // a loop over the rest takes registers too
+      : [threads / 2, 2 * inRow <= threads * full ? full : lean ? full + 1 : Math.max(1, full - 1)];
   } else if (busy && inRow > 2 * threads * quads && quads > 1 && threads > 32) {
     [threads, quads] = [threads / 2, Math.ceil(quads / 2)];
   }
