@@ -632,7 +632,7 @@ export function divergenceRows(
     divergenceFactor: n.divergenceFactor,
     partFactor: n.partFactor ?? 1,
     share,
-    gentle: share > 0 ? Math.log(1 / share + 1) : 1e38,
+    gentle: share > 0 ? Math.log(1 / share + 1) : Infinity,
     ...fitted,
   }, n.rows);
 }

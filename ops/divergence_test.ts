@@ -435,6 +435,14 @@ Deno.test("divergences: −∞ in the student, in the teacher, in both", async (
       }
     }
   }
+  for (const op of [skewForwardKl, skewReverseKl]) { // at α = 1 of a side from itself
+    for (const both of [[A, B], [B, A]]) {
+      const sides = both.map((values) => ({ values, shape: [1, 5] }));
+      const { loss, gradients } = await measure((s, t) => op(s, t, { alpha: 1 }), sides);
+      const all = [loss, ...gradients].flatMap((x) => Array.from(x));
+      assert(all.every((x) => x === 0), `${op.name}: ${all}`);
+    }
+  }
 });
 
 Deno.test("divergences: a probability that underflows is no −∞", async () => {
