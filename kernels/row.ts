@@ -164,7 +164,7 @@ export interface RowCode {
   /** The sum or maximum of an f32, vec2f or vec4f over the workgroup, which every thread gets. Not inside a branch. */
   sum: (x: string, type?: Meeting) => string;
   max: (x: string, type?: Meeting) => string;
-  /** Of a vec4f the sum of the first and the largest of the others, in one meeting: by subgroups forwardKl of 4096×32000 took an H100 0.56 ms so, with two 0.57. */
+  /** Of a vec4f the sum of the first and the largest of the others, in one meeting: forwardKl of 4096×32000 took an H100 0.56 ms so, with two 0.57. */
   sumAndMost: (x: string) => string;
   /** The normalisers of the row; `also` is done in the first loop over it. */
   normalise: (of: Normaliser[], also?: string) => string;
@@ -457,7 +457,7 @@ const mixed = (a: string, b: string) => `mixed_(${a}, ${b})`;
 const wider = (type: Meeting, x: string) => ({ f32: `vec4f(${x})`, vec2f: `vec4f(${x}, ${x})`, vec4f: x })[type];
 const narrower = (type: Meeting) => ({ f32: ".x", vec2f: ".xy", vec4f: "" })[type];
 
-/** Meetings by a tree in workgroup memory, where there are no subgroups: eight by eight, since a barrier costs more than eight loads. */
+/** Meetings by a tree in workgroup memory: eight by eight, since a barrier costs more than eight loads. */
 function treeMeetings(threads: number): string {
   const widths: number[] = [];
   for (let width = threads; width > 1;) widths.push(width = Math.max(1, width / 8));
