@@ -1,5 +1,20 @@
 import { assert, assertEquals, assertRejects, assertStringIncludes } from "@std/assert";
-import { crossEntropy, dispose, flush, init, nn, optim, randint, randn, relu, Tape, tensor } from "@limbeck/limbeck";
+import {
+  crossEntropy,
+  dispose,
+  flush,
+  init,
+  nn,
+  ones,
+  optim,
+  randint,
+  randn,
+  relu,
+  scaledDotProductAttention,
+  Scope,
+  Tape,
+  tensor,
+} from "@limbeck/limbeck";
 
 async function debugging(fn: () => Promise<void>): Promise<void> {
   await dispose();
@@ -85,3 +100,10 @@ Deno.test("debug: a run without anomalies is left alone, and without debug nothi
   await init();
   assertEquals(await tensor([0]).log().array(), [-Infinity]);
 });
+
+Deno.test("debug: a mask is no alarm", () =>
+  debugging(async () => {
+    using _scope = new Scope();
+    const q = ones([1, 1, 2, 4]), mask = tensor(new Int32Array([1, 0, 1, 1]), [2, 2]);
+    assertEquals(await scaledDotProductAttention(q, q, q, { mask }).sum().item(), 8);
+  }));

@@ -1,6 +1,6 @@
 /** Looking after memory: the counters, forgotten tensors, and a check for tests that nothing stays. */
 import { checkFunction } from "../kernels/check.ts";
-import { gpu, isOpen } from "../kernels/gpu/gpu.ts";
+import { type Gpu, gpu, isOpen } from "../kernels/gpu/gpu.ts";
 import type { Counters } from "../kernels/gpu/memory.ts";
 import { watchOf } from "./anomaly.ts";
 import { entries } from "./ledger.ts";
@@ -64,6 +64,9 @@ export function trimPool(): void {
   gpu().pool.trim();
 }
 
+/** How many `expectNoLeaks` of a device are running. */
+const checks = new WeakMap<Gpu, number>();
+
 /**
  * Runs `fn`, which may be async, and throws an Error if tensors or GPU memory that it made are still alive after it, naming the ops (with `init({ debug: true })` also
  * the lines) that made them. Tensors that `fn` returns, also inside arrays and records, are the caller's. Returns what `fn` returns. For tests.
@@ -83,19 +86,23 @@ export function trimPool(): void {
  */
 export function expectNoLeaks<T>(fn: () => T): T {
   checkFunction("expectNoLeaks", "fn", fn);
-  const open = gpu(), { counters } = open, outer = open.ledger;
+  const open = gpu(), { counters } = open;
   if (open.debug) watchOf(open); // whose memory is no leak of fn
   const before = counters.liveBytes;
   open.ledger ??= new Map();
+  checks.set(open, (checks.get(open) ?? 0) + 1);
+  const end = () => {
+    const left = checks.get(open)! - 1; // async ones may overlap
+    checks.set(open, left);
+    if (left === 0 && !open.debug) open.ledger = null;
+  };
   const old = new Set(entries(open).map(([x]) => x));
   const check = (result: unknown) => {
     if (!isOpen(open)) return; // dispose() freed all
-    const returned = tensorsIn(result), storages = new Set<Storage>();
-    for (const x of returned) {
-      checkTensor("expectNoLeaks", "what fn returns", x, ["f32", "f16", "i32", "u32"]);
-      storages.add(x.storage);
-    }
-    const stayed = entries(open).filter(([x]) => !old.has(x) && !returned.has(x));
+    const returned = tensorsIn(result), made = entries(open).filter(([x]) => !old.has(x));
+    for (const x of returned) checkTensor("expectNoLeaks", "what fn returns", x, ["f32", "f16", "i32", "u32"]);
+    const storages = new Set<Storage>(made.flatMap(([x]) => returned.has(x) ? [x.storage] : []));
+    const stayed = made.filter(([x]) => !returned.has(x));
     const grown = counters.liveBytes - before - [...storages].reduce((sum, s) => sum + s.memory.bytes, 0);
     if (stayed.length > 0) {
       const named = stayed.slice(0, 8).map(([x, { op, place }]) =>
@@ -106,7 +113,7 @@ export function expectNoLeaks<T>(fn: () => T): T {
         `expectNoLeaks: ${stayed.length} tensor${stayed.length > 1 ? "s" : ""} stayed: ${named.join(", ")}${rest}`,
       );
     }
-    if (grown > 0 && returned.size === 0) {
+    if (grown > 0) {
       throw new Error(
         `expectNoLeaks: ${grown} bytes stayed that no tensor holds: an optimizer or a Meter was not disposed of`,
       );
@@ -123,8 +130,8 @@ export function expectNoLeaks<T>(fn: () => T): T {
     return result.then((value) => {
       check(value);
       return value;
-    }).finally(() => open.ledger = outer) as T;
+    }).finally(end) as T;
   } finally {
-    if (!running) open.ledger = outer;
+    if (!running) end();
   }
 }

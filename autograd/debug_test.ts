@@ -1,20 +1,32 @@
 import { assert, assertEquals, assertRejects, assertStringIncludes, assertThrows } from "@std/assert";
 import {
+  argmax,
   dispose,
   expectNoLeaks,
   init,
+  logSoftmax,
+  logSumExp,
+  matmul,
+  max,
+  mean,
   Meter,
   noGrad,
+  ones,
   optim,
   resetPeak,
   Scope,
+  softmax,
+  stack,
   stats,
+  sum,
   Tape,
   type Tensor,
   tensor,
   trimPool,
+  variance,
   zeros,
 } from "@limbeck/limbeck";
+import { gpu } from "../kernels/gpu/gpu.ts";
 
 Deno.test("expectNoLeaks: passes where nothing stays, and hands on what fn returns", async () => {
   await init();
@@ -158,4 +170,49 @@ Deno.test("memory: the limit's error names the op, the shape and the bytes", asy
   fill();
   assertEquals(stats().buffersCreated, buffersCreated);
   await dispose();
+});
+
+Deno.test("expectNoLeaks: an optimizer that stays, beside tensors that fn returns", async () => {
+  await init();
+  const w = tensor([1, 2], undefined, { requiresGrad: true }).keep(), old = zeros([1000]).keep();
+  const left = "an optimizer or a Meter was not disposed of";
+  assertThrows(() => expectNoLeaks(() => [new optim.Adam([w]), old]), Error, left);
+  assertThrows(() => expectNoLeaks(() => [new optim.Adam([w]), w.mul(2)]), Error, left);
+});
+
+Deno.test("expectNoLeaks: async ones that overlap", async () => {
+  await init();
+  const sleep = (ms: number) => new Promise((resolve) => setTimeout(resolve, ms));
+  const first = expectNoLeaks(() => sleep(5));
+  const second = expectNoLeaks(async () => {
+    await sleep(30);
+    tensor([1, 2, 3]).keep();
+  });
+  await first;
+  await assertRejects(() => second, Error, "1 tensor stayed: tensor (shape [3])");
+  assertEquals(gpu().ledger, null);
+});
+
+Deno.test("expectNoLeaks: ops leave nothing of their own where no scope is open", async () => {
+  await init();
+  const x = ones([3, 4, 5]).keep(), vector = ones([5]).keep(), square = ones([5, 5]).keep();
+  const [a, b] = [ones([2, 1, 4, 4]).keep(), ones([1, 3, 4, 4]).keep()];
+  const ops: Record<string, () => Tensor> = {
+    "sum": () => sum(x),
+    "sum over runs": () => sum(x, { dim: [0, 2] }),
+    "mean": () => mean(x, { dim: [0, 2] }),
+    "max": () => max(x, { dim: 1 }),
+    "logSumExp": () => logSumExp(x, { dim: [0, 2] }),
+    "variance": () => variance(x),
+    "argmax": () => argmax(x),
+    "stack": () => stack([x, x]),
+    "vector · matrix": () => matmul(vector, square),
+    "matrix · vector": () => matmul(x, vector),
+    "vector · vector": () => matmul(vector, vector),
+    "batch · matrix": () => matmul(x, square),
+    "broadcast batches": () => matmul(a, b),
+    "softmax": () => softmax(x, 0),
+    "logSoftmax": () => logSoftmax(x, 1),
+  };
+  for (const op of Object.values(ops)) expectNoLeaks(op);
 });

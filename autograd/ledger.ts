@@ -20,5 +20,6 @@ export function callingLine(): string {
   limits.stackTraceLimit = 100; // V8 gives 10 frames, which may all be ours
   const lines = new Error().stack?.split("\n").slice(1) ?? [];
   limits.stackTraceLimit = before;
-  return (lines.find((line) => !OWN.test(line)) ?? lines.at(-1) ?? "at an unknown place").trim();
+  return (lines.find((line) => !OWN.test(line) && !line.includes("<anonymous>")) ?? lines.at(-1) ??
+    "at an unknown place").trim();
 }

@@ -44,7 +44,7 @@ export class Storage {
 
   release(): void {
     if (--this.owners > 0 || this.gpu.errors.lost !== null) return;
-    this.gradientHome?.free();
+    this.gradientHome?.leave();
     this.gradientHome = null;
     this.#letGo();
   }
@@ -68,6 +68,12 @@ export class Storage {
   /** Moves out of borrowed memory. */
   vacate(): void {
     this.moveTo(this.gpu.pool.take(this.memory.bytes), this.memory.bytes);
+  }
+
+  /** Owns from now on what it has borrowed. */
+  inherit(): void {
+    this.memory.borrower = null;
+    this.borrowed = false;
   }
 
   /** Moves the content to other memory, which this storage then owns or borrows. */

@@ -259,9 +259,7 @@ export class Tensor implements Disposable {
     this.record = null;
     this.#leaveOwner();
     storage.gpu.counters.liveTensors--;
-    // it may be another leaf's
-    if (this.#grad?.owner === null || this.#grad?.owner === this) this.#grad.dispose();
-    this.#grad = null;
+    this.grad = null; // freed, unless it is another leaf's, or was taken out
     if (this.#saves === 0) this.#release();
   }
 

@@ -153,7 +153,7 @@ const kernel: (key: string) => Kernel = variants((key: string): KernelSpec => {
     overwrite(
       dLogits,
       "label",
-      `let g = slopes.x * slopes.z + (slopes.y * (1.0 + slopes.z) - level${weighted ? " * of_label.y" : ""});`,
+      `let g = slopes.x * slopes.z + (slopes.y * exp(-slopes.w) - level${weighted ? " * of_label.y" : ""});`,
       `g${v.softcap ? " * sech_squared_(of_label.x * params.to_cap)" : ""}`,
     )
   } }`;

@@ -159,14 +159,18 @@ fn erf_(x: f32) -> f32 {
 }
 `;
 
-/** Sines and powers, which only elementwise ops need. */
-export const SINES_AND_POWERS: string = `
+/** The 64 bits of a product. */
+export const WIDE_PRODUCT: string = `
 fn wide_product_(a: u32, b: u32) -> vec2u { // low and high word
   let low = (a & 0xffffu) * (b & 0xffffu);
   let middle = (a >> 16u) * (b & 0xffffu) + (low >> 16u);
   let other = (a & 0xffffu) * (b >> 16u) + (middle & 0xffffu);
   return vec2u((other << 16u) | (low & 0xffffu), (a >> 16u) * (b >> 16u) + (middle >> 16u) + (other >> 16u));
 }
+`;
+
+/** Sines and powers, which only elementwise ops need. */
+export const SINES_AND_POWERS: string = `${WIDE_PRODUCT}
 
 // x as k·π/2 + r with |r| ≤ π/4, for |x| ≥ 2: the mantissa, a whole number, times 96 bits of 2/π, from where its multiples of 4 end (Payne and Hanek 1983)
 fn turns_(x: f32) -> vec2f {
@@ -242,7 +246,7 @@ fn power_of_two_(k: i32) -> f32 { return bitcast<f32>((k + 127) << 23u); } // co
 
 // x to the power y as in C: a negative base takes integer exponents only
 fn pow_(x: f32, y: f32) -> f32 {
-  if (y == 0.0 || x == 1.0) { return 1.0; }
+  if (y == 0.0 || x == 1.0 || (x == -1.0 && abs(y) > 3.4e38)) { return 1.0; }
   let a = abs(x);
   let odd = abs(y) < 16777216.0 && (i32(y) & 1) == 1;
   var magnitude = 0.0;
@@ -258,8 +262,8 @@ fn pow_(x: f32, y: f32) -> f32 {
     magnitude = power * power_of_two_(half) * power_of_two_(i32(whole) - half);
   } else { magnitude = exp_(y * log_(a)); } // of what is 0, infinite or no number
   var nan = 0x7fc00000u;
-  if (x < 0.0) { return select(bitcast<f32>(nan), select(magnitude, -magnitude, odd), floor(y) == y); }
-  return magnitude;
+  let signed = select(magnitude, -magnitude, odd && (bitcast<u32>(x) >> 31u) == 1u); // −0 has a sign too
+  return select(signed, bitcast<f32>(nan), x < 0.0 && floor(y) != y);
 }
 `;
 

@@ -22,40 +22,40 @@ export type RuleName = "sgd" | "sgdMomentum" | "adam" | "amsgrad" | "rmsprop" | 
 /** Each rule's numbers are computed in nn/optim.ts. */
 export const RULES: Record<RuleName, Rule> = {
   // s0 lr, s1 weight decay
-  sgd: { name: "SGD", states: 0, wgsl: "g += s1 * p; p -= s0 * g;" },
+  sgd: { name: "SGD", states: 0, wgsl: "g += decayed_(p, s1); p -= s0 * g;" },
   // s2 momentum, s3 1 − dampening (1 in the first step, where the buffer is the gradient), s4 whether Nesterov's
   sgdMomentum: {
     name: "SGD",
     states: 1,
-    wgsl: "g += s1 * p; a = s2 * a + s3 * g; p -= s0 * select(a, g + s2 * a, s4 == 1.0);",
+    wgsl: "g += decayed_(p, s1); a = s2 * a + s3 * g; p -= s0 * select(a, g + s2 * a, s4 == 1.0);",
   },
   // s0 lr/(1 − β1ᵗ), s1 decay added to the gradient, s2 factor of decoupled decay, s3 β1, s4 β2, s5 ε, s6 1/√(1 − β2ᵗ)
   adam: {
     name: "Adam",
     states: 2,
     wgsl:
-      "p *= s2; g += s1 * p; a += (1.0 - s3) * (g - a); b = s4 * b + (1.0 - s4) * g * g; p -= s0 * a / (sqrt(b) * s6 + s5);",
+      "p *= s2; g += decayed_(p, s1); a += (1.0 - s3) * (g - a); b = s4 * b + (1.0 - s4) * g * g; p -= s0 * a / (sqrt(b) * s6 + s5);",
   },
   // s2 α, s3 ε
   rmsprop: {
     name: "RMSprop",
     states: 1,
-    wgsl: "g += s1 * p; a = s2 * a + (1.0 - s2) * g * g; p -= s0 * g / (sqrt(a) + s3);",
+    wgsl: "g += decayed_(p, s1); a = s2 * a + (1.0 - s2) * g * g; p -= s0 * g / (sqrt(a) + s3);",
   },
   // also s4 momentum, s5 1 where the variance is centred
   rmspropFull: {
     name: "RMSprop",
     states: 3,
     wgsl:
-      "g += s1 * p; a = s2 * a + (1.0 - s2) * g * g; b = s2 * b + (1.0 - s2) * g * s5; c = s4 * c + g / (sqrt(max(a - b * b, vec4f(0.0))) + s3); p -= s0 * c;",
+      "g += decayed_(p, s1); a = s2 * a + (1.0 - s2) * g * g; b = s2 * b + (1.0 - s2) * g * s5; c = s4 * c + g / (sqrt(max(a - b * b, vec4f(0.0))) + s3); p -= s0 * c;",
   },
   // s0 lr/(1 + (t − 1)·decay), s2 ε
-  adagrad: { name: "Adagrad", states: 1, wgsl: "g += s1 * p; a += g * g; p -= s0 * g / (sqrt(a) + s2);" },
+  adagrad: { name: "Adagrad", states: 1, wgsl: "g += decayed_(p, s1); a += g * g; p -= s0 * g / (sqrt(a) + s2);" },
   amsgrad: {
     name: "Adam",
     states: 3,
     wgsl:
-      "p *= s2; g += s1 * p; a += (1.0 - s3) * (g - a); b = s4 * b + (1.0 - s4) * g * g; c = max(c, b); p -= s0 * a / (sqrt(c) * s6 + s5);",
+      "p *= s2; g += decayed_(p, s1); a += (1.0 - s3) * (g - a); b = s4 * b + (1.0 - s4) * g * g; c = max(c, b); p -= s0 * a / (sqrt(c) * s6 + s5);",
   },
 };
 
@@ -72,6 +72,8 @@ const kernel: (key: RuleName) => Kernel = variants((key: RuleName): KernelSpec =
       ...Object.fromEntries(states.map((s): [string, BufferType] => [`${s}State`, "write vec4f"])),
     },
     params: { quads: "u32" },
+    head:
+      "fn decayed_(p: vec4f, decay: f32) -> vec4f { return select(decay * p, vec4f(0.0), decay == 0.0); } // 0·∞ = 0\n",
     main: `if (thread >= params.quads) { return; }
   let at = slot_of[thread / 16u] * ${SETTINGS}u;
   if (settings[at + 7u] == 0.0) { return; }

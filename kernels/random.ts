@@ -1,5 +1,6 @@
 /** Filling memory: with a constant, and with random numbers from a counter. */
 import { type Kernel, variants } from "./gpu/kernel.ts";
+import { WIDE_PRODUCT } from "./math.ts";
 import type { Memory } from "./gpu/memory.ts";
 import type { Element } from "./elementwise.ts";
 
@@ -38,14 +39,13 @@ const randomKernel: (key: string) => Kernel = variants((key: string) => {
     // Box–Muller; 1 − u is in (0, 1], so the logarithm is finite
     normal: "sqrt(-2.0 * log(1.0 - unit_(bits.x))) * cos(6.283185307179586 * unit_(bits.y))",
     // the high word of bits · count: uniform up to count / 2³²
-    integer:
-      "params.low + i32((bits.x >> 16u) * (params.count >> 16u) + (((bits.x >> 16u) * (params.count & 0xffffu)) >> 16u) + (((bits.x & 0xffffu) * (params.count >> 16u)) >> 16u))",
+    integer: "params.low + i32(wide_product_(bits.x, params.count).y)",
   }[kind]!;
   return {
     name: `random ${kind}`,
     buffers: { state: "read u32", y: `write ${element as Element}` },
     params: { op: "u32", size: "u32", low: "i32", count: "u32" },
-    head: PCG4D,
+    head: `${PCG4D}${kind === "integer" ? WIDE_PRODUCT : ""}`,
     main: `if (thread >= params.size) { return; }
   let bits = pcg4d(vec4u(thread, params.op, state[0], state[1]));
   y[thread] = ${element}(${value});`,

@@ -6,7 +6,7 @@ import { randomState, setRandomState } from "../autograd/random.ts";
 import type { Tensor } from "../autograd/tensor.ts";
 import { Module } from "./module.ts";
 import { Optimizer, type OptimizerState } from "./optim.ts";
-import { checkPath, replaceFile } from "./files.ts";
+import { checkPath, inTurn, replaceFile } from "./files.ts";
 import { encode, openSafetensors } from "./safetensors.ts";
 
 /** What a checkpoint holds. */
@@ -80,11 +80,14 @@ export async function saveCheckpoint(
       tuning: gpu().info.tuning,
       optimizer: state && { ...state, tensors: undefined },
     });
-    // encoded at once: a training loop may go on while the old file is looked at
+    // encoded at once: a training loop may go on, and save again, while the old file is looked at
     const bytes = encode(op, tensors, { limbeck });
-    const kept = overwrite ? Promise.resolve() : checkKept(op, path, step, Object.keys(tensors));
-    await Promise.all([kept, bytes]);
-    await replaceFile(op, path, await bytes);
+    bytes.catch(() => {}); // it is awaited later
+    await inTurn(path, async () => {
+      const kept = overwrite ? Promise.resolve() : checkKept(op, path, step, Object.keys(tensors));
+      await Promise.all([kept, bytes]);
+      await replaceFile(op, path, await bytes);
+    });
   } finally {
     for (const x of Object.values(state?.tensors ?? {})) x.dispose();
   }
@@ -177,14 +180,18 @@ function parseState(text: string): State | null {
 
 /** Throws a TypeError for what JSON would leave out or turn into something else without a word; `around` are the objects that it lies in. */
 function checkJson(op: string, name: string, value: unknown, around: readonly unknown[] = []): void {
-  if (value === null || typeof value === "string" || typeof value === "boolean" || Number.isFinite(value)) return;
-  if ((!Array.isArray(value) && !isRecord(value)) || around.includes(value)) {
-    const what = around.includes(value) ? "an object that it lies in" : describe(value);
+  const isNumber = Number.isFinite(value) && !Object.is(value, -0);
+  if (value === null || typeof value === "string" || typeof value === "boolean" || isNumber) return;
+  const isArray = Array.isArray(value),
+    more = isArray && Object.keys(value).length > value.length ||
+      isRecord(value) && Object.getOwnPropertySymbols(value).length > 0;
+  if ((!isArray && !isRecord(value)) || more || around.includes(value)) {
+    const what = around.includes(value) ? "an object that it lies in" : Object.is(value, -0) ? "-0" : describe(value);
     throw new TypeError(`${op}: ${name} must be what JSON can hold, got ${what}`);
   }
-  const array = Array.isArray(value), inner = [...around, value];
-  for (const [key, x] of array ? value.entries() : Object.entries(value)) {
-    if (array) checkJson(op, `${name}[${key}]`, x, inner);
+  const inner = [...around, value];
+  for (const [key, x] of isArray ? value.entries() : Object.entries(value)) {
+    if (isArray) checkJson(op, `${name}[${key}]`, x, inner);
     else if (x !== undefined) checkJson(op, `${name}.${key}`, x, inner); // read, it is undefined again
   }
 }

@@ -3,6 +3,7 @@ import {
   crossEntropy,
   init,
   loadCheckpoint,
+  loadSafetensors,
   manualSeed,
   nn,
   optim,
@@ -351,6 +352,9 @@ Deno.test("checkpoint: wrong arguments", async () => {
     [{ best: Infinity }, "extra.best must be what JSON can hold, got Infinity"],
     [{ losses: [1, { mean: NaN }] }, "extra.losses[1].mean must be what JSON can hold, got NaN"],
     [new Array(1), "extra[0] must be what JSON can hold, got undefined"],
+    [{ best: -0 }, "extra.best must be what JSON can hold, got -0"],
+    [Object.assign([1], { mean: 2 }), "extra must be what JSON can hold, got"],
+    [{ [Symbol("mean")]: 2 }, "extra must be what JSON can hold, got"],
     [{ map: new Map() }, "extra.map must be what JSON can hold, got a Map"],
     [new Float32Array(2), "extra must be what JSON can hold, got a Float32Array"],
     [{ when: new Date() }, "extra.when must be what JSON can hold, got a Date"],
@@ -368,4 +372,14 @@ Deno.test("checkpoint: wrong arguments", async () => {
   // deno-lint-ignore no-explicit-any
   await assertRejects(() => loadCheckpoint(path, {} as any), TypeError, "loadCheckpoint: model must be a Module");
   model.dispose();
+});
+
+Deno.test("checkpoint: saves of one path that are not awaited leave the last one", async () => {
+  await init();
+  const model = makeModel(), path = await Deno.makeTempFile();
+  const saves = await Promise.allSettled([1, 2, 5, 4].map((step) => saveCheckpoint(path, { model, step })));
+  assertEquals(saves.map(({ status }) => status), ["fulfilled", "fulfilled", "fulfilled", "rejected"]);
+  assertEquals((await loadCheckpoint(path, { model })).step, 5);
+  await Promise.all([1, 2, 3].map((n) => saveSafetensors(path, { x: tensor([n]) })));
+  assertEquals(await (await loadSafetensors(path)).x.item(), 3);
 });

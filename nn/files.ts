@@ -63,6 +63,24 @@ async function naming<T>(op: string, work: Promise<T>): Promise<T> {
 const writing = new Set<string>();
 const ATTEMPTS = 5;
 
+/** What this process does last with each path. */
+const turns = new Map<string, Promise<unknown>>();
+
+/** Does something with a path behind what was begun with it before. */
+export async function inTurn(path: string, work: () => Promise<void>): Promise<void> {
+  const before = turns.get(path)?.catch(() => {});
+  const turn = (async () => {
+    await before;
+    await work();
+  })();
+  turns.set(path, turn);
+  try {
+    await turn;
+  } finally {
+    if (turns.get(path) === turn) turns.delete(path);
+  }
+}
+
 /** Throws a TypeError for what is no string, a RangeError for an empty one. */
 export function checkPath(op: string, path: unknown): void {
   if (typeof path !== "string") throw new TypeError(`${op}: path must be a string, got ${describe(path)}`);

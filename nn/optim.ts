@@ -197,7 +197,7 @@ export abstract class Optimizer {
   #lend(parameter: Tensor, gradient: Memory): void {
     const { storage, grad } = parameter;
     if (grad) grad.storage.moveTo(gradient, parameter.size * 4, true);
-    storage.gradientHome?.free();
+    storage.gradientHome?.leave();
     storage.gradientHome = gradient;
   }
 
@@ -266,7 +266,6 @@ export abstract class Optimizer {
   zeroGrad(): void {
     for (const { slots } of this.#segments) {
       for (const { parameter } of slots) {
-        parameter.grad?.dispose();
         parameter.grad = null;
       }
     }
@@ -363,7 +362,7 @@ export abstract class Optimizer {
       for (const { parameter, gradient } of slots) {
         if (parameter.closed || parameter.storage.gradientHome !== gradient) continue;
         parameter.storage.gradientHome = null;
-        gradient.free();
+        gradient.leave();
       }
       for (const block of states) for (const slot of block.slots) slot.free();
       slotOf.free();

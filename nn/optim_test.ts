@@ -1,6 +1,19 @@
 // Values over many steps are among the reference cases (testing/golden_test.ts); here are the rules around them.
 import { assert, assertAlmostEquals, assertEquals, assertThrows } from "@std/assert";
-import { expand, init, matmul, nn, optim, Scope, stats, Tape, type Tensor, tensor, where } from "@limbeck/limbeck";
+import {
+  expand,
+  full,
+  init,
+  matmul,
+  nn,
+  optim,
+  Scope,
+  stats,
+  Tape,
+  type Tensor,
+  tensor,
+  where,
+} from "@limbeck/limbeck";
 import { largestError } from "../testing/compare.ts";
 import { random } from "../testing/op.ts";
 
@@ -638,4 +651,58 @@ Deno.test("optim: what RMSprop and Adagrad throw", async () => {
   assertThrows(() => new optim.SGD([{ params: 5 }] as any, { lr: 1 }), TypeError, "SGD: params must be an array of");
   // deno-lint-ignore no-explicit-any
   assertThrows(() => optim.clipGradNorm(5 as any, 1), TypeError, "clipGradNorm: params must be an array of Tensors");
+});
+
+Deno.test("optim: a gradient that somebody holds outlives the optimizer, its parameter and the next optimizer", async () => {
+  await init();
+  const ways: Record<string, (w: Tensor, optimizer: optim.Optimizer) => void> = {
+    "the optimizer is disposed of": (_, optimizer) => optimizer.dispose(),
+    "the parameter is disposed of": (w) => w.dispose(),
+    "both, the parameter first": (w, optimizer) => [w, optimizer].forEach((x) => x.dispose()),
+    "another optimizer comes": (w, optimizer) => {
+      optimizer.zeroGrad();
+      new optim.Adam([w]).dispose();
+    },
+  };
+  for (const [what, end] of Object.entries(ways)) {
+    using _scope = new Scope();
+    const w = leaf([1, 2, 3]), optimizer = new optim.SGD([w], { lr: 0.1 }), before = stats().liveTensors;
+    step(optimizer, [w], [[5, 6, 7]]);
+    const kept = w.grad!.keep();
+    w.grad = null;
+    step(optimizer, [w], [[1, 1, 1]]);
+    const view = w.grad!.detach();
+    end(w, optimizer);
+    const others = [5, 6, 7, 8].map((value) => full([3], value));
+    assertEquals(await read(kept), [5, 6, 7], what);
+    assertEquals(await read(view), [1, 1, 1], what);
+    view.assign(tensor([0, 0, 0]));
+    for (const [i, x] of others.entries()) assertEquals(await read(x), Array(3).fill(5 + i), what);
+    kept.dispose();
+    assert(stats().liveTensors < before + 8);
+  }
+});
+
+Deno.test("optim: a gradient that was kept stays when zeroGrad or the parameter goes", async () => {
+  await init();
+  const w = leaf([1, 2]), optimizer = new optim.SGD([w], { lr: 0.5 });
+  step(optimizer, [w], [[3, 4]]);
+  const kept = w.grad!.keep();
+  optimizer.zeroGrad();
+  assertEquals(w.grad, null);
+  assertEquals(await read(kept), [3, 4]);
+  step(optimizer, [w], [[1, 1]]);
+  const last = w.grad!.keep();
+  w.dispose();
+  assertEquals([await read(kept), await read(last)], [[3, 4], [1, 1]]);
+});
+
+Deno.test("optim: without decay an infinite element stays what it is", async () => {
+  await init();
+  for (const name of ["SGD", "Adam", "AdamW", "RMSprop", "Adagrad"] as const) {
+    const w = leaf([1, -Infinity]), optimizer = new optim[name]([w], { lr: 0.1, weightDecay: 0 });
+    step(optimizer, [w], [[1, 0]]);
+    const [moved, masked] = await read(w);
+    assert(moved < 1 && masked === -Infinity, `${name}: ${moved}, ${masked}`);
+  }
 });

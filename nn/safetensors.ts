@@ -4,7 +4,7 @@ import { gpu } from "../kernels/gpu/gpu.ts";
 import { BYTES, type DType, type TypedArray } from "../autograd/storage.ts";
 import { checkTensor, sizeOf, type Tensor } from "../autograd/tensor.ts";
 import { checkShapeArgument, tensor } from "../ops/create.ts";
-import { checkPath, openSource, replaceFile, type Source } from "./files.ts";
+import { checkPath, inTurn, openSource, replaceFile, type Source } from "./files.ts";
 
 interface Entry {
   dtype: string;
@@ -265,5 +265,7 @@ export async function saveSafetensors(
   metadata: Record<string, string> = {},
 ): Promise<void> {
   checkPath("saveSafetensors", path);
-  await replaceFile("saveSafetensors", path, await encode("saveSafetensors", tensors, metadata));
+  const bytes = encode("saveSafetensors", tensors, metadata);
+  bytes.catch(() => {}); // it is awaited later
+  await inTurn(path, async () => await replaceFile("saveSafetensors", path, await bytes));
 }

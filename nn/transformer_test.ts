@@ -315,3 +315,21 @@ Deno.test("transformer: what they throw", async () => {
   assertThrows(() => attention.merge(5 as any), TypeError, "MultiHeadAttention: x must be a Tensor, got 5");
   attention.dispose();
 });
+
+Deno.test("transformer: weights that are replaced before the backward pass have no part in it", async () => {
+  await init();
+  const block = new nn.TransformerBlock(4, 1), { linear2 } = block, { weight } = linear2, bias = linear2.bias!;
+  const x = tensor(numbers(12, 1), [1, 3, 4], { requiresGrad: true }), leaves = [x, weight, bias];
+  const gradients = async (meanwhile: () => void) => {
+    for (const leaf of leaves) leaf.grad = null;
+    using _tape = new Tape();
+    const y = block.forward(x).square().sum();
+    meanwhile();
+    y.backward();
+    Object.assign(linear2, { weight, bias });
+    return await Promise.all(leaves.map((leaf) => leaf.grad!.data()));
+  };
+  const want = await gradients(() => {});
+  assertEquals(await gradients(() => linear2.weight = zeros([4, 16])), want);
+  assertEquals(await gradients(() => linear2.bias = null), want);
+});

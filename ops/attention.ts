@@ -61,7 +61,7 @@ export function scaledDotProductAttention(q: Tensor, k: Tensor, v: Tensor, optio
       ? mapped(op, "select(log_(0.0), 0.0, a != 0.0)", [mask], mask.shape, [], "f32")
       : mask.detach();
     const shared = sizeOf(mask.shape.slice(0, -2)) === 1 && mask.rank >= 2;
-    const own = shared ? added.reshape(mask.shape.slice(-2)) : added;
+    const own = shared ? added.view(mask.shape.slice(-2), op) : added;
     const wanted = shared ? [queries, keys] : [...lead, queries, keys];
     if (broadcastShape(`${op}: mask`, [own.shape, wanted]).join() !== wanted.join()) {
       throw new TypeError(`${op}: mask must broadcast to [${wanted.join(", ")}], got shape [${mask.shape.join(", ")}]`);
@@ -172,6 +172,6 @@ export function packedAttention(
 }
 
 function checkDepth(op: string, x: Tensor, depth: number): void {
-  if (depth <= LONGEST_HEAD) return;
-  throw new RangeError(`${op}: q must have at most ${LONGEST_HEAD} features a head, got shape [${x.shape.join(", ")}]`);
+  if (depth >= 1 && depth <= LONGEST_HEAD) return;
+  throw new RangeError(`${op}: q must have 1 to ${LONGEST_HEAD} features a head, got shape [${x.shape.join(", ")}]`);
 }

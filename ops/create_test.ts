@@ -211,3 +211,15 @@ Deno.test("create: arrays that hold themselves, no sizes and too many dimensions
   assertEquals([y.size, await a.grad!.sum().item(), await b.grad!.sum().item()], [4096, 2048, -6144]);
   assertEquals(await y.permute(y.shape.map((_, i) => 11 - i)).sum().item(), 3 * 4096);
 });
+
+Deno.test("create: randint draws every number of a range equally often", async () => {
+  await init();
+  using _scope = new Scope();
+  manualSeed(3);
+  for (const range of [3, 1000, 40_000, 65_537]) {
+    const draws = 20 * range, counts = new Float64Array(range);
+    for (const n of await randint(0, range, [draws]).data()) counts[n]++;
+    const spread = counts.reduce((sum, n) => sum + (n - 20) ** 2 / 20, 0) / range; // χ² a number: 1 ± √(2/range)
+    assert(Math.abs(spread - 1) < 5 * Math.sqrt(2 / range), `${range}: ${spread}`);
+  }
+});

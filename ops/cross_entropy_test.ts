@@ -624,3 +624,22 @@ Deno.test("crossEntropy: value and gradient take three launches, and none to han
   crossEntropy(logits, labels).backward();
   assertEquals(stats().dispatches - before, 3); // kept rows, the rows, their sum
 });
+
+Deno.test("crossEntropy: the label's column where the label itself weighs nothing", async () => {
+  await init();
+  const V = 4096, x = Array.from({ length: V }, (_, i) => Math.fround(Math.sin(i * 1.7)));
+  const sum = x.reduce((total, x) => total + Math.exp(x), 0), probability = Math.exp(x[3]) / sum, lse = Math.log(sum);
+  const weights = (own: number) => Float32Array.from(x, (_, c) => c === 3 ? own : 1);
+  const cases: [Plain, number, number][] = [
+    [{ labelSmoothing: 0.1 }, 0, 0.1 / V * (V - 1) * probability],
+    [{ zLoss: 1e-4 }, 0, 2e-4 * lse * probability],
+    [{ labelSmoothing: 1 }, 1, probability - 1 / V],
+  ];
+  for (const [options, own, want] of cases) {
+    using _tape = new Tape();
+    const logits = tensor([x], { requiresGrad: true });
+    crossEntropy(logits, labelsOf([3]), { ...options, weight: tensor(weights(own)), reduction: "sum" }).backward();
+    const got = (await logits.grad!.data())[3];
+    assert(Math.abs(got - want) < 2e-6 * Math.max(want, 1 / V), `${JSON.stringify(options)}: ${got}, not ${want}`);
+  }
+});

@@ -1096,3 +1096,19 @@ Deno.test("divergences: what they throw", async () => {
   ]);
   assert(Number.isFinite(await forwardKl(student, teacher).item()));
 });
+
+Deno.test("divergences: values of mixtures without gradients, beside classes that are far apart", async () => {
+  await init();
+  const student = Array.from({ length: 64 }, (_, i) => Math.fround(Math.sin(i))), teacher = [...student];
+  [student[5], teacher[5]] = [44.105, -44.105].map(Math.fround);
+  for (const name of ["skewForwardKl", "skewReverseKl", "jsd"] as const) {
+    for (const share of [0.1, 0.3, 0.9]) {
+      const own: DivergenceNumbers = name === "jsd" ? { beta: share } : { alpha: share };
+      for (const [s, t] of [[student, teacher], [teacher, student]]) {
+        const got = await OPS[name](tensor([s]), tensor([t]), gpuOptions(own)).item(),
+          want = reference(name, s, t, 64, own).loss;
+        assert(rowError([got], want, 1) <= VALUE, `${name} ${share}: ${got}, not ${want}`);
+      }
+    }
+  }
+});

@@ -391,3 +391,11 @@ Deno.test("elementwise: a NaN with a sign stays NaN", async () => {
     assertEquals(await op(signed).data(), new Float32Array([NaN]), op.name);
   }
 });
+
+Deno.test("pow: signs of zeros, and −1 to an infinite power, as in C", async () => {
+  await init();
+  using _scope = new Scope();
+  const I = Infinity, bases = [-0, -0, -0, -0, 0, -1, -1, -2], powers = [-1, 3, -3, 2, -3, I, -I, 0.5];
+  const got = Array.from(await pow(tensor(bases), tensor(powers)).data());
+  assertEquals(got, [-I, -0, -I, 0, I, 1, 1, NaN]); // assertEquals tells −0 from 0
+});

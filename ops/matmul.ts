@@ -45,6 +45,8 @@ function multiply(
     k,
     sizeOf(batch),
   );
+  if (x !== a) x.dispose();
+  if (y !== b) y.dispose();
   return out;
 }
 
@@ -83,15 +85,21 @@ export function matmul(a: Tensor, b: Tensor, options: MatmulOptions = {}): Tenso
       `matmul: inner sizes must agree, got a of shape ${name(a, transposeA)} and b of shape ${name(b, transposeB)}`,
     );
   }
-  if (a.rank === 1) return squeezed(matmul(a.reshape([1, a.size]), b, { transposeB }), -2);
-  if (b.rank === 1) return squeezed(matmul(a, b.reshape([b.size, 1]), { transposeA }), -1);
+  if (a.rank === 1) {
+    const row = a.reshape([1, a.size]), y = matmul(row, b, { transposeB });
+    row.dispose(); // records keep what they saved
+    return inShape(y, y.shape.toSpliced(-2, 1));
+  }
+  if (b.rank === 1) {
+    const column = b.reshape([b.size, 1]), y = matmul(a, column, { transposeA });
+    column.dispose();
+    return inShape(y, y.shape.toSpliced(-1, 1));
+  }
   if (b.rank === 2 && a.rank > 2 && !transposeA) { // one matrix for all: its rows are one long batch
     const [m, n] = [a.shape.at(-2)!, b.shape.at(transposeB ? -2 : -1)!];
-    return matmul(a.reshape([sizeOf(a.shape.slice(0, -1)), inner[0]]), b, { transposeB }).reshape([
-      ...a.shape.slice(0, -2),
-      m,
-      n,
-    ]);
+    const rows = a.reshape([sizeOf(a.shape.slice(0, -1)), inner[0]]), y = matmul(rows, b, { transposeB });
+    rows.dispose();
+    return inShape(y, [...a.shape.slice(0, -2), m, n]);
   }
   const batch = broadcastShape("matmul", [a.shape.slice(0, -2), b.shape.slice(0, -2)]);
   const out = multiply(a, transposeA, b, transposeB, batch);
@@ -117,10 +125,11 @@ export function matmul(a: Tensor, b: Tensor, options: MatmulOptions = {}): Tenso
   });
 }
 
-function squeezed(x: Tensor, dim: -1 | -2): Tensor {
-  const shape = [...x.shape];
-  shape.splice(dim, 1);
-  return x.reshape(shape);
+/** `x.reshape(shape)`, in the place of x. */
+function inShape(x: Tensor, shape: readonly number[]): Tensor {
+  const y = x.reshape(shape);
+  x.dispose();
+  return y;
 }
 
 /** One layer of a perceptron. */
@@ -175,6 +184,7 @@ export function perceptron(op: string, x: Tensor, layers: readonly Layer[], resi
   const plain = (t: Tensor) => ({ memory: t.memory, element: t.dtype });
   // what each layer reads, and what the slope of the activation in front of it is a function of
   const reads = [x], slopes: (Tensor | null)[] = [null], own: Tensor[] = [];
+  layers = layers.map(({ weight, bias, activation }) => ({ weight, bias, activation })); // a module may get others before the backward pass
   const y = Tensor.empty(shape, x.dtype, op), last = layers.length - 1;
   layers.forEach(({ weight, bias, activation }, i) => {
     const [outs, ins] = weight.shape;
@@ -210,11 +220,13 @@ export function perceptron(op: string, x: Tensor, layers: readonly Layer[], resi
         const dWeight = wants[at] ? gradientOf(at) : null, dBias = bias && wants[at + 1] ? gradientOf(at + 1) : null;
         if (dWeight) {
           product(flat(dZ, outs, true), flat(reads[i], ins), plain(dWeight), outs, ins, rows, 1, {
-            sums: dBias ? plain(dBias) : undefined,
+            sums: dBias && ins > 0 ? plain(dBias) : undefined,
           });
         }
         gradients[at] = dWeight;
-        if (dBias) gradients[at + 1] = dWeight ? dBias : sumTo(dZ.view([rows, outs], op), [outs], () => dBias);
+        if (dBias) {
+          gradients[at + 1] = dWeight && ins > 0 ? dBias : sumTo(dZ.view([rows, outs], op), [outs], () => dBias);
+        }
         if (!wants.slice(0, at).some(Boolean)) break;
         const dX = i === 0 ? gradientOf(0) : Tensor.empty([rows, ins], x.dtype, op), of = slopes[i]?.memory;
         product(flat(dZ, outs), flat(weight, ins), plain(dX), rows, ins, outs, 1, {

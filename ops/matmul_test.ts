@@ -263,3 +263,14 @@ Deno.test("perceptron: layers, activations and a residual in the products' kerne
   await check([4, 8, 3], [0], ["gelu", undefined], { residual: true });
   assertEquals(wrong, []);
 });
+
+Deno.test("linear: without input features the bias has its gradient all the same", async () => {
+  await init();
+  using _tape = new Tape();
+  const weight = zeros([3, 0], { requiresGrad: true }), bias = tensor([1, 2, 3], { requiresGrad: true });
+  const y = linear(zeros([2, 0]), weight, bias);
+  assertEquals(await y.array(), [[1, 2, 3], [1, 2, 3]]);
+  y.sum().backward();
+  assertEquals(await bias.grad!.array(), [2, 2, 2]);
+  assertEquals(weight.grad!.shape, [3, 0]);
+});

@@ -21,7 +21,7 @@ function norm(
   checkOptions(op, options, ["eps"]);
   const { eps = 1e-5 } = options;
   checkNumber(op, "eps", eps, { min: 0 });
-  const { rows, columns } = rowsOf(op, "x", x);
+  const { rows, columns } = rowsOf(op, "x", x, "column");
   checkTensor(op, "weight", weight, [x.dtype]);
   checkShape(op, "weight", weight, [columns]);
   if (bias) {

@@ -55,6 +55,7 @@ function reduced(
     // what other sums follow may be too large for f16
     const y = last && into ? into() : Tensor.empty(shape, last || !sums ? dtype : "f32", kind);
     reduce(sums && i > 0 ? "sum" : kind, from.memory, from.dtype, y.memory, y.dtype, outer, length, inner);
+    if (i > 0) from.dispose();
     from = y;
   }
   if (runs.length === 0) { // nothing to reduce: each element is its own result
@@ -65,13 +66,20 @@ function reduced(
   return from;
 }
 
+/** The same elements in another shape, in the place of `y`. */
+function reshaped(y: Tensor, shape: readonly number[], op: string): Tensor {
+  const view = y.view([...shape], op);
+  y.dispose();
+  return view;
+}
+
 /** The gradient of a broadcast: sums `x` over the dimensions in which it is larger than `shape`, into the tensor that `into` gives. */
 export function sumTo(x: Tensor, shape: readonly number[], into?: () => Tensor): Tensor {
   const lead = x.rank - shape.length;
   const dims = x.shape.flatMap((n, d) => d < lead || (shape[d - lead] === 1 && n !== 1) ? [d] : []);
   if (dims.length === 0) return x;
   const y = reduced("sum", x, dims, x.dtype, into);
-  return into ? y : y.view([...shape], "sum");
+  return into ? y : reshaped(y, shape, "sum");
 }
 
 function options(
@@ -111,7 +119,7 @@ function spread(
 /** Σ x over `dim` (a number or several; all unless given). The gradient is dY, broadcast. */
 export function sum(x: Tensor, o: ReduceOptions = {}): Tensor {
   const { dims, kept, shape } = options("sum", x, o);
-  const y = reduced("sum", x, dims).view(shape, "sum");
+  const y = reshaped(reduced("sum", x, dims), shape, "sum");
   return record({
     op: "sum",
     inputs: [x],
@@ -139,7 +147,7 @@ export function mean(x: Tensor, o: ReduceOptions = {}): Tensor {
 function extreme(kind: "max" | "min", x: Tensor, o: ReduceOptions): Tensor {
   const { dims, kept, shape } = options(kind, x, o);
   notEmpty(kind, x, dims);
-  const y = reduced(kind, x, dims).view(shape, kind);
+  const y = reshaped(reduced(kind, x, dims), shape, kind);
   return record({
     op: kind,
     inputs: [x],
@@ -167,7 +175,7 @@ export function min(x: Tensor, o: ReduceOptions = {}): Tensor {
 export function logSumExp(x: Tensor, o: ReduceOptions = {}): Tensor {
   const { dims, kept, shape } = options("logSumExp", x, o);
   notEmpty("logSumExp", x, dims);
-  const y = reduced("logSumExp", x, dims).view(shape, "logSumExp");
+  const y = reshaped(reduced("logSumExp", x, dims), shape, "logSumExp");
   return record({
     op: "logSumExp",
     inputs: [x],
@@ -176,7 +184,10 @@ export function logSumExp(x: Tensor, o: ReduceOptions = {}): Tensor {
     backward: (
       dY,
     ) => [
-      spread("logSumExp backward", "select(exp(a - b) * c, 0.0, a == b && abs(b) > 1e38)", [[x, x.shape], [y, kept], [
+      spread("logSumExp backward", "select(exp(a - b) * c, 0.0, a == b && abs(b) > 3.4028234e38)", [[x, x.shape], [
+        y,
+        kept,
+      ], [
         dY,
         kept,
       ]], x.shape),
@@ -185,7 +196,8 @@ export function logSumExp(x: Tensor, o: ReduceOptions = {}): Tensor {
 }
 
 /**
- * The variance over `dim` (all unless given): Σ(x − mean)² / (n − correction), with `correction` 1 unless given. Its own mean is taken off first.
+ * The variance over `dim` (all unless given): Σ(x − mean)² / (n − correction), with `correction` 1 unless given. The mean is taken off first, and then what its
+ * rounding left of it, so that a large mean costs no digits.
  *
  * @example
  * ```ts
@@ -200,26 +212,34 @@ export function variance(x: Tensor, o: VarianceOptions = {}): Tensor {
   const { correction = 1 } = o;
   checkNumber("variance", "correction", correction);
   const divisor = Math.max(0, sizeOf(dims.map((d) => x.shape[d])) - correction);
-  const average = hidden(kept, "f32"), y = Tensor.empty(shape, x.dtype, "variance");
-  {
-    const total = reduced("sum", x, dims, "f32");
-    const count = sizeOf(dims.map((d) => x.shape[d]));
-    map("mean", "a / s0", [operand(total, kept)], { memory: average.memory, element: "f32" }, kept, [count]);
-    const centred = spread("centred", "a - b", [[x, x.shape], [average, kept]], x.shape);
-    const squares = reduced("sumOfSquares", centred, dims, "f32");
-    map("variance", "a / s0", [operand(squares, kept)], { memory: y.memory, element: y.dtype }, kept, [divisor]);
-    for (const t of [total, centred, squares]) t.dispose();
-  }
+  const average = hidden(kept, "f32"), rest = hidden(kept, "f32"), y = Tensor.empty(shape, x.dtype, "variance");
+  const count = sizeOf(dims.map((d) => x.shape[d]));
+  const meanOf = (of: Tensor, to: Tensor) => {
+    const total = reduced("sum", of, dims, "f32");
+    map("mean", "a / s0", [operand(total, kept)], { memory: to.memory, element: "f32" }, kept, [count]);
+    total.dispose();
+  };
+  meanOf(x, average);
+  const nearly = spread("centred", "a - b", [[x, x.shape], [average, kept]], x.shape);
+  meanOf(nearly, rest);
+  const centred = spread("centred", "a - b", [[nearly, x.shape], [rest, kept]], x.shape);
+  const squares = reduced("sumOfSquares", centred, dims, "f32");
+  map("variance", "a / s0", [operand(squares, kept)], { memory: y.memory, element: y.dtype }, kept, [divisor]);
+  for (const t of [nearly, centred, squares]) t.dispose();
   return record({
     op: "variance",
     inputs: [x],
     output: y,
     saved: [x],
-    hidden: [average],
+    hidden: [average, rest],
     backward: (dY) => [
-      spread("variance backward", "2.0 * (a - b) * c / s0", [[x, x.shape], [average, kept], [dY, kept]], x.shape, [
-        divisor,
-      ]),
+      spread(
+        "variance backward",
+        "2.0 * ((a - b) - c) * d / s0",
+        [[x, x.shape], [average, kept], [rest, kept], [dY, kept]],
+        x.shape,
+        [divisor],
+      ),
     ],
   });
 }
@@ -230,5 +250,5 @@ export function argmax(x: Tensor, o: { dim?: number; keepDim?: boolean } = {}): 
   if (o?.dim !== undefined) checkDim("argmax", o.dim, Math.max(1, x.rank));
   const { dims, shape } = options("argmax", x, o);
   notEmpty("argmax", x, dims);
-  return reduced("argmax", x, dims, "i32").view(shape, "argmax");
+  return reshaped(reduced("argmax", x, dims, "i32"), shape, "argmax");
 }

@@ -211,3 +211,22 @@ Deno.test("reduce: what they throw", async () => {
   // deno-lint-ignore no-explicit-any
   assertThrows(() => argmax(undefined as any), TypeError, "argmax: x must be a Tensor, got undefined");
 });
+
+Deno.test("variance: a large mean costs no digits", async () => {
+  await init();
+  using _tape = new Tape();
+  const x = tensor([0, 8, 16, 24].map((d) => 1e8 + d), { requiresGrad: true }), y = variance(x);
+  y.backward();
+  await checkValues("variance", y, [320 / 3], 1e-6);
+  await checkValues("its gradient", x.grad!, [-8, -8 / 3, 8 / 3, 8], 1e-6);
+});
+
+Deno.test("logSumExp: the gradient of very large numbers is their softmax", async () => {
+  await init();
+  for (const [values, want] of [[[2e38, 1], [1, 0]], [[-2e38, -3e38], [1, 0]], [[-Infinity, -Infinity], [0, 0]]]) {
+    using _tape = new Tape();
+    const x = tensor(values, { requiresGrad: true });
+    logSumExp(x).backward();
+    assertEquals(Array.from(await x.grad!.data()), want);
+  }
+});

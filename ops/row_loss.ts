@@ -18,12 +18,12 @@ export interface Rows {
 }
 
 /** Checks a tensor of logits and counts its rows. */
-export function rowsOf(op: string, name: string, x: Tensor): Rows {
+export function rowsOf(op: string, name: string, x: Tensor, column = "class"): Rows {
   checkTensor(op, name, x);
   checkRank(op, name, x, 1);
   const columns = x.shape.at(-1)!, shape = x.shape.slice(0, -1);
   if (columns === 0) {
-    throw new RangeError(`${op}: ${name} must have at least one class, got shape [${x.shape.join(", ")}]`);
+    throw new RangeError(`${op}: ${name} must have at least one ${column}, got shape [${x.shape.join(", ")}]`);
   }
   return { rows: sizeOf(shape), columns, shape: [...shape] };
 }

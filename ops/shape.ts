@@ -203,7 +203,9 @@ export function stack(xs: readonly Tensor[], dim = 0): Tensor {
   xs.forEach((x, i) => checkShape("stack", `xs[${i}]`, x, xs[0].shape));
   const shape = [...xs[0].shape];
   shape.splice(at, 0, 1);
-  return concat(xs.map((x) => reshape(x, shape)), at);
+  const parts = xs.map((x) => reshape(x, shape)), y = concat(parts, at);
+  for (const part of parts) part.dispose();
+  return y;
 }
 
 function triangle(op: "triu" | "tril", x: Tensor, diagonal: number): Tensor {

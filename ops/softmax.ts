@@ -9,7 +9,12 @@ function soft(kind: "softmax" | "logSoftmax", x: Tensor, dim: number): Tensor {
   checkTensor(kind, "x", x);
   checkRank(kind, "x", x, 1);
   const last = x.rank - 1, along = checkDim(kind, dim, x.rank);
-  if (along !== last) return transpose(soft(kind, transpose(x, along, last), last), along, last);
+  if (along !== last) {
+    const turned = transpose(x, along, last), rows = soft(kind, turned, last), y = transpose(rows, along, last);
+    turned.dispose(); // records keep what they saved
+    rows.dispose();
+    return y;
+  }
   const columns = x.shape[last], rows = columns === 0 ? 0 : x.size / columns;
   const y = Tensor.empty(x.shape, x.dtype, kind);
   softmaxRows(kind, x.memory, y.memory, x.dtype, rows, columns);

@@ -31,8 +31,8 @@ export class Memory implements Disposable {
   written: number = -1;
   /** How often it was written by itself, not as a part of what it lies in. */
   writes: number = 0;
-  /** Who uses it without owning it, a gradient in an optimizer's block: moves out when the next one needs the place. */
-  borrower: { vacate(): void } | null = null;
+  /** Who uses it without owning it, a gradient in an optimizer's block: moves out when the next one needs the place, or owns it when its owner goes. */
+  borrower: { vacate(): void; inherit(): void } | null = null;
   /** The shape of the tensor that has it, for messages. */
   shape: readonly number[] | null = null;
   /** Whether the device refused to make its buffer. */
@@ -64,6 +64,12 @@ export class Memory implements Disposable {
   /** Gives it back to its owner. */
   free(): void {
     this.owner.give(this);
+  }
+
+  /** Its owner goes: it is whoever uses it without owning it who frees it, if there is one. */
+  leave(): void {
+    if (this.borrower) this.borrower.inherit();
+    else this.free();
   }
 
   /** The same as `free()`: for memory that serves one block, also where that throws. */
