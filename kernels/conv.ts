@@ -1,5 +1,6 @@
 /** Convolution and max pooling of images [N, C, H, W], a thread an output (or, backward, an input) element. */
 import type { Element } from "./elementwise.ts";
+import { gpu } from "./gpu/gpu.ts";
 import { type BufferType, type Kernel, type KernelSpec, variants } from "./gpu/kernel.ts";
 import type { Memory } from "./gpu/memory.ts";
 
@@ -118,7 +119,7 @@ export function conv2dBackwardInput(element: Element, weight: Memory, dY: Memory
 const weightKernel: (element: Element) => Kernel = variants((element: Element): KernelSpec => ({
   name: "conv2d backward (weight)",
   buffers: { x: `read ${element}`, dY: `read ${element}`, dWeight: `write ${element}` },
-  params: PARAMS,
+  params: { ...PARAMS, start: "u32", end: "u32" },
   workgroup: 64,
   head: "var<workgroup> meeting: array<f32, 64>;",
   main: `let j = group % params.kernel_width;
@@ -127,7 +128,7 @@ const weightKernel: (element: Element) => Kernel = variants((element: Element): 
   let o = group / (params.kernel_width * params.kernel_height * params.channels);
   if (o >= params.outs) { return; }
   var sum = 0.0;
-  for (var image = 0u; image < params.images; image++) {
+  for (var image = params.start; image < params.end; image++) {
     for (var at = lane; at < params.out_height * params.out_width; at += 64u) {
       let h = at / params.out_width * params.stride + i;
       let w = at % params.out_width * params.stride + j;
@@ -141,12 +142,23 @@ const weightKernel: (element: Element) => Kernel = variants((element: Element): 
     workgroupBarrier();
     if (lane < half) { meeting[lane] += meeting[lane + half]; }
   }
-  if (lane == 0u) { d_weight[group] = ${element}(meeting[0]); }`,
+  if (lane > 0u) { return; }
+  sum = meeting[0];
+  if (params.start > 0u) { sum += f32(d_weight[group]); } // over the images before
+  d_weight[group] = ${element}(sum);`,
 }));
 
-/** dWeight from dY. */
+/** dWeight from dY: in one launch, but for software drivers, which end all loops of a thread after 65,535 turns together. */
 export function conv2dBackwardWeight(element: Element, x: Memory, dY: Memory, dWeight: Memory, s: ConvSizes): void {
-  weightKernel(element).run({ x, dY, dWeight }, { ...s }, s.outs * s.channels * s.kernelHeight * s.kernelWidth);
+  const turns = 2 + Math.ceil(s.outHeight * s.outWidth / 64); // an image, with the turns that end a loop
+  const step = Math.max(1, gpu().info.isSoftware ? Math.floor(60_000 / turns) : s.images);
+  for (let start = 0; start === 0 || start < s.images; start += step) {
+    weightKernel(element).run(
+      { x, dY, dWeight },
+      { ...s, start, end: Math.min(start + step, s.images) },
+      s.outs * s.channels * s.kernelHeight * s.kernelWidth,
+    );
+  }
 }
 
 const poolKernel: (element: Element) => Kernel = variants((element: Element): KernelSpec => ({

@@ -1,10 +1,14 @@
 /**
  * Taking rows and elements by index, and the gradients of that. A gradient of repeated indices adds up in a fixed order: no float
- * atomics. An index out of range gives NaN. Loops over positions are nested, since some drivers cut a loop at 65,535 rounds.
+ * atomics. An index out of range gives NaN.
  */
 import type { Element } from "./elementwise.ts";
+import { gpu } from "./gpu/gpu.ts";
 import { type Kernel, type KernelSpec, variants } from "./gpu/kernel.ts";
 import type { Memory } from "./gpu/memory.ts";
+
+/** Positions that a launch of a gradient walks: all, but for software drivers, which end all loops of a thread after 65,535 turns together. */
+const walked = (positions: number) => gpu().info.isSoftware ? 2 ** 15 : Math.max(1, positions);
 
 const NAN = "var nan_bits = 0x7fc00000u; let nan = bitcast<f32>(nan_bits);";
 
@@ -43,7 +47,7 @@ const embeddingBackwardKernel: (key: string) => Kernel = variants((key: string):
   return {
     name: "embedding backward",
     buffers: { index: "read i32", dY: `read ${element}`, dWeight: `write ${element}` },
-    params: { count: "u32", width: "u32", rows: "u32", tiles: "u32" },
+    params: { start: "u32", count: "u32", width: "u32", rows: "u32", tiles: "u32" },
     workgroup: 128,
     head: `var<workgroup> marks: array<atomic<u32>, ${32 * rows.length}>;
 var<workgroup> named: atomic<u32>; // rows, a bit each`,
@@ -52,7 +56,14 @@ var<workgroup> named: atomic<u32>; // rows, a bit each`,
   let column = group % params.tiles * 128u + lane;
   let there = column < params.width;
   ${each((r) => `var sum${r} = 0.0;`)}
-  for (var block = 0u; block < params.count; block += 1024u) {
+  if (params.start > 0u) { // there are sums over the positions before
+    ${
+      each((r) =>
+        `if (there && first + ${r}u < params.rows) { sum${r} = f32(d_weight[(first + ${r}u) * params.width + column]); }`
+      )
+    }
+  }
+  for (var block = params.start; block < params.count; block += 1024u) {
     if (lane == 0u) { atomicStore(&named, 0u); }
     for (var i = lane; i < ${32 * rows.length}u; i += 128u) { atomicStore(&marks[i], 0u); }
     workgroupBarrier();
@@ -97,11 +108,14 @@ export function embeddingBackward(
   rows: number,
 ): void {
   const tiles = Math.ceil(width / 128), each = rows * tiles < 4096 ? 1 : 8;
-  embeddingBackwardKernel(`${element}/${each}`).run(
-    { index, dY, dWeight },
-    { count, width, rows, tiles },
-    Math.ceil(rows / each) * tiles,
-  );
+  const step = walked(count);
+  for (let start = 0; start === 0 || start < count; start += step) {
+    embeddingBackwardKernel(`${element}/${each}`).run(
+      { index, dY, dWeight },
+      { start, count: Math.min(start + step, count), width, rows, tiles },
+      Math.ceil(rows / each) * tiles,
+    );
+  }
 }
 
 /** Sizes of a gather along the middle of [outer, from, inner]: `to` elements are taken of `from`. */
@@ -142,17 +156,16 @@ export function gather(
 const gatherBackwardKernel: (element: Element) => Kernel = variants((element: Element): KernelSpec => ({
   name: "gather backward",
   buffers: { index: "read i32", dY: `read ${element}`, dX: `write ${element}` },
-  params: { size: "u32", length: "u32", taken: "u32", inner: "u32" },
+  params: { size: "u32", length: "u32", taken: "u32", inner: "u32", start: "u32", end: "u32" },
   main: `if (thread >= params.size) { return; }
   let outer = thread / (params.length * params.inner);
   let k = i32(thread / params.inner % params.length);
   let i = thread % params.inner;
   var sum = 0.0;
-  for (var block = 0u; block < params.taken; block += 4096u) {
-    for (var j = block; j < min(block + 4096u, params.taken); j++) {
-      let at = (outer * params.taken + j) * params.inner + i;
-      if (index[at] == k) { sum += f32(d_y[at]); }
-    }
+  if (params.start > 0u) { sum = f32(d_x[thread]); }
+  for (var j = params.start; j < params.end; j++) {
+    let at = (outer * params.taken + j) * params.inner + i;
+    if (index[at] == k) { sum += f32(d_y[at]); }
   }
   d_x[thread] = ${element}(sum);`,
 }));
@@ -165,6 +178,12 @@ export function gatherBackward(
   element: Element,
   { outer, from, to, inner }: GatherSizes,
 ): void {
-  const size = outer * from * inner;
-  gatherBackwardKernel(element).run({ index, dY, dX }, { size, length: from, taken: to, inner }, Math.ceil(size / 256));
+  const size = outer * from * inner, step = walked(to);
+  for (let start = 0; start === 0 || start < to; start += step) {
+    gatherBackwardKernel(element).run(
+      { index, dY, dX },
+      { size, length: from, taken: to, inner, start, end: Math.min(start + step, to) },
+      Math.ceil(size / 256),
+    );
+  }
 }

@@ -1,5 +1,5 @@
 import { assertEquals, assertThrows } from "@std/assert";
-import { conv2d, init, maxPool2d, Scope, Tape, tensor, zeros } from "@limbeck/limbeck";
+import { conv2d, init, maxPool2d, ones, Scope, Tape, tensor, zeros } from "@limbeck/limbeck";
 import { checkOps, type OpCase } from "../testing/op.ts";
 import { type Array64, at, indexed } from "../testing/reference.ts";
 
@@ -105,4 +105,12 @@ Deno.test("conv: what they throw", async () => {
   assertThrows(() => maxPool2d(x, { kernel: 5 }), RangeError, "maxPool2d: kernel must fit the image, got 5");
   assertThrows(() => maxPool2d(x, { kernel: 2, stride: 0 }), RangeError, "maxPool2d: stride must be");
   assertThrows(() => maxPool2d(zeros([4, 4]), { kernel: 2 }), TypeError, "maxPool2d: x must have shape");
+});
+
+Deno.test("conv2d: the weight's gradient over more images than a software driver's loops have turns", async () => {
+  await init();
+  using _tape = new Tape();
+  const weight = ones([1, 1, 1, 1], { requiresGrad: true });
+  conv2d(ones([7000, 1, 24, 24]), weight, null).sum().backward();
+  assertEquals(await weight.grad!.item(), 7000 * 24 * 24);
 });

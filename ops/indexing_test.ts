@@ -148,3 +148,14 @@ Deno.test("indexing: what they throw", async () => {
   assertThrows(() => oneHot(floats, 2), TypeError, "oneHot: index must have dtype");
   assertThrows(() => oneHot(index, 0), RangeError, "oneHot: classes must be");
 });
+
+Deno.test("indexing: gradients of more equal indices than a software driver's loops have turns", async () => {
+  await init();
+  using _tape = new Tape();
+  const count = 70_000, index = tensor(Int32Array.from({ length: count }, (_, i) => i % 7 === 0 ? 1 : 0));
+  const weight = tensor([[1, 2, 3], [4, 5, 6]], { requiresGrad: true }), x = tensor([1, 2], { requiresGrad: true });
+  embedding(weight, index).sum().add(gather(x, 0, index).sum()).backward();
+  const ones = count / 7, zeros = count - ones;
+  assertEquals(await weight.grad!.array(), [Array(3).fill(zeros), Array(3).fill(ones)]);
+  assertEquals(await x.grad!.array(), [zeros, ones]);
+});
