@@ -233,6 +233,16 @@ export class Tensor implements Disposable {
     this.#grad = given;
   }
 
+  /**
+   * Sets `grad` to null. One that was set by hand is freed where nobody else would: no scope, no other leaf, nobody who kept it.
+   * @internal
+   */
+  dropGrad(): void {
+    const gradient = this.#grad;
+    this.grad = null;
+    if (gradient !== this && gradient?.forgotten) gradient.dispose();
+  }
+
   /** Whether the tensor can no longer be used. */
   get closed(): boolean {
     return this.#closedBy !== null;
@@ -259,7 +269,7 @@ export class Tensor implements Disposable {
     this.record = null;
     this.#leaveOwner();
     storage.gpu.counters.liveTensors--;
-    this.grad = null; // freed, unless it is another leaf's, or was taken out
+    this.dropGrad();
     if (this.#saves === 0) this.#release();
   }
 

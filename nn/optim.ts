@@ -266,7 +266,7 @@ export abstract class Optimizer {
   zeroGrad(): void {
     for (const { slots } of this.#segments) {
       for (const { parameter } of slots) {
-        parameter.grad = null;
+        parameter.dropGrad();
       }
     }
   }
