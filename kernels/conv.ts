@@ -1,7 +1,6 @@
 /** Convolution and max pooling of images [N, C, H, W], a thread an output (or, backward, an input) element. */
 import type { Element } from "./elementwise.ts";
-import { gpu } from "./gpu/gpu.ts";
-import { type BufferType, type Kernel, type KernelSpec, variants } from "./gpu/kernel.ts";
+import { type BufferType, type Kernel, type KernelSpec, spans, variants } from "./gpu/kernel.ts";
 import type { Memory } from "./gpu/memory.ts";
 
 /** Sizes of a convolution (or pooling, where `outs` is the channels): images → [images, outs, outHeight, outWidth]. */
@@ -148,14 +147,12 @@ const weightKernel: (element: Element) => Kernel = variants((element: Element): 
   d_weight[group] = ${element}(sum);`,
 }));
 
-/** dWeight from dY: in one launch, but for software drivers, which end all loops of a thread after 65,535 turns together. */
+/** dWeight from dY. */
 export function conv2dBackwardWeight(element: Element, x: Memory, dY: Memory, dWeight: Memory, s: ConvSizes): void {
-  const turns = 2 + Math.ceil(s.outHeight * s.outWidth / 64); // an image, with the turns that end a loop
-  const step = Math.max(1, gpu().info.isSoftware ? Math.floor(60_000 / turns) : s.images);
-  for (let start = 0; start === 0 || start < s.images; start += step) {
+  for (const [start, end] of spans(s.images, 2 + Math.ceil(s.outHeight * s.outWidth / 64))) {
     weightKernel(element).run(
       { x, dY, dWeight },
-      { ...s, start, end: Math.min(start + step, s.images) },
+      { ...s, start, end },
       s.outs * s.channels * s.kernelHeight * s.kernelWidth,
     );
   }

@@ -3,12 +3,8 @@
  * atomics. An index out of range gives NaN.
  */
 import type { Element } from "./elementwise.ts";
-import { gpu } from "./gpu/gpu.ts";
-import { type Kernel, type KernelSpec, variants } from "./gpu/kernel.ts";
+import { type Kernel, type KernelSpec, spans, variants } from "./gpu/kernel.ts";
 import type { Memory } from "./gpu/memory.ts";
-
-/** Positions that a launch of a gradient walks: all, but for software drivers, which end all loops of a thread after 65,535 turns together. */
-const walked = (positions: number) => gpu().info.isSoftware ? 2 ** 15 : Math.max(1, positions);
 
 const NAN = "var nan_bits = 0x7fc00000u; let nan = bitcast<f32>(nan_bits);";
 
@@ -47,7 +43,7 @@ const embeddingBackwardKernel: (key: string) => Kernel = variants((key: string):
   return {
     name: "embedding backward",
     buffers: { index: "read i32", dY: `read ${element}`, dWeight: `write ${element}` },
-    params: { start: "u32", count: "u32", width: "u32", rows: "u32", tiles: "u32" },
+    params: { start: "u32", end: "u32", width: "u32", rows: "u32", tiles: "u32" },
     workgroup: 128,
     head: `var<workgroup> marks: array<atomic<u32>, ${32 * rows.length}>;
 var<workgroup> named: atomic<u32>; // rows, a bit each`,
@@ -63,11 +59,11 @@ var<workgroup> named: atomic<u32>; // rows, a bit each`,
       )
     }
   }
-  for (var block = params.start; block < params.count; block += 1024u) {
+  for (var block = params.start; block < params.end; block += 1024u) {
     if (lane == 0u) { atomicStore(&named, 0u); }
     for (var i = lane; i < ${32 * rows.length}u; i += 128u) { atomicStore(&marks[i], 0u); }
     workgroupBarrier();
-    for (var i = lane; i < min(1024u, params.count - block); i += 128u) {
+    for (var i = lane; i < min(1024u, params.end - block); i += 128u) {
       let row = u32(index[block + i]) - first; // a negative index is far above every row
       if (row < ${count}u) {
         atomicOr(&marks[row * 32u + i / 32u], 1u << (i % 32u));
@@ -108,11 +104,10 @@ export function embeddingBackward(
   rows: number,
 ): void {
   const tiles = Math.ceil(width / 128), each = rows * tiles < 4096 ? 1 : 8;
-  const step = walked(count);
-  for (let start = 0; start === 0 || start < count; start += step) {
+  for (const [start, end] of spans(count, 2)) { // of 1,024 positions up to 1,600
     embeddingBackwardKernel(`${element}/${each}`).run(
       { index, dY, dWeight },
-      { start, count: Math.min(start + step, count), width, rows, tiles },
+      { start, end, width, rows, tiles },
       Math.ceil(rows / each) * tiles,
     );
   }
@@ -178,11 +173,11 @@ export function gatherBackward(
   element: Element,
   { outer, from, to, inner }: GatherSizes,
 ): void {
-  const size = outer * from * inner, step = walked(to);
-  for (let start = 0; start === 0 || start < to; start += step) {
+  const size = outer * from * inner;
+  for (const [start, end] of spans(to, 1)) {
     gatherBackwardKernel(element).run(
       { index, dY, dX },
-      { size, length: from, taken: to, inner, start, end: Math.min(start + step, to) },
+      { size, length: from, taken: to, inner, start, end },
       Math.ceil(size / 256),
     );
   }

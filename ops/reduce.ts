@@ -181,17 +181,12 @@ export function logSumExp(x: Tensor, o: ReduceOptions = {}): Tensor {
     inputs: [x],
     output: y,
     saved: [x, y],
-    backward: (
-      dY,
-    ) => [
-      spread("logSumExp backward", "select(exp(a - b) * c, 0.0, a == b && abs(b) > 3.4028234e38)", [[x, x.shape], [
-        y,
-        kept,
-      ], [
-        dY,
-        kept,
-      ]], x.shape),
-    ],
+    backward: (dY) => {
+      const inputs: [Tensor, readonly number[]][] = [[x, x.shape], [y, kept], [dY, kept]];
+      return [
+        spread("logSumExp backward", "select(exp(a - b) * c, 0.0, a == b && abs(b) > 3.4028234e38)", inputs, x.shape),
+      ];
+    },
   });
 }
 

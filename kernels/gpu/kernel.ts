@@ -226,6 +226,18 @@ function checkFits({ name, buffers, workgroup = 256 }: KernelSpec, limits: Gpu["
   checkNumber(name, "workgroup", workgroup, { max: limits.maxComputeInvocationsPerWorkgroup });
 }
 
+/**
+ * From where to where launches walk `count` positions: one walks all, but on software drivers, which end all loops of a thread after 65,535 turns together, without a word.
+ * A position takes up to `turns`, those that end a loop counted. Without a position there is one launch all the same.
+ */
+export function spans(count: number, turns: number): [start: number, end: number][] {
+  const step = gpu().info.isSoftware ? Math.max(1, Math.floor(60_000 / turns)) : Math.max(1, count);
+  return Array.from({ length: Math.max(1, Math.ceil(count / step)) }, (_, i) => [
+    i * step,
+    Math.min((i + 1) * step, count),
+  ]);
+}
+
 /** One kernel for each key, defined when it is first asked for: how a kernel takes compile-time choices. */
 export function variants<K extends string | number>(define: (key: K) => KernelSpec): (key: K) => Kernel {
   const made = new Map<K, Kernel>();
