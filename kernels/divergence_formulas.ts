@@ -16,6 +16,17 @@ export interface Side {
   weight: string;
   h: string;
   near: Near | string | null;
+  /** What h becomes where a class has next to nothing on the other side, if it then hardly varies. */
+  faded?: Faded;
+}
+
+/**
+ * h there: its limit, and what it lacks of that in x4 ≤ 1, the other side's part of m over the own, log4 = log(1 + x) and part4 = x/(1 + x). `own` and `other` are the
+ * sides' weights in m.
+ */
+export interface Faded {
+  limit: string;
+  rest: string;
 }
 
 /**
@@ -53,6 +64,11 @@ export const times = (weight: string, x: string): string =>
 const { exp, expm1, log1p } = Math;
 const u: Near = (d, beta) => log1p((1 - beta) * expm1(d)), v: Near = (d, beta) => log1p(beta * expm1(-d));
 const r: Near = (d, beta) => expm1(d) / (1 + (1 - beta) * expm1(d));
+
+// of −log(m/own side), of that less the other side's part of m, and of a multiple of r
+const FADED_LOG: Faded = { limit: "-log(own)", rest: "-log4" };
+const FADED_BOTH: Faded = { limit: "-log(own) - other", rest: "log_gap4_(x4, log4) - x4 * part4" };
+const FADED_RATIO: Faded = { limit: "own", rest: "-own / other * part4" };
 
 // `share` ≤ ½ is the smaller weight in the mixture, y the log of its side over the other: log(m/other) = log(1 − share + share·eʸ), which does
 // not cancel while share·(eʸ − 1) ≤ 1, that is y ≤ gentle; beyond, log(m/side) = log(share + (1 − share)·e⁻ʸ). One exponential and one logarithm do
@@ -137,8 +153,8 @@ export const FORMULAS: Record<DivergenceName | "halfJsd", Formula> = {
   jsd: { // β·(m − p − p·u) + (1 − β)·(m − q − q·v), where all but the logarithms adds up to nothing
     value: `-beta * ${times("p4", "u4")} - alpha * ${times("q4", "v4")}`,
     near: (d, beta) => -beta * u(d, beta) - (1 - beta) * exp(d) * v(d, beta),
-    student: { weight: "alpha", h: "-v4", near: (d, beta) => -v(d, beta) },
-    teacher: { weight: "beta", h: "-u4", near: (d, beta) => -u(d, beta) },
+    student: { weight: "alpha", h: "-v4", near: (d, beta) => -v(d, beta), faded: FADED_LOG },
+    teacher: { weight: "beta", h: "-u4", near: (d, beta) => -u(d, beta), faded: FADED_LOG },
     scale: "alpha * beta",
     most: "-0.999 * (alpha * log(alpha) + beta * log(beta))",
     first: MIXTURE,
@@ -149,8 +165,8 @@ export const FORMULAS: Record<DivergenceName | "halfJsd", Formula> = {
     near: `larger4 * root4 * square4 * ${
       series((z) => (sqrt(z) * sinh(sqrt(z)) - cosh(sqrt(z)) * logCosh(sqrt(z))) / z, "square4", 0.25, 6)
     }`,
-    student: { weight: "alpha", h: "-v4", near: "half4 - log_cosh4" },
-    teacher: { weight: "beta", h: "-u4", near: "-half4 - log_cosh4" },
+    student: { weight: "alpha", h: "-v4", near: "half4 - log_cosh4", faded: FADED_LOG },
+    teacher: { weight: "beta", h: "-u4", near: "-half4 - log_cosh4", faded: FADED_LOG },
     scale: "0.25",
     most: `${0.999 * LN2}`,
     first: HALF,
@@ -166,11 +182,13 @@ export const FORMULAS: Record<DivergenceName | "halfJsd", Formula> = {
       weight: "1.0",
       h: "alpha * alpha * r4",
       near: (d, beta) => (1 - beta) ** 2 * r(d, beta),
+      faded: FADED_RATIO,
     },
     teacher: {
       weight: "1.0",
       h: "-u4 + beta * alpha * r4",
       near: (d, beta) => -u(d, beta) + beta * (1 - beta) * r(d, beta),
+      faded: FADED_BOTH,
     },
     scale: "alpha * alpha",
     first: MIXTURE,
@@ -183,8 +201,14 @@ export const FORMULAS: Record<DivergenceName | "halfJsd", Formula> = {
       weight: "1.0",
       h: "-v4 - beta * alpha * r4",
       near: (d, beta) => -v(d, beta) - beta * (1 - beta) * r(d, beta),
+      faded: FADED_BOTH,
     },
-    teacher: { weight: "1.0", h: "-beta * beta * r4", near: (d, beta) => -beta * beta * r(d, beta) },
+    teacher: {
+      weight: "1.0",
+      h: "-beta * beta * r4",
+      near: (d, beta) => -beta * beta * r(d, beta),
+      faded: FADED_RATIO,
+    },
     scale: "beta * beta",
     first: MIXTURE,
     fast: { first: FAST_MIXTURE, value: "-beta * diff4 - q4 * v4", drift: "-beta" },

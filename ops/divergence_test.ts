@@ -1112,3 +1112,28 @@ Deno.test("divergences: values of mixtures without gradients, beside classes tha
     }
   }
 });
+
+Deno.test("divergences: gradients of mixtures where several classes are likely on one side alone", async () => {
+  await init();
+  for (const columns of [12, 128]) { // too few for the fast way, and many
+    for (const level of [8, 12, 20]) {
+      const [student, teacher] = [1, 2].map((seed) => normals(columns, 1, seed)), shape = [1, columns];
+      for (const c of [1, 4, 6]) student[c] = Math.fround(student[c] + level);
+      for (const c of [2, 3, 9]) teacher[c] = Math.fround(teacher[c] + level);
+      for (const name of ["skewForwardKl", "skewReverseKl", "jsd"] as const) {
+        for (const share of [0.001, 0.1, 0.5, 0.9, 0.999]) {
+          const own: DivergenceNumbers = name === "jsd" ? { beta: share } : { alpha: share };
+          const want = reference(name, student, teacher, columns, own), what = `${name} ${share}, ${level}, ${columns}`;
+          const { gradients } = await measure((s, t) => OPS[name](s, t, gpuOptions(own)), [
+            { values: student, shape },
+            { values: teacher, shape },
+          ]);
+          assertSmall([
+            [`${what}: dStudent`, rowError(gradients[0], want.dStudent, columns), GRADIENT],
+            [`${what}: dTeacher`, rowError(gradients[1], want.dTeacher, columns), GRADIENT],
+          ]);
+        }
+      }
+    }
+  }
+});
