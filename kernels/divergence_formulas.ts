@@ -16,17 +16,13 @@ export interface Side {
   weight: string;
   h: string;
   near: Near | string | null;
-  /** What h becomes where a class has next to nothing on the other side, if it then hardly varies. */
-  faded?: Faded;
-}
-
-/**
- * h there: its limit, and what it lacks of that in x4 ≤ 1, the other side's part of m over the own, log4 = log(1 + x) and part4 = x/(1 + x). `own` and `other` are the
- * sides' weights in m.
- */
-export interface Faded {
-  limit: string;
-  rest: string;
+  /** h where it is read with care, if it cancels where the other side's weight in the mixture is next to nothing. */
+  careful?: string;
+  /**
+   * h less its limit for classes that have next to nothing on the other side, where h hardly varies: of e4, the other's probability over the own, x4, the same of the parts
+   * of m, and log4 = log(1 + x).
+   */
+  faded?: string;
 }
 
 /**
@@ -52,6 +48,8 @@ export interface Formula {
    * `drift`: what the value lacks, times that by which p·eᵈ exceeds q, which is nothing but for roundings that all columns share.
    */
   fast?: { first?: string; value?: string; drift?: string };
+  /** What both logarithms of a mixture are less: `student_limit` and `teacher_limit`, which are 0 where h is taken without its limit. */
+  limits?: string;
   /** p4 and q4, unless they are computed by themselves. */
   sides?: string;
   /** Whether h has a bound, so that no weight of 0 meets an infinity. */
@@ -63,12 +61,16 @@ export const times = (weight: string, x: string): string =>
   `select(${weight} * (${x}), vec4f(0.0), ${weight} == vec4f(0.0))`;
 const { exp, expm1, log1p } = Math;
 const u: Near = (d, beta) => log1p((1 - beta) * expm1(d)), v: Near = (d, beta) => log1p(beta * expm1(-d));
+// x − log(1 + x)
+const gap = (x: number) => Math.abs(x) < 1e-4 ? x * x * (1 / 2 - x * (1 / 3 - x / 4)) : x - log1p(x);
+// −log(m/own side) and the like less the other's part of r, of x = m/own side − 1, which do not cancel where the other's weight is next to nothing
+const second = (x: number, weight: number) => gap(x) - x * (x + weight) / (1 + x);
 const r: Near = (d, beta) => expm1(d) / (1 + (1 - beta) * expm1(d));
 
 // of −log(m/own side), of that less the other side's part of m, and of a multiple of r
-const FADED_LOG: Faded = { limit: "-log(own)", rest: "-log4" };
-const FADED_BOTH: Faded = { limit: "-log(own) - other", rest: "log_gap4_(x4, log4) - x4 * part4" };
-const FADED_RATIO: Faded = { limit: "own", rest: "-own / other * part4" };
+const FADED_LOG = "-log4";
+const FADED_BOTH = "select(x4 / (1.0 + x4) - log4, log_gap4_(x4, log4) - x4 * x4 / (1.0 + x4), x4 < vec4f(0.4))";
+const FADED_RATIO = "-e4 / (1.0 + x4)";
 
 // `share` ≤ ½ is the smaller weight in the mixture, y the log of its side over the other: log(m/other) = log(1 − share + share·eʸ), which does
 // not cancel while share·(eʸ − 1) ≤ 1, that is y ≤ gentle; beyond, log(m/side) = log(share + (1 − share)·e⁻ʸ). One exponential and one logarithm do
@@ -86,6 +88,7 @@ export const MIXTURE: string = `let y4 = select(-d4, d4, flip);
   let v4 = select(other4, by4, flip);
   let over_p4 = gentle4 == vec4<bool>(flip); // whether m4 is m/p, else it is m/q
   let gap4 = log_gap4_(x4, log4);
+  let second4 = gap4 - x4 * (w4 * e4) / m4;
   let r4 = select(1.0 - e4, e4 - 1.0, over_p4) / m4;`;
 
 export const SIDES: string = `let p4 = select(vec4f(0.0), exp((teacher4 - t_max) * k - log_t), live4);
@@ -107,15 +110,16 @@ const logCosh = (x: number) => log1p(2 * sinh(x / 2) ** 2);
 
 // β = ½, D = d/2, a = |D|: u = log cosh D + D, v = log cosh D − D, where log cosh D = a + λ with λ = log1p(e) − log 2 and e = e⁻²ᵃ; the value is
 // √pq·(D·sinh D − cosh D·log cosh D). What is even in D is a series in D². One exponential gives the larger of p and q, one the other
-const LAMBDA = `let lambda4 = e4 * ${series((e) => log1p(e) / e, "e4", 1, 9)} - ${LN2};`;
+const LAMBDA = `let rest4 = e4 * ${series((e) => log1p(e) / e, "e4", 1, 9)};
+  let lambda4 = rest4 - ${LN2};`;
 const HALF = `let half4 = 0.5 * d4;
   let root4 = exp(-abs(half4));
   let e4 = root4 * root4;
   let rising4 = d4 > vec4f(0.0);
   let a4 = 0.5 * min(abs(d4), vec4f(200.0)); // where e is 0
   ${LAMBDA}
-  let v4 = select(2.0 * a4 + lambda4, lambda4, rising4);
-  let u4 = select(lambda4, 2.0 * a4 + lambda4, rising4);`;
+  let v4 = select(2.0 * a4, vec4f(0.0), rising4) + (rest4 - student_limit);
+  let u4 = select(vec4f(0.0), 2.0 * a4, rising4) + (rest4 - teacher_limit);`;
 const FAST_HALF = `let e4 = exp2(-abs(b4));
   ${LAMBDA}
   let v4 = lambda4 - ${LN2} * min(b4, vec4f(0.0));
@@ -165,9 +169,10 @@ export const FORMULAS: Record<DivergenceName | "halfJsd", Formula> = {
     near: `larger4 * root4 * square4 * ${
       series((z) => (sqrt(z) * sinh(sqrt(z)) - cosh(sqrt(z)) * logCosh(sqrt(z))) / z, "square4", 0.25, 6)
     }`,
-    student: { weight: "alpha", h: "-v4", near: "half4 - log_cosh4", faded: FADED_LOG },
-    teacher: { weight: "beta", h: "-u4", near: "-half4 - log_cosh4", faded: FADED_LOG },
+    student: { weight: "alpha", h: "-v4", near: `half4 - log_cosh4 - (${LN2} - student_limit)` },
+    teacher: { weight: "beta", h: "-u4", near: `-half4 - log_cosh4 - (${LN2} - teacher_limit)` },
     scale: "0.25",
+    limits: `${LN2}`,
     most: `${0.999 * LN2}`,
     first: HALF,
     fast: { first: FAST_HALF },
@@ -187,7 +192,8 @@ export const FORMULAS: Record<DivergenceName | "halfJsd", Formula> = {
     teacher: {
       weight: "1.0",
       h: "-u4 + beta * alpha * r4",
-      near: (d, beta) => -u(d, beta) + beta * (1 - beta) * r(d, beta),
+      careful: "select(-u4 + beta * alpha * r4, second4, over_p4)",
+      near: (d, beta) => second((1 - beta) * expm1(d), 1 - beta),
       faded: FADED_BOTH,
     },
     scale: "alpha * alpha",
@@ -200,7 +206,8 @@ export const FORMULAS: Record<DivergenceName | "halfJsd", Formula> = {
     student: {
       weight: "1.0",
       h: "-v4 - beta * alpha * r4",
-      near: (d, beta) => -v(d, beta) - beta * (1 - beta) * r(d, beta),
+      careful: "select(second4, -v4 - beta * alpha * r4, over_p4)",
+      near: (d, beta) => second(beta * expm1(-d), beta),
       faded: FADED_BOTH,
     },
     teacher: {

@@ -1137,3 +1137,23 @@ Deno.test("divergences: gradients of mixtures where several classes are likely o
     }
   }
 });
+
+Deno.test("divergences: gradients of the skews where next to nothing is mixed in", async () => {
+  await init();
+  for (const columns of [10, 300]) {
+    const [s, t] = [3, 4].map((seed) => normals(3 * columns, 1, seed)), shape = [3, columns];
+    for (const name of ["skewForwardKl", "skewReverseKl"] as const) {
+      for (const alpha of [0.98, 0.99, 0.9999, 1 - 1e-6, 1 - 1e-9]) {
+        const want = reference(name, s, t, columns, { alpha }), what = `${name} ${alpha}, ${columns}`;
+        const { gradients } = await measure((s, t) => OPS[name](s, t, gpuOptions({ alpha })), [
+          { values: s, shape },
+          { values: t, shape },
+        ]);
+        assertSmall([
+          [`${what}: dStudent`, rowError(gradients[0], want.dStudent, columns), GRADIENT],
+          [`${what}: dTeacher`, rowError(gradients[1], want.dTeacher, columns), GRADIENT],
+        ]);
+      }
+    }
+  }
+});

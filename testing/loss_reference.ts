@@ -169,6 +169,11 @@ function rowDivergence(name: DivergenceName, s: number[], t: number[], o: Diverg
       Math.abs(d[c]) < 1 ? Math.log1p(b * Math.expm1(-d[c])) : Math.log(b * p[c] + (1 - b) * q[c]) - X[c]
     ),
   });
+  // −log(m/w) + (1−b)·x/(1+x) by log(m/w) and x = m/w − 1, where b is the other side's weight: of second order in b
+  const second = (log: number, x: number, b: number) =>
+    Math.abs(x) < 1e-3
+      ? x * x * (1 / 2 - x * (1 / 3 - x * (1 / 4 - x / 5))) - x * (x + b) / (1 + x)
+      : -log + (1 - b) * x / (1 + x);
   switch (name) {
     case "forwardKl":
       return forward();
@@ -186,19 +191,19 @@ function rowDivergence(name: DivergenceName, s: number[], t: number[], o: Diverg
     }
     case "skewForwardKl": {
       if (alpha === 0) return forward();
-      const { m, byP } = mix(alpha), both = alpha * (1 - alpha);
+      const { m, byP } = mix(alpha), b = 1 - alpha;
       return {
         value: relative(p, byP),
         student: centred(q, (c) => (1 - alpha) ** 2 * (q[c] - p[c]) / m[c]),
-        teacher: centred(p, (c) => -byP[c] - both * (p[c] - q[c]) / m[c]),
+        teacher: centred(p, (c) => second(byP[c], b * Math.expm1(d[c]), b)),
       };
     }
     case "skewReverseKl": {
       if (alpha === 0) return reverse();
-      const { m, byQ } = mix(1 - alpha), both = alpha * (1 - alpha);
+      const b = 1 - alpha, { m, byQ } = mix(b);
       return {
         value: relative(q, byQ),
-        student: centred(q, (c) => -byQ[c] - both * (q[c] - p[c]) / m[c]),
+        student: centred(q, (c) => second(byQ[c], b * Math.expm1(-d[c]), b)),
         teacher: centred(p, (c) => (1 - alpha) ** 2 * (p[c] - q[c]) / m[c]),
       };
     }
