@@ -7,7 +7,8 @@ import { gpu, open } from "./gpu/gpu.ts";
 import type { Memory } from "./gpu/memory.ts";
 import { profile } from "./gpu/profile.ts";
 import { checkTuning, type RowLimits, type RowWork, type Tuning } from "./gpu/tuning.ts";
-import { expectedOf, fittingTiles, matmul, matmulTuning } from "./matmul.ts";
+import { matmul } from "./matmul.ts";
+import { expectedOf, fittingTiles, matmulTuning } from "./tiles.ts";
 import { fill, random } from "./random.ts";
 
 /**
@@ -156,7 +157,8 @@ async function tuneTiles([a, b, c]: Memory[], size: number): Promise<number[]> {
     sides.map((side) => () => {
       matmulTuning.tile = tile;
       matmulTuning.pieces = 1;
-      matmul(operand(a, side), operand(b, side), { memory: c, element: "f32" }, side, side, side, 1);
+      const operands = { a: operand(a, side), b: operand(b, side), c: { memory: c, element: "f32" as const } };
+      matmul({ ...operands, rows: side, columns: side, depth: side });
     })
   );
   const times = await measure(runs);

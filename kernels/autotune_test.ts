@@ -1,6 +1,6 @@
 import { assert, assertEquals, assertRejects } from "@std/assert";
 import { crossEntropy, dispose, init, jsd, stats, type Tuning, zeros } from "@limbeck/limbeck";
-import { fittingTiles } from "./matmul.ts";
+import { fittingTiles } from "./tiles.ts";
 import { planRow } from "./row.ts";
 
 const WORKS = ["one", "two"] as const;

@@ -7,7 +7,7 @@
  * moves blocks of 4×4, transposed in registers where k is the contiguous direction, of f16 as many bytes. Neighbouring threads take blocks that are neighbours in memory: with
  * 128 bytes of each row at a time 4096³ reaches 47 TFLOP/s in f32 on an H100 whatever is transposed, with 64 bytes of twice the rows 41. Where a product has few tiles, slices of a workgroup
  * share one: each takes every slices-th slab, and their sums meet in a fixed order. Where it has few and a long k, it is cut into
- * pieces along k, products of their own whose sums a second launch adds up.
+ * pieces along k, products of their own whose sums a second launch adds up. Two small products, as the gradients of a layer's input and weight are, share a launch.
  */
 import type { Element } from "./elementwise.ts";
 import {
@@ -20,79 +20,28 @@ import {
   type Strided,
   vectorOf,
 } from "./epilogue.ts";
-import type { GpuInfo } from "./gpu/device.ts";
 import { gpu } from "./gpu/gpu.ts";
-import { type BufferType, type Kernel, type KernelSpec, variants } from "./gpu/kernel.ts";
-import { MULTIPROCESSORS, type Tuning } from "./gpu/tuning.ts";
-import { tensorMatmul, tensorTile } from "./tensor_cores.ts";
-
-/** A tile of `m` rows by `n` columns, of which a thread computes `high`×`wide` blocks of 4×4; `slices` times as many threads share it. A slab is `depth` deep. */
-interface Tile {
-  m: number;
-  n: number;
-  high: number;
-  wide: number;
-  slices: number;
-  depth: number;
-  /**
-   * Microseconds on a multiprocessor, fitted to 48 products of training steps measured on an H100: of a turn of one group at least, of each group in a
-   * turn of many, of a group's beginning and end; and how many groups run together.
-   */
-  time: { turn: number; work: number; ends: number; together: number };
-}
-
-const tile = (
-  [m, n]: [number, number],
-  [high, wide]: [number, number],
-  slices: number,
-  depth: number,
-  [turn, work, ends, together]: [number, number, number, number],
-): Tile => ({ m, n, high, wide, slices, depth, time: { turn, work, ends, together } });
-
-// What gained nothing on an H100, where the groups of a multiprocessor have 48 KiB of workgroup memory together: two slabs by turns with one barrier instead of
-// two (0.92 to 1.04 times as fast), 512 threads (0.75 times), 4×12 of a thread in place of 8×12.
-const TILES: Tile[] = [
-  tile([128, 128], [2, 2], 1, 32, [2.37, 3.03, 7.59, 5]),
-  tile([128, 128], [2, 2], 1, 16, [1.63, 1.55, 5.38, 2]),
-  tile([64, 96], [2, 3], 2, 16, [1.57, 1.23, 6.36, 2]), // 4096×384 is 256 of them: 41 µs with 384 deep, where those of 128×128, 96 of them, take 48
-  tile([64, 64], [2, 2], 1, 16, [0.91, 0.48, 5.66, 7]),
-  tile([64, 64], [2, 2], 2, 16, [0.03, 0.93, 5.97, 8]),
-  tile([64, 64], [1, 1], 1, 32, [1.34, 1.09, 2.31, 2]),
-  tile([64, 32], [1, 1], 1, 32, [0.83, 0.61, 2.87, 3]),
-  tile([32, 32], [1, 1], 1, 16, [0.38, 0.17, 3.86, 8]),
-  tile([32, 32], [1, 1], 2, 32, [0.41, 0.75, 3.16, 7]),
-  tile([16, 16], [1, 1], 4, 16, [0.46, 0.28, 2.84, 8]),
-  tile([16, 16], [1, 1], 16, 16, [1.44, 0.55, 1.62, 1]),
-];
-
-const threadsOf = (t: Tile) => t.m * t.n / (16 * t.high * t.wide); // of a slice
-const bytesOf = (t: Tile) => 4 * (t.depth + 1) * (t.m + t.n) * t.slices;
-
-/** Overrides for tests and tuning: the index of the tile, pieces along k, how operands are read (false: by vec4s where they can be), and steps of k unrolled. */
-export const matmulTuning: {
-  tile: number | null;
-  pieces: number | null;
-  scalar: boolean | null;
-  unroll: number | null;
-} = { tile: null, pieces: null, scalar: null, unroll: null };
-
-/** Whether the device has the threads and the workgroup memory for a tile. */
-function fits(t: Tile): boolean {
-  const { limits } = gpu().info;
-  return threadsOf(t) * t.slices <= limits.maxComputeInvocationsPerWorkgroup &&
-    bytesOf(t) <= limits.maxComputeWorkgroupStorageSize;
-}
-
-/** Slabs of a slice that are fetched together: of halves two, so that 128 bytes of a row are read at a time (4096³ took 3.4 ms on an H100, now 3.0). */
-const slabsAhead = (halves: boolean) => halves ? 2 : 1;
-
-/** The k after which all slices begin again at the same place of theirs: a depth that is a multiple needs no `tail`. */
-const turnOf = (t: Tile, halves: boolean) => t.depth * t.slices * (t.slices > 1 ? slabsAhead(halves) : 1);
-
-/** The tiles that the device can run, by index. */
-export function fittingTiles(): number[] {
-  return TILES.flatMap((t, i) => fits(t) ? [i] : []);
-}
+import {
+  type BufferType,
+  type Kernel,
+  type KernelSpec,
+  type Launch,
+  run,
+  runTogether,
+  variants,
+} from "./gpu/kernel.ts";
+import { TENSOR_DEPTH, tensorKernel, tensorTile } from "./tensor_cores.ts";
+import {
+  type Choice,
+  choose,
+  chooseShared,
+  matmulTuning,
+  type Size,
+  slabsAhead,
+  threadsOf,
+  TILES,
+  turnOf,
+} from "./tiles.ts";
 
 /**
  * A function that fetches a block of 4 k by 4 of the other direction (m or n), a column of the matrix for each k. How `mode` reads:
@@ -411,88 +360,6 @@ function modeOf(x: Strided, w: number, k: number, across: number, size: number, 
   return "s";
 }
 
-/** Least steps of k of a piece of a product that is cut along k. */
-const LEAST_PIECE = 64;
-
-/** What was chosen for products on a device under a tuning: choosing takes the host 3 µs, as long as all else that it does for a product. */
-const chosen = { by: new Map<string, [number, number]>(), info: null as GpuInfo | null, tuning: null as Tuning | null };
-
-/** The tile for a product, and how deep the pieces are that it is cut into along k. */
-function choose(...product: Parameters<typeof search>): [number, number] {
-  const { info } = gpu();
-  if (matmulTuning.tile !== null || matmulTuning.pieces !== null) return search(...product);
-  if (chosen.info !== info || chosen.tuning !== info.tuning || chosen.by.size > 10_000) {
-    chosen.by.clear();
-    chosen.info = info;
-    chosen.tuning = info.tuning;
-  }
-  const [rows, columns, depth, batches, cut, halves] = product;
-  const key = `${rows},${columns},${depth},${batches},${cut},${halves}`;
-  let found = chosen.by.get(key);
-  if (!found) chosen.by.set(key, found = search(...product));
-  return found;
-}
-
-/** The tile and pieces of which a model of the device expects the least time. */
-function search(
-  rows: number,
-  columns: number,
-  depth: number,
-  batches: number,
-  cut: boolean,
-  halves: boolean,
-): [number, number] {
-  const { isSoftware, tuning } = gpu().info;
-  let best: [number, number] = [0, depth], least = Infinity;
-  const steps = Math.max(1, depth); // where there is nothing to sum a tile is still filled with zeros
-  for (let i = 0; i < TILES.length; i++) {
-    const t = TILES[i], turn = turnOf(t, halves);
-    if (!fits(t) || i !== (matmulTuning.tile ?? i)) continue;
-    const tiles = Math.ceil(rows / t.m) * Math.ceil(columns / t.n) * batches, factor = tuning?.tiles[i] ?? 1;
-    const consider = (pieces: number) => {
-      const part = Math.ceil(steps / pieces / turn) * turn, count = Math.ceil(steps / part);
-      // the sums are written and read once more, in a launch of their own
-      const more = count > 1 ? 6.5 + 8 * count * rows * columns / 2.5e6 : 0;
-      const expected = more + factor * expectedTime(t, tiles * count, Math.min(part, steps));
-      if (expected < least || least === Infinity) [best, least] = [[i, Math.min(part, depth)], expected];
-    };
-    if (cut && matmulTuning.pieces) {
-      consider(matmulTuning.pieces);
-      continue;
-    }
-    consider(1);
-    // as many pieces as fill the multiprocessors once, twice, …
-    for (let waves = 1; cut && !isSoftware && waves <= 4; waves++) {
-      const pieces = Math.min(Math.floor(MULTIPROCESSORS * waves / tiles), Math.floor(depth / LEAST_PIECE));
-      if (pieces > 1) consider(pieces);
-    }
-  }
-  return best;
-}
-
-const expectedTime = (t: Tile, groups: number, depth: number) =>
-  gpu().info.isSoftware ? softwareTime(t, groups) : deviceTime(t, groups, depth);
-
-/** What the model expects of a product in one tile: microseconds on the device that it was fitted to, infinite where the tile is never taken. */
-export function expectedOf(tile: number, rows: number, columns: number, depth: number): number {
-  const { m, n } = TILES[tile];
-  return expectedTime(TILES[tile], Math.ceil(rows / m) * Math.ceil(columns / n), depth);
-}
-
-// a core takes a tile at a time: what counts is the area, and how often a value read serves
-function softwareTime(t: Tile, groups: number): number {
-  return t.slices > 1 || t.depth > 16 || t.m < 32 || t.m !== t.n
-    ? Infinity
-    : groups * t.m * t.n * (t.high === 2 ? 1 : 1.6);
-}
-
-/** Microseconds on the device that the model was fitted to: the tile and pieces chosen take 1.006 times the best ones' time in the mean of the 48, 1.06 at worst. */
-function deviceTime({ depth: slab, slices, time }: Tile, groups: number, depth: number): number {
-  const turns = Math.ceil(depth / slab / slices), each = Math.ceil(groups / MULTIPROCESSORS);
-  const wave = (n: number) => n && turns * Math.max(time.turn, n * time.work) + time.ends;
-  return 4 + Math.floor(each / time.together) * wave(time.together) + wave(each % time.together);
-}
-
 const sumPieces: (key: string) => Kernel = variants((key: string): KernelSpec => {
   const [element, sums, add] = key.split(",") as [Element, Element | "none", string];
   const join = (from: string, to: string, element: Element, at: string, i: string, size: string) =>
@@ -519,18 +386,32 @@ const sumPieces: (key: string) => Kernel = variants((key: string): KernelSpec =>
 });
 
 /** c[b] = a[b]·b[b] and its epilogue, with a [rows, depth] and b [depth, columns] in each batch; `c` lies row by row, from `offset` on. */
-export function matmul(
-  a: Strided,
-  b: Strided,
-  c: Plain & { offset?: number },
-  rows: number,
-  columns: number,
-  depth: number,
-  batches: number,
-  epilogue: Epilogue = {},
-): void {
-  const { bias, activation, slope, plus, add, sums } = epilogue, { isSoftware } = gpu().info, cOffset = c.offset ?? 0;
-  const values = {
+export interface Product {
+  a: Strided;
+  b: Strided;
+  c: Plain & { offset?: number };
+  rows: number;
+  columns: number;
+  depth: number;
+  batches?: number;
+  epilogue?: Epilogue;
+}
+
+/** How the kernels read a product's operands and write its result. */
+interface Plan {
+  params: Record<string, number>;
+  aMode: string;
+  bMode: string;
+  size: Size;
+  scalar: boolean;
+  wide: boolean;
+  tensors: ReturnType<typeof tensorTile>;
+}
+
+function planOf(product: Product): Plan {
+  const { a, b, c, rows, columns, depth, batches = 1, epilogue = {} } = product, cOffset = c.offset ?? 0;
+  const { bias, activation, slope, plus } = epilogue;
+  const params = {
     rows,
     columns,
     depth,
@@ -547,38 +428,67 @@ export function matmul(
     cOffset,
   };
   // a compiler for CPUs takes half a second for each variant and gains little by vec4s and long bodies: there, one variant serves all strides
-  const scalar = matmulTuning.scalar ?? isSoftware, wide = !scalar && columns % 4 === 0 && cOffset % 4 === 0;
+  const scalar = matmulTuning.scalar ?? gpu().info.isSoftware, wide = !scalar && columns % 4 === 0 && cOffset % 4 === 0;
   const modes = (w: number) =>
     scalar ? ["s", "s"] : [modeOf(a, w, a.column, a.row, rows, depth), modeOf(b, w, b.row, b.column, columns, depth)];
-  const eights = a.element === "f16" && b.element === "f16" ? modes(8) : ["s"],
-    halves = !eights.includes("s");
+  const eights = a.element === "f16" && b.element === "f16" ? modes(8) : ["s"], halves = !eights.includes("s");
   const [aMode, bMode] = halves ? eights : modes(4);
-  const plain = !bias && !activation && !slope && !plus && batches === 1;
-  const tensors = tensorTile(a, aMode, b, bMode, values, plain);
-  const [index, part] = tensors ? [0, tensors.part] : choose(rows, columns, depth, batches, plain, halves);
-  const run = (c: Plain, wide: boolean, values: Record<string, number>, epilogue: Epilogue) => {
-    if (tensors) return tensorMatmul(tensors.side, a, aMode, b, bMode, c, wide, values, epilogue);
-    const tile = TILES[index];
-    const { depth, whole, batches } = values, last = Math.min(depth, whole - (batches - 1) * depth);
-    const unroll = matmulTuning.unroll ?? (isSoftware ? 4 : tile.depth),
-      turn = turnOf(tile, halves);
-    const key = `${index},${unroll},${a.element},${aMode},${b.element},${bMode},${halves ? "halves" : ""},${
-      depth % turn || last % turn ? "tail" : "whole"
-    },${epilogueKey(c.element, wide, epilogue)}`;
-    const buffers = { a: a.memory, b: b.memory, ...epilogueMemories(c.memory, epilogue) };
-    kernel(key).run(buffers, values, Math.ceil(rows / tile.m) * Math.ceil(columns / tile.n) * batches);
+  const size = { rows, columns, depth, batches, cut: !bias && !activation && !slope && !plus && batches === 1, halves };
+  return { params, aMode, bMode, size, scalar, wide, tensors: tensorTile(a, aMode, b, bMode, size) };
+}
+
+/** The launches of a product: one, or, where it is cut into pieces along k, one for their products, which lie in scratch memory, and one for the sums of those. */
+function launchesOf({ product, plan, choice, scratch }: {
+  product: Product;
+  plan: Plan;
+  choice: Choice;
+  scratch: DisposableStack;
+}): Launch[] {
+  const { a, b, c, rows, columns, depth, epilogue = {} } = product, { sums, add } = epilogue;
+  const { aMode, bMode, size: { halves }, scalar, tensors } = plan, part = tensors?.part ?? choice.part;
+  const launch = (c: Plain, wide: boolean, params: Record<string, number>, epilogue: Epilogue): Launch => {
+    const { depth, whole, batches } = params, last = Math.min(depth, whole - (batches - 1) * depth);
+    const tailOf = (turn: number) => depth % turn || last % turn ? "tail" : "whole";
+    const end = epilogueKey(c.element, wide, epilogue), tile = TILES[choice.tile];
+    const unroll = matmulTuning.unroll ?? (gpu().info.isSoftware ? 4 : tile.depth);
+    const { m, n } = tensors ? { m: tensors.side, n: tensors.side } : tile;
+    return {
+      kernel: tensors ? tensorKernel(`${m},${aMode},${bMode},${tailOf(TENSOR_DEPTH)},${end}`) : kernel(
+        `${choice.tile},${unroll},${a.element},${aMode},${b.element},${bMode},${halves ? "halves" : ""},${
+          tailOf(turnOf(tile, halves))
+        },${end}`,
+      ),
+      buffers: { a: a.memory, b: b.memory, ...epilogueMemories(c.memory, epilogue) },
+      params,
+      workgroups: Math.ceil(rows / m) * Math.ceil(columns / n) * batches,
+    };
   };
-  if (part === depth) return run(c, wide, values, epilogue);
+  if (part === depth) return [launch(c, plan.wide, plan.params, epilogue)];
   const size = rows * columns, pieces = Math.ceil(depth / part);
-  using products = gpu().pool.take(4 * pieces * size);
-  using rowSums = sums ? gpu().pool.take(4 * pieces * rows) : null;
-  const partial = { memory: products, element: "f32" as const };
-  const partialSums = rowSums ? { memory: rowSums, element: "f32" as const } : undefined;
+  const products = scratch.use(gpu().pool.take(4 * pieces * size));
+  const rowSums = sums && scratch.use(gpu().pool.take(4 * pieces * rows));
   const cut = { depth: part, whole: depth, batches: pieces, aBatch: part * a.column, bBatch: part * b.row, cOffset: 0 };
-  run(partial, !scalar && columns % 4 === 0, { ...values, ...cut }, { sums: partialSums });
-  sumPieces(`${c.element},${sums?.element ?? "none"},${add ? "add" : "set"}`).run(
-    { partial: products, c: c.memory, ...sums && { partialSums: rowSums!, sums: sums.memory } },
-    { size, rows, pieces, cOffset },
-    Math.ceil((size + (sums ? rows : 0)) / 256),
+  return [
+    launch({ memory: products, element: "f32" }, !scalar && columns % 4 === 0, { ...plan.params, ...cut }, {
+      sums: rowSums && { memory: rowSums, element: "f32" },
+    }),
+    {
+      kernel: sumPieces(`${c.element},${sums?.element ?? "none"},${add ? "add" : "set"}`),
+      buffers: { partial: products, c: c.memory, ...sums && { partialSums: rowSums!, sums: sums.memory } },
+      params: { size, rows, pieces, cOffset: c.offset ?? 0 },
+      workgroups: Math.ceil((size + (sums ? rows : 0)) / 256),
+    },
+  ];
+}
+
+/** Computes a product, or two of which neither needs the other's result: small ones then share a launch. */
+export function matmul(...products: Product[]): void {
+  using scratch = new DisposableStack();
+  const plans = products.map(planOf), sizes = plans.map(({ size }) => size);
+  const shared = plans.length === 2 && !plans.some(({ tensors }) => tensors) ? chooseShared(sizes[0], sizes[1]) : null;
+  const launches = products.map((product, i) =>
+    launchesOf({ product, plan: plans[i], choice: shared?.[i] ?? choose(sizes[i]), scratch })
   );
+  if (shared) runTogether(launches[0].shift()!, launches[1].shift()!);
+  for (const launch of launches.flat()) run(launch);
 }

@@ -6,12 +6,16 @@
  * memory, by vec4s; the next one is on its way meanwhile. On an H100 4096³ reaches 148 to 165 TFLOP/s by layout, where f32 without tensor cores reaches 47. Tried there for the
  * layout of 161, without epilogues: 230 in tiles of 128 whose rows are padded, 115 without the padding, 119 in tiles of 64, 154 with slabs 16 deep, 75 with fragments straight from memory.
  */
-import { type Epilogue, epilogueCode, epilogueKey, epilogueMemories, type Plain, type Strided } from "./epilogue.ts";
+import { epilogueCode, type Strided } from "./epilogue.ts";
 import { gpu } from "./gpu/gpu.ts";
 import { type Kernel, type KernelSpec, variants } from "./gpu/kernel.ts";
 import { MULTIPROCESSORS } from "./gpu/tuning.ts";
+import type { Size } from "./tiles.ts";
 
-const THREADS = 128, DEPTH = 32, PAD = 8;
+/** Steps of k of a slab. */
+export const TENSOR_DEPTH = 32;
+
+const THREADS = 128, DEPTH = TENSOR_DEPTH, PAD = 8;
 const LEFT = "subgroup_matrix_left<f16, 16, 16>", RIGHT = "subgroup_matrix_right<f16, 16, 16>";
 /** Bytes of workgroup memory that a tile takes: two slabs, and a row of fragments of each subgroup. */
 const bytesOf = (size: number) => 2 * 2 * size * (DEPTH + PAD) + 4 * 4 * 16 * size / 2;
@@ -52,7 +56,7 @@ function slab(name: "a" | "b", mode: string, size: number, sides: string, tail: 
   };
 }
 
-const kernel: (key: string) => Kernel = variants((key: string): KernelSpec => {
+export const tensorKernel: (key: string) => Kernel = variants((key: string): KernelSpec => {
   const [size_, aMode, bMode, tail_, after] = key.split(","),
     size = Number(size_),
     half = size / 2,
@@ -154,8 +158,7 @@ export function tensorTile(
   aMode: string,
   b: Strided,
   bMode: string,
-  { rows, columns, depth, batches }: Record<string, number>,
-  cut: boolean,
+  { rows, columns, depth, batches, cut }: Size,
 ): { side: number; part: number } | null {
   const { tensorCores, limits: { maxComputeWorkgroupStorageSize: most } } = gpu().info;
   if (!tensorCores || a.element !== "f16" || b.element !== "f16" || aMode === "s" || bMode === "s") return null;
@@ -168,26 +171,4 @@ export function tensorTile(
     return { side, part: pieces === 1 ? depth : Math.ceil(depth / pieces / DEPTH) * DEPTH };
   }
   return null;
-}
-
-/** c[b] = a[b]·b[b] and its epilogue in tiles of `tensorTile`. */
-export function tensorMatmul(
-  side: number,
-  a: Strided,
-  aMode: string,
-  b: Strided,
-  bMode: string,
-  c: Plain,
-  wide: boolean,
-  values: Record<string, number>,
-  epilogue: Epilogue,
-): void {
-  const { rows, columns, depth, whole, batches } = values, last = Math.min(depth, whole - (batches - 1) * depth);
-  const tail = depth % DEPTH || last % DEPTH ? "tail" : "whole";
-  const groups = Math.ceil(rows / side) * Math.ceil(columns / side) * batches;
-  kernel(`${side},${aMode},${bMode},${tail},${epilogueKey(c.element, wide, epilogue)}`).run(
-    { a: a.memory, b: b.memory, ...epilogueMemories(c.memory, epilogue) },
-    values,
-    groups,
-  );
 }

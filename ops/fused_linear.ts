@@ -99,16 +99,15 @@ function chunkRows(op: string, asked: number | undefined, { rows, columns }: Row
 /** logits = hidden[from, from + count)·weightᵀ + bias. */
 function headForward(head: Head, logits: Memory, from: number, count: number): void {
   const { hidden, weight, bias } = head, [classes, depth] = weight.shape;
-  matmul(
-    { memory: hidden.memory, element: hidden.dtype, offset: from * depth, batch: 0, row: depth, column: 1 },
-    { memory: weight.memory, element: weight.dtype, batch: 0, row: 1, column: depth },
-    { memory: logits, element: "f32" },
-    count,
-    classes,
+  matmul({
+    a: { memory: hidden.memory, element: hidden.dtype, offset: from * depth, batch: 0, row: depth, column: 1 },
+    b: { memory: weight.memory, element: weight.dtype, batch: 0, row: 1, column: depth },
+    c: { memory: logits, element: "f32" },
+    rows: count,
+    columns: classes,
     depth,
-    1,
-    { bias: bias && { memory: bias.memory, element: bias.dtype } },
-  );
+    epilogue: { bias: bias && { memory: bias.memory, element: bias.dtype } },
+  });
 }
 
 /** Where one side's gradients go; the sums over chunks are f32 whatever the storage. */
@@ -130,27 +129,25 @@ function headBackward(
   const { hidden, weight } = head, [classes, depth] = weight.shape;
   const d = { memory: dLogits, element: "f32" as Element, batch: 0 };
   if (to.hidden) {
-    matmul(
-      { ...d, row: classes, column: 1 },
-      { memory: weight.memory, element: weight.dtype, batch: 0, row: depth, column: 1 },
-      { memory: to.hidden, element: hidden.dtype, offset: from * depth },
-      count,
-      depth,
-      classes,
-      1,
-    );
+    matmul({
+      a: { ...d, row: classes, column: 1 },
+      b: { memory: weight.memory, element: weight.dtype, batch: 0, row: depth, column: 1 },
+      c: { memory: to.hidden, element: hidden.dtype, offset: from * depth },
+      rows: count,
+      columns: depth,
+      depth: classes,
+    });
   }
   if (to.weight) {
-    matmul(
-      { ...d, row: 1, column: classes },
-      { memory: hidden.memory, element: hidden.dtype, offset: from * depth, batch: 0, row: depth, column: 1 },
-      { memory: to.weight, element: "f32" },
-      classes,
-      depth,
-      count,
-      1,
-      { add: !first, sums: to.bias ? { memory: to.bias, element: "f32" } : undefined },
-    );
+    matmul({
+      a: { ...d, row: 1, column: classes },
+      b: { memory: hidden.memory, element: hidden.dtype, offset: from * depth, batch: 0, row: depth, column: 1 },
+      c: { memory: to.weight, element: "f32" },
+      rows: classes,
+      columns: depth,
+      depth: count,
+      epilogue: { add: !first, sums: to.bias ? { memory: to.bias, element: "f32" } : undefined },
+    });
   } else if (to.bias) {
     if (first) return reduce("sum", dLogits, "f32", to.bias, "f32", 1, count, classes);
     using part = gpu().pool.take(4 * classes);

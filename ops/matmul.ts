@@ -1,7 +1,7 @@
 /** Matrix products. */
 import { checkBoolean, checkOptions } from "../kernels/check.ts";
 import type { Strided } from "../kernels/epilogue.ts";
-import { matmul as product } from "../kernels/matmul.ts";
+import { matmul as multiplied, type Product } from "../kernels/matmul.ts";
 import type { Activation } from "../kernels/math.ts";
 import type { MatmulOptions } from "../autograd/methods.ts";
 import { hidden, record } from "../autograd/tape.ts";
@@ -23,31 +23,32 @@ function walkable(x: Tensor, batch: readonly number[]): Tensor {
   return own === 1 || own === sizeOf(batch) ? x : expand(x, [...batch, ...x.shape.slice(-2)]);
 }
 
-/** out[b] = op(a)[b] · op(b)[b], unrecorded. */
-function multiply(
+/** out[b] = op(a)[b] · op(b)[b] */
+function productOf(
   a: Tensor,
   transposeA: boolean,
   b: Tensor,
   transposeB: boolean,
   batch: readonly number[],
   into?: Tensor,
-): Tensor {
+): { out: Tensor; product: Product; copies: Tensor[] } {
   const [m, k] = transposeA ? a.shape.slice(-2).reverse() : a.shape.slice(-2);
   const n = b.shape.at(transposeB ? -2 : -1)!;
   const out = into ?? Tensor.empty([...batch, m, n], a.dtype, "matmul");
   const [x, y] = [walkable(a, batch), walkable(b, batch)];
-  product(
-    matrix(x, transposeA),
-    matrix(y, transposeB),
-    { memory: out.memory, element: out.dtype },
-    m,
-    n,
-    k,
-    sizeOf(batch),
-  );
-  if (x !== a) x.dispose();
-  if (y !== b) y.dispose();
-  return out;
+  return {
+    out,
+    product: {
+      a: matrix(x, transposeA),
+      b: matrix(y, transposeB),
+      c: { memory: out.memory, element: out.dtype },
+      rows: m,
+      columns: n,
+      depth: k,
+      batches: sizeOf(batch),
+    },
+    copies: [...x === a ? [] : [x], ...y === b ? [] : [y]],
+  };
 }
 
 /**
@@ -102,7 +103,9 @@ export function matmul(a: Tensor, b: Tensor, options: MatmulOptions = {}): Tenso
     return inShape(y, [...a.shape.slice(0, -2), m, n]);
   }
   const batch = broadcastShape("matmul", [a.shape.slice(0, -2), b.shape.slice(0, -2)]);
-  const out = multiply(a, transposeA, b, transposeB, batch);
+  const { out, product, copies } = productOf(a, transposeA, b, transposeB, batch);
+  multiplied(product);
+  for (const copy of copies) copy.dispose();
   return record({
     op: "matmul",
     inputs: [a, b],
@@ -112,15 +115,20 @@ export function matmul(a: Tensor, b: Tensor, options: MatmulOptions = {}): Tenso
       // written where it is wanted if no sum over batches follows
       const target = (i: number, x: Tensor) =>
         x.rank === out.rank && x.shape.slice(0, -2).every((n, d) => n === batch[d]) ? gradientOf(i) : undefined;
-      const dA = () =>
-        transposeA
-          ? multiply(b, transposeB, dOut, true, batch, target(0, a))
-          : multiply(dOut, false, b, !transposeB, batch, target(0, a));
-      const dB = () =>
-        transposeB
-          ? multiply(dOut, true, a, transposeA, batch, target(1, b))
-          : multiply(a, !transposeA, dOut, false, batch, target(1, b));
-      return [wants[0] ? sumTo(dA(), a.shape) : null, wants[1] ? sumTo(dB(), b.shape) : null];
+      const dA = !wants[0]
+        ? null
+        : transposeA
+        ? productOf(b, transposeB, dOut, true, batch, target(0, a))
+        : productOf(dOut, false, b, !transposeB, batch, target(0, a));
+      const dB = !wants[1]
+        ? null
+        : transposeB
+        ? productOf(dOut, true, a, transposeA, batch, target(1, b))
+        : productOf(a, !transposeA, dOut, false, batch, target(1, b));
+      const both = [dA, dB].filter((d) => d !== null);
+      multiplied(...both.map(({ product }) => product));
+      for (const copy of both.flatMap(({ copies }) => copies)) copy.dispose();
+      return [dA && sumTo(dA.out, a.shape), dB && sumTo(dB.out, b.shape)];
     },
   });
 }
@@ -191,10 +199,18 @@ export function perceptron(op: string, x: Tensor, layers: readonly Layer[], resi
     const h = i === last ? y : hidden([rows, outs], x.dtype);
     // the slope of relu can be told from its result
     const z = activation === "gelu" ? hidden([rows, outs], x.dtype) : null;
-    product(flat(reads[i], ins), flat(weight, ins, true), plain(h), rows, outs, ins, 1, {
-      bias: bias ? plain(bias) : undefined,
-      activation: activation && { name: activation, before: z?.memory ?? null },
-      plus: i === last ? residual?.memory : undefined,
+    multiplied({
+      a: flat(reads[i], ins),
+      b: flat(weight, ins, true),
+      c: plain(h),
+      rows,
+      columns: outs,
+      depth: ins,
+      epilogue: {
+        bias: bias ? plain(bias) : undefined,
+        activation: activation && { name: activation, before: z?.memory ?? null },
+        plus: i === last ? residual?.memory : undefined,
+      },
     });
     if (i === last) return;
     own.push(h);
@@ -218,20 +234,37 @@ export function perceptron(op: string, x: Tensor, layers: readonly Layer[], resi
         const { weight, bias } = layers[i], [outs, ins] = weight.shape;
         at -= bias ? 2 : 1;
         const dWeight = wants[at] ? gradientOf(at) : null, dBias = bias && wants[at + 1] ? gradientOf(at + 1) : null;
+        const needed = wants.slice(0, at).some(Boolean), of = slopes[i]?.memory;
+        const dX = !needed ? null : i === 0 ? gradientOf(0) : Tensor.empty([rows, ins], x.dtype, op);
+        const products: Product[] = [];
         if (dWeight) {
-          product(flat(dZ, outs, true), flat(reads[i], ins), plain(dWeight), outs, ins, rows, 1, {
-            sums: dBias && ins > 0 ? plain(dBias) : undefined,
+          products.push({
+            a: flat(dZ, outs, true),
+            b: flat(reads[i], ins),
+            c: plain(dWeight),
+            rows: outs,
+            columns: ins,
+            depth: rows,
+            epilogue: { sums: dBias && ins > 0 ? plain(dBias) : undefined },
           });
         }
+        if (dX) {
+          products.push({
+            a: flat(dZ, outs),
+            b: flat(weight, ins),
+            c: plain(dX),
+            rows,
+            columns: ins,
+            depth: outs,
+            epilogue: { slope: of && { name: layers[i - 1].activation!, of } },
+          });
+        }
+        multiplied(...products);
         gradients[at] = dWeight;
         if (dBias) {
           gradients[at + 1] = dWeight && ins > 0 ? dBias : sumTo(dZ.view([rows, outs], op), [outs], () => dBias);
         }
-        if (!wants.slice(0, at).some(Boolean)) break;
-        const dX = i === 0 ? gradientOf(0) : Tensor.empty([rows, ins], x.dtype, op), of = slopes[i]?.memory;
-        product(flat(dZ, outs), flat(weight, ins), plain(dX), rows, ins, outs, 1, {
-          slope: of && { name: layers[i - 1].activation!, of },
-        });
+        if (!dX) break;
         dZ = dX;
       }
       if (wants[0]) gradients[0] = dZ;

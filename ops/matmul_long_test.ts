@@ -1,8 +1,10 @@
-import { assert } from "@std/assert";
-import { init, linear, matmul } from "@limbeck/limbeck";
-import { fittingTiles, matmulTuning } from "../kernels/matmul.ts";
+import { assert, assertEquals } from "@std/assert";
+import { init, linear, matmul, stats, Tape, tensor } from "@limbeck/limbeck";
+import { fittingTiles, matmulTuning } from "../kernels/tiles.ts";
+import { normals } from "../testing/loss_reference.ts";
 import { checkOps, type OpCase } from "../testing/op.ts";
 import { elementwise, product, transposed } from "../testing/reference.ts";
+import { type Layer, perceptron } from "./matmul.ts";
 
 const linearCase = (m: number, n: number, k: number): OpCase => ({
   name: "linear",
@@ -67,5 +69,46 @@ Deno.test("matmul: pieces along k, set and added, in every layout", async () => 
     }
   } finally {
     matmulTuning.pieces = null;
+  }
+});
+
+Deno.test("matmul: both gradients in one launch are those of two, bit for bit", async () => {
+  const { f16 } = await init();
+  const gradients = async (dtype: "f32" | "f16", widths: number[], shared: boolean) => {
+    matmulTuning.shared = shared;
+    using _tape = new Tape();
+    const make = (shape: number[], seed: number) => {
+      const values = normals(shape.reduce((a, b) => a * b), 1, seed);
+      return tensor(dtype === "f16" ? Float16Array.from(values) : values, shape);
+    };
+    const [a, b, c] = widths, x = make([37, a], 1), upstream = make([37, c], 2);
+    const layers: Layer[] = [
+      { weight: make([b, a], 3), bias: make([b], 4), activation: "gelu" },
+      { weight: make([c, b], 5), bias: make([c], 6) },
+    ];
+    const other = make([c, 9], 7), leaves = [x, other, ...layers.flatMap(({ weight, bias }) => [weight, bias!])];
+    for (const leaf of leaves) leaf.requiresGrad = true;
+    const y = matmul(perceptron("linear", x, layers, upstream), other);
+    const before = stats().dispatches;
+    y.backward(make([37, 9], 8));
+    const dispatches = stats().dispatches - before, all: number[][] = [];
+    for (const leaf of leaves) {
+      all.push(Array.from(await leaf.grad!.data(), Number));
+      leaf.dispose();
+    }
+    return { dispatches, all };
+  };
+  try {
+    const cases = [[true, null, "f32"], [false, 2, "f32"], [false, null, "f16"]] as const;
+    for (const [scalar, pieces, dtype] of cases) {
+      if (dtype === "f16" && !f16) continue;
+      Object.assign(matmulTuning, { scalar, pieces });
+      const widths = scalar ? [5, 7, 6] : [16, 24, 8];
+      const two = await gradients(dtype, widths, false), one = await gradients(dtype, widths, true);
+      assertEquals(one.all, two.all, `${dtype}, by ${scalar ? "elements" : "vec4s"}, ${pieces} pieces`);
+      assertEquals(one.dispatches, two.dispatches - 3);
+    }
+  } finally {
+    Object.assign(matmulTuning, { scalar: null, pieces: null, shared: null });
   }
 });

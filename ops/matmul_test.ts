@@ -4,7 +4,7 @@ import { largestError } from "../testing/compare.ts";
 import { integers } from "../testing/loss_reference.ts";
 import { checkOps, type OpCase } from "../testing/op.ts";
 import { type Array64, elementwise, product, transposed } from "../testing/reference.ts";
-import { matmulTuning } from "../kernels/matmul.ts";
+import { matmulTuning } from "../kernels/tiles.ts";
 import { type Layer, perceptron } from "./matmul.ts";
 
 /** Sums of k products err by k roundings at worst and by about √k in fact; values are below 4k. */

@@ -1,0 +1,224 @@
+/** The tiles of matrix products, and which of them a product is computed in: what a model of the device expects the least time of. */
+import type { GpuInfo } from "./gpu/device.ts";
+import { gpu } from "./gpu/gpu.ts";
+import { MULTIPROCESSORS, type Tuning } from "./gpu/tuning.ts";
+
+/** A tile of `m` rows by `n` columns, of which a thread computes `high`×`wide` blocks of 4×4; `slices` times as many threads share it. A slab is `depth` deep. */
+export interface Tile {
+  m: number;
+  n: number;
+  high: number;
+  wide: number;
+  slices: number;
+  depth: number;
+  /**
+   * Microseconds on a multiprocessor, fitted to 1474 measurements of 45 products of training steps, one launch behind the other on an H100: of a turn of one group at least, of each group in a
+   * turn of many, of a group's beginning and end; and how many groups run together.
+   */
+  time: { turn: number; work: number; ends: number; together: number };
+}
+
+const tile = (
+  [m, n]: [number, number],
+  [high, wide]: [number, number],
+  slices: number,
+  depth: number,
+  [turn, work, ends, together]: [number, number, number, number],
+): Tile => ({ m, n, high, wide, slices, depth, time: { turn, work, ends, together } });
+
+// What gained nothing on an H100, where the groups of a multiprocessor have 48 KiB of workgroup memory together: two slabs by turns with one barrier instead of
+// two (0.92 to 1.04 times as fast), 512 threads (0.75 times), 4×12 of a thread in place of 8×12.
+export const TILES: Tile[] = [
+  tile([128, 128], [2, 2], 1, 32, [3.05, 2.84, 0, 1]),
+  tile([128, 128], [2, 2], 1, 16, [1.28, 1.58, 0, 1]),
+  tile([64, 96], [2, 3], 2, 16, [1.5, 1.29, 1.79, 2]), // 4096×384 is 256 of them: 41 µs with 384 deep, where those of 128×128, 96 of them, take 48
+  tile([64, 64], [2, 2], 1, 16, [0.87, 0.27, 0, 2]),
+  tile([64, 64], [2, 2], 2, 16, [0.05, 0.95, 0.41, 2]),
+  tile([64, 64], [1, 1], 1, 32, [1.19, 1.07, 0, 2]),
+  tile([64, 32], [1, 1], 1, 32, [0.7, 0.61, 0.87, 3]),
+  tile([32, 32], [1, 1], 1, 16, [0.38, 0.16, 1.48, 8]),
+  tile([32, 32], [1, 1], 2, 32, [0.43, 0.66, 1.76, 5]),
+  tile([16, 16], [1, 1], 4, 16, [0.35, 0.27, 2.76, 8]),
+  tile([16, 16], [1, 1], 16, 16, [1.23, 1.24, 4.22, 3]),
+];
+
+export const threadsOf = (t: Tile): number => t.m * t.n / (16 * t.high * t.wide); // of a slice
+const bytesOf = (t: Tile) => 4 * (t.depth + 1) * (t.m + t.n) * t.slices;
+
+/**
+ * Overrides for tests and tuning: the index of the tile, pieces along k, how operands are read (false: by vec4s where they can be), steps of k unrolled, and whether two
+ * products share a launch.
+ */
+export const matmulTuning: {
+  tile: number | null;
+  pieces: number | null;
+  scalar: boolean | null;
+  unroll: number | null;
+  shared: boolean | null;
+} = { tile: null, pieces: null, scalar: null, unroll: null, shared: null };
+
+/** Whether the device has the threads and the workgroup memory for a tile. */
+function fits(t: Tile): boolean {
+  const { limits } = gpu().info;
+  return threadsOf(t) * t.slices <= limits.maxComputeInvocationsPerWorkgroup &&
+    bytesOf(t) <= limits.maxComputeWorkgroupStorageSize;
+}
+
+/** Slabs of a slice that are fetched together: of halves two, so that 128 bytes of a row are read at a time (4096³ took 3.4 ms on an H100, now 3.0). */
+export const slabsAhead = (halves: boolean): number => halves ? 2 : 1;
+
+/** The k after which all slices begin again at the same place of theirs: a depth that is a multiple needs no `tail`. */
+export const turnOf = (t: Tile, halves: boolean): number =>
+  t.depth * t.slices * (t.slices > 1 ? slabsAhead(halves) : 1);
+
+/** The tiles that the device can run, by index. */
+export function fittingTiles(): number[] {
+  return TILES.flatMap((t, i) => fits(t) ? [i] : []);
+}
+
+/** What the choice of a tile depends on. */
+export interface Size {
+  rows: number;
+  columns: number;
+  depth: number;
+  batches: number;
+  /** Whether it may be cut into pieces along k. */
+  cut: boolean;
+  /** Whether operands are read as halves. */
+  halves: boolean;
+}
+
+/** The index of a tile, and how deep the pieces are that a product is cut into along k. */
+export interface Choice {
+  tile: number;
+  part: number;
+}
+
+/**
+ * What of two launches' time a shared one may take to be worth it, and the first tile that it may have: larger products fill the device by themselves, and of tile 3 two kernels need
+ * more registers than one (2048×128×512 on an H100: 51 µs, in tile 4 29).
+ */
+const GAIN = 0.9, FIRST_SHARED = 4;
+
+/** Least steps of k of a piece of a product that is cut along k. */
+const LEAST_PIECE = 64;
+
+/** What was chosen for products on a device under a tuning: choosing takes the host 3 µs, as long as all else that it does for a product. */
+const chosen = {
+  by: new Map<string, unknown>(),
+  info: null as GpuInfo | null,
+  tuning: null as Tuning | null,
+};
+
+function remembered<T>(sizes: Size[], search: (...sizes: Size[]) => T): T {
+  const { info } = gpu(), { tile, pieces, shared } = matmulTuning;
+  if (tile !== null || pieces !== null || shared !== null) return search(...sizes);
+  if (chosen.info !== info || chosen.tuning !== info.tuning || chosen.by.size > 10_000) {
+    chosen.by.clear();
+    chosen.info = info;
+    chosen.tuning = info.tuning;
+  }
+  let key = "";
+  for (const s of sizes) key += `${s.rows},${s.columns},${s.depth},${s.batches},${s.cut},${s.halves};`;
+  let found = chosen.by.get(key) as T | undefined;
+  if (found === undefined) chosen.by.set(key, found = search(...sizes));
+  return found;
+}
+
+/** The tile for a product, and its pieces. */
+export const choose = (size: Size): Choice => remembered([size], (size) => cheapest(waysOf(size)));
+
+/** The same for two products that share a launch, and so a tile; null where two launches are as good. */
+export const chooseShared = (a: Size, b: Size): [Choice, Choice] | null => remembered([a, b], searchShared);
+
+/** Workgroups that go equally far along k. */
+interface Groups {
+  groups: number;
+  depth: number;
+}
+
+/** How a product can be computed: its launch, the microseconds expected of what follows that, and of both. */
+interface Way extends Choice, Groups {
+  more: number;
+  expected: number;
+}
+
+const cheapest = (ways: Way[]) => ways.reduce((best, way) => way.expected < best.expected ? way : best);
+
+function waysOf({ rows, columns, depth, batches, cut, halves }: Size): Way[] {
+  const { isSoftware, tuning } = gpu().info, ways: Way[] = [];
+  const steps = Math.max(1, depth); // where there is nothing to sum a tile is still filled with zeros
+  for (const [tile, t] of TILES.entries()) {
+    if (!fits(t) || tile !== (matmulTuning.tile ?? tile)) continue;
+    const tiles = Math.ceil(rows / t.m) * Math.ceil(columns / t.n) * batches, turn = turnOf(t, halves);
+    const add = (pieces: number) => {
+      const part = Math.ceil(steps / pieces / turn) * turn, count = Math.ceil(steps / part), groups = tiles * count;
+      if (ways.some((way) => way.tile === tile && way.part === Math.min(part, depth))) return;
+      // the sums are written and read once more, in a launch of their own
+      const more = count > 1 ? 2.9 + 0.22 * count + 1.17e-6 * count * rows * columns : 0, each = Math.min(part, steps);
+      const expected = more + (tuning?.tiles[tile] ?? 1) * expectedTime(t, [{ groups, depth: each }]);
+      ways.push({ tile, part: Math.min(part, depth), groups, depth: each, more, expected });
+    };
+    if (cut && matmulTuning.pieces) {
+      add(matmulTuning.pieces);
+      continue;
+    }
+    add(1);
+    // as many pieces as fill the multiprocessors once, twice, …
+    for (let waves = 1; cut && !isSoftware && waves <= 4; waves++) {
+      const pieces = Math.min(Math.floor(MULTIPROCESSORS * waves / tiles), Math.floor(depth / LEAST_PIECE));
+      if (pieces > 1) add(pieces);
+    }
+  }
+  return ways;
+}
+
+function searchShared(...sizes: [Size, Size]): [Choice, Choice] | null {
+  const { isSoftware, tuning } = gpu().info, [a, b] = sizes.map(waysOf);
+  if (!(matmulTuning.shared ?? !isSoftware)) return null; // a compiler for CPUs takes longer than a launch for each pair
+  let best: [Choice, Choice] | null = null;
+  let least = matmulTuning.shared ? Infinity : GAIN * (cheapest(a).expected + cheapest(b).expected);
+  for (const x of a) {
+    for (const y of b) {
+      if (x.tile !== y.tile || x.tile < FIRST_SHARED && !matmulTuning.shared) continue;
+      const expected = x.more + y.more + (tuning?.tiles[x.tile] ?? 1) * expectedTime(TILES[x.tile], [x, y]);
+      if (expected < least || best === null && least === Infinity) [best, least] = [[x, y], expected];
+    }
+  }
+  return best;
+}
+
+const expectedTime = (t: Tile, all: Groups[]) => gpu().info.isSoftware ? softwareTime(t, all) : deviceTime(t, all);
+
+/** What the model expects of a product in one tile: microseconds on the device that it was fitted to, infinite where the tile is never taken. */
+export function expectedOf(tile: number, rows: number, columns: number, depth: number): number {
+  const { m, n } = TILES[tile];
+  return expectedTime(TILES[tile], [{ groups: Math.ceil(rows / m) * Math.ceil(columns / n), depth }]);
+}
+
+// a core takes a tile at a time: what counts is the area, and how often a value read serves
+function softwareTime(t: Tile, all: Groups[]): number {
+  return t.slices > 1 || t.depth > 16 || t.m < 32 || t.m !== t.n
+    ? Infinity
+    : all.reduce((sum, { groups }) => sum + groups, 0) * t.m * t.n * (t.high === 2 ? 1 : 1.6);
+}
+
+/**
+ * Microseconds on the device that the model was fitted to: it errs by 7 %, and the tile and pieces chosen take 1.036 times the best ones' time in the mean of the 45, 1.3 at
+ * worst. Groups that go unequally far along k are mixed, and the launch takes what the slowest of them take alone at least.
+ */
+function deviceTime({ depth: slab, slices, time }: Tile, all: Groups[]): number {
+  const waves = (groups: number, turns: number) => {
+    const each = Math.ceil(groups / MULTIPROCESSORS);
+    const wave = (n: number) => n && turns * Math.max(time.turn, n * time.work) + time.ends;
+    return 5.4 + Math.floor(each / time.together) * wave(time.together) + wave(each % time.together);
+  };
+  let groups = 0, work = 0, slowest = 0;
+  for (const one of all) {
+    const turns = Math.ceil(one.depth / slab / slices);
+    groups += one.groups;
+    work += one.groups * turns;
+    slowest = Math.max(slowest, waves(one.groups, turns));
+  }
+  return all.length === 1 ? slowest : Math.max(slowest, waves(groups, work / groups));
+}
