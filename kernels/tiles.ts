@@ -12,7 +12,7 @@ export interface Tile {
   slices: number;
   depth: number;
   /**
-   * Microseconds on a multiprocessor, fitted to 1474 measurements of 45 products of training steps, one launch behind the other on an H100: of a turn of one group at least, of each group in a
+   * Microseconds on a multiprocessor, fitted to 1536 times of 45 products of training steps, launches behind each other in one pass on an H100: of a turn of one group at least, of each group in a
    * turn of many, of a group's beginning and end; and how many groups run together.
    */
   time: { turn: number; work: number; ends: number; together: number };
@@ -29,17 +29,17 @@ const tile = (
 // What gained nothing on an H100, where the groups of a multiprocessor have 48 KiB of workgroup memory together: two slabs by turns with one barrier instead of
 // two (0.92 to 1.04 times as fast), 512 threads (0.75 times), 4×12 of a thread in place of 8×12.
 export const TILES: Tile[] = [
-  tile([128, 128], [2, 2], 1, 32, [3.05, 2.84, 0, 1]),
-  tile([128, 128], [2, 2], 1, 16, [1.28, 1.58, 0, 1]),
-  tile([64, 96], [2, 3], 2, 16, [1.5, 1.29, 1.79, 2]), // 4096×384 is 256 of them: 41 µs with 384 deep, where those of 128×128, 96 of them, take 48
-  tile([64, 64], [2, 2], 1, 16, [0.87, 0.27, 0, 2]),
-  tile([64, 64], [2, 2], 2, 16, [0.05, 0.95, 0.41, 2]),
-  tile([64, 64], [1, 1], 1, 32, [1.19, 1.07, 0, 2]),
-  tile([64, 32], [1, 1], 1, 32, [0.7, 0.61, 0.87, 3]),
-  tile([32, 32], [1, 1], 1, 16, [0.38, 0.16, 1.48, 8]),
-  tile([32, 32], [1, 1], 2, 32, [0.43, 0.66, 1.76, 5]),
-  tile([16, 16], [1, 1], 4, 16, [0.35, 0.27, 2.76, 8]),
-  tile([16, 16], [1, 1], 16, 16, [1.23, 1.24, 4.22, 3]),
+  tile([128, 128], [2, 2], 1, 32, [3.05, 2.98, 2.96, 1]),
+  tile([128, 128], [2, 2], 1, 16, [1.56, 1.54, 2.7, 1]),
+  tile([64, 96], [2, 3], 2, 16, [1.49, 1.28, 4.18, 2]), // 4096×384 is 256 of them: 41 µs with 384 deep, where those of 128×128, 96 of them, take 48
+  tile([64, 64], [2, 2], 1, 16, [0.87, 0.47, 2.62, 6]),
+  tile([64, 64], [2, 2], 2, 16, [0.04, 0.96, 2.6, 2]),
+  tile([64, 64], [1, 1], 1, 32, [1.19, 1.06, 2.23, 2]),
+  tile([64, 32], [1, 1], 1, 32, [0.73, 0.62, 2.03, 3]),
+  tile([32, 32], [1, 1], 1, 16, [0.39, 0.17, 2.39, 8]),
+  tile([32, 32], [1, 1], 2, 32, [0.44, 0.71, 2.65, 5]),
+  tile([16, 16], [1, 1], 4, 16, [0.41, 0.29, 2.83, 8]),
+  tile([16, 16], [1, 1], 16, 16, [0.01, 1.22, 5.21, 3]),
 ];
 
 export const threadsOf = (t: Tile): number => t.m * t.n / (16 * t.high * t.wide); // of a slice
@@ -94,11 +94,8 @@ export interface Choice {
   part: number;
 }
 
-/**
- * What of two launches' time a shared one may take to be worth it, and the first tile that it may have: larger products fill the device by themselves, and of tile 3 two kernels need
- * more registers than one (2048×128×512 on an H100: 51 µs, in tile 4 29).
- */
-const GAIN = 0.9, FIRST_SHARED = 4;
+/** The first tile that two products may share: for those before it two kernels need more registers than one (2048×128×512 on an H100: 51 µs in tile 3, in tile 4 29). */
+const FIRST_SHARED = 4;
 
 /** Least steps of k of a piece of a product that is cut along k. */
 const LEAST_PIECE = 64;
@@ -155,7 +152,7 @@ function waysOf({ rows, columns, depth, batches, cut, halves }: Size): Way[] {
       const part = Math.ceil(steps / pieces / turn) * turn, count = Math.ceil(steps / part), groups = tiles * count;
       if (ways.some((way) => way.tile === tile && way.part === Math.min(part, depth))) return;
       // the sums are written and read once more, in a launch of their own
-      const more = count > 1 ? 2.9 + 0.22 * count + 1.17e-6 * count * rows * columns : 0, each = Math.min(part, steps);
+      const more = count > 1 ? 3.5 + 0.22 * count + 6.5e-7 * count * rows * columns : 0, each = Math.min(part, steps);
       const expected = more + (tuning?.tiles[tile] ?? 1) * expectedTime(t, [{ groups, depth: each }]);
       ways.push({ tile, part: Math.min(part, depth), groups, depth: each, more, expected });
     };
@@ -177,7 +174,7 @@ function searchShared(...sizes: [Size, Size]): [Choice, Choice] | null {
   const { isSoftware, tuning } = gpu().info, [a, b] = sizes.map(waysOf);
   if (!(matmulTuning.shared ?? !isSoftware)) return null; // a compiler for CPUs takes longer than a launch for each pair
   let best: [Choice, Choice] | null = null;
-  let least = matmulTuning.shared ? Infinity : GAIN * (cheapest(a).expected + cheapest(b).expected);
+  let least = matmulTuning.shared ? Infinity : cheapest(a).expected + cheapest(b).expected;
   for (const x of a) {
     for (const y of b) {
       if (x.tile !== y.tile || x.tile < FIRST_SHARED && !matmulTuning.shared) continue;
@@ -204,14 +201,14 @@ function softwareTime(t: Tile, all: Groups[]): number {
 }
 
 /**
- * Microseconds on the device that the model was fitted to: it errs by 7 %, and the tile and pieces chosen take 1.036 times the best ones' time in the mean of the 45, 1.3 at
+ * Microseconds on the device that the model was fitted to: it errs by 6 %, and the tile and pieces chosen take 1.01 times the best ones' time in the mean of the 45, 1.08 at
  * worst. Groups that go unequally far along k are mixed, and the launch takes what the slowest of them take alone at least.
  */
 function deviceTime({ depth: slab, slices, time }: Tile, all: Groups[]): number {
   const waves = (groups: number, turns: number) => {
     const each = Math.ceil(groups / MULTIPROCESSORS);
     const wave = (n: number) => n && turns * Math.max(time.turn, n * time.work) + time.ends;
-    return 5.4 + Math.floor(each / time.together) * wave(time.together) + wave(each % time.together);
+    return 1.2 + Math.floor(each / time.together) * wave(time.together) + wave(each % time.together);
   };
   let groups = 0, work = 0, slowest = 0;
   for (const one of all) {

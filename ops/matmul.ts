@@ -23,28 +23,25 @@ function walkable(x: Tensor, batch: readonly number[]): Tensor {
   return own === 1 || own === sizeOf(batch) ? x : expand(x, [...batch, ...x.shape.slice(-2)]);
 }
 
-/** out[b] = op(a)[b] · op(b)[b] */
+/** out[b] = op(a)[b] · op(b)[b], and the copies that were made for it. */
 function productOf(
   a: Tensor,
   transposeA: boolean,
   b: Tensor,
   transposeB: boolean,
   batch: readonly number[],
-  into?: Tensor,
-): { out: Tensor; product: Product; copies: Tensor[] } {
-  const [m, k] = transposeA ? a.shape.slice(-2).reverse() : a.shape.slice(-2);
-  const n = b.shape.at(transposeB ? -2 : -1)!;
-  const out = into ?? Tensor.empty([...batch, m, n], a.dtype, "matmul");
-  const [x, y] = [walkable(a, batch), walkable(b, batch)];
+  out: Tensor,
+): { product: Product; copies: Tensor[] } {
+  const [rows, depth] = transposeA ? a.shape.slice(-2).reverse() : a.shape.slice(-2);
+  const x = walkable(a, batch), y = walkable(b, batch);
   return {
-    out,
     product: {
       a: matrix(x, transposeA),
       b: matrix(y, transposeB),
       c: { memory: out.memory, element: out.dtype },
-      rows: m,
-      columns: n,
-      depth: k,
+      rows,
+      columns: b.shape.at(transposeB ? -2 : -1)!,
+      depth,
       batches: sizeOf(batch),
     },
     copies: [...x === a ? [] : [x], ...y === b ? [] : [y]],
@@ -103,7 +100,12 @@ export function matmul(a: Tensor, b: Tensor, options: MatmulOptions = {}): Tenso
     return inShape(y, [...a.shape.slice(0, -2), m, n]);
   }
   const batch = broadcastShape("matmul", [a.shape.slice(0, -2), b.shape.slice(0, -2)]);
-  const { out, product, copies } = productOf(a, transposeA, b, transposeB, batch);
+  const out = Tensor.empty(
+    [...batch, a.shape.at(transposeA ? -1 : -2)!, b.shape.at(transposeB ? -2 : -1)!],
+    a.dtype,
+    "matmul",
+  );
+  const { product, copies } = productOf(a, transposeA, b, transposeB, batch, out);
   multiplied(product);
   for (const copy of copies) copy.dispose();
   return record({
@@ -112,23 +114,25 @@ export function matmul(a: Tensor, b: Tensor, options: MatmulOptions = {}): Tenso
     output: out,
     saved: [a, b],
     backward: (dOut, wants, gradientOf) => {
-      // written where it is wanted if no sum over batches follows
+      // written where it is wanted if no sum over batches follows; a second one of the same leaf moves the first: products are made when both are there
       const target = (i: number, x: Tensor) =>
-        x.rank === out.rank && x.shape.slice(0, -2).every((n, d) => n === batch[d]) ? gradientOf(i) : undefined;
-      const dA = !wants[0]
-        ? null
-        : transposeA
-        ? productOf(b, transposeB, dOut, true, batch, target(0, a))
-        : productOf(dOut, false, b, !transposeB, batch, target(0, a));
-      const dB = !wants[1]
-        ? null
-        : transposeB
-        ? productOf(dOut, true, a, transposeA, batch, target(1, b))
-        : productOf(a, !transposeA, dOut, false, batch, target(1, b));
-      const both = [dA, dB].filter((d) => d !== null);
-      multiplied(...both.map(({ product }) => product));
-      for (const copy of both.flatMap(({ copies }) => copies)) copy.dispose();
-      return [dA && sumTo(dA.out, a.shape), dB && sumTo(dB.out, b.shape)];
+        x.rank === out.rank && x.shape.slice(0, -2).every((n, d) => n === batch[d])
+          ? gradientOf(i)
+          : Tensor.empty([...batch, ...x.shape.slice(-2)], x.dtype, "matmul");
+      const [dA, dB] = [a, b].map((x, i) => wants[i] ? target(i, x) : null);
+      const products = [
+        dA &&
+        (transposeA
+          ? productOf(b, transposeB, dOut, true, batch, dA)
+          : productOf(dOut, false, b, !transposeB, batch, dA)),
+        dB &&
+        (transposeB
+          ? productOf(dOut, true, a, transposeA, batch, dB)
+          : productOf(a, !transposeA, dOut, false, batch, dB)),
+      ].filter((product) => product !== null);
+      multiplied(...products.map(({ product }) => product));
+      for (const copy of products.flatMap(({ copies }) => copies)) copy.dispose();
+      return [dA && sumTo(dA, a.shape), dB && sumTo(dB, b.shape)];
     },
   });
 }
