@@ -129,12 +129,12 @@ export async function subgroupDirective(device: GPUDevice): Promise<string | nul
   return null;
 }
 
-const MATRICES = "chromium-experimental-subgroup-matrix";
+const MATRICES = "chromium-experimental-subgroup-matrix" as string as GPUFeatureName; // no list of types has it
 
 /** Whether the device multiplies fragments of 16×16 f16 and sums them in f32, with subgroups of 32. */
 export async function hasTensorCores(device: GPUDevice): Promise<boolean> {
   const { subgroupMinSize, subgroupMaxSize } = device.adapterInfo;
-  if (!(device.features as ReadonlySet<string>).has(MATRICES) || subgroupMinSize !== 32 || subgroupMaxSize !== 32) {
+  if (!device.features.has(MATRICES) || subgroupMinSize !== 32 || subgroupMaxSize !== 32) {
     return false;
   }
   const of = (kind: string, element: string) => `subgroup_matrix_${kind}<${element}, 16, 16>`;
@@ -169,15 +169,17 @@ export async function openDevice(options: InitOptions): Promise<{ device: GPUDev
     const limit = adapter.limits[name as keyof GPUSupportedLimits];
     if (typeof limit === "number") requiredLimits[name] = limit;
   }
-  const optional = ["timestamp-query", "shader-f16", MATRICES].filter((f) => adapter.features.has(f));
-  for (const f of options.features ?? []) {
+  const known: GPUFeatureName[] = ["timestamp-query", "shader-f16", MATRICES];
+  const optional = known.filter((f) => adapter.features.has(f));
+  const asked = (options.features ?? []) as GPUFeatureName[];
+  for (const f of asked) {
     if (!adapter.features.has(f)) {
       throw new RangeError(
         `init: the adapter lacks the feature ${describe(f)}; it has ${[...adapter.features].join(", ")}`,
       );
     }
   }
-  const requiredFeatures = [...new Set([...optional, ...options.features ?? []])] as GPUFeatureName[];
+  const requiredFeatures = [...new Set([...optional, ...asked])];
   // Deno grants subgroups without listing them
   const withSubgroups = [...requiredFeatures, "subgroups"] as GPUFeatureName[];
   const device = await adapter.requestDevice({ requiredLimits, requiredFeatures: withSubgroups })

@@ -230,7 +230,7 @@ export class Queue {
     if (memory.batch === this.batch) this.submit();
     const whole = data.byteLength - data.byteLength % 4;
     const { device: { queue } } = this;
-    if (whole > 0) queue.writeBuffer(memory.buffer, memory.offset, data, 0, whole);
+    if (whole > 0) queue.writeBuffer(memory.buffer, memory.offset, data as BufferSource, 0, whole);
     if (whole < data.byteLength) {
       const rest = new Uint8Array(4);
       rest.set(data.subarray(whole));
@@ -269,7 +269,13 @@ export class Queue {
     this.arena.write();
     for (const chunk of this.#chunks) {
       if (chunk.from >= chunk.to) continue;
-      this.device.queue.writeBuffer(chunk.buffer, chunk.from, chunk.mirror, chunk.from, chunk.to - chunk.from);
+      this.device.queue.writeBuffer(
+        chunk.buffer,
+        chunk.from,
+        chunk.mirror as BufferSource,
+        chunk.from,
+        chunk.to - chunk.from,
+      );
       chunk.from = Infinity;
       chunk.to = 0;
     }
