@@ -63,10 +63,10 @@ export async function loadTeacherLogits(path: string, ownVocabulary: string[]): 
     return data;
   };
   const integers = async (name: string) => {
-    const data = await tensors[name].data() as Int32Array;
+    const data = await tensors[name].data();
     const wrong = data.find((value) => value < 0 || value >= classes);
     if (wrong !== undefined) throw new Error(`${name} must be classes in [0, ${classes}), got ${wrong}`);
-    return data;
+    return Int32Array.from(data);
   };
 
   const [rows] = check("tokens", "integers", [null]);
@@ -82,6 +82,7 @@ export async function loadTeacherLogits(path: string, ownVocabulary: string[]): 
   }
 
   const [, k] = check("values", "floats", [rows, null]);
+  if (k === 0) throw new Error(`values must have at least one class a row, got [${rows},0]`);
   check("indices", "integers", [rows, k]);
   const values = await floats("values");
   const indices = await integers("indices");

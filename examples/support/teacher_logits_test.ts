@@ -18,12 +18,19 @@ Deno.test("teacher logits: what is no teacher is refused when it is read", async
   const rows = new Float32Array(8);
   (await load(top({ logSumExp: tensor(Float32Array.of(least - 5e-4, 2)) }))).copyRows(0, 2, rows);
   assertEquals([...rows.subarray(0, 2), ...rows.subarray(6)], [1, 0, 1, 0]);
+  const { tokens: read } = await load({ ...dense(0), tokens: tensor(Uint32Array.of(0, 1), [2]) });
+  assertEquals(read, Int32Array.of(0, 1)); // what `nn.generate` takes
+  const none = tensor(new Float32Array(0), [2, 0]);
   for (
     const [tensors, message] of [
       [{ logits: tensor([[0]]) }, 'no tensor "tokens" among logits'],
       [dense(NaN), "logits must be finite, got NaN"],
       [dense(-Infinity), "logits must be finite, got -Infinity"],
       [top({ values: tensor([[1, 0], [Infinity, 0]]) }), "values must be finite, got Infinity"],
+      [
+        top({ values: none, indices: tensor(new Int32Array(0), [2, 0]) }),
+        "values must have at least one class a row, got [2,0]",
+      ],
       [
         top({ indices: tensor(Int32Array.of(0, 1, 2, 2), [2, 2]) }),
         "indices must differ within a row, got [2,2] in row 1",
