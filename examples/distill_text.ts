@@ -213,6 +213,8 @@ interface Corpus {
   train: Int32Array;
   heldOut: Int32Array;
   heldOutStarts: number[];
+  /** Of all tokens, and where a file is the teacher of the file. */
+  hash: string;
   file?: TeacherLogits;
 }
 
@@ -238,7 +240,8 @@ async function loadCorpus({ text: path, teacherLogits, size }: Setting): Promise
     failOption(file ? "--teacher-logits" : "--text", `at least ${least} characters`, `${tokens.length}`);
   }
   const heldOutStarts = spreadStarts(heldOut, context, Math.min(windows, heldOutBatches * batchSize));
-  return { vocabulary, train, heldOut, heldOutStarts, file };
+  const hash = await hashOf([tokens, ...file ? [file.digest] : []]);
+  return { vocabulary, train, heldOut, heldOutStarts, hash, file };
 }
 
 async function readText(path: string): Promise<string> {
@@ -385,7 +388,7 @@ async function train(model: nn.Gpt, method: string, loss: StudentLoss, compariso
     underway.seconds += (performance.now() - started) / 1000;
     progress.advance(step - first, method);
     if (stopping) {
-      const saved: Saved = { setting, corpusHash: await hashOf([corpus.train]), runs: comparison.runs, underway };
+      const saved: Saved = { setting, corpusHash: corpus.hash, runs: comparison.runs, underway };
       // in place of an earlier stop, whose step may have been later in another run
       await saveCheckpoint(checkpoint, { model: models, optimizer, step, extra: saved }, { overwrite: true });
       throw new Stopped(`stopped behind step ${step} of ${steps} of ${method}`);
@@ -505,7 +508,7 @@ async function resume(
   setting: Setting,
   corpusHash: string,
 ): Promise<Saved & { step: number }> {
-  const wanted = "the options and the text of a run that was stopped";
+  const wanted = "the options, the text and the teacher of a run that was stopped";
   const saved = await loadCheckpoint(path, { model: models })
     .then(({ step, extra }) => ({ step, ...extra as Saved }))
     .catch(({ message }) => failOption("--resume", wanted, message));
@@ -612,7 +615,7 @@ async function main(): Promise<void> {
   const students = STUDENTS.filter(({ few, needsHidden }) =>
     setting.students === "all" ? !(needsHidden && corpus.file) : few
   );
-  const saved = resuming ? await resume(checkpoint, models, setting, await hashOf([corpus.train])) : undefined;
+  const saved = resuming ? await resume(checkpoint, models, setting, corpus.hash) : undefined;
   const trained = students.length + (teacher ? 1 : 0);
   const done = saved ? saved.runs.filter(({ curve }) => curve.length > 0).length * setting.steps + saved.step : 0;
   const stop = watchStop(stopAfter);

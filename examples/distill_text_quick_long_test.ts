@@ -105,6 +105,36 @@ Deno.test("distill_text: a teacher that is a file, dense and sparse", async () =
   await Deno.remove(out, { recursive: true });
 });
 
+Deno.test("distill_text: --resume refuses a run whose teacher or whose held-out text was another", async () => {
+  const out = await Deno.makeTempDir(), teacher = `${out}/teacher.safetensors`, text = `${out}/text.txt`;
+  await init();
+  using _scope = new Scope();
+  const rows = 400, vocabulary = "abcd";
+  const tokens = tensor(Int32Array.from({ length: rows }, (_, i) => i % 4));
+  const write = async (last: string, logit: number) => {
+    await Deno.writeTextFile(text, `${vocabulary.repeat(rows / 4 - 1)}abc${last}`);
+    await saveSafetensors(teacher, { tokens, logits: tensor(new Float32Array(4 * rows).fill(logit), [rows, 4]) }, {
+      vocabulary,
+    });
+  };
+  const run = (...more: string[]) =>
+    Promise.all(
+      [["--text", text], ["--teacher-logits", teacher]].map((chosen, i) =>
+        distill(out, "--quick", "--steps", "2", ...chosen, "--out", `${out}/${i}`, ...more)
+      ),
+    );
+  await write("d", 0);
+  for (const { code, stderr } of await run("--stop-after", "1")) assertEquals(code, 0, stderr);
+  await write("a", 1);
+  for (const { code, stderr } of await run("--resume")) {
+    assertEquals(code, 2);
+    assertStringIncludes(stderr, "--resume: wanted the options, the text and the teacher of a run that was stopped");
+  }
+  await write("d", 0);
+  for (const { code, stderr } of await run("--resume")) assertEquals(code, 0, stderr);
+  await Deno.remove(out, { recursive: true });
+});
+
 Deno.test("distill_text: --profile times the kernels", async () => {
   const out = await Deno.makeTempDir();
   const { code, stdout, stderr } = await distill(out, "--quick", "--profile");
@@ -129,7 +159,7 @@ Deno.test("distill_text: a bad option is named, with exit code 2", async () => {
       [["--top-p", "0"], '--top-p: wanted a number above 0, got "0"'],
       [["--text", `${out}/none.txt`], "--text: wanted a file of UTF-8 text, got No such file"],
       [["--quick", "--text", `${out}/short.txt`], "--text: wanted at least 331 characters, got 16"],
-      [["--quick", "--resume"], "--resume: wanted the options and the text of a run that was stopped"],
+      [["--quick", "--resume"], "--resume: wanted the options, the text and the teacher of a run that was stopped"],
     ] as const
   ) {
     const { code, stderr } = await distill(out, ...args);

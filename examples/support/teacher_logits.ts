@@ -34,6 +34,8 @@ const LEAST_REST = 1e-6;
 export interface TeacherLogits {
   tokens: Int32Array;
   vocabulary: string[];
+  /** SHA-256 of the whole file. */
+  digest: Uint8Array;
   /** Copies the logits of so many tokens from `from` on, [rows, classes], to the start of `into`. */
   copyRows(from: number, rows: number, into: Float32Array): void;
 }
@@ -41,6 +43,7 @@ export interface TeacherLogits {
 /** Reads and checks the file; throws an Error that says what is wrong with it. Call `init()` before. */
 export async function loadTeacherLogits(path: string, ownVocabulary: string[]): Promise<TeacherLogits> {
   const bytes = await Deno.readFile(path);
+  const digest = new Uint8Array(await crypto.subtle.digest("SHA-256", bytes));
   const metadata = await loadSafetensorsMetadata(bytes);
   const vocabulary = metadata.vocabulary === undefined ? ownVocabulary : [...metadata.vocabulary];
   const classes = vocabulary.length;
@@ -77,6 +80,7 @@ export async function loadTeacherLogits(path: string, ownVocabulary: string[]): 
     return {
       tokens,
       vocabulary,
+      digest,
       copyRows: (from, rows, into) => into.set(logits.subarray(from * classes, (from + rows) * classes)),
     };
   }
@@ -109,6 +113,7 @@ export async function loadTeacherLogits(path: string, ownVocabulary: string[]): 
   return {
     tokens,
     vocabulary,
+    digest,
     copyRows(from, rows, into) {
       for (let row = from; row < from + rows; row++) {
         const { known, largest, seen } = knownOf(row);
