@@ -5,7 +5,7 @@ import { checkTuning, type Tuning } from "./tuning.ts";
 export interface InitOptions {
   /** A device made elsewhere (a browser's, Dawn's); it stays its maker's: `dispose()` does not destroy it. */
   device?: GPUDevice;
-  /** An adapter made elsewhere, to request the device from. */
+  /** An adapter made elsewhere, to request the device from. Keep what `create` of the npm package `webgpu` returned: without it Dawn crashes. */
   adapter?: GPUAdapter;
   /** Which adapter to ask for where there are several. */
   powerPreference?: "low-power" | "high-performance";
