@@ -4,7 +4,7 @@
  * The data are N(0, 1), the generator draws from N(shift, ½²), both as densities on a grid. What to look at: the best
  * discriminator is D* = p/(p + q), and the value of the game is then 2·JSD − ln 4, which ends at 0 as JSD ends at ln 2.
  * The generator's gradient under ln(1 − D*) is that of 2·JSD, and vanishes with the overlap; under −ln D*, which is what
- * one uses, it is that of KL(q‖p) − 2·JSD, and grows; Wasserstein's distance pulls by 1 from anywhere.
+ * one uses, it is that of KL(q‖p) − 2·JSD, and grows; Wasserstein's distance pulls by 1 from however far.
  *
  *     deno task examples gan_js --help
  *
