@@ -48,8 +48,9 @@ class Record implements Recorded {
   versions: number[];
 
   constructor(readonly tape: Tape, public index: number, spec: RecordSpec) {
-    this.spec = spec;
-    this.op = spec.op;
+    const { op, inputs, saved } = spec; // the lists may be the caller's, who may change them before the walk
+    this.spec = { ...spec, inputs: [...inputs], saved: saved && [...saved] };
+    this.op = op;
     this.sources = spec.inputs.map((x) => x.record as Record | null);
     this.wants = spec.inputs.map((x) => x.requiresGrad);
     for (const x of this.saved) x.save();

@@ -4,6 +4,7 @@ import {
   expand,
   init,
   permute,
+  record,
   reshape,
   Scope,
   slice,
@@ -102,6 +103,21 @@ Deno.test("shape: slice", async () => {
     reference: (x) => indexed(ranges.map(([from, to]) => to - from), (i) => at(x, i.map((n, d) => n + ranges[d][0]))),
     shapes: [shape],
   })));
+});
+
+Deno.test("shape: a list may change between the op and its backward pass", async () => {
+  await init();
+  using _scope = new Scope();
+  const leaves = [tensor([1], { requiresGrad: true }), tensor([2, 3], { requiresGrad: true })],
+    factor = tensor([5, 6, 7]);
+  using _tape = new Tape();
+  const xs = [...leaves], inputs = [...leaves], [a, b] = leaves;
+  const y = concat(xs).mul(factor);
+  xs.reverse();
+  const own = record({ op: "own", inputs, output: zeros([]), backward: () => [a.mul(10), b.mul(10)] }); // 5·‖x‖²
+  inputs.length = 0;
+  y.sum().add(own).backward();
+  assertEquals([await a.grad!.array(), await b.grad!.array()], [[15], [26, 37]]);
 });
 
 Deno.test("shape: concat", async () => {
