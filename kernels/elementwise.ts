@@ -4,6 +4,7 @@
  * One factory serves every elementwise op and its gradients. Where the inputs have the output's shape or a single element, a
  * thread computes four neighbours (`vec4`); otherwise each output index is taken apart into its dimensions.
  */
+import { gpu } from "./gpu/gpu.ts";
 import { type BufferType, type Kernel, type KernelSpec, variants } from "./gpu/kernel.ts";
 import type { Memory } from "./gpu/memory.ts";
 import { MATH, SINES_AND_POWERS } from "./math.ts";
@@ -202,7 +203,8 @@ export function copyStrided(
   copyKernel(`${element},${dims.length}`).run({ x, y }, values, Math.ceil(size / 256));
 }
 
-/** Copies the first `size` elements. */
+/** Copies the first `size` elements, which are all that y holds. */
 export function copyFlat(x: Memory, y: Memory, element: Element, size: number): void {
+  gpu().queue.renew(y);
   copyStrided(x, y, element, [size]);
 }

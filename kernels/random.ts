@@ -1,4 +1,5 @@
 /** Filling memory: with a constant, and with random numbers from a counter. */
+import { gpu } from "./gpu/gpu.ts";
 import { type Kernel, variants } from "./gpu/kernel.ts";
 import { WIDE_PRODUCT } from "./math.ts";
 import type { Memory } from "./gpu/memory.ts";
@@ -11,8 +12,9 @@ const fillKernel: (element: Element) => Kernel = variants((element: Element) => 
   main: `if (thread < params.size) { y[thread] = ${element}(params.value); }`,
 }));
 
-/** y[i] = value. */
+/** y[i] = value for the first `size` elements, which are all that y holds. */
 export function fill(y: Memory, value: number, size: number, element: Element): void {
+  gpu().queue.renew(y);
   fillKernel(element).run({ y }, { value, size }, Math.ceil(size / 256));
 }
 

@@ -6,7 +6,20 @@ import {
   assertStringIncludes,
   assertThrows,
 } from "@std/assert";
-import { defineKernel, flush, init, nn, optim, Scope, stats, Tape, type Tensor, tensor, zeros } from "@limbeck/limbeck";
+import {
+  concat,
+  defineKernel,
+  flush,
+  init,
+  nn,
+  optim,
+  Scope,
+  stats,
+  Tape,
+  type Tensor,
+  tensor,
+  zeros,
+} from "@limbeck/limbeck";
 
 Deno.test("gpu: an upload does not change what dispatches before it see", async () => {
   await init();
@@ -201,6 +214,42 @@ Deno.test("gpu: what later batches made of a refused batch's results says so as 
   assertEquals([await before.array(), await before.add(1).array()], [[2, 3], [3, 4]]);
 });
 
+Deno.test("gpu: what is added to or fills a part of a refused batch's results is still missing", async () => {
+  await init();
+  using _scope = new Scope();
+  const broken = defineKernel({
+    name: "partial",
+    buffers: { y: "write f32" },
+    params: { size: "u32" },
+    main: "y[thread] = nonsense;",
+  });
+  const w = tensor([1, 2], { requiresGrad: true }), lost = zeros([2]), good = zeros([2]).add(3);
+  await flush();
+  {
+    using _tape = new Tape();
+    broken.run({ y: lost.memory }, { size: 2 }, 1);
+    w.mul(lost.add(1)).sum().backward();
+  }
+  await assertRejects(() => flush(), Error, "partial");
+  await assertRejects(() => w.grad!.data(), Error, "was not computed");
+  {
+    using _tape = new Tape();
+    w.mul(2).sum().backward(); // adds to what is missing
+  }
+  const joined = concat([lost, good]);
+  for (const x of [w.grad!, joined]) await assertRejects(() => x.data(), Error, "was not computed");
+  lost.assign(good); // and what is written as a whole is there again
+  w.grad = null;
+  {
+    using _tape = new Tape();
+    w.mul(lost).sum().backward();
+  }
+  assertEquals([await lost.array(), await w.grad!.array()], [[3, 3], [3, 3]]);
+  joined.dispose(); // its memory is whoever takes it next
+  for (const y of [1, 2, 3, 4].map((n) => good.add(n))) assert((await y.data())[0] > 3);
+  w.dispose();
+});
+
 Deno.test("gpu: a training run does not go on unheard from a step that the device refused", async () => {
   await init();
   const model = new nn.Sequential(new nn.Linear(2, 4), new nn.Linear(4, 1)), [w] = model.parameters();
@@ -217,12 +266,20 @@ Deno.test("gpu: a training run does not go on unheard from a step that the devic
     return await loss.item();
   };
   await step(false);
+  const state = optimizer.stateDict();
+  await flush();
   await assertRejects(() => step(true), Error, "was not computed");
   await assertRejects(() => w.data(), Error, "was not computed");
   await assertRejects(() => step(false), Error, "was not computed"); // computed from those parameters
-  for (const x of model.parameters()) nn.init.constant(x, 0.5); // whole again
+  const renew = () => model.parameters().forEach((x) => nn.init.constant(x, 0.5));
+  renew();
+  assert(Number.isFinite(await step(false)));
+  await assertRejects(() => w.data(), Error, "was not computed"); // the moments were added to, not replaced
+  renew();
+  optimizer.loadStateDict(state); // whole again
   assert(Number.isFinite(await step(false)));
   assertEquals((await w.data()).length, saved.length);
+  for (const x of Object.values(state.tensors)) x.dispose();
   optimizer.dispose();
   model.dispose();
 });

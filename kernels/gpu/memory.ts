@@ -27,7 +27,7 @@ export class Memory implements Disposable {
   readonly id: number = Memory.#ids++;
   /** Number of the last batch of dispatches that names this memory: the host must not write it before that is submitted. */
   batch: number = -1;
-  /** Number of the last batch that wrote it, or of a failed batch whose results it depends on. */
+  /** Number of the last batch that wrote it, also as a part of what it lies in, or of a failed batch whose results it depends on. */
   written: number = -1;
   /** How often it was written by itself, not as a part of what it lies in. */
   writes: number = 0;
@@ -53,7 +53,6 @@ export class Memory implements Disposable {
       give(memory: Memory): void;
       readonly readOnly: boolean;
       readonly device: GPUDevice;
-      readonly whole?: Memory;
     },
     /** Place in its free list: the one with the lowest number is taken first. */
     readonly number: number,
@@ -165,6 +164,7 @@ export class Pool {
       memory = this.#create(rounded, list, op, shape);
     }
     memory.shape = shape ?? null;
+    memory.written = -1; // what stands in it is nobody's
     hold(this.counters, rounded);
     return memory;
   }

@@ -89,30 +89,37 @@ export class Queue {
     this.#batch.push(entry);
     pass.setBindGroup(0, entry.group);
     pass.dispatchWorkgroups(x, y);
+    const from = this.#origin(memories);
     for (let i = 0; i < memories.length; i++) {
       memories[i].batch = this.batch;
       if (!pipeline.writes[i]) continue;
-      memories[i].written = this.batch;
+      memories[i].written = from;
+      for (const slot of memories[i].slots) slot.written = from;
       memories[i].writes++;
     }
-    if (this.#failed.size > 0) this.#taint(pipeline, memories);
     this.counters.dispatches++;
     if (++this.#inBatch >= SUBMIT_AFTER) this.submit();
   }
 
-  /** Counts a dispatch's results to a failed batch where an input came from it. */
-  #taint(pipeline: Pipeline, memories: Memory[]): void {
-    const failed = memories.map((memory, i) => pipeline.writes[i] ? undefined : this.#failure(memory));
-    const batch = failed.find((batch) => batch !== undefined);
-    if (batch === undefined) return;
-    memories.forEach((memory, i) => pipeline.writes[i] && (memory.written = batch));
+  /** The batch that a dispatch's results count to: a failed one where what it reads, adds to or writes a part of came from that. */
+  #origin(memories: Memory[]): number {
+    if (this.#failed.size === 0) return this.batch;
+    for (const memory of memories) {
+      const failed = this.#failure(memory);
+      if (failed !== undefined) return failed;
+    }
+    return this.batch;
+  }
+
+  /** What stands in a memory counts no more: the next dispatch overwrites all of it. */
+  renew(memory: Memory): void {
+    for (const part of [memory, ...memory.slots]) part.written = this.batch;
   }
 
   /** The failed batch that should have written a memory or a slot of it, if one should. */
-  #failure({ written, owner: { whole }, slots }: Memory): number | undefined {
-    const last = Math.max(written, whole?.written ?? -1);
-    if (this.#failed.has(last)) return last;
-    return slots.find((slot) => slot.written > last && this.#failed.has(slot.written))?.written;
+  #failure(memory: Memory): number | undefined {
+    const parts = memory.slots.length > 0 ? memory.slots : [memory];
+    return parts.find((part) => this.#failed.has(part.written))?.written;
   }
 
   /** Whether the device refused what a memory should hold, or the memory itself. */
