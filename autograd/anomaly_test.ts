@@ -106,4 +106,8 @@ Deno.test("debug: a mask is no alarm", () =>
     using _scope = new Scope();
     const q = ones([1, 1, 2, 4]), mask = tensor(new Int32Array([1, 0, 1, 1]), [2, 2]);
     assertEquals(await scaledDotProductAttention(q, q, q, { mask }).sum().item(), 8);
+    const heads = ones([3, 2, 2, 4]), keys = new Int32Array([1, 0, 1, 1, 1, 0]); // of three sequences, and of all
+    for (const mask of [tensor(keys, [3, 1, 1, 2]), tensor(keys.slice(0, 2))]) {
+      assertEquals(await scaledDotProductAttention(heads, heads, heads, { mask }).sum().item(), 48);
+    }
   }));

@@ -14,6 +14,7 @@ import {
   ones,
   optim,
   resetPeak,
+  scaledDotProductAttention,
   Scope,
   softmax,
   stack,
@@ -215,4 +216,9 @@ Deno.test("expectNoLeaks: ops leave nothing of their own where no scope is open"
     "logSoftmax": () => logSoftmax(x, 1),
   };
   for (const op of Object.values(ops)) expectNoLeaks(op);
+  const mask = ones([4, 4], { dtype: "i32" }).keep(), wide = ones([2, 5], { dtype: "i32" }).keep();
+  expectNoLeaks(() => scaledDotProductAttention(a, a, a, { mask }));
+  expectNoLeaks(() => {
+    assertThrows(() => scaledDotProductAttention(a, a, a, { mask: wide }), TypeError, "mask");
+  });
 });

@@ -4,7 +4,7 @@ import { nextRandom } from "../autograd/random.ts";
 import { chosen, hidden, record } from "../autograd/tape.ts";
 import { checkShape, checkTensor, sizeOf, Tensor } from "../autograd/tensor.ts";
 import { broadcastShape, mapped } from "./elementwise.ts";
-import { checkRank, expand } from "./shape.ts";
+import { checkRank } from "./shape.ts";
 
 /** Options of `scaledDotProductAttention`. */
 export interface AttentionOptions {
@@ -57,18 +57,19 @@ export function scaledDotProductAttention(q: Tensor, k: Tensor, v: Tensor, optio
   let scores: Tensor | null = null, maskStride = 0;
   if (mask !== undefined) {
     checkTensor(op, "mask", mask, ["f32", "i32"]);
-    const added = mask.dtype === "i32"
-      ? mapped(op, "select(log_(0.0), 0.0, a != 0.0)", [mask], mask.shape, [], "f32")
-      : mask.detach();
     const shared = sizeOf(mask.shape.slice(0, -2)) === 1 && mask.rank >= 2;
-    const own = shared ? added.view(mask.shape.slice(-2), op) : added;
-    const wanted = shared ? [queries, keys] : [...lead, queries, keys];
-    if (broadcastShape(`${op}: mask`, [own.shape, wanted]).join() !== wanted.join()) {
+    const shape = shared ? mask.shape.slice(-2) : mask.shape,
+      wanted = shared ? [queries, keys] : [...lead, queries, keys];
+    if (broadcastShape(`${op}: mask`, [shape, wanted]).join() !== wanted.join()) {
       throw new TypeError(`${op}: mask must broadcast to [${wanted.join(", ")}], got shape [${mask.shape.join(", ")}]`);
     }
-    scores = own.shape.join() === wanted.join() ? own.view(wanted, op) : expand(own, wanted);
-    own.dispose();
-    added.dispose();
+    using own = mask.view(shape, op);
+    // unrecorded: debug mode would find the −∞
+    scores = mask.dtype === "i32"
+      ? mapped(op, "select(log_(0.0), 0.0, a != 0.0)", [own], wanted, [], "f32")
+      : shape.join() === wanted.join()
+      ? own.view(wanted, op)
+      : mapped(op, "a", [own], wanted);
     maskStride = shared ? 0 : queries * keys;
   }
   const random = dropout > 0 ? nextRandom() : null;
