@@ -3,6 +3,7 @@ import {
   argmax,
   dispose,
   expectNoLeaks,
+  flush,
   init,
   logSoftmax,
   logSumExp,
@@ -170,6 +171,33 @@ Deno.test("memory: the limit's error names the op, the shape and the bytes", asy
   upload(); // takes its old place, which costs the pool nothing
   fill();
   assertEquals(stats().buffersCreated, buffersCreated);
+  await dispose();
+});
+
+Deno.test("memory: the limit counts the places that small uploads have left, and trimming gives them up", async () => {
+  await dispose();
+  await init({ memoryLimit: 2 ** 24 });
+  const upload = () => Array.from({ length: 200 }, () => tensor(new Float32Array(2 ** 14))); // 12.5 MiB
+  const fill = () => Array.from({ length: 7 }, () => zeros([2 ** 19])); // 14 MiB
+  for (const trims of [true, false]) {
+    for (const x of upload()) x.dispose();
+    await flush();
+    if (trims) trimPool();
+    const large = fill();
+    assertEquals(stats().liveBytes, 14 * 2 ** 20);
+    using scope = new Scope();
+    assertThrows(upload, RangeError, "tensor: 65536 bytes (shape [16384]) more would pass the memory limit");
+    scope.close();
+    for (const x of large) x.dispose();
+    assertEquals(stats().liveBytes, 0);
+  }
+  {
+    using _scope = new Scope();
+    const xs = upload();
+    xs.forEach((x, i) => i % 2 === 0 && x.dispose()); // a free place in a page that is in use is no room for others
+    assertThrows(() => fill(), RangeError, "zeros: 2097152 bytes (shape [524288]) more would pass the memory limit");
+    assertEquals((await xs[1].data())[0], 0);
+  }
   await dispose();
 });
 

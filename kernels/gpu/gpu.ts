@@ -100,7 +100,7 @@ async function start(options: InitOptions): Promise<GpuInfo> {
     submits: 0,
   };
   const queue: Queue = new Queue(device, () => pool, counters, errors);
-  const pool = new Pool(device, counters, limit, errors, () => queue.trim());
+  const pool = new Pool(device, counters, limit, errors, () => queue.trim(), () => queue.arena.spare);
   current = {
     device,
     info,

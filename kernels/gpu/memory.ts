@@ -141,6 +141,8 @@ export class Pool {
     readonly errors: DeviceErrors,
     /** Called before buffers are destroyed: whoever names them must be done with them. */
     readonly beforeDestroy: () => void,
+    /** The arena's bytes that count to the limit beside those that are live. */
+    readonly spare: () => number,
   ) {
     this.#binding = Math.floor(device.limits.maxStorageBufferBindingSize / 4) * 4;
   }
@@ -171,7 +173,7 @@ export class Pool {
 
   /** Gives up what waits in the pool where so many bytes more would pass the limit, and throws if that is not enough. */
   makeRoom(bytes: number, op: string, shape?: readonly number[]): void {
-    const total = () => this.counters.liveBytes + this.counters.pooledBytes + bytes;
+    const total = () => this.counters.liveBytes + this.counters.pooledBytes + this.spare() + bytes;
     if (total() > this.limit) this.trim();
     if (total() > this.limit) {
       throw new RangeError(
@@ -212,11 +214,12 @@ export class Pool {
   }
 }
 
-/** A buffer of the arena, what the host wrote to it, how much of it is slots, and where it is newer than the GPU's. */
+/** A buffer of the arena, what the host wrote to it, how much of it is slots and taken ones, and where it is newer than the GPU's. */
 interface Page {
   buffer: GPUBuffer;
   mirror: Uint8Array<ArrayBuffer>;
   used: number;
+  live: number;
   from: number;
   to: number;
 }
@@ -248,7 +251,8 @@ export class Arena {
     const bytes = sizeClass(data.byteLength);
     const list = FreeList.of(this.#lists, bytes, purpose);
     const memory = list.free.pop() ?? this.#create(bytes, list, op, shape);
-    const page = this.#pages.find(({ buffer }) => buffer === memory.buffer)!;
+    const page = this.#pageOf(memory);
+    page.live += bytes;
     page.mirror.set(data, memory.offset);
     page.from = Math.min(page.from, memory.offset);
     page.to = Math.max(page.to, memory.offset + bytes);
@@ -262,7 +266,7 @@ export class Arena {
     if (!page || page.used + bytes > Arena.PAGE_BYTES) {
       this.counters.buffersCreated++;
       const buffer = this.device.createBuffer({ size: Arena.PAGE_BYTES, usage: STORAGE });
-      page = { buffer, mirror: new Uint8Array(Arena.PAGE_BYTES), used: 0, from: Infinity, to: 0 };
+      page = { buffer, mirror: new Uint8Array(Arena.PAGE_BYTES), used: 0, live: 0, from: Infinity, to: 0 };
       this.#pages.push(page);
     }
     const memory = new Memory(page.buffer, page.used, bytes, this, list.made++, list);
@@ -270,8 +274,18 @@ export class Arena {
     return memory;
   }
 
+  #pageOf(memory: Memory): Page {
+    return this.#pages.find(({ buffer }) => buffer === memory.buffer)!;
+  }
+
+  /** What no slot takes up of the pages, but for one page: an engine that uploads anything has that. */
+  get spare(): number {
+    return Math.max(0, this.#pages.reduce((sum, { live }) => sum + Arena.PAGE_BYTES - live, -Arena.PAGE_BYTES));
+  }
+
   give(memory: Memory): void {
     this.counters.liveBytes -= memory.bytes;
+    this.#pageOf(memory).live -= memory.bytes;
     if (memory.batch === this.#batch) this.#given.push(memory);
     else memory.list!.give(memory);
   }
@@ -292,6 +306,16 @@ export class Arena {
     this.#batch = batch;
     for (const memory of this.#given) memory.list!.give(memory);
     this.#given.length = 0;
+  }
+
+  /** Destroys the pages that nobody uses, but for the first. Call it behind a submit, and forget what names them. */
+  trim(): void {
+    const free = this.#pages.filter(({ live }, i) => i > 0 && live === 0), gone = new Set(free.map((x) => x.buffer));
+    for (const list of [...this.#lists.values()].flatMap((sizes) => [...sizes.values()])) {
+      list.free = list.free.filter(({ buffer }) => !gone.has(buffer));
+    }
+    this.#pages = this.#pages.filter(({ buffer }) => !gone.has(buffer));
+    for (const buffer of gone) buffer.destroy();
   }
 
   destroy(): void {

@@ -364,6 +364,7 @@ export class Queue {
     this.forget();
     for (const buffers of this.#staging.values()) for (const buffer of buffers) buffer.destroy();
     this.#staging.clear();
+    this.arena.trim();
   }
 
   destroy(): void {
