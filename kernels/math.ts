@@ -248,9 +248,9 @@ fn power_of_two_(k: i32) -> f32 { return bitcast<f32>((k + 127) << 23u); } // co
 fn pow_(x: f32, y: f32) -> f32 {
   if (y == 0.0 || x == 1.0 || (x == -1.0 && abs(y) > 3.4e38)) { return 1.0; }
   let a = abs(x);
-  let odd = abs(y) < 16777216.0 && (i32(y) & 1) == 1;
+  let odd = abs(y) < 16777216.0 && floor(y) == y && (i32(y) & 1) == 1;
   var magnitude = 0.0;
-  if (a > 0.0 && a < 3.4e38 && abs(y) < 1e30) {
+  if (a > 0.0 && a <= 3.4028234e38 && abs(y) < 1e30) {
     let small = a < 1.17549435e-38;
     let l = log2_(select(a, a * 8388608.0, small)) - vec2f(select(0.0, 23.0, small), 0.0);
     let p = cut_(y) * l.x;
@@ -272,7 +272,7 @@ export const MATH4: string = functions(vec4);
 
 /** An activation that a matrix product may end with: its value and its slope in WGSL, functions of `a`. */
 export const ACTIVATIONS = {
-  relu: { value: "max_(a, 0.0)", slope: "select(0.0, 1.0, a > 0.0)" },
+  relu: { value: "max_(a, 0.0)", slope: "select(1.0, 0.0, a <= 0.0)" },
   // x·Φ(x), Φ(x) = ½(1 + erf(x/√2)); Φ'(x) = exp(−x²/2)/√(2π)
   gelu: {
     value: "0.5 * a * (1.0 + erf_(a * 0.70710678118))",

@@ -82,7 +82,7 @@ const sine = unary("sin", "sin_(a)", "c * cos_(a)");
 const cosine = unary("cos", "cos_(a)", "-c * sin_(a)");
 const hyperbolicTangent = unary("tanh", "tanh_(a)", "c * sech_squared_(a)");
 const logistic = unary("sigmoid", "sigmoid_(a)", "c * sigmoid_(a) * sigmoid_(-a)");
-const rectified = unary("relu", ACTIVATIONS.relu.value, "select(0.0, c, b > 0.0)");
+const rectified = unary("relu", ACTIVATIONS.relu.value, "select(c, 0.0, b <= 0.0)");
 const swish = unary("silu", "a * sigmoid_(a)", "c * sigmoid_(a) * (1.0 + a * sigmoid_(-a))");
 const softPlus = unary("softplus", "softplus_(a)", "c * sigmoid_(a)");
 const geluExact = unary("gelu", ACTIVATIONS.gelu.value, `c * (${ACTIVATIONS.gelu.slope})`);
@@ -100,8 +100,8 @@ const minusNumber = unary("sub", "a - s0", "c");
 const timesNumber = unary("mul", "a * s0", "c * s0");
 const numberMinus = unary("sub", "s0 - a", "-c");
 const numberOver = unary("div", "s0 / a", "-c * b / a");
-const maximumNumber = unary("maximum", "max_(a, s0)", "select(select(0.0, 0.5 * c, a == s0), c, a > s0)");
-const minimumNumber = unary("minimum", "min_(a, s0)", "select(select(0.0, 0.5 * c, a == s0), c, a < s0)");
+const maximumNumber = unary("maximum", "max_(a, s0)", "select(select(c, 0.5 * c, a == s0), 0.0, a < s0)");
+const minimumNumber = unary("minimum", "min_(a, s0)", "select(select(c, 0.5 * c, a == s0), 0.0, a > s0)");
 const numberPower = unary("pow", "pow_(s0, a)", "select(c * b * log_(s0), 0.0, s0 == 0.0 && a >= 0.0)");
 
 /** −x. */
@@ -149,8 +149,11 @@ export function clamp(x: Tensor, options: ClampOptions): Tensor {
   const low = min === undefined ? -Infinity : min, high = max === undefined ? Infinity : max;
   if (low !== -Infinity) checkNumber("clamp", "min", low);
   if (high !== Infinity) checkNumber("clamp", "max", high, { min });
-  return clamped(x, [low, high]);
+  return clamped(x, [asStored(x, low), asStored(x, high)]);
 }
+
+/** A bound as x's dtype holds it: else an x that equals it would not be found to. */
+const asStored = (x: Tensor, n: number) => x?.dtype === "f16" ? Math.f16round(n) : n;
 
 // ---- two inputs
 
@@ -195,14 +198,14 @@ const powers = binary(
 const larger = binary(
   "maximum",
   "max_(a, b)",
-  "select(select(0.0, 0.5 * d, a == b), d, a > b)",
-  "select(select(0.0, 0.5 * d, a == b), d, b > a)",
+  "select(select(d, 0.5 * d, a == b), 0.0, a < b)",
+  "select(select(d, 0.5 * d, a == b), 0.0, b < a)",
 );
 const smaller = binary(
   "minimum",
   "min_(a, b)",
-  "select(select(0.0, 0.5 * d, a == b), d, a < b)",
-  "select(select(0.0, 0.5 * d, a == b), d, b < a)",
+  "select(select(d, 0.5 * d, a == b), 0.0, a > b)",
+  "select(select(d, 0.5 * d, a == b), 0.0, b > a)",
 );
 
 function numberOrTensor(
@@ -255,14 +258,16 @@ export function pow(a: Operand, b: Operand): Tensor {
   return numberOrTensor("pow", a, b, powers, left, (n, x) => numberPower(x, [n]));
 }
 
-/** The larger of a and b, with broadcasting; ties share the gradient. NaN stays NaN. */
+/** The larger of a and b, with broadcasting; ties share the gradient. NaN stays NaN, and both have its whole gradient. */
 export function maximum(a: Operand, b: Operand): Tensor {
-  return numberOrTensor("maximum", a, b, larger, (x, n) => maximumNumber(x, [n]), (n, x) => maximumNumber(x, [n]));
+  const withNumber = (x: Tensor, n: number) => maximumNumber(x, [asStored(x, n)]);
+  return numberOrTensor("maximum", a, b, larger, withNumber, (n, x) => withNumber(x, n));
 }
 
-/** The smaller of a and b, with broadcasting; ties share the gradient. NaN stays NaN. */
+/** The smaller of a and b, with broadcasting; ties share the gradient. NaN stays NaN, and both have its whole gradient. */
 export function minimum(a: Operand, b: Operand): Tensor {
-  return numberOrTensor("minimum", a, b, smaller, (x, n) => minimumNumber(x, [n]), (n, x) => minimumNumber(x, [n]));
+  const withNumber = (x: Tensor, n: number) => minimumNumber(x, [asStored(x, n)]);
+  return numberOrTensor("minimum", a, b, smaller, withNumber, (n, x) => withNumber(x, n));
 }
 
 /**

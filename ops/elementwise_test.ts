@@ -294,6 +294,29 @@ Deno.test("elementwise: ties share the gradient, kinks have gradient 0", async (
   assertEquals(await gradient((x) => minimum(x, tensor([0, 4, 4])).add(1).sqrt()), [0, 0.5, Infinity]);
 });
 
+Deno.test("elementwise: gradients where NaN is compared, and f16 that equals a bound", async () => {
+  const info = await init();
+  using _tape = new Tape();
+  const gradient = async (x: Tensor, f: (x: Tensor) => Tensor) => {
+    x.requiresGrad = true;
+    f(x).sum().backward();
+    return Array.from(await x.grad!.data());
+  };
+  for (const op of [maximum, minimum]) { // as in PyTorch
+    const nan = tensor([NaN]);
+    assertEquals(await gradient(tensor([NaN, 2]), (x) => op(x, 2)), [1, 0.5]);
+    assertEquals(await gradient(tensor([1, 2]), (x) => op(nan, x)), [1, 1]);
+    assertEquals(await gradient(tensor([1, NaN]), (x) => op(x, nan)), [1, 1]);
+  }
+  assertEquals(await gradient(tensor([NaN, 0, -1]), relu), [1, 0, 0]);
+  if (!info.f16) return;
+  const tenth = () => tensor([0.1], { dtype: "f16" }); // 0.0999756
+  assertEquals(await gradient(tenth(), (x) => clamp(x, { min: 0.1 })), [1]);
+  assertEquals(await gradient(tensor([0.3], { dtype: "f16" }), (x) => clamp(x, { max: 0.3 })), [1]);
+  assertEquals(await gradient(tenth(), (x) => maximum(x, 0.1)), [0.5]);
+  assertEquals(await gradient(tenth(), (x) => minimum(0.1, x)), [0.5]);
+});
+
 Deno.test("elementwise: powers of negative bases and of 0", async () => {
   await init();
   const a = tensor([-2, -2, -2, 0, 0, 2]), b = tensor([3, 2, 0.5, 0, 2, -1]);
@@ -398,4 +421,12 @@ Deno.test("pow: signs of zeros, and −1 to an infinite power, as in C", async (
   const I = Infinity, bases = [-0, -0, -0, -0, 0, -1, -1, -2], powers = [-1, 3, -3, 2, -3, I, -I, 0.5];
   const got = Array.from(await pow(tensor(bases), tensor(powers)).data());
   assertEquals(got, [-I, -0, -I, 0, I, 1, 1, NaN]); // assertEquals tells −0 from 0
+  assertEquals(Array.from(await pow(tensor([-0, -0]), tensor([-1.5, 1.5])).data()), [I, 0]); // odd are whole powers only
+});
+
+Deno.test("pow: the largest float", async () => {
+  await init();
+  using _scope = new Scope();
+  const most = 2 ** 128 - 2 ** 104, x = tensor([most, -most, most, most]);
+  await checkValues("powers of it", pow(x, tensor([1, 1, 0.5, -0.5])), [most, -most, most ** 0.5, most ** -0.5], 4e-7);
 });
