@@ -26,7 +26,7 @@ export interface CrossEntropyOptions {
   zLoss?: number;
   /** Logits become softcap·tanh(logits/softcap) first. */
   softcap?: number;
-  /** Class weights, f32 [V]. */
+  /** Class weights, f32 [V]. They get no gradient. */
   weight?: Tensor;
   /** Logits are divided by it first; 1 unless given. */
   temperature?: number;

@@ -94,7 +94,8 @@ export function resolveDivergence(
   checkBoolean(op, "normalize", normalize);
   if (name === "jsd") {
     checkNumber(op, "beta", beta, { min: 0, max: 1 });
-    if (beta === 0) return { kernel: "forwardKl", beta, factor: 1 };
+    // J/β is that long before, and 1/β is more than f32 holds
+    if (beta === 0 || normalize && beta < 1e-30) return { kernel: "forwardKl", beta: 0, factor: 1 };
     if (beta === 1) return { kernel: "reverseKl", beta, factor: 1 };
     return { kernel: "jsd", beta, factor: normalize ? 1 / (beta * (1 - beta)) : 1 };
   }

@@ -6,7 +6,7 @@ import { hidden, record } from "../autograd/tape.ts";
 import { checkShape, checkTensor, type Tensor } from "../autograd/tensor.ts";
 import { forwardKl } from "./divergence.ts";
 import { binary, broadcastShape, mapped, unary, where } from "./elementwise.ts";
-import { checkDim, mean, sum } from "./reduce.ts";
+import { checkDim, max, mean, sum } from "./reduce.ts";
 import { checkClassWeight, checkLabels, checkLossOptions, type LossReduction, rowLoss, rowsOf } from "./row_loss.ts";
 import { logSoftmax } from "./softmax.ts";
 
@@ -204,7 +204,7 @@ export interface NllOptions {
   reduction?: LossReduction;
   /** −100 unless given. */
   ignoreIndex?: number;
-  /** Class weights, f32 [V]. */
+  /** Class weights, f32 [V]. They get no gradient. */
   weight?: Tensor;
 }
 
@@ -255,7 +255,7 @@ export function nllLoss(logProbabilities: Tensor, target: Tensor, options: NllOp
 }
 
 /**
- * a·b / (max(‖a‖, eps)·max(‖b‖, eps)) over `dim` (1 unless given, as in PyTorch), with broadcasting; eps is 1e-8 unless given. Both get gradients. Throws a TypeError for shapes
+ * a·b / (max(‖a‖, eps)·max(‖b‖, eps)) over `dim` (1 unless given, as in PyTorch), with broadcasting; eps is 1e-8 unless given, and at least 2⁻⁶³. Both get gradients. Throws a TypeError for shapes
  * that do not broadcast, a RangeError for a dimension that is not there. Source: `torch.nn.functional.cosine_similarity`.
  *
  * @example
@@ -276,7 +276,8 @@ export function cosineSimilarity(a: Tensor, b: Tensor, options: { dim?: number; 
   const dim = checkDim(op, asked, rank) - rank; // from the back: a and b may differ in rank
   checkNumber(op, "eps", eps, { above: 0 });
   const x = inF32(op, a), y = inF32(op, b);
-  const norm = (x: Tensor) => sum(x.square(), { dim }).maximum(eps * eps).sqrt();
+  const least = Math.max(eps * eps, 2 ** -126); // below it f32 would be left with 0
+  const norm = (x: Tensor) => sum(x.square(), { dim }).maximum(least).sqrt();
   return sum(x.mul(y), { dim }).div(norm(x).mul(norm(y)));
 }
 
@@ -305,12 +306,12 @@ export function cosineEmbeddingLoss(
   checkNumber("cosineEmbeddingLoss", "margin", margin, { min: -1, max: 1 });
   checkTensor("cosineEmbeddingLoss", "a", a);
   checkTensor("cosineEmbeddingLoss", "b", b, [a.dtype]);
-  const cosine = cosineSimilarity(a, b, { dim: -1 });
   checkTensor("cosineEmbeddingLoss", "y", y, ["f32", "f16", "i32"]);
-  checkShape("cosineEmbeddingLoss", "y", y, cosine.shape);
+  checkShape("cosineEmbeddingLoss", "y", y, broadcastShape("cosineEmbeddingLoss", [a.shape, b.shape]).slice(0, -1));
   y.storage.host?.forEach((sign, i) => {
     if (Math.abs(sign) !== 1) throw new RangeError(`cosineEmbeddingLoss: y must be 1 or -1, got ${sign} at row ${i}`);
   });
+  const cosine = cosineSimilarity(a, b, { dim: -1 });
   const same = mapped("cosineEmbeddingLoss", "max(a, 0.0)", [y], y.shape, [], "f32"); // 1 or 0
   const known = mapped(
     "cosineEmbeddingLoss",
@@ -358,6 +359,18 @@ function entropyOfRows(log: Tensor): Tensor {
   });
 }
 
+/** x/T with the row's largest at 0, which leaves the distribution as it is: near 0 the division's rounding is small. */
+function cooled(x: Tensor, temperature: number): Tensor {
+  using constant = x.detach();
+  using largest = max(constant, { dim: -1, keepDim: true });
+  return record({
+    op: "entropy",
+    inputs: [x],
+    output: mapped("entropy", "(a - b) / s0", [x, largest], x.shape, [temperature]),
+    backward: (dY) => [mapped("entropy backward", "a / s0", [dY], x.shape, [temperature])],
+  });
+}
+
 /**
  * H(p) = −Σ p·ln p by row, with p = softmax(logits/T) over the last dimension: between 0 and ln V, in nats. Averaged over rows (or `"sum"`, `"none"`); T is 1 unless given.
  * Gradient: −p·(ln p + H)/T. Throws a TypeError for what is no tensor of logits, a RangeError for T ≤ 0. Source: Shannon 1948.
@@ -376,7 +389,7 @@ export function entropy(logits: Tensor, options: RowOptions = {}): Tensor {
   checkLossOptions(op, options);
   rowsOf(op, "logits", logits);
   const { temperature = 1, reduction } = options, x = inF32(op, logits);
-  return reducedRows(entropyOfRows(logSoftmax(temperature === 1 ? x : x.div(temperature))), reduction);
+  return reducedRows(entropyOfRows(logSoftmax(temperature === 1 ? x : cooled(x, temperature))), reduction);
 }
 
 /**

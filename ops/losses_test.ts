@@ -10,6 +10,7 @@ import {
   forwardKl,
   gaussianKl,
   init,
+  jsd,
   klDiv,
   l1Loss,
   logSoftmax,
@@ -18,6 +19,7 @@ import {
   Scope,
   smoothL1Loss,
   softmax,
+  stats,
   type Tensor,
   tensor,
   zeros,
@@ -247,7 +249,11 @@ Deno.test("cosineSimilarity and cosineEmbeddingLoss", async () => {
     [as(A), { values: B.slice(0, 5), shape: [5] }],
   );
   // a vector of zeros: 0/(eps·‖b‖) = 0
-  assertEquals(await cosineSimilarity(zeros([1, 3]), tensor([[1, 2, 3]])).item(), 0);
+  for (const eps of [1e-8, 1e-25]) { // of the latter the square is 0 in f32
+    for (const other of [tensor([[1, 2, 3]]), zeros([1, 3])]) {
+      assertEquals(await cosineSimilarity(zeros([1, 3]), other, { eps }).item(), 0);
+    }
+  }
 
   const y = [1, -1, -1];
   for (const reduction of REDUCTIONS) {
@@ -330,6 +336,11 @@ Deno.test("entropy and crossEntropyOfDistributions", async () => {
       );
     }
   }
+  // far from 0 a division by T would round what sets the row's classes apart
+  const far = [1000.1, 1000.5, 999.8, 1000.3], exact = far.map(Math.fround);
+  await check("entropy far from 0", (x) => entropy(x, { temperature: 0.1 }), (x) => [H(x, Math.fround(0.1))], [
+    { values: exact, shape: [1, 4] },
+  ]);
   // large logits, and −∞: 0·ln 0 = 0
   const I = Infinity, peaks = { values: [1e4, -1e4, 0, -I, 2, 2, -I, -I, 7], shape: [3, 3] };
   const { loss, gradients } = await measure((x) => entropy(x, { reduction: "none" }), [peaks], [1, 1, 1]);
@@ -367,6 +378,16 @@ Deno.test("entropy and crossEntropyOfDistributions", async () => {
   for (const op of [entropy, crossEntropyOfDistributions, gaussianKl] as ((...x: Tensor[]) => Tensor)[]) {
     const two = op === entropy ? [none] : [none, none];
     assertEquals(await measure((...x) => op(...x), two), { loss: [0], gradients: two.map(() => []) }, op.name);
+  }
+});
+
+Deno.test("jsd: divided by β(1−β) it tends to forward KL, however small β is", async () => {
+  await init();
+  const tends = await measure((s, t) => forwardKl(s, t), [as(A), as(B)]);
+  for (const beta of [1e-29, 1e-39, 1e-46, 5e-324]) {
+    const { loss, gradients } = await measure((s, t) => jsd(s, t, { beta, normalize: true }), [as(A), as(B)]);
+    assert(rowError(loss, tends.loss, 1) <= VALUE, `${beta}: ${loss}`);
+    gradients.forEach((g, i) => assert(rowError(g, tends.gradients[i], 5) <= GRADIENT, `${beta}: ${g}`));
   }
 });
 
@@ -528,4 +549,7 @@ Deno.test("losses: what they throw", async () => {
   assertThrows(() => cosineSimilarity(two, two, { dim: null } as any), TypeError, "cosineSimilarity: dim must be");
   assertThrows(() => smoothL1Loss(closed, closed, { beta: 0 }), TypeError, "smoothL1Loss: prediction");
   assertThrows(() => cosineEmbeddingLoss(closed, two, two), TypeError, "cosineEmbeddingLoss: a ");
+  const { dispatches } = stats(), u32 = tensor(new Uint32Array(3));
+  assertThrows(() => cosineEmbeddingLoss(x, y, u32), TypeError, "cosineEmbeddingLoss: y must have dtype f32");
+  assertEquals(stats().dispatches, dispatches); // nothing is computed before all is checked
 });
