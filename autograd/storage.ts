@@ -16,8 +16,7 @@ export const BYTES: Record<DType, number> = { f32: 4, f16: 2, i32: 4, u32: 4 };
 export class Storage {
   #changes = 0;
   owners = 1;
-  /** What the host wrote, kept for integers so that labels can be checked without a read. */
-  host: TypedArray | null = null;
+  #host: { values: TypedArray; version: number } | null = null;
   /** Where an optimizer wants the gradient: a slot of its flat block. */
   gradientHome: Memory | null = null;
   readonly gpu: Gpu;
@@ -35,6 +34,15 @@ export class Storage {
 
   set version(version: number) {
     this.#changes = version - this.memory.writes;
+  }
+
+  /** What the host wrote, kept for integers so that labels can be checked without a read; null as soon as anything else wrote there. */
+  get host(): TypedArray | null {
+    return this.#host?.version === this.version ? this.#host.values : null;
+  }
+
+  set host(values: TypedArray) {
+    this.#host = { values, version: this.version };
   }
 
   retain(): this {
@@ -60,7 +68,7 @@ export class Storage {
   writable(): Memory {
     const { memory } = this;
     this.#changes++;
-    this.host = null;
+    this.#host = null;
     if (memory.owner.readOnly) this.moveTo(this.gpu.pool.take(memory.bytes), memory.bytes);
     return this.memory;
   }

@@ -1,5 +1,5 @@
 import { assert, assertEquals, assertThrows } from "@std/assert";
-import { conv2d, init, manualSeed, nn, ones, randn, relu, Scope, Tape, type Tensor } from "@limbeck/limbeck";
+import { conv2d, init, manualSeed, nn, ones, randn, relu, Scope, stats, Tape, type Tensor } from "@limbeck/limbeck";
 
 Deno.test("layers: Conv2d is conv2d with parameters of its own", async () => {
   await init();
@@ -36,6 +36,13 @@ Deno.test("layers: Dropout drops while training only", async () => {
   assert(kept.every((v) => v === 0 || Math.abs(v - 4 / 3) < 1e-6));
   dropout.eval();
   assertEquals(await dropout.forward(x).data(), await x.data());
+  using _tape = new Tape();
+  const w = ones([2], { requiresGrad: true }), { dispatches } = stats();
+  const y = dropout.forward(w);
+  assertEquals(stats().dispatches, dispatches); // a view
+  y.mul(3).sum().backward();
+  y.dispose(); // as in training, w stays
+  assertEquals([await w.array(), await w.grad!.array()], [[1, 1], [3, 3]]);
 });
 
 Deno.test("layers: what they refuse", async () => {

@@ -15,7 +15,7 @@ export interface DropoutOptions {
 
 /**
  * Zeroes each element with probability p and scales the others by 1/(1 − p), so that the expectation stays. The mask is a hash of
- * (seed, step, number of the op in its tape, element): it is never stored, and the backward pass computes it again.
+ * (seed, step, number of the op in its tape, element): it is never stored, and the backward pass computes it again. Where nothing is dropped the result is a view of x.
  *
  * Throws a RangeError unless 0 ≤ p < 1. Source: Srivastava et al. 2014.
  *
@@ -34,7 +34,10 @@ export function dropout(x: Tensor, options: DropoutOptions = {}): Tensor {
   checkNumber("dropout", "p", p, { min: 0, below: 1 });
   checkBoolean("dropout", "training", training);
   checkTensor("dropout", "x", x);
-  if (!chosen(training) || p === 0) return x;
+  if (!chosen(training) || p === 0) { // a view, so that it is disposed of by itself as otherwise
+    const y = x.view(x.shape, "dropout");
+    return record({ op: "dropout", inputs: [x], output: y, backward: (dY) => [dY.view(x.shape, "dropout")] });
+  }
   const { state, op, done } = nextRandom();
   const y = Tensor.empty(x.shape, x.dtype, "dropout");
   kernel(x.memory, state.memory, y.memory, op, x.size, p, x.dtype);

@@ -1,11 +1,27 @@
 import { assertEquals, assertThrows } from "@std/assert";
-import { concat, embedding, gather, init, oneHot, Scope, Tape, tensor } from "@limbeck/limbeck";
+import { concat, defineKernel, embedding, gather, init, oneHot, Scope, Tape, tensor } from "@limbeck/limbeck";
 import { checkOps, random } from "../testing/op.ts";
 import { at, indexed, sizeOf } from "../testing/reference.ts";
 
 /** Indices below `size` in which values repeat. */
 const indices = (count: number, size: number) =>
   Int32Array.from({ length: count }, (_, i) => (i * i + Math.floor(i / 3)) % size);
+
+Deno.test("indexing: what a kernel wrote over the host's indices is what counts", async () => {
+  await init();
+  using _scope = new Scope();
+  const write = defineKernel({
+    name: "newIndices",
+    buffers: { y: "write i32" },
+    params: { size: "u32" },
+    main: "if (thread < params.size) { y[thread] = i32(thread % 2u); }",
+  });
+  const size = 20_000, index = tensor(new Int32Array(size).fill(7)), table = tensor([[3], [4]]); // too large for the arena
+  assertThrows(() => embedding(table, index), RangeError, "got 7 at element 0");
+  write.run({ y: index.memory }, { size }, Math.ceil(size / 256));
+  const got = await embedding(table, index).data();
+  assertEquals([got[0], got[1], got[size - 1]], [3, 4, 4]);
+});
 
 Deno.test("indexing: embedding", async () => {
   const cases: [number[], number[]][] = [ // weight, index
