@@ -246,8 +246,9 @@ export class Tape extends Scope {
         }
         target.gradient = added(target.gradient, gradient, input);
       } else if (!input.closed) {
-        const isPassing = gradient.owner === scope || gradient === record.gradient;
-        addToLeaf(input, gradient, isPassing || (spec.hidden ?? []).includes(gradient));
+        const isPassing = gradient.owner === scope || gradient === record.gradient ||
+          (spec.hidden ?? []).includes(gradient);
+        addToLeaf(input, gradient, isPassing && !isAwaited(record, gradients, i));
       }
     });
     record.finish("walked");
@@ -288,6 +289,14 @@ function checkGradients({ op, inputs }: RecordSpec, gradients: readonly (Tensor 
     }
     if (gradient.shape !== shape) checkShape(op, `the gradient of input ${i}`, gradient, shape);
   }
+}
+
+/** Whether the gradient of input `i` is also that of a later input that an op made: there it waits, and must not change with the leaf's. */
+function isAwaited({ wants, sources }: Record, gradients: readonly (Tensor | null)[], i: number): boolean {
+  for (let j = i + 1; j < sources.length; j++) {
+    if (sources[j] && wants[j] && gradients[j]?.storage === gradients[i]!.storage) return true;
+  }
+  return false;
 }
 
 /** Why a record cannot be walked any more. */

@@ -186,6 +186,28 @@ Deno.test("tape: tensors that are used more than once", async () => {
   );
 });
 
+Deno.test("tape: a leaf's gradient is not the memory of one that still waits", async () => {
+  await init();
+  using _tape = new Tape();
+  const gradient = (f: (x: Tensor) => Tensor) => {
+    const x = leaf([1, 2]);
+    f(x).sum().backward();
+    return x.grad!.array();
+  };
+  // the sum gives the leaf and a result one gradient; the product's other factor adds to the leaf's before the result's is walked
+  const product = (sum: (x: Tensor, y: Tensor) => Tensor) => (x: Tensor) => {
+    const twice = x.mul(2), thrice = x.mul(3);
+    return sum(x, twice).mul(thrice); // 9x²
+  };
+  assertEquals(await gradient(product((x, y) => x.add(y))), [18, 36]);
+  assertEquals(await gradient(product((x, y) => y.add(x))), [18, 36]);
+  const three = (x: Tensor, y: Tensor) => { // a rule that gives what it hides
+    const hidden = [tensor([3, 3]).mul(1)], output = noGrad(() => x.add(y));
+    return record({ op: "three", inputs: [x, y], output, hidden, backward: () => [hidden[0], hidden[0]] });
+  };
+  assertEquals(await gradient(product(three)), [18, 27]); // 3 + 2·3 + 9x
+});
+
 Deno.test("tape: a gradient is its leaf's unless it is kept", async () => {
   await init();
   using _scope = new Scope();
