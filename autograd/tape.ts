@@ -245,7 +245,7 @@ export class Tape extends Scope {
           target.gradient = null;
         }
         target.gradient = added(target.gradient, gradient, input);
-      } else if (!input.closed) {
+      } else if (!input.closed && input.requiresGrad) { // it may have been frozen since
         const isPassing = gradient.owner === scope || gradient === record.gradient ||
           (spec.hidden ?? []).includes(gradient);
         addToLeaf(input, gradient, isPassing && !isAwaited(record, gradients, i));

@@ -302,6 +302,15 @@ Deno.test("tape: a leaf that is gone takes no gradient", async () => {
   assertEquals(await x.grad!.array(), [3, 4]);
 });
 
+Deno.test("tape: a leaf that was frozen before backward takes no gradient", async () => {
+  await init();
+  using _tape = new Tape();
+  const x = leaf([1, 2]), w = leaf([3, 4]), loss = x.mul(w).sum();
+  w.requiresGrad = false;
+  loss.backward();
+  assertEquals([await x.grad!.array(), w.grad], [[3, 4], null]);
+});
+
 Deno.test("tape: what it saved of a result stays when the caller disposes of it", async () => {
   await init();
   using _tape = new Tape();
