@@ -127,6 +127,20 @@ Deno.test("gpu: many reads at once", async () => {
   assertEquals(await Promise.all(all.map((x) => x.item())), all.map((_, i) => i + 0.5));
 });
 
+Deno.test("gpu: a loop that awaits nothing but reads lets timers run", async () => {
+  await init();
+  using _scope = new Scope();
+  const x = tensor([1]), end = performance.now() + 300;
+  let ticks = 0;
+  const timer = setInterval(() => ticks++, 10);
+  try {
+    while (performance.now() < end) await x.item();
+  } finally {
+    clearInterval(timer);
+  }
+  assert(ticks > 0);
+});
+
 Deno.test("gpu: a repeated dispatch makes no bind group", async () => {
   await init();
   const step = () => {
