@@ -383,3 +383,25 @@ Deno.test("checkpoint: saves of one path that are not awaited leave the last one
   await Promise.all([1, 2, 3].map((n) => saveSafetensors(path, { x: tensor([n]) })));
   assertEquals(await (await loadSafetensors(path)).x.item(), 3);
 });
+
+Deno.test("checkpoint: a load beside a loop whose tapes are open while it reads", async () => {
+  await init();
+  const model = new nn.Linear(2, 2), path = await Deno.makeTempFile();
+  await saveCheckpoint(path, { model, step: 3 });
+  let isLoaded = false;
+  const loop = async () => {
+    for (let i = 0; !isLoaded; i++) {
+      using _tape = new Tape();
+      await (i % 50 === 0 ? new Promise((resolve) => setTimeout(resolve)) : null); // files need a turn of the event loop
+    }
+  };
+  const running = loop();
+  try {
+    for (let i = 0; i < 20; i++) assertEquals((await loadCheckpoint(path, { model })).step, 3);
+  } finally {
+    isLoaded = true;
+    await running;
+    await Deno.remove(path);
+  }
+  model.dispose();
+});

@@ -1,6 +1,7 @@
 /** Reading and writing safetensors files. */
 import { describe, isRecord } from "../kernels/check.ts";
 import { gpu } from "../kernels/gpu/gpu.ts";
+import { innermost } from "../autograd/scope.ts";
 import { BYTES, type DType, type TypedArray } from "../autograd/storage.ts";
 import { checkTensor, sizeOf, type Tensor } from "../autograd/tensor.ts";
 import { checkShapeArgument, tensor } from "../ops/create.ts";
@@ -24,7 +25,7 @@ export interface Opened {
   metadata: Record<string, string>;
   /** Names of its tensors. */
   names: string[];
-  /** Reads its tensors. */
+  /** Reads its tensors. They belong to no scope: which one is innermost when they are made is chance. */
   load(): Promise<Record<string, Tensor>>;
 }
 
@@ -152,7 +153,7 @@ export async function openSafetensors<T>(
       }
       const loaded: Record<string, Tensor> = {};
       try {
-        entries.forEach(([name, { shape }], i) => loaded[name] = tensor(arrays[i], shape));
+        entries.forEach(([name, { shape }], i) => loaded[name] = tensor(arrays[i], shape).keep());
       } catch (error) {
         for (const x of Object.values(loaded)) x.dispose();
         throw error;
@@ -184,7 +185,7 @@ function values(op: string, raw: ArrayBuffer, dtype: string): TypedArray {
 
 /**
  * The tensors of a safetensors file, from a path or from bytes. F32, F16, I32 and U32 stay what they are; BF16 and F64 become f32, I64 becomes i32.
- * They belong to the innermost scope, or are the caller's.
+ * They belong to the scope that was innermost at the call, or are the caller's where there was none or it has closed meanwhile.
  *
  * Throws a RangeError that says what is wrong with a malformed file (truncated, overlapping, with holes or rests, duplicate names), and for a tensor that is more than the adapter
  * binds at once, before any memory is taken and with no more than the header read. Format: https://github.com/huggingface/safetensors.
@@ -200,7 +201,13 @@ function values(op: string, raw: ArrayBuffer, dtype: string): TypedArray {
  * ```
  */
 export async function loadSafetensors(pathOrBytes: string | URL | Uint8Array): Promise<Record<string, Tensor>> {
-  return await openSafetensors("loadSafetensors", pathOrBytes, (file) => file.load());
+  const op = "loadSafetensors", scope = innermost();
+  const tensors = await openSafetensors(op, pathOrBytes, (file) => file.load());
+  for (const x of Object.values(tensors)) {
+    if (scope && !scope.closed) scope.adopt(x);
+    else x.leaveScope(op);
+  }
+  return tensors;
 }
 
 /** The metadata of a safetensors file, from a path or from bytes. Errors as `loadSafetensors`. */

@@ -407,7 +407,7 @@ Deno.test("safetensors: what is saved is what was there when the call was made",
   });
 });
 
-Deno.test("safetensors: tensors belong to the innermost scope", async () => {
+Deno.test("safetensors: tensors belong to the scope that was innermost at the call", async () => {
   await init();
   const before = stats().liveTensors,
     bytes = file({ a: { dtype: "F32", shape: [1], data_offsets: [0, 4] } }, [0, 0, 0, 0]);
@@ -417,4 +417,21 @@ Deno.test("safetensors: tensors belong to the innermost scope", async () => {
     assertEquals(stats().liveTensors, before + 1);
   }
   assertEquals(stats().liveTensors, before);
+});
+
+Deno.test("safetensors: tensors do not go with a scope that was opened while the file was read", async () => {
+  await init();
+  const bytes = file({ x: { dtype: "F32", shape: [1], data_offsets: [0, 4] } }, bytesOf(new Float32Array([7])));
+  const loading = loadSafetensors(bytes);
+  const other = new Scope();
+  const { x } = await loading;
+  other.close();
+  assertEquals(await x.array(), [7]);
+  assert(x.forgotten); // the caller's, who has not kept it yet
+  x.dispose();
+  const mine = new Scope(), inside = loadSafetensors(bytes);
+  mine.close();
+  const late = (await inside).x;
+  assertEquals(await late.array(), [7]);
+  late.dispose();
 });
