@@ -1,5 +1,5 @@
 import { assert, assertEquals, assertRejects } from "@std/assert";
-import { gradcheck, init, noGrad, record, stats, type Tensor, tensor } from "@limbeck/limbeck";
+import { checkpoint, gradcheck, init, noGrad, record, stats, type Tensor, tensor } from "@limbeck/limbeck";
 
 /** x·y, with a factor on the gradient by y. */
 function product(x: Tensor, y: Tensor, wrong: number): Tensor {
@@ -31,6 +31,41 @@ Deno.test("gradcheck: a missing gradient counts as 0, a constant has none", asyn
   await init();
   assertEquals((await gradcheck((a) => a.detach().mul(2).add(a.mul(0)), [tensor([1, 2])])).ok, false);
   assertEquals((await gradcheck((a) => a.mul(0), [tensor([1, 2])])).errors, [0]);
+});
+
+Deno.test("gradcheck: a result without a way back to the inputs has the gradient 0, the input itself 1", async () => {
+  await init();
+  const x = tensor([1, 2]), w = tensor([3, 4], { requiresGrad: true });
+  assertEquals(await gradcheck((a) => a.detach(), [x]), { ok: false, errors: [1] });
+  assertEquals(await gradcheck(() => w, [x]), { ok: true, errors: [0] });
+  assert((await gradcheck((a) => a, [x])).ok);
+  assert(!w.closed);
+});
+
+Deno.test("gradcheck: two at once, and what others make meanwhile is theirs", async () => {
+  await init();
+  const f = (a: Tensor) => a.square();
+  const both = Promise.all([gradcheck(f, [tensor([1, 2])]), gradcheck(f, [tensor([3])])]);
+  let done = false;
+  both.finally(() => done = true).catch(() => {});
+  const made: Tensor[] = [];
+  while (!done) {
+    made.push(tensor([1]));
+    await (made.length % 8 === 0 ? new Promise((resolve) => setTimeout(resolve)) : null);
+  }
+  assert((await both).every(({ ok }) => ok));
+  assert(made.every((x) => !x.closed));
+  for (const x of made) x.dispose();
+});
+
+Deno.test("gradcheck: parameters that fn uses keep the gradients that they had", async () => {
+  await init();
+  const w = tensor([3, 4], { requiresGrad: true }), v = tensor([5, 6], { requiresGrad: true });
+  w.grad = tensor([7, 8]);
+  const before = w.grad;
+  const { ok } = await gradcheck((a) => a.mul(w).add(checkpoint((b) => b.mul(v), a)), [tensor([1, 2])]);
+  assert(ok);
+  assertEquals([w.grad === before, await w.grad.array(), v.grad], [true, [7, 8], null]);
 });
 
 Deno.test("gradcheck: what it throws", async () => {

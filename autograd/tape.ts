@@ -130,6 +130,11 @@ export class Tape extends Scope {
    * @internal
    */
   random: { state: Tensor; ops: number } | null = null;
+  /**
+   * The leaves that take gradients, where not all are to.
+   * @internal
+   */
+  leaves: readonly Tensor[] | null = null;
 
   constructor() {
     if (openTape) {
@@ -245,7 +250,7 @@ export class Tape extends Scope {
           target.gradient = null;
         }
         target.gradient = added(target.gradient, gradient, input);
-      } else if (!input.closed && input.requiresGrad) { // it may have been frozen since
+      } else if (!input.closed && input.requiresGrad && (this.leaves?.includes(input) ?? true)) { // it may have been frozen since
         const isPassing = gradient.owner === scope || gradient === record.gradient ||
           (spec.hidden ?? []).includes(gradient);
         addToLeaf(input, gradient, isPassing && !isAwaited(record, gradients, i));
