@@ -353,14 +353,14 @@ export abstract class Optimizer {
     }
   }
 
-  /** Frees the optimizer's state. The parameters live on. */
+  /** Frees the optimizer's state, and forgets the gradients as `zeroGrad` does unless another optimizer took the parameters since. The parameters live on. */
   dispose(): void {
     if (this.#disposed) return;
-    this.zeroGrad();
     this.#disposed = true;
     for (const { slots, states, slotOf } of this.#segments) {
       for (const { parameter, gradient } of slots) {
-        if (parameter.closed || parameter.storage.gradientHome !== gradient) continue;
+        if (parameter.closed || parameter.storage.gradientHome !== gradient) continue; // gone, or another optimizer's since
+        parameter.dropGrad();
         parameter.storage.gradientHome = null;
         gradient.leave();
       }

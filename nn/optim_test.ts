@@ -325,6 +325,21 @@ Deno.test("optim: training goes on after an optimizer was replaced", async () =>
   assertEquals(await read(a), [-2]);
 });
 
+Deno.test("optim: a replaced optimizer that goes leaves the gradients of the next alone", async () => {
+  await init();
+  const w = leaf([1, 2]);
+  const first = new optim.SGD([w], { lr: 1 }), next = new optim.SGD([w], { lr: 1 });
+  {
+    using _tape = new Tape();
+    w.mul(3).sum().backward();
+  }
+  first.dispose();
+  next.step();
+  assertEquals(await read(w), [-2, -1]);
+  next.dispose();
+  assertEquals(w.grad, null);
+});
+
 Deno.test("optim: a step is an in-place change that backward finds", async () => {
   await init();
   const a = leaf([1, 2]), optimizer = new optim.SGD([a], { lr: 1 });
