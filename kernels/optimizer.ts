@@ -19,7 +19,7 @@ export interface Rule {
 /** The rules that have a kernel. */
 export type RuleName = "sgd" | "sgdMomentum" | "adam" | "amsgrad" | "rmsprop" | "rmspropFull" | "adagrad";
 
-/** Each rule's numbers are computed in nn/optim.ts. */
+/** Each rule's numbers are computed in nn/optim.ts. A decay β comes as 1 − β, of which f32 would leave nothing where β is nearly 1. */
 export const RULES: Record<RuleName, Rule> = {
   // s0 lr, s1 weight decay
   sgd: { name: "SGD", states: 0, wgsl: "g += decayed_(p, s1); p -= s0 * g;" },
@@ -29,25 +29,25 @@ export const RULES: Record<RuleName, Rule> = {
     states: 1,
     wgsl: "g += decayed_(p, s1); a = s2 * a + s3 * g; p -= s0 * select(a, g + s2 * a, s4 == 1.0);",
   },
-  // s0 lr/(1 − β1ᵗ), s1 decay added to the gradient, s2 factor of decoupled decay, s3 β1, s4 β2, s5 ε, s6 1/√(1 − β2ᵗ)
+  // s0 lr/(1 − β1ᵗ), s1 decay added to the gradient, s2 factor of decoupled decay, s3 1 − β1, s4 1 − β2, s5 ε, s6 1/√(1 − β2ᵗ)
   adam: {
     name: "Adam",
     states: 2,
     wgsl:
-      "p *= s2; g += decayed_(p, s1); a += (1.0 - s3) * (g - a); b = s4 * b + (1.0 - s4) * g * g; p -= s0 * a / (sqrt(b) * s6 + s5);",
+      "p *= s2; g += decayed_(p, s1); a += s3 * (g - a); b = (1.0 - s4) * b + s4 * g * g; p -= s0 * a / (sqrt(b) * s6 + s5);",
   },
-  // s2 α, s3 ε
+  // s2 1 − α, s3 ε
   rmsprop: {
     name: "RMSprop",
     states: 1,
-    wgsl: "g += decayed_(p, s1); a = s2 * a + (1.0 - s2) * g * g; p -= s0 * g / (sqrt(a) + s3);",
+    wgsl: "g += decayed_(p, s1); a = (1.0 - s2) * a + s2 * g * g; p -= s0 * g / (sqrt(a) + s3);",
   },
   // also s4 momentum, s5 1 where the variance is centred
   rmspropFull: {
     name: "RMSprop",
     states: 3,
     wgsl:
-      "g += decayed_(p, s1); a = s2 * a + (1.0 - s2) * g * g; b = s2 * b + (1.0 - s2) * g * s5; c = s4 * c + g / (sqrt(max(a - b * b, vec4f(0.0))) + s3); p -= s0 * c;",
+      "g += decayed_(p, s1); a = (1.0 - s2) * a + s2 * g * g; b = (1.0 - s2) * b + s2 * g * s5; c = s4 * c + g / (sqrt(max(a - b * b, vec4f(0.0))) + s3); p -= s0 * c;",
   },
   // s0 lr/(1 + (t − 1)·decay), s2 ε
   adagrad: { name: "Adagrad", states: 1, wgsl: "g += decayed_(p, s1); a += g * g; p -= s0 * g / (sqrt(a) + s2);" },
@@ -55,7 +55,7 @@ export const RULES: Record<RuleName, Rule> = {
     name: "Adam",
     states: 3,
     wgsl:
-      "p *= s2; g += decayed_(p, s1); a += (1.0 - s3) * (g - a); b = s4 * b + (1.0 - s4) * g * g; c = max(c, b); p -= s0 * a / (sqrt(c) * s6 + s5);",
+      "p *= s2; g += decayed_(p, s1); a += s3 * (g - a); b = (1.0 - s4) * b + s4 * g * g; c = max(c, b); p -= s0 * a / (sqrt(c) * s6 + s5);",
   },
 };
 

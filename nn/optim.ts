@@ -470,14 +470,14 @@ class AdamFamily extends Optimizer {
     checkNumber(name, "eps", eps, { min: 0 });
     checkBoolean(name, "amsgrad", amsgrad);
     super(name, params, lr, weightDecay, amsgrad ? "amsgrad" : "adam");
-    this.#betas = [Math.fround(betas[0]), Math.fround(betas[1])]; // as the kernel sees them
+    this.#betas = [betas[0], betas[1]];
     this.#eps = eps;
   }
 
   protected override settings(lr: number, weightDecay: number, step: number): number[] {
     const [beta1, beta2] = this.#betas;
     const decay = this.decoupled ? [0, 1 - lr * weightDecay] : [weightDecay, 1];
-    return [lr / (1 - beta1 ** step), ...decay, beta1, beta2, this.#eps, 1 / Math.sqrt(1 - beta2 ** step)];
+    return [lr / (1 - beta1 ** step), ...decay, 1 - beta1, 1 - beta2, this.#eps, 1 / Math.sqrt(1 - beta2 ** step)];
   }
 }
 
@@ -533,7 +533,7 @@ export interface RmspropOptions {
 
 /** RMSprop: v ← αv + (1−α)g², p ← p − lr·g/(√v + ε), with momentum and centring as options. Source: Tieleman & Hinton 2012; `torch.optim.RMSprop`. */
 export class RMSprop extends Optimizer {
-  #numbers: [alpha: number, eps: number, momentum: number, centered: number];
+  #numbers: [rest: number, eps: number, momentum: number, centered: number];
 
   constructor(params: Iterable<Tensor> | readonly ParameterGroup[], options: RmspropOptions = {}) {
     checkOptions("RMSprop", options, ["lr", "alpha", "eps", "weightDecay", "momentum", "centered"]);
@@ -543,7 +543,7 @@ export class RMSprop extends Optimizer {
     checkNumber("RMSprop", "momentum", momentum, { min: 0 });
     checkBoolean("RMSprop", "centered", centered);
     super("RMSprop", params, lr, weightDecay, momentum > 0 || centered ? "rmspropFull" : "rmsprop");
-    this.#numbers = [alpha, eps, momentum, centered ? 1 : 0];
+    this.#numbers = [1 - alpha, eps, momentum, centered ? 1 : 0];
   }
 
   protected override settings(lr: number, weightDecay: number): number[] {

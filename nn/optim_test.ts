@@ -405,6 +405,25 @@ function adagrad({ lr = 0.01, lrDecay = 0, weightDecay = 0, initialAccumulatorVa
   };
 }
 
+Deno.test("optim: decays so near to 1 that f32 cannot tell them from it", async () => {
+  await init();
+  const near = 1 - 1e-8;
+  // the first step of Adam is lr·sign(g) whatever the decays are; RMSprop's is lr/√(1 − α), and centred lr/√((1 − α)·α)
+  const cases: [want: number, (p: Tensor[]) => optim.Optimizer][] = [
+    [-1, (p) => new optim.Adam(p, { lr: 1, betas: [near, 0.999] })],
+    [-1, (p) => new optim.AdamW(p, { lr: 1, betas: [0.9, near], weightDecay: 0, eps: 0 })],
+    [-1, (p) => new optim.Adam(p, { lr: 1, betas: [near, near], amsgrad: true, eps: 0 })],
+    [-1, (p) => new optim.RMSprop(p, { lr: 1e-4, alpha: near, eps: 0 })],
+    [-1, (p) => new optim.RMSprop(p, { lr: 1e-4, alpha: near, eps: 0, centered: true })],
+  ];
+  for (const [i, [want, make]] of cases.entries()) {
+    const a = leaf([0, 0]);
+    using optimizer = make([a]);
+    step(optimizer, [a], [[1, 3]]);
+    (await read(a)).forEach((got) => assertAlmostEquals(got, want, 1e-5, `case ${i}`));
+  }
+});
+
 Deno.test("optim: RMSprop and Adagrad against float64", async () => {
   await init();
   const rms = [
