@@ -114,6 +114,10 @@ export class Dropout extends Module {
   }
 }
 
+/** Whether a step is a `Linear` and nothing else: a subclass or the layer itself may have a `forward` of its own. */
+const isLinear = (step: Sequential["steps"][number] | undefined): step is Linear =>
+  step?.constructor === Linear && (step as Linear).forward === Linear.prototype.forward;
+
 /**
  * Modules and functions one after the other; state names are `0.weight`, `2.weight`, … by position.
  *
@@ -141,7 +145,8 @@ export class Sequential extends Module {
   }
 
   override children(): [string, Module][] {
-    return this.steps.flatMap((step, i): [string, Module][] => step instanceof Module ? [[String(i), step]] : []);
+    const steps = this.steps.flatMap((x, i): [string, Module][] => x instanceof Module ? [[String(i), x]] : []);
+    return [...steps, ...super.children().filter(([name]) => !name.startsWith("steps."))]; // and what a subclass has
   }
 
   override forward(x: Tensor): Tensor {
@@ -162,9 +167,9 @@ export class Sequential extends Module {
     const layers: Layer[] = [];
     for (;; i += 2) {
       const step = this.steps[i], next = this.steps[i + 1];
-      if (step?.constructor !== Linear) break;
-      const { weight, bias } = step as Linear, activation = next === relu ? "relu" : next === gelu ? "gelu" : undefined;
-      const goes = activation && this.steps[i + 2]?.constructor === Linear;
+      if (!isLinear(step)) break;
+      const { weight, bias } = step, activation = next === relu ? "relu" : next === gelu ? "gelu" : undefined;
+      const goes = activation && isLinear(this.steps[i + 2]);
       layers.push({ weight, bias, activation: goes ? activation : undefined });
       if (!goes) break;
     }

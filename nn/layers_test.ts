@@ -25,6 +25,23 @@ Deno.test("layers: Conv2d is conv2d with parameters of its own", async () => {
   bare.dispose();
 });
 
+Deno.test("layers: a Sequential calls a layer's own forward, between layers that become one kernel too", async () => {
+  await init();
+  using _scope = new Scope();
+  const layer = () => new nn.Linear(2, 2), x = randn([3, 2]);
+  for (const at of [0, 2, 4]) {
+    const model = new nn.Sequential(layer(), relu, layer(), relu, layer());
+    let calls = 0;
+    (model.steps[at] as nn.Linear).forward = (y) => {
+      calls++;
+      return y;
+    };
+    model.forward(x);
+    assertEquals(calls, 1, `step ${at}`);
+    model.dispose();
+  }
+});
+
 Deno.test("layers: Dropout drops while training only", async () => {
   await init();
   using _scope = new Scope();

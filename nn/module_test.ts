@@ -36,6 +36,20 @@ Deno.test("module: names are PyTorch's", async () => {
   sequential.dispose();
 });
 
+Deno.test("module: a Sequential's own modules are children beside its steps", async () => {
+  await init();
+  class Wide extends nn.Sequential {
+    extra: nn.Linear = new nn.Linear(2, 2, { bias: false });
+    more: nn.Dropout[] = [new nn.Dropout()];
+  }
+  const model = new Wide(new nn.Linear(2, 2, { bias: false }), relu);
+  assertEquals(Object.keys(model.stateDict()), ["0.weight", "extra.weight"]);
+  model.eval();
+  assertEquals([model.extra.training, model.more[0].training], [false, false]);
+  model.dispose();
+  assert(model.extra.weight.closed);
+});
+
 Deno.test("module: a shared parameter comes once, under its first name", async () => {
   await init();
   const model = new Outer();
