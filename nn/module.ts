@@ -3,11 +3,12 @@ import { noGrad } from "../autograd/tape.ts";
 import { checkShape, checkTensor, Tensor } from "../autograd/tensor.ts";
 import { assign } from "../ops/shape.ts";
 
-const snake = (name: string) => name.replace(/[A-Z]/g, (c) => `_${c.toLowerCase()}`);
+/** PyTorch's name of a property. A capital in front, as in `A_log` and `W_q`, is one in PyTorch's name as well. */
+const snake = (name: string) => name.replace(/(?<=[a-z0-9][A-Z]*)[A-Z]/g, (c) => `_${c.toLowerCase()}`);
 
 /**
  * Something with parameters and a `forward`. A tensor in a property is a parameter, a module (or array of modules) in a
- * property is a child; state names are PyTorch's: `outProj.weight` is saved as `out_proj.weight`.
+ * property is a child; state names are PyTorch's: `outProj.weight` is saved as `out_proj.weight`, and `A_log` as it is.
  *
  * Parameters belong to the module, not to a scope: `dispose()` frees them.
  *

@@ -36,6 +36,21 @@ Deno.test("module: names are PyTorch's", async () => {
   sequential.dispose();
 });
 
+Deno.test("module: names of PyTorch's that are no camelCase stay as they are", async () => {
+  await init();
+  class Mixer extends nn.Module {
+    A_log: Tensor = tensor([1]);
+    D: Tensor = tensor([1]);
+    W_q: nn.Linear = new nn.Linear(1, 1, { bias: false });
+    linear1Norm: Tensor = tensor([1]);
+    qKV: Tensor = tensor([1]);
+    override forward = (x: Tensor): Tensor => x;
+  }
+  const model = new Mixer();
+  assertEquals(Object.keys(model.stateDict()), ["A_log", "D", "linear1_norm", "q_k_v", "W_q.weight"]);
+  model.dispose();
+});
+
 Deno.test("module: a Sequential's own modules are children beside its steps", async () => {
   await init();
   class Wide extends nn.Sequential {
