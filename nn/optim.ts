@@ -117,7 +117,8 @@ export abstract class Optimizer {
   #take(params: Iterable<Tensor> | readonly ParameterGroup[]): { parameter: Tensor; group: ParameterGroup }[] {
     checkIterable(this.name, params, " or of groups");
     const list = [...params as Iterable<Tensor | ParameterGroup>];
-    const groups = list.every((x) => x instanceof Tensor) ? [{ params: list as Tensor[] }] : list as ParameterGroup[];
+    const given = list.every((x) => x instanceof Tensor) ? [{ params: list as Tensor[] }] : list as ParameterGroup[];
+    const groups = given.map((group) => isRecord(group) && Object.isFrozen(group) ? { ...group } : group); // loadStateDict writes them
     const found = new Map<Storage, { parameter: Tensor; group: ParameterGroup }>();
     for (const group of groups) {
       if (!isRecord(group)) {

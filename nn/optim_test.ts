@@ -621,6 +621,14 @@ Deno.test("optim: a state dict holds the groups' own numbers", async () => {
   }
 });
 
+Deno.test("optim: a state dict goes into an optimizer whose groups were frozen", async () => {
+  await init();
+  const groups = (lr: number) => [Object.freeze({ params: [leaf([1])], lr })];
+  const from = new optim.SGD(groups(0.5)), to = new optim.SGD(groups(0.25));
+  to.loadStateDict(from.stateDict());
+  assertEquals(to.stateDict().groups, [{ lr: 0.5, weightDecay: undefined }]);
+});
+
 Deno.test("optim: a state dict that does not fit changes nothing", async () => {
   await init();
   const [a, b] = [leaf([1, 2]), leaf([3])];
