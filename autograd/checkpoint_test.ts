@@ -126,6 +126,9 @@ Deno.test("checkpoint(fn): what fn did not make, or has no gradient, comes back 
   }
   const index = checkpoint((x) => x.argmax(), x);
   assertEquals([index.requiresGrad, index.dtype], [false, "i32"]);
+  const still = checkpoint((x) => x.mul(2).sum(), constant); // nothing in it needs a gradient
+  assertEquals([still.requiresGrad, still.record], [false, null]);
+  assert(checkpoint(() => x.sum()).requiresGrad && checkpoint((c) => c.sum().add(x), constant).requiresGrad);
   const y = checkpoint((x) => { // a result that fn took out of a scope of its own is its result
     using _scope = new Scope();
     return x.mul(3).keep();

@@ -1,5 +1,5 @@
 import { accumulate } from "../kernels/elementwise.ts";
-import { gpu } from "../kernels/gpu/gpu.ts";
+import { gpu, isOpen } from "../kernels/gpu/gpu.ts";
 import type { Memory } from "../kernels/gpu/memory.ts";
 import { checkFunction, checkOptions, describe } from "../kernels/check.ts";
 import { checkBackward, checkForward } from "./anomaly.ts";
@@ -125,6 +125,7 @@ export class Tape extends Scope {
   override readonly kind: string = "tape";
   #records: Record[] = [];
   #openedAt: Error | null;
+  #gpu = gpu();
   /**
    * Random state of the step and how many ops have drawn from it, whose numbers make what they draw. See random.ts.
    * @internal
@@ -137,7 +138,7 @@ export class Tape extends Scope {
   leaves: readonly Tensor[] | null = null;
 
   constructor() {
-    if (openTape) {
+    if (openTape && isOpen(openTape.#gpu)) { // one that was left open goes with its device
       const line = openTape.#openedAt?.stack?.split("\n").find((l, i) => i > 0 && !l.includes("autograd/tape.ts"))
         ?.trim();
       throw new Error(
@@ -479,7 +480,9 @@ function checkRecorded(name: string, xs: readonly Tensor[]): void {
 
 /** Whether an op on these inputs will be recorded. */
 export function needsGradient(inputs: readonly Tensor[]): boolean {
-  return activeTape() !== null && inputs.some((x) => x.requiresGrad);
+  const isWanted = inputs.some((x) => x.requiresGrad);
+  if (isWanted && choices?.next === null) choices.isNeeded = true;
+  return isWanted && activeTape() !== null;
 }
 
 /** Internal: a tensor that belongs to a record alone (its `hidden`). The tape frees it where an exception keeps the record from being made. */
@@ -490,8 +493,8 @@ export function hidden(shape: readonly number[], dtype: DType, op = "scratch"): 
   return tensor;
 }
 
-/** Choices that a checkpoint's forward pass made (whether dropout is on), for its recomputation to repeat. */
-let choices: { made: unknown[]; next: number | null } | null = null;
+/** Choices that a checkpoint's forward pass made (whether dropout is on), for its recomputation to repeat, and whether any op in it needs a gradient. */
+let choices: { made: unknown[]; next: number | null; isNeeded: boolean } | null = null;
 
 /**
  * Internal: a choice that depends on state outside the tensors. Inside a checkpoint the recomputation gets what the forward pass chose.
@@ -515,7 +518,7 @@ function setRandom(tape: Tape, to: ReturnType<typeof randomOf>): void {
  * `fn(...inputs)` without keeping what it computes inside: the backward pass runs it again. Costs its forward pass a second time, saves the memory of all
  * its intermediate results.
  *
- * `fn` is synchronous and returns one tensor. The recomputation draws the same random numbers and sees the same train flags; gradients reach the inputs and also parameters that
+ * `fn` is synchronous and returns one tensor. The recomputation draws the same random numbers, with dropout on or off as it was; what else `fn` reads must not change before it. Gradients reach the inputs and also parameters that
  * `fn` uses without being given them. Throws a TypeError for a returned Promise or what is no Tensor. Source: Chen et al. 2016; `torch.utils.checkpoint`.
  *
  * @example
@@ -542,7 +545,7 @@ export function checkpoint(fn: (...inputs: Tensor[]) => Tensor, ...inputs: Tenso
   };
   if (tape === null || choices !== null) return checked(fn(...inputs)); // inside another checkpoint: that one runs it again anyway
   const made: unknown[] = [], before = randomOf(tape);
-  choices = { made, next: null };
+  const forward = choices = { made, next: null, isNeeded: false };
   const earlier = Tensor.count;
   let output: Tensor;
   try {
@@ -551,7 +554,8 @@ export function checkpoint(fn: (...inputs: Tensor[]) => Tensor, ...inputs: Tenso
     choices = null;
   }
   const isFloat = output.dtype === "f32" || output.dtype === "f16";
-  if (output.number < earlier || output.requiresGrad || !isFloat) return output; // not made by fn, or without a gradient
+  // not made by fn, or without a gradient
+  if (output.number < earlier || output.requiresGrad || !isFloat || !forward.isNeeded) return output;
   const records = inputs.map((x) => x.record);
   // an input's own record is where its gradient goes: the recomputation leads there, so that there is none to give back
   tape.add({
@@ -562,7 +566,7 @@ export function checkpoint(fn: (...inputs: Tensor[]) => Tensor, ...inputs: Tenso
     backward: (dOutput) => {
       const after = randomOf(tape);
       setRandom(tape, before);
-      choices = { made, next: 0 };
+      choices = { made, next: 0, isNeeded: true };
       try {
         // an input that was closed since is still saved, and stands for itself as a view
         const again = inputs.map((x, i) => {

@@ -100,6 +100,22 @@ Deno.test("dispose: in the middle of training, everything old can still be freed
   await dispose();
 });
 
+Deno.test("dispose: a tape that was left open does not keep the next device from having one", async () => {
+  await init();
+  const left = new Tape(); // as an exception outside of a using leaves it
+  await dispose();
+  await init();
+  {
+    using _tape = new Tape();
+    const x = tensor([3], { requiresGrad: true });
+    x.square().sum().backward();
+    assertEquals(await x.grad!.array(), [6]);
+    assertThrows(() => new Tape(), Error, "Tape: one tape is open already");
+  }
+  left.close();
+  await dispose();
+});
+
 Deno.test("dispose: says what the device has refused and nobody has heard", async () => {
   await init();
   defineKernel({ name: "unheard", buffers: { y: "write f32" }, main: "y[thread] = nonsense;" }).run(
