@@ -209,6 +209,16 @@ Deno.test("expectNoLeaks: an optimizer that stays, beside tensors that fn return
   assertThrows(() => expectNoLeaks(() => [new optim.Adam([w]), w.mul(2)]), Error, left);
 });
 
+Deno.test("expectNoLeaks: an optimizer that went leaves parameters in a block that its pool has rounded up", async () => {
+  await init();
+  const parameters = Array.from({ length: 9 }, () => zeros([3], { requiresGrad: true }).keep()); // slots of 256: 2304 bytes of 2560
+  for (let i = 0; i < 2; i++) expectNoLeaks(() => new optim.Adam(parameters).dispose());
+  const { liveBytes } = stats();
+  for (const x of parameters) x.dispose();
+  assertEquals(stats().liveBytes, liveBytes - 2560);
+  expectNoLeaks(() => {});
+});
+
 Deno.test("expectNoLeaks: async ones that overlap", async () => {
   await init();
   const sleep = (ms: number) => new Promise((resolve) => setTimeout(resolve, ms));

@@ -181,7 +181,7 @@ export abstract class Optimizer {
     }
     return cuts.map((entries, segment) => {
       const sizes = sizesOf(entries), [slotOf, ...wholes] = taken[segment];
-      const [parameters, gradients, ...states] = wholes.map((whole) => new FlatBlock(whole, sizes));
+      const [parameters, gradients, ...states] = wholes.map((whole) => new FlatBlock(pool, whole, sizes));
       const floats = sizes.reduce((sum, bytes) => sum + FlatBlock.slotBytes(bytes), 0) / 4;
       for (const { whole } of states) fill(whole, this.#initialState, floats, "f32");
       const slots = entries.map(({ parameter, group }, i): Slot => {

@@ -131,6 +131,8 @@ const STORAGE = 0x80 | 0x4 | 0x8; // GPUBufferUsage.STORAGE | COPY_SRC | COPY_DS
  */
 export class Pool {
   readonly readOnly = false;
+  /** Bytes behind the slots of flat blocks: taken, though nothing lies in them. */
+  slack = 0;
   readonly #binding: number; // asking the device takes as long as all else that a take costs
   #lists = new Map<string, Map<number, FreeList>>();
 
@@ -330,9 +332,10 @@ export class FlatBlock {
   /** The slots, in order. */
   readonly slots: Memory[];
   #held: number;
+  #slack: number;
 
-  /** `slots` of these sizes in bytes, each from a multiple of 256 on. */
-  constructor(readonly whole: Memory, sizes: number[]) {
+  /** `slots` of these sizes in bytes, each from a multiple of 256 on, of memory of the pool. */
+  constructor(readonly pool: Pool, readonly whole: Memory, sizes: number[]) {
     this.device = whole.owner.device;
     let offset = 0;
     this.slots = sizes.map((bytes, i) => {
@@ -341,6 +344,8 @@ export class FlatBlock {
       return slot;
     });
     whole.slots = this.slots;
+    this.#slack = whole.bytes - offset;
+    pool.slack += this.#slack;
     this.#held = sizes.length;
   }
 
@@ -353,6 +358,7 @@ export class FlatBlock {
     this.whole.batch = Math.max(this.whole.batch, slot.batch);
     if (--this.#held > 0) return;
     this.whole.slots = [];
+    this.pool.slack -= this.#slack;
     this.whole.free();
   }
 }
