@@ -518,8 +518,9 @@ function setRandom(tape: Tape, to: ReturnType<typeof randomOf>): void {
  * `fn(...inputs)` without keeping what it computes inside: the backward pass runs it again. Costs its forward pass a second time, saves the memory of all
  * its intermediate results.
  *
- * `fn` is synchronous and returns one tensor. The recomputation draws the same random numbers, with dropout on or off as it was; what else `fn` reads must not change before it. Gradients reach the inputs and also parameters that
- * `fn` uses without being given them. Throws a TypeError for a returned Promise or what is no Tensor. Source: Chen et al. 2016; `torch.utils.checkpoint`.
+ * `fn` is synchronous and returns one tensor. The recomputation draws the same random numbers, with dropout on or off as it was; what else `fn` reads must not
+ * change before `backward()`. Gradients reach the inputs and also parameters that `fn` uses without being given them. Throws a TypeError for a returned Promise or
+ * what is no Tensor. Source: Chen et al. 2016; `torch.utils.checkpoint`.
  *
  * @example
  * ```ts

@@ -39,7 +39,8 @@ function parts(op: string, { model, optimizer }: Partial<Checkpoint>): void {
 
 /**
  * Saves model, optimizer, step, random state and `info.tuning` to a safetensors file: a run that is loaded from it repeats the unbroken run bit for bit on the
- * same adapter. Written under a temporary name and renamed: a kill at any moment leaves the old or the new file whole.
+ * same adapter. Save outside of a tape: what random ops draw later in an open one depends also on those before them in it, which is not saved.
+ * Written under a temporary name and renamed: a kill at any moment leaves the old or the new file whole.
  *
  * Throws an Error rather than overwrite with less: where the file is a checkpoint of a later step, or has tensors that this one lacks (an optimizer, a larger model), or is
  * no checkpoint. `overwrite: true` replaces it all the same.
