@@ -21,22 +21,15 @@ import {
   vectorOf,
 } from "./epilogue.ts";
 import { gpu } from "./gpu/gpu.ts";
-import {
-  type BufferType,
-  type Kernel,
-  type KernelSpec,
-  type Launch,
-  run,
-  runTogether,
-  variants,
-} from "./gpu/kernel.ts";
+import { type BufferType, type Kernel, type KernelSpec, type Launch, pairOf, variants } from "./gpu/kernel.ts";
+import type { Memory } from "./gpu/memory.ts";
 import { TENSOR_DEPTH, tensorKernel, tensorTile } from "./tensor_cores.ts";
 import {
   type Choice,
   choose,
   chooseShared,
   matmulTuning,
-  type Size,
+  remembered,
   slabsAhead,
   threadsOf,
   TILES,
@@ -397,36 +390,16 @@ export interface Product {
   epilogue?: Epilogue;
 }
 
-/** How the kernels read a product's operands and write its result. */
-interface Plan {
-  params: Record<string, number>;
-  aMode: string;
-  bMode: string;
-  size: Size;
-  scalar: boolean;
-  wide: boolean;
-  tensors: ReturnType<typeof tensorTile>;
+/** How a product is computed: in one launch, or, where it is cut into pieces along k, in one for their products and one for the sums of those. */
+interface Recipe {
+  launch: Launch;
+  pieces: number;
+  sums: Launch | null;
 }
 
-function planOf(product: Product): Plan {
-  const { a, b, c, rows, columns, depth, batches = 1, epilogue = {} } = product, cOffset = c.offset ?? 0;
-  const { bias, activation, slope, plus } = epilogue;
-  const params = {
-    rows,
-    columns,
-    depth,
-    whole: 2 ** 32 - 1,
-    batches,
-    aOffset: a.offset ?? 0,
-    aBatch: a.batch,
-    aK: a.column,
-    aAcross: a.row,
-    bOffset: b.offset ?? 0,
-    bBatch: b.batch,
-    bK: b.row,
-    bAcross: b.column,
-    cOffset,
-  };
+/** How the kernels read a product's operands, and what the choice of its tile depends on. */
+function reading({ a, b, c, rows, columns, depth, batches = 1, epilogue = {} }: Product) {
+  const { bias, activation, slope, plus } = epilogue, cOffset = c.offset ?? 0;
   // a compiler for CPUs takes half a second for each variant and gains little by vec4s and long bodies: there, one variant serves all strides
   const scalar = matmulTuning.scalar ?? gpu().info.isSoftware, wide = !scalar && columns % 4 === 0 && cOffset % 4 === 0;
   const modes = (w: number) =>
@@ -434,23 +407,33 @@ function planOf(product: Product): Plan {
   const eights = a.element === "f16" && b.element === "f16" ? modes(8) : ["s"], halves = !eights.includes("s");
   const [aMode, bMode] = halves ? eights : modes(4);
   const size = { rows, columns, depth, batches, cut: !bias && !activation && !slope && !plus && batches === 1, halves };
-  return { params, aMode, bMode, size, scalar, wide, tensors: tensorTile(a, aMode, b, bMode, size) };
+  return { aMode, bMode, size, scalar, wide, tensors: tensorTile(a, aMode, b, bMode, size) };
 }
 
-/** The launches of a product: one, or, where it is cut into pieces along k, one for their products, which lie in scratch memory, and one for the sums of those. */
-function launchesOf({ product, plan, choice, scratch }: {
-  product: Product;
-  plan: Plan;
-  choice: Choice;
-  scratch: DisposableStack;
-}): Launch[] {
-  const { a, b, c, rows, columns, depth, epilogue = {} } = product, { sums, add } = epilogue;
-  const { aMode, bMode, size: { halves }, scalar, tensors } = plan, part = tensors?.part ?? choice.part;
-  const launch = (c: Plain, wide: boolean, params: Record<string, number>, epilogue: Epilogue): Launch => {
+function recipeOf(product: Product, how: ReturnType<typeof reading>, choice: Choice): Recipe {
+  const { a, b, c, rows, columns, depth, batches = 1, epilogue = {} } = product, { sums, add } = epilogue;
+  const { aMode, bMode, size: { halves }, scalar, wide, tensors } = how, part = tensors?.part ?? choice.part;
+  const cOffset = c.offset ?? 0,
+    params = {
+      rows,
+      columns,
+      depth,
+      whole: 2 ** 32 - 1,
+      batches,
+      aOffset: a.offset ?? 0,
+      aBatch: a.batch,
+      aK: a.column,
+      aAcross: a.row,
+      bOffset: b.offset ?? 0,
+      bBatch: b.batch,
+      bK: b.row,
+      bAcross: b.column,
+      cOffset,
+    };
+  const launch = (params: Record<string, number>, end: string): Launch => {
     const { depth, whole, batches } = params, last = Math.min(depth, whole - (batches - 1) * depth);
     const tailOf = (turn: number) => depth % turn || last % turn ? "tail" : "whole";
-    const end = epilogueKey(c.element, wide, epilogue), tile = TILES[choice.tile];
-    const unroll = matmulTuning.unroll ?? (gpu().info.isSoftware ? 4 : tile.depth);
+    const tile = TILES[choice.tile], unroll = matmulTuning.unroll ?? (gpu().info.isSoftware ? 4 : tile.depth);
     const { m, n } = tensors ? { m: tensors.side, n: tensors.side } : tile;
     return {
       kernel: tensors ? tensorKernel(`${m},${aMode},${bMode},${tailOf(TENSOR_DEPTH)},${end}`) : kernel(
@@ -458,37 +441,77 @@ function launchesOf({ product, plan, choice, scratch }: {
           tailOf(turnOf(tile, halves))
         },${end}`,
       ),
-      buffers: { a: a.memory, b: b.memory, ...epilogueMemories(c.memory, epilogue) },
       params,
       workgroups: Math.ceil(rows / m) * Math.ceil(columns / n) * batches,
     };
   };
-  if (part === depth) return [launch(c, plan.wide, plan.params, epilogue)];
+  if (part === depth) {
+    return { launch: launch(params, epilogueKey(c.element, wide, epilogue)), pieces: 1, sums: null };
+  }
   const size = rows * columns, pieces = Math.ceil(depth / part);
-  const products = scratch.use(gpu().pool.take(4 * pieces * size));
-  const rowSums = sums && scratch.use(gpu().pool.take(4 * pieces * rows));
   const cut = { depth: part, whole: depth, batches: pieces, aBatch: part * a.column, bBatch: part * b.row, cOffset: 0 };
-  return [
-    launch({ memory: products, element: "f32" }, !scalar && columns % 4 === 0, { ...plan.params, ...cut }, {
-      sums: rowSums && { memory: rowSums, element: "f32" },
-    }),
-    {
+  const partial = { sums: sums && { ...sums, element: "f32" as const } };
+  return {
+    launch: launch({ ...params, ...cut }, epilogueKey("f32", !scalar && columns % 4 === 0, partial)),
+    pieces,
+    sums: {
       kernel: sumPieces(`${c.element},${sums?.element ?? "none"},${add ? "add" : "set"}`),
-      buffers: { partial: products, c: c.memory, ...sums && { partialSums: rowSums!, sums: sums.memory } },
-      params: { size, rows, pieces, cOffset: c.offset ?? 0 },
+      params: { size, rows, pieces, cOffset },
       workgroups: Math.ceil((size + (sums ? rows : 0)) / 256),
     },
-  ];
+  };
+}
+
+/** Recipes of one or two products, and where two share a launch what runs both, by all that they depend on: making them takes the host 10 µs a product, finding them 1. */
+const recipes = remembered<{ recipes: Recipe[]; pair: ReturnType<typeof pairOf> }>();
+
+const keyOf = ({ a, b, c, rows, columns, depth, batches, epilogue = {} }: Product) =>
+  `${rows},${columns},${depth},${batches},${c.offset},${a.element},${a.offset},${a.batch},${a.row},${a.column},${b.element},${b.offset},${b.batch},${b.row},${b.column},${
+    epilogueKey(c.element, false, epilogue)
+  };`;
+
+function prepared(products: Product[]): { recipes: Recipe[]; pair: ReturnType<typeof pairOf> } {
+  const ways = products.map(reading), sizes = ways.map(({ size }) => size);
+  const shared = products.length === 2 && !ways.some(({ tensors }) => tensors)
+    ? chooseShared(sizes[0], sizes[1])
+    : null;
+  const recipes = products.map((product, i) => recipeOf(product, ways[i], shared?.[i] ?? choose(sizes[i])));
+  const [first, second] = recipes;
+  return { recipes, pair: shared && pairOf(first.launch, second.launch) };
 }
 
 /** Computes a product, or two of which neither needs the other's result: small ones then share a launch. */
 export function matmul(...products: Product[]): void {
-  using scratch = new DisposableStack();
-  const plans = products.map(planOf), sizes = plans.map(({ size }) => size);
-  const shared = plans.length === 2 && !plans.some(({ tensors }) => tensors) ? chooseShared(sizes[0], sizes[1]) : null;
-  const launches = products.map((product, i) =>
-    launchesOf({ product, plan: plans[i], choice: shared?.[i] ?? choose(sizes[i]), scratch })
-  );
-  if (shared) runTogether(launches[0].shift()!, launches[1].shift()!);
-  for (const launch of launches.flat()) run(launch);
+  if (products.length === 0) return;
+  let key = "";
+  for (const product of products) key += keyOf(product);
+  const { recipes: all, pair } = recipes(key, () => prepared(products));
+  const scratch: Memory[] = [];
+  const take = (floats: number) => {
+    const memory = gpu().pool.take(4 * floats);
+    scratch.push(memory);
+    return memory;
+  };
+  try {
+    const launches: (Launch & { buffers: Record<string, Memory> })[] = [], sums: typeof launches = [];
+    for (let i = 0; i < products.length; i++) {
+      const { a, b, c, rows, columns, epilogue = {} } = products[i], { launch, pieces, sums: sum } = all[i];
+      let to = c.memory, rowSums = epilogue.sums?.memory;
+      if (sum) {
+        to = take(pieces * rows * columns);
+        const partialSums = rowSums && take(pieces * rows);
+        const buffers = { partial: to, c: c.memory, ...partialSums && { partialSums, sums: rowSums! } };
+        sums.push({ ...sum, buffers });
+        rowSums = partialSums;
+      }
+      const buffers: Record<string, Memory> = { a: a.memory, b: b.memory, ...epilogueMemories(to, epilogue) };
+      if (rowSums) buffers.sums = rowSums;
+      launches.push({ ...launch, buffers });
+    }
+    if (pair) pair(launches[0].buffers, launches[1].buffers);
+    else for (const { kernel, buffers, params, workgroups } of launches) kernel.run(buffers, params, workgroups);
+    for (const { kernel, buffers, params, workgroups } of sums) kernel.run(buffers, params, workgroups);
+  } finally {
+    for (const memory of scratch) memory.free();
+  }
 }

@@ -100,33 +100,26 @@ const FIRST_SHARED = 4;
 /** Least steps of k of a piece of a product that is cut along k. */
 const LEAST_PIECE = 64;
 
-/** What was chosen for products on a device under a tuning: choosing takes the host 3 µs, as long as all else that it does for a product. */
-const chosen = {
-  by: new Map<string, unknown>(),
-  info: null as GpuInfo | null,
-  tuning: null as Tuning | null,
-};
-
-function remembered<T>(sizes: Size[], search: (...sizes: Size[]) => T): T {
-  const { info } = gpu(), { tile, pieces, shared } = matmulTuning;
-  if (tile !== null || pieces !== null || shared !== null) return search(...sizes);
-  if (chosen.info !== info || chosen.tuning !== info.tuning || chosen.by.size > 10_000) {
-    chosen.by.clear();
-    chosen.info = info;
-    chosen.tuning = info.tuning;
-  }
-  let key = "";
-  for (const s of sizes) key += `${s.rows},${s.columns},${s.depth},${s.batches},${s.cut},${s.halves};`;
-  let found = chosen.by.get(key) as T | undefined;
-  if (found === undefined) chosen.by.set(key, found = search(...sizes));
-  return found;
+/** What `make` gave for a key on a device under a tuning: nothing is kept under overrides. */
+export function remembered<T>(): (key: string, make: () => T) => T {
+  const by = new Map<string, T>();
+  let device: GpuInfo | null = null, tuning: Tuning | null = null;
+  return (key, make) => {
+    const { info } = gpu();
+    for (const name in matmulTuning) if (matmulTuning[name as keyof typeof matmulTuning] !== null) return make();
+    if (device !== info || tuning !== info.tuning || by.size > 10_000) {
+      by.clear();
+      device = info;
+      tuning = info.tuning;
+    }
+    let found = by.get(key);
+    if (found === undefined) by.set(key, found = make());
+    return found;
+  };
 }
 
 /** The tile for a product, and its pieces. */
-export const choose = (size: Size): Choice => remembered([size], (size) => cheapest(waysOf(size)));
-
-/** The same for two products that share a launch, and so a tile; null where two launches are as good. */
-export const chooseShared = (a: Size, b: Size): [Choice, Choice] | null => remembered([a, b], searchShared);
+export const choose = (size: Size): Choice => cheapest(waysOf(size));
 
 /** Workgroups that go equally far along k. */
 interface Groups {
@@ -170,7 +163,8 @@ function waysOf({ rows, columns, depth, batches, cut, halves }: Size): Way[] {
   return ways;
 }
 
-function searchShared(...sizes: [Size, Size]): [Choice, Choice] | null {
+/** The same for two products that share a launch, and so a tile; null where two launches are as good. */
+export function chooseShared(...sizes: [Size, Size]): [Choice, Choice] | null {
   const { isSoftware, tuning } = gpu().info, [a, b] = sizes.map(waysOf);
   if (!(matmulTuning.shared ?? !isSoftware)) return null; // a compiler for CPUs takes longer than a launch for each pair
   let best: [Choice, Choice] | null = null;

@@ -238,48 +238,54 @@ export function spans(count: number, turns: number): [start: number, end: number
   ]);
 }
 
-/** What one dispatch takes. */
+/** A dispatch, but for what it binds. */
 export interface Launch {
   kernel: Kernel;
-  buffers: Record<string, Memory>;
   params: Record<string, number>;
   workgroups: number;
 }
 
-/** Runs one. */
-export function run({ kernel, buffers, params, workgroups }: Launch): void {
-  kernel.run(buffers, params, workgroups);
-}
-
-const shared = new WeakMap<Kernel, WeakMap<Kernel, Kernel>>();
+const joined = new WeakMap<Kernel, WeakMap<Kernel, Kernel>>();
 
 /**
- * Runs two launches, of which neither needs what the other writes, as one where their kernels' workgroups are of one size and what they bind may be bound together. Small ones so
- * fill a GPU together, and the host encodes one: on an H100 both gradients of a product of 2048×128×512 take 28 µs, else 39.
+ * What runs two launches on their buffers as one, where neither needs what the other writes: small ones so fill a GPU together, and the host encodes one (both gradients of a product of
+ * 2048×512×128 take an H100 25 µs so, else 29). Null where their workgroups differ in size or the device binds too few buffers.
  */
-export function runTogether(a: Launch, b: Launch): void {
-  const { workgroup: size } = a.kernel.spec, memories = Object.values(a.buffers), others = Object.values(b.buffers);
-  const fits = size === b.kernel.spec.workgroup &&
-    memories.length + others.length <= gpu().info.limits.maxStorageBuffersPerShaderStage &&
-    a.workgroups > 0 && b.workgroups > 0 && !meet(a, b) && !meet(b, a);
-  if (!fits) return [a, b].forEach(run);
-  let kernels = shared.get(a.kernel);
-  if (!kernels) shared.set(a.kernel, kernels = new WeakMap());
-  let kernel = kernels.get(b.kernel);
-  if (!kernel) kernels.set(b.kernel, kernel = defineKernel(both(a.kernel.spec, b.kernel.spec)));
-  const buffers = { ...a.buffers, ...second(b.buffers) }, params = { ...a.params, ...second(b.params) };
-  kernel.run(buffers, { ...params, split: a.workgroups }, a.workgroups + b.workgroups);
-}
-
-/** Whether b binds, to read or to write, what lies in a buffer that a writes. */
-function meet(a: Launch, b: Launch): boolean {
-  const others = Object.values(b.buffers);
-  return Object.entries(a.kernel.spec.buffers).some(([name, type]) =>
-    type.startsWith("write") && others.some(({ buffer }) => buffer === a.buffers[name].buffer)
+export function pairOf(
+  a: Launch,
+  b: Launch,
+): ((first: Record<string, Memory>, second: Record<string, Memory>) => void) | null {
+  const [one, two] = [a.kernel.spec, b.kernel.spec], names = Object.keys(two.buffers);
+  const { maxStorageBuffersPerShaderStage: most } = gpu().info.limits;
+  if (one.workgroup !== two.workgroup || Object.keys(one.buffers).length + names.length > most) return null;
+  const kernels = joined.get(a.kernel) ?? new WeakMap(), kernel = kernels.get(b.kernel) ?? defineKernel(both(one, two));
+  joined.set(a.kernel, kernels);
+  kernels.set(b.kernel, kernel);
+  const renamed = names.map((name) => `${name}_b`);
+  const params = { ...a.params, ...suffixed(b.params), split: a.workgroups }, workgroups = a.workgroups + b.workgroups;
+  const writes = [one, two].map(({ buffers }) =>
+    Object.keys(buffers).filter((name) => buffers[name].startsWith("write"))
   );
+  // a buffer that one writes must not be bound by the other, even elsewhere in it
+  const meet = (writes: string[], buffers: Record<string, Memory>, others: Record<string, Memory>) => {
+    for (const name of writes) {
+      for (const other in others) if (buffers[name].buffer === others[other].buffer) return true;
+    }
+    return false;
+  };
+  return (first, second) => {
+    if (meet(writes[0], first, second) || meet(writes[1], second, first)) {
+      a.kernel.run(first, a.params, a.workgroups);
+      b.kernel.run(second, b.params, b.workgroups);
+      return;
+    }
+    const buffers = { ...first };
+    for (let i = 0; i < names.length; i++) buffers[renamed[i]] = second[names[i]];
+    kernel.run(buffers, params, workgroups);
+  };
 }
 
-const second = <T>(record: Record<string, T>): Record<string, T> =>
+const suffixed = <T>(record: Record<string, T>): Record<string, T> =>
   Object.fromEntries(Object.entries(record).map(([name, value]) => [`${name}_b`, value]));
 
 /** Two kernels as one, whose first `split` workgroups are a's. b's names have `_b` behind them; workgroup variables that both declare alike are one. */
@@ -294,8 +300,8 @@ function both(a: KernelSpec, b: KernelSpec): KernelSpec {
     text.replace(new RegExp(`(?<![.\\w])(${names})\\b`, "g"), "$1_b").replace(/\bparams\.(\w+)/g, "params.$1_b");
   return {
     name: a.name === b.name ? `${a.name} ×2` : `${a.name}, ${b.name}`,
-    buffers: { ...a.buffers, ...second(b.buffers) },
-    params: { ...a.params, ...second(b.params ?? {}), split: "u32" },
+    buffers: { ...a.buffers, ...suffixed(b.buffers) },
+    params: { ...a.params, ...suffixed(b.params ?? {}), split: "u32" },
     workgroup: a.workgroup,
     subgroups: a.subgroups || b.subgroups,
     directives: `${a.directives ?? ""}${b.directives ?? ""}`,
