@@ -27,6 +27,7 @@ import {
   LOG2E,
   MANY,
   polynomials,
+  SLIGHT,
   TERMS,
   type Variant,
   type Way,
@@ -177,11 +178,9 @@ ${
 
   ${
       // where no gradient is wanted nothing tells of rows in which a mixture's logarithm is next to nothing beside d
-      formula.first === MIXTURE && !student && !teacher
+      v.slight || formula.first === MIXTURE && !student && !teacher
         ? ""
-        : `if (params.columns >= ${MANY}u && k <= 1e6${
-          student?.careful || teacher?.careful ? " && params.share >= 0.02" : ""
-        }) {
+        : `if (params.columns >= ${MANY}u && k <= 1e6) {
   ${fast(way)}
   }`}
 
@@ -236,6 +235,7 @@ export function divergenceRows(
 ): void {
   const { labels, counts, upstream, parts, dStudent, dTeacher } = b;
   const inPlace = dStudent === b.student || dTeacher === b.teacher;
+  const share = Math.min(n.beta, 1 - n.beta), { student: ofStudent, teacher: ofTeacher } = FORMULAS[name];
   const variant: Variant = {
     name: name === "jsd" && n.beta === 0.5 ? "halfJsd" : name,
     student,
@@ -245,6 +245,8 @@ export function divergenceRows(
     crossEntropy: parts !== null,
     inPlace,
     flip: FORMULAS[name].first === MIXTURE && n.beta > 0.5,
+    slight: dStudent !== null && ofStudent?.slight !== undefined && n.beta < SLIGHT ||
+      dTeacher !== null && ofTeacher?.slight !== undefined && 1 - n.beta < SLIGHT,
     power: parts && (n.temperature === 1 || n.temperature === 2) ? n.temperature : null,
   };
   const walk = planRow(n.columns, "two", { halves: inHalves(variant), lean: differs(variant) });
@@ -261,7 +263,7 @@ export function divergenceRows(
   if (parts) Object.assign(buffers, parts);
   if (dStudent && !inPlace) buffers.dStudent = dStudent;
   if (dTeacher && !inPlace) buffers.dTeacher = dTeacher;
-  const share = Math.min(n.beta, 1 - n.beta), fitted: Record<string, number> = {};
+  const fitted: Record<string, number> = {};
   for (const { name, near, power } of polynomials(variant)) {
     fit((d) => near(d, n.beta) / d ** power, -1, 1, TERMS).forEach((c, i) => fitted[name + i] = c);
   }
