@@ -413,23 +413,23 @@ function reading({ a, b, c, rows, columns, depth, batches = 1, epilogue = {} }: 
 function recipeOf(product: Product, how: ReturnType<typeof reading>, choice: Choice): Recipe {
   const { a, b, c, rows, columns, depth, batches = 1, epilogue = {} } = product, { sums, add } = epilogue;
   const { aMode, bMode, size: { halves }, scalar, wide, tensors } = how, part = tensors?.part ?? choice.part;
-  const cOffset = c.offset ?? 0,
-    params = {
-      rows,
-      columns,
-      depth,
-      whole: 2 ** 32 - 1,
-      batches,
-      aOffset: a.offset ?? 0,
-      aBatch: a.batch,
-      aK: a.column,
-      aAcross: a.row,
-      bOffset: b.offset ?? 0,
-      bBatch: b.batch,
-      bK: b.row,
-      bAcross: b.column,
-      cOffset,
-    };
+  const cOffset = c.offset ?? 0;
+  const params = {
+    rows,
+    columns,
+    depth,
+    whole: 2 ** 32 - 1,
+    batches,
+    aOffset: a.offset ?? 0,
+    aBatch: a.batch,
+    aK: a.column,
+    aAcross: a.row,
+    bOffset: b.offset ?? 0,
+    bBatch: b.batch,
+    bK: b.row,
+    bAcross: b.column,
+    cOffset,
+  };
   const launch = (params: Record<string, number>, end: string): Launch => {
     const { depth, whole, batches } = params, last = Math.min(depth, whole - (batches - 1) * depth);
     const tailOf = (turn: number) => depth % turn || last % turn ? "tail" : "whole";
@@ -462,7 +462,7 @@ function recipeOf(product: Product, how: ReturnType<typeof reading>, choice: Cho
   };
 }
 
-/** Recipes of one or two products, and where two share a launch what runs both, by all that they depend on: making them takes the host 10 µs a product, finding them 1. */
+/** Recipes of one or two products, and where two share a launch what runs both, by all that they depend on: a training step asks for the same ones again and again. */
 const recipes = remembered<{ recipes: Recipe[]; pair: ReturnType<typeof pairOf> }>();
 
 const keyOf = ({ a, b, c, rows, columns, depth, batches, epilogue = {} }: Product) =>
