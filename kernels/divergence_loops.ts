@@ -341,7 +341,7 @@ export function careful({ v, formula, exact, student, teacher, writeStudent, wri
   ${finish}
   ${late ? exact.each(`${terms}\n    ${late}`) : ""}`;
   };
-  const fades = [student?.faded && "student_fades", teacher?.faded && "teacher_fades"].filter(Boolean);
+  const flags = [student?.faded && "student_fades", teacher?.faded && "teacher_fades"].filter(Boolean);
   return `  // the normalisers, and the range of student − teacher
   var range_part = vec2f(LOW, LOW);
   ${
@@ -411,8 +411,8 @@ export function careful({ v, formula, exact, student, teacher, writeStudent, wri
       : ""
   }
   ${
-    formula.fadesApart && fades.length > 0
-      ? `if (lane == 0u) { trusted = select(0u, 1u, ${fades.join(" || ")}); } // by memory, so that all may meet in them
+    formula.fadesApart && flags.length > 0
+      ? `if (lane == 0u) { trusted = select(0u, 1u, ${flags.join(" || ")}); } // by memory, so that all may meet in them
   if (workgroupUniformLoad(&trusted) == 1u) { ${loops(true)} } else { ${loops(false)} }`
       : loops(true)
   }`;

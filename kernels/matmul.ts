@@ -393,7 +393,6 @@ export interface Product {
 /** How a product is computed: in one launch, or, where it is cut into pieces along k, in one for their products and one for the sums of those. */
 interface Recipe {
   launch: Launch;
-  pieces: number;
   sums: Launch | null;
 }
 
@@ -446,14 +445,13 @@ function recipeOf(product: Product, how: ReturnType<typeof reading>, choice: Cho
     };
   };
   if (part === depth) {
-    return { launch: launch(params, epilogueKey(c.element, wide, epilogue)), pieces: 1, sums: null };
+    return { launch: launch(params, epilogueKey(c.element, wide, epilogue)), sums: null };
   }
   const size = rows * columns, pieces = Math.ceil(depth / part);
   const cut = { depth: part, whole: depth, batches: pieces, aBatch: part * a.column, bBatch: part * b.row, cOffset: 0 };
   const partial = { sums: sums && { ...sums, element: "f32" as const } };
   return {
     launch: launch({ ...params, ...cut }, epilogueKey("f32", !scalar && columns % 4 === 0, partial)),
-    pieces,
     sums: {
       kernel: sumPieces(`${c.element},${sums?.element ?? "none"},${add ? "add" : "set"}`),
       params: { size, rows, pieces, cOffset },
@@ -495,9 +493,10 @@ export function matmul(...products: Product[]): void {
   try {
     const launches: (Launch & { buffers: Record<string, Memory> })[] = [], sums: typeof launches = [];
     for (let i = 0; i < products.length; i++) {
-      const { a, b, c, rows, columns, epilogue = {} } = products[i], { launch, pieces, sums: sum } = all[i];
+      const { a, b, c, rows, columns, epilogue = {} } = products[i], { launch, sums: sum } = all[i];
       let to = c.memory, rowSums = epilogue.sums?.memory;
       if (sum) {
+        const { pieces } = sum.params;
         to = take(pieces * rows * columns);
         const partialSums = rowSums && take(pieces * rows);
         const buffers = { partial: to, c: c.memory, ...partialSums && { partialSums, sums: rowSums! } };
