@@ -101,54 +101,128 @@ const inHalves = (v: CrossEntropyVariant) => v.logits === "f16" && v.target === 
 
 const kernel: (key: string) => Kernel = variants((key: string): KernelSpec => {
   const { plan: planText, ...v } = JSON.parse(key) as CrossEntropyVariant & { plan: string };
-  const plan = parsePlan(planText);
-  const soft = v.target !== "index", dLogits = v.inPlace ? "logits" : "d_logits";
-  // without smoothing a class index has the weight of its own class alone (4096×32003 took an H100 0.39 ms with the others', now 0.36)
-  const weighted = v.weight && (soft || v.smooth);
+  const plan = parsePlan(planText), soft = v.target !== "index", dLogits = v.inPlace ? "logits" : "d_logits";
   const streams: Record<string, Element> = { logits: v.logits, ...soft ? { probability: v.target as Element } : {} };
   const outputs: Record<string, Element> = v.gradient ? { [dLogits]: v.logits } : {};
   const { head, begin, each, sum, normalise, overwrite } = rowCode(plan, streams, outputs, { halves: inHalves(v) });
-  // with a softcap x is y = tanh u and k the cap; where registers keep the row they take y: a first version took an H100 0.39 ms for 4096×32000 so, 0.49 with the tanh twice
+
+  // First what bodies of loops say of four columns: x4, with x = k·x4, and w4, and t' as t4.
+  // With a softcap x4 is y = tanh u, and k the cap; where registers keep the row they take y: a first version took an H100 0.39 ms for 4096×32000 so, 0.49 with the tanh twice
   const capped = v.softcap && plan.quads > 0 && !plan.more && !v.extras && !v.inPlace;
   const capping = "let u4 = logits4 * params.to_cap; let x4 = tanh4_(u4);",
     squashed = "tanh4_(logits4 * params.to_cap)";
   const x = v.softcap && !capped ? capping : "let x4 = logits4;";
-  // a float in 32 bytes of the weights is read beside the row, so that the last loop finds them in the nearest cache: every option at 4096×32000 took 0.42 ms, now 0.40
+  // without smoothing a class index has the weight of its own class alone (4096×32003 took an H100 0.39 ms with the others', now 0.36)
+  const weighted = v.weight && (soft || v.smooth), ones = "let w4 = vec4f(1.0);";
+  // (behind the last class lies whatever the memory held)
+  const w = weighted
+    ? `let w4 = ${plan.wide ? "weight_at(columns4)" : "select(vec4f(0.0), weight_at(columns4), live4)"};`
+    : ones;
+  const t =
+    "let t4 = select(vec4f(0.0), (1.0 - params.smoothing) * probability4 + params.smoothing / f32(params.columns), live4);";
+  // what they add to −Σ w·t'·(m − x) or −Σ w·(m − x): 0 for −∞, which counts for itself where it has a weight, so that 0·∞ = 0; y has none
+  const spread = (w: string) =>
+    v.softcap ? `spread += dot(${w}, select(vec4f(0.0), x4 - m, live4));` : `let endless4 = x4 < vec4f(-3.4e38);
+    spread += vec2f(dot(${w}, select(x4 - m, vec4f(0.0), endless4 | !live4)), sum_of(select(vec4f(0.0), vec4f(1.0), endless4 & live4 & (${w} > vec4f(0.0)))));`;
+  // the gradient, linear in prob: slope·prob − level·w, of soft targets slope·prob − level·w·t'; times the slope of the softcap
+  const writing = (bend: string) =>
+    `let prob4 = exp2((x4 - m) * k2 - log_sum2);
+    let g4 = slope * prob4 - level${soft ? " * (w4 * t4)" : weighted ? " * w4" : ""};
+    store_${dLogits}(at4, live4, g4${bend});`;
+  const bend = v.softcap && !capped
+    ? "var bend4 = 1.0 - x4 * x4; if (dot(x4, x4) > 0.8) { bend4 = sech_squared4_(u4); }"
+    : "";
+
+  // Then the steps, in their order. Rows that count nowhere:
+  const zeroRow = v.gradient ? each(`store_${dLogits}(at4, live4, vec4f(0.0));`) : "";
+  const ignoredRow = soft ? "" : `if (labels[at] == params.ignore_index) {
+    if (lane == 0u) { loss[at] = 0.0; ${v.extras ? "z_rows[at] = 0.0; hits[at] = 0.0;" : ""} }
+    ${v.extras ? "" : `${zeroRow}\n    return;`}
+  }`;
+
+  // what is read early and used late, by one thread into workgroup memory
+  const scales = soft
+    ? `let scale = select(1.0, 1.0 / f32(params.all_rows), is_mean);
+    given[0] = vec4f(up, scale, scale, 0.0);`
+    : `// no kept row, or kept rows of weight 0: nothing to divide
+    let scale = select(1.0, select(0.0, 1.0 / counts[1], counts[1] != 0.0), is_mean);
+    let z_scale = select(1.0, select(0.0, 1.0 / counts[0], counts[0] != 0.0), is_mean);
+    given[0] = vec4f(up, scale, z_scale, counts[2]);
+    let some_label = min(label, params.columns - 1u);
+    given[1] = vec4f(element(row, some_label), ${v.weight ? "weight_of(some_label)" : "1.0"}, 0.0, 0.0);`;
+
+  // m and log Σ eˣ⁻ᵐ, and Σ w·t'. A float in 32 bytes of the weights is read beside the row, so that the last loop finds them in the nearest cache: every option at 4096×32000
+  // took 0.42 ms, now 0.40
   const touched = capped && weighted
     ? Array.from(
       { length: Math.ceil(plan.quads / 2) },
       (_, i) => `weight[min(${2 * i * plan.threads}u + 2u * lane, params.columns / 4u - 1u)].x`,
     ).reduce((a, b) => `max(${a}, ${b})`)
     : null;
-  // (behind the last class lies whatever the memory held)
-  const weight = weighted
-    ? `let w4 = ${plan.wide ? "weight_at(columns4)" : "select(vec4f(0.0), weight_at(columns4), live4)"};`
-    : "let w4 = vec4f(1.0);";
-  // t' and the gradient's sum of weights
-  const t =
-    "let t4 = select(vec4f(0.0), (1.0 - params.smoothing) * probability4 + params.smoothing / f32(params.columns), live4);";
-  // what a column adds to −Σ w·t'·(m − x) or −Σ w·(m − x): 0 for −∞, which counts for itself where it has a weight, so that 0·∞ = 0; y has none
-  const spread = (w: string) =>
-    v.softcap ? `spread += dot(${w}, select(vec4f(0.0), x4 - m, live4));` : `let endless4 = x4 < vec4f(-3.4e38);
-    spread += vec2f(dot(${w}, select(x4 - m, vec4f(0.0), endless4 | !live4)), sum_of(select(vec4f(0.0), vec4f(1.0), endless4 & live4 & (${w} > vec4f(0.0)))));`;
-  const parts = `${soft || weighted ? weight : ""} ${soft ? t : ""}`;
-  // a gradient is linear in prob: slope·prob − level·w, with soft targets level·w·t'; the label's column is written once more by the thread that wrote it
-  const writing = (bend: string) =>
-    `let prob4 = exp2((x4 - m) * k2 - log_sum2);
-    let g4 = slope * prob4 - level${soft ? " * (w4 * t4)" : weighted ? " * w4" : ""};
-    store_${dLogits}(at4, live4, g4${bend});`;
-  const gradientLoop = `${x} ${parts}
-    ${soft ? spread("w4 * t4") : v.smooth ? (weighted ? "" : "let w4 = vec4f(1.0);") + spread("w4") : ""}
-    ${v.softcap && !capped ? "var bend4 = 1.0 - x4 * x4; if (dot(x4, x4) > 0.8) { bend4 = sech_squared4_(u4); }" : ""}
-    ${writing(capped ? " * (1.0 - x4 * x4)" : v.softcap ? " * bend4" : "")}`;
-  // near ±1 the slope 1 − tanh² has the digits of u, not of y: the few columns that are there are read and written again
-  const steepLoop = !capped ? "" : `if (steep > 0.8) {
-    ${
-    rowCode({ ...plan, quads: 0, more: true }, streams, outputs).each(
-      `${capping} if (dot(x4, x4) > 0.8) { ${parts} ${writing(" * sech_squared4_(u4)")} }`,
-    )
-  }
+  const normalised = normalise(
+    [{
+      name: "x",
+      value: v.softcap && !capped ? squashed : "logits4",
+      k: "k",
+      becomes: capped ? squashed : undefined,
+    }],
+    (soft ? `{ ${w} ${t} mass_part += sum_of(w4 * t4); }` : "") +
+      (capped ? "let bent4 = select(vec4f(0.0), x4, live4); steep = max(steep, dot(bent4, bent4));" : ""),
+  );
+  const labelOrMass = soft
+    ? `let mass = ${sum("mass_part", "f32")};`
+    : `// a label that is no class poisons its row: it came from the GPU and nobody could check it
+  var nan_bits = 0x7fc00000u;
+  let known = label < params.columns;
+  let poison = select(bitcast<f32>(nan_bits), 0.0, known);
+  let label_weight = given[1].y + poison;`;
+
+  // slope and level of the gradient; for a label also those of its own column, and its loss
+  const zLoss = "select(0.0, params.z_loss * lse * lse * z_scale, params.z_loss > 0.0)"; // lse² may overflow
+  const slopes = soft
+    ? `let slope = (scale * mass + z_slope) * outer;
+  let level = scale * outer;`
+    : `let sharp = scale * (1.0 - params.smoothing) * label_weight * outer;
+  let smooth_ = scale * params.smoothing / f32(params.columns) * outer;
+  let even = smooth_ * given[0].w + z_slope * outer;
+  let slope = sharp + even;
+  let level = smooth_ + poison;
+  if (lane == 0u) {
+    let label_loss = log_sum - (capped(given[1].x) - m) * k; // capped as m is: a row's only likely class has loss 0
+    given[2] = vec4f(sharp, even, expm1_(-label_loss), label_loss);
+    given[3] = vec4f(${zLoss});
   }`;
+
+  // the loop that writes the gradient and sums what smoothing and soft targets need
+  const spreading = soft ? spread("w4 * t4") : v.smooth ? spread("w4") : "";
+  const gradientLoop = () =>
+    each(`${x} ${soft || weighted ? w : ""} ${soft ? t : ""}
+    ${!soft && v.smooth && !weighted ? ones : ""}${spreading}
+    ${bend}
+    ${writing(capped ? " * (1.0 - x4 * x4)" : v.softcap ? " * bend4" : "")}`);
+  // near ±1 the slope 1 − tanh² has the digits of u, not of y: the few columns that are there are read and written again
+  const steepLoop = () =>
+    !capped ? "" : `if (steep > 0.8) {
+    ${
+      rowCode({ ...plan, quads: 0, more: true }, streams, outputs).each(
+        `${capping} if (dot(x4, x4) > 0.8) { ${soft || weighted ? w : ""} ${soft ? t : ""} ${
+          writing(" * sech_squared4_(u4)")
+        } }`,
+      )
+    }
+  }`;
+  const lastLoop = v.gradient
+    ? v.extras ? `if (ignored) { ${zeroRow} } else { ${gradientLoop()} }` : gradientLoop() + steepLoop()
+    : spreading && each(`${x} ${w} ${soft ? t : ""} ${spreading}`);
+  const spreadSum = !spreading
+    ? "workgroupBarrier();"
+    : v.softcap
+    ? `let spread_sum = -k * ${sum("spread", "f32")};`
+    : `let spread_all = ${sum("spread", "vec2f")};
+  var infinity = 0x7f800000u;
+  let spread_sum = select(-spread_all.x * k, bitcast<f32>(infinity), spread_all.y > 0.0);`;
+
+  // the label's column, written once more by the thread that wrote it
   const labelColumn = soft || !v.gradient ? "" : `if (known${v.extras ? " && !ignored" : ""}) { ${
     overwrite(
       dLogits,
@@ -157,9 +231,44 @@ const kernel: (key: string) => Kernel = variants((key: string): KernelSpec => {
       `g${v.softcap ? " * sech_squared_(of_label.x * params.to_cap)" : ""}`,
     )
   } }`;
-  const zLoss = "select(0.0, params.z_loss * lse * lse * z_scale, params.z_loss > 0.0)"; // lse² may overflow
-  const spreadLoop = `${x} ${weight} ${soft ? t + spread("w4 * t4") : spread("w4")}`;
-  const zeroRow = v.gradient ? each(`store_${dLogits}(at4, live4, vec4f(0.0));`) : "";
+
+  // the row's loss
+  const rowLoss = soft
+    ? `loss[at] = (spread_sum + select(mass * log_sum, 0.0, mass == 0.0)) * scale + ${zLoss};`
+    : `let smooth_loss = ${
+      v.smooth ? "params.smoothing / f32(params.columns) * (spread_sum + given[0].w * log_sum)" : "0.0"
+    };
+    let sharp_weight = (1.0 - params.smoothing) * (of_label.y + poison);
+    let sharp_loss = select(sharp_weight * slopes.w, poison, sharp_weight == 0.0);
+    loss[at] = (sharp_loss + smooth_loss) * given[0].y + given[3].x;`;
+
+  // and its prediction: the first column that reaches the row's largest logit; NaN is larger than all
+  const predictionHead = !v.extras ? "" : `var<workgroup> best: array<vec2f, THREADS>;
+fn first_largest_(a: vec2f, b: vec2f) -> vec2f { // (value, column)
+  let alike = a.x == b.x || (is_nan_(a.x) && is_nan_(b.x));
+  let second = select(b.x > a.x || (is_nan_(b.x) && !is_nan_(a.x)), bitcast<u32>(b.y) < bitcast<u32>(a.y), alike);
+  return select(a, b, second);
+}`;
+  const prediction = !v.extras ? "" : `var least = 0xff800000u;
+  var mine = vec2f(bitcast<f32>(least), bitcast<f32>(0xffffffu));
+  ${
+    each(`for (var j = 0u; j < 4u; j++) {
+      if (live4[j]) { mine = first_largest_(mine, vec2f(logits4[j], bitcast<f32>(columns4[j]))); }
+    }`)
+  }
+  best[lane] = mine;
+  for (var half = THREADS / 2u; half > 0u; half /= 2u) {
+    workgroupBarrier();
+    if (lane < half) {
+      best[lane] = first_largest_(best[lane], best[lane + half]);
+    }
+  }
+  if (lane == 0u) {
+    let prediction = bitcast<u32>(best[0].y);
+    predictions[at] = i32(min(prediction, params.columns - 1u));
+    ${soft ? "hits[at] = 0.0;" : "if (!ignored) { hits[at] = select(0.0, 1.0 / counts[0], prediction == label); }"}
+  }`;
+
   return {
     name: "crossEntropy",
     buffers: {
@@ -193,25 +302,14 @@ const kernel: (key: string) => Kernel = variants((key: string): KernelSpec => {
     subgroups: plan.subgroups,
     head: `${MATH}${MATH4}${head}
 ${
-      v.weight
-        ? `${columnReader("weight", plan)}
+      !v.weight ? "" : `${columnReader("weight", plan)}
 fn weight_of(c: u32) -> f32 { return weight[c / 4u][c % 4u]; }`
-        : ""
     }
 // what is read early and used late, since registers are few: the upstream gradient, what the row and its z-loss are multiplied by, the weight of all classes;
 // the label's logit and weight; for the row's end slopes of the label's column and the label's loss; the z-loss. (4096×32003 with every option took an H100 0.42 ms where
 // each was read in its place, now 0.41; 2048×128256 with a softcap 1.17, now 1.10.)
 var<workgroup> given: array<vec4f, ${soft ? 1 : 4}>;
-${
-      v.extras
-        ? `var<workgroup> best: array<vec2f, THREADS>;
-fn first_largest_(a: vec2f, b: vec2f) -> vec2f { // (value, column)
-  let alike = a.x == b.x || (is_nan_(a.x) && is_nan_(b.x));
-  let second = select(b.x > a.x || (is_nan_(b.x) && !is_nan_(a.x)), bitcast<u32>(b.y) < bitcast<u32>(a.y), alike);
-  return select(a, b, second);
-}`
-        : ""
-    }
+${predictionHead}
 fn element(row: u32, c: u32) -> f32 {
   let at = row * params.columns + c;
   return f32(logits[at / 4u][at % 4u]);
@@ -227,47 +325,16 @@ fn capped(logit: f32) -> f32 {
   let k2 = k * ${Math.LOG2E};
   ${soft ? "" : "let label = u32(labels[at]);"}
   ${begin}
-  ${
-      soft ? "" : `if (labels[at] == params.ignore_index) {
-    if (lane == 0u) { loss[at] = 0.0; ${v.extras ? "z_rows[at] = 0.0; hits[at] = 0.0;" : ""} }
-    ${
-        v.extras ? "" : `${zeroRow}
-    return;`
-      }
-  }`
-    }
+  ${ignoredRow}
   if (lane == 0u) {
     let up = select(1.0, upstream[at * params.upstream_stride], params.scaled == 1u);
-    ${
-      soft
-        ? `let scale = select(1.0, 1.0 / f32(params.all_rows), is_mean);
-    given[0] = vec4f(up, scale, scale, 0.0);`
-        : `// no kept row, or kept rows of weight 0: nothing to divide
-    let scale = select(1.0, select(0.0, 1.0 / counts[1], counts[1] != 0.0), is_mean);
-    let z_scale = select(1.0, select(0.0, 1.0 / counts[0], counts[0] != 0.0), is_mean);
-    given[0] = vec4f(up, scale, z_scale, counts[2]);
-    let some_label = min(label, params.columns - 1u);
-    given[1] = vec4f(element(row, some_label), ${v.weight ? "weight_of(some_label)" : "1.0"}, 0.0, 0.0);`
-    }
+    ${scales}
   }
   var mass_part = 0.0;
   ${capped ? "var steep = 0.0;" : ""}
   ${touched ? `let touched = ${touched};` : ""}
   var spread = ${v.softcap ? "0.0" : "vec2f(0.0)"};
-  ${
-      normalise(
-        [
-          {
-            name: "x",
-            value: v.softcap && !capped ? squashed : "logits4",
-            k: "k",
-            becomes: capped ? squashed : undefined,
-          },
-        ],
-        (soft ? `{ ${weight} ${t} mass_part += sum_of(w4 * t4); }` : "") +
-          (capped ? "let bent4 = select(vec4f(0.0), x4, live4); steep = max(steep, dot(bent4, bent4));" : ""),
-      )
-    }
+  ${normalised}
   ${touched ? "steep = select(steep, 1.0, touched > 3e38); // they never are: so that they are read" : ""}
   let m = x_max;
   let log_sum = log1p_(x_rest);
@@ -276,91 +343,20 @@ fn capped(logit: f32) -> f32 {
   let up = given[0].x;
   let scale = given[0].y;
   let z_scale = given[0].z;
-  ${
-      soft
-        ? `let mass = ${sum("mass_part", "f32")};`
-        : `// a label that is no class poisons its row: it came from the GPU and nobody could check it
-  var nan_bits = 0x7fc00000u;
-  let known = label < params.columns;
-  let poison = select(bitcast<f32>(nan_bits), 0.0, known);
-  let label_weight = given[1].y + poison;`
-    }
+  ${labelOrMass}
   let z_slope = select(0.0, 2.0 * params.z_loss * z_scale * lse, params.z_loss > 0.0);
   let outer = up * params.inverse_temperature;
-  ${
-      soft
-        ? `let slope = (scale * mass + z_slope) * outer;
-  let level = scale * outer;`
-        : `let sharp = scale * (1.0 - params.smoothing) * label_weight * outer;
-  let smooth_ = scale * params.smoothing / f32(params.columns) * outer;
-  let even = smooth_ * given[0].w + z_slope * outer;
-  let slope = sharp + even;
-  let level = smooth_ + poison;`
-    }
-  ${
-      soft ? "" : `if (lane == 0u) {
-    let label_loss = log_sum - (capped(given[1].x) - m) * k; // capped as m is: a row's only likely class has loss 0
-    given[2] = vec4f(sharp, even, expm1_(-label_loss), label_loss);
-    given[3] = vec4f(${zLoss});
-  }`
-    }
+  ${slopes}
   ${v.extras ? `let ignored = ${soft ? "false" : "labels[at] == params.ignore_index"};` : ""}
-  ${
-      v.gradient
-        ? v.extras ? `if (ignored) { ${zeroRow} } else { ${each(gradientLoop)} }` : each(gradientLoop) + steepLoop
-        : soft || v.smooth
-        ? each(spreadLoop)
-        : ""
-    }
-  ${
-      soft || v.smooth
-        ? v.softcap ? `let spread_sum = -k * ${sum("spread", "f32")};` : `let spread_all = ${sum("spread", "vec2f")};
-  var infinity = 0x7f800000u;
-  let spread_sum = select(-spread_all.x * k, bitcast<f32>(infinity), spread_all.y > 0.0);`
-        : "workgroupBarrier();"
-    }
-  ${
-      soft ? "" : `let of_label = given[1];
-  let slopes = given[2];
-  ${labelColumn}`
-    }
+  ${lastLoop}
+  ${spreadSum}
+  ${soft ? "" : "let of_label = given[1]; let slopes = given[2];"}
+  ${labelColumn}
   if (lane == 0u ${v.extras ? "&& !ignored" : ""}) {
-    ${
-      soft
-        ? `loss[at] = (spread_sum + select(mass * log_sum, 0.0, mass == 0.0)) * scale + ${zLoss};`
-        : `let smooth_loss = ${
-          v.smooth ? "params.smoothing / f32(params.columns) * (spread_sum + given[0].w * log_sum)" : "0.0"
-        };
-    let sharp_weight = (1.0 - params.smoothing) * (of_label.y + poison);
-    let sharp_loss = select(sharp_weight * slopes.w, poison, sharp_weight == 0.0);
-    loss[at] = (sharp_loss + smooth_loss) * given[0].y + given[3].x;`
-    }
+    ${rowLoss}
     ${v.extras ? `z_rows[at] = ${soft ? zLoss : "given[3].x"};` : ""}
   }
-  ${
-      v.extras
-        ? `// the first column that reaches the row's largest logit; NaN is larger than all
-  var least = 0xff800000u;
-  var mine = vec2f(bitcast<f32>(least), bitcast<f32>(0xffffffu));
-  ${
-          each(`for (var j = 0u; j < 4u; j++) {
-      if (live4[j]) { mine = first_largest_(mine, vec2f(logits4[j], bitcast<f32>(columns4[j]))); }
-    }`)
-        }
-  best[lane] = mine;
-  for (var half = THREADS / 2u; half > 0u; half /= 2u) {
-    workgroupBarrier();
-    if (lane < half) {
-      best[lane] = first_largest_(best[lane], best[lane + half]);
-    }
-  }
-  if (lane == 0u) {
-    let prediction = bitcast<u32>(best[0].y);
-    predictions[at] = i32(min(prediction, params.columns - 1u));
-    ${soft ? "hits[at] = 0.0;" : "if (!ignored) { hits[at] = select(0.0, 1.0 / counts[0], prediction == label); }"}
-  }`
-        : ""
-    }`,
+  ${prediction}`,
   };
 });
 
