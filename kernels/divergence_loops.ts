@@ -94,21 +94,15 @@ export function fast({ v, plan, formula, row, student, teacher, writeStudent, wr
   const { mean, first = "" } = formula;
   const { first: firstOf = first, value, drift }: Formula["fast"] & object = formula.fast ??
     { first, value: formula.value };
-  const weight4 = mean === "teacher" ? "et4" : "es4", field = mean === "teacher" ? "y" : "x";
-  const squares = mean && (mean === "student" ? student : teacher) !== null;
-  // all is made of powers of two beside a logit near the row's largest, q = 2ˢ/Σ2ˢ and p = 2ᵗ/Σ2ᵗ. Three loops are worth that registers take s and t, which spills in two
-  const scaled = "let s4 = (student4 - top.x) * k2; let t4 = (teacher4 - top.y) * k2;";
   const halves = inHalves(v);
+
+  // First what bodies of loops say of four columns. All is made of powers of two beside a logit near the row's largest, q = 2ˢ/Σ2ˢ and p = 2ᵗ/Σ2ᵗ. Three loops are worth
+  // that registers take s and t, which spills in two
+  const scaled = "let s4 = (student4 - top.x) * k2; let t4 = (teacher4 - top.y) * k2;";
   const scaledKept = mean || halves ? scaled : "let s4 = student4; let t4 = teacher4;";
   const powers = "let gap4 = s4 - t4; let es4 = exp2(s4); let et4 = exp2(t4);";
   // at T = 1; a power of what is at hand where it can be: distillation of 4096×32003 at T = 2 took an H100 0.555 ms so, else 0.577
   const e1 = v.power === 1 ? "es4" : v.power === 2 ? "(es4 * es4)" : "exp2(s4 * temperature)";
-  const square = squares ? `dot(${weight4} * gap4, gap4)` : "0.0";
-  const gather = `${scaled} ${powers}
-    ${squares && v.crossEntropy ? `squares += ${square};` : ""}
-    part += vec4f(sum_of(es4), sum_of(et4), ${mean ? `dot(${weight4}, gap4)` : "0.0"}, ${
-    v.crossEntropy ? `sum_of(${e1})` : square
-  });`;
   const terms = `${powers}
     let b4 = gap4 - log_ratio * ${LOG2E};
     let d4 = b4 * ${Math.LN2};
@@ -118,7 +112,63 @@ export function fast({ v, plan, formula, row, student, teacher, writeStudent, wr
     ${firstOf}`;
   const gradientOf = (side: Side | null, weight: string, sum: string, difference: string) =>
     side ? `${weight} * (${side.h} - ${sum})` : difference;
-  // where one gradient is all that is left to do, registers take what it is made of; of what they do not keep, h waits where the gradient will be
+  const studentGradient = gradientOf(student, "q4", "sums.y", "diff4");
+
+  // Then the steps, in their order. A logit near the largest of each side:
+  const tops = `var top_part = vec2f(LEAST);
+  ${row.first(`top_part = max(top_part, vec2f(max_of(student4), max_of(teacher4)));`)}
+  var seen = 0.0;
+  ${row.peek("seen = max(seen, max(student4, teacher4));")}
+  let top = ${row.max("top_part", "vec2f")};`;
+
+  // Σ2ˢ, Σ2ᵗ, the sum for the mean of d, and its square's or cross-entropy's
+  const weight4 = mean === "teacher" ? "et4" : "es4", field = mean === "teacher" ? "y" : "x";
+  const squares = mean && (mean === "student" ? student : teacher) !== null;
+  const square = squares ? `dot(${weight4} * gap4, gap4)` : "0.0";
+  const gather = `${scaled} ${powers}
+    ${squares && v.crossEntropy ? `squares += ${square};` : ""}
+    part += vec4f(sum_of(es4), sum_of(et4), ${mean ? `dot(${weight4}, gap4)` : "0.0"}, ${
+    v.crossEntropy ? `sum_of(${e1})` : square
+  });`;
+  const normalisers = `var part = vec4f(0.0);
+  var squares = 0.0;
+  ${row.each(gather, mean || halves ? gather : `${gather} kept_student = s4; kept_teacher = t4;`)}
+  // logits far above the first would have lost digits, and such sums, infinite, are not trusted
+  var infinity = 0x7f800000u;
+  if (max(part.x, part.y) > 4096.0 || seen > 1e37) { part.x = bitcast<f32>(infinity); }
+  let totals = ${row.sum("part")};
+  let q_scale = 1.0 / totals.x;
+  let p_scale = 1.0 / totals.y;
+  let log_ratio = log_(totals.x / totals.y);
+  let blur = 1e-6;`;
+
+  // an error of the logarithm is one of every d: the first columns tell by how much their p·eᵈ exceed their q
+  const drifting = !drift ? "" : `var drift_part = vec2f(0.0);
+  ${
+    row.first(`${plan.quads > 0 ? scaledKept : scaled} let q4 = exp2(s4) * q_scale;
+    drift_part += vec2f(sum_of(exp2(s4 - log_ratio * ${LOG2E}) * p_scale - q4), sum_of(q4));`)
+  }
+  let drifts = ${row.sum("drift_part", "vec2f")};
+  if (lane == 0u) { drift = ${drift} * (drifts.x / drifts.y); } // in memory: registers are few`;
+
+  const labelLoss = !v.crossEntropy ? "" : `let above = given[1].z - top.x;
+  let ce = select(log_(totals.w) - above, 0.0, given_label == IGNORED);`;
+
+  // The value where it is a mean of d: nearly, as the difference of two logarithms; it is summed once more, of what does not cancel, with the gradient
+  const valueOfMean = () =>
+    `let mean_d = totals.z / totals.${field} * ${Math.LN2};
+  let value = ${mean === "teacher" ? "log_ratio - mean_d" : "mean_d - log_ratio"};
+  let sums = vec4f(value);
+  ${
+      squares
+        ? `let square = ${v.crossEntropy ? row.sum("squares", "f32") : "totals.w"} / totals.${field} * ${Math.LN2 ** 2};
+  let variance = square - mean_d * mean_d;
+  let certain = 50.0 * value >= abs(mean_d) + abs(log_ratio) && variance >= 0.2 * square && variance >= 0.2 * value * value;`
+        : "let certain = 50.0 * value >= abs(mean_d) + abs(log_ratio);"
+    }`;
+
+  // Else from a second loop, with each side's E h and E h² that the gradients need. Where one gradient is all that is left to do then, registers take what it is made of;
+  // of what they do not keep, h waits where the gradient will be (not of rows that share vec4s: that takes more registers than it saves)
   const left = mean || v.crossEntropy || halves ? null : v.dStudent && v.dTeacher ? null : student ?? teacher;
   const ofLeft = left === student
     ? { log: "s4", power: "es4", h: "of_student4", scale: "q_scale", mean: "sums.y", at: "d_student" }
@@ -127,7 +177,72 @@ export function fast({ v, plan, formula, row, student, teacher, writeStudent, wr
     const gradient = `${power} * (${ofLeft.scale} * ${h} - ${ofLeft.scale} * ${ofLeft.mean})`;
     return left === student ? writeStudent(gradient, "") : writeTeacher(gradient);
   };
-  const studentGradient = gradientOf(student, "q4", "sums.y", "diff4");
+  const waits = left && !v.inPlace && (left === student ? v.student : v.teacher) === "f32" && plan.wide;
+  const both = !value; // the value is α·E h of the student and β·E h of the teacher
+  const [ofStudent, ofTeacher] = both ? [formula.student, formula.teacher] : [student, teacher];
+  const weigh = (side: Side | null, weight: string, name: string) =>
+    side ? `let ${name}4 = ${side.h}; let ${name}_weighed4 = ${weight} * ${name}4;` : "";
+  const add = `${weigh(ofStudent, "es4", "of_student")} ${weigh(ofTeacher, "et4", "of_teacher")}
+    part += vec4f(${both ? "0.0" : `sum_of(${value})`}, ${ofStudent ? "sum_of(of_student_weighed4)" : "0.0"}, ${
+    ofTeacher ? "sum_of(of_teacher_weighed4)" : "0.0"
+  }, ${student ? "dot(of_student_weighed4, of_student4)" : teacher ? "dot(of_teacher_weighed4, of_teacher4)" : "0.0"});
+    ${student && teacher ? "squares += dot(of_teacher_weighed4, of_teacher4);" : ""}`;
+  // a mean of h next to which h hardly varies is not told from h
+  const varies = (square: string, mean: string) => ` && 0.25 * ${square} >= ${mean} * ${mean}`;
+  const valueOfLoop = () =>
+    `part = vec4f(0.0);
+  ${
+      row.each(
+        `${scaled} ${terms}\n    ${add} ${waits ? `store_${ofLeft.at}(at4, live4, ${ofLeft.h});` : ""}`,
+        `${scaledKept} ${terms}\n    ${add} ${
+          left ? `kept_student = ${ofLeft.power}; kept_teacher = ${ofLeft.h};` : ""
+        }`,
+      )
+    }
+  let sums = ${row.sum("part")} * vec4f(1.0, q_scale, p_scale, ${student ? "q_scale" : "p_scale"});
+  ${student && teacher ? `let square = ${row.sum("squares", "f32")} * p_scale;` : ""}
+  let value = ${both ? "alpha * sums.y + beta * sums.z" : `sums.x${drift ? " + drift" : ""}`};
+  let certain = true${student ? varies("sums.w", "sums.y") : ""}${
+      teacher ? varies(student ? "square" : "sums.w", "sums.z") : ""
+    };`;
+  const valued = mean ? valueOfMean() : valueOfLoop();
+
+  // whether all of that is to be trusted
+  const trusting = `if (lane == 0u) {
+    ${v.crossEntropy ? "given_ce = ce;" : ""}
+    let finite = min(top.x, top.y) > 0.1 * LEAST && totals.x < 1e38 && totals.y < 1e38; // nor is all −∞
+    trusted = select(0u, 1u, finite && certain && value >= ${
+    mean ? TRUSTED : TRUSTED_MIXTURE
+  } * (${formula.scale}) && value <= ${formula.most ?? "1e6"}${
+    v.crossEntropy
+      ? " && (given_label == IGNORED || (given_label < params.columns && ce >= 0.03 * (1.0 + abs(above)) && ce <= 1e30))"
+      : ""
+  });
+  }`;
+
+  // A gradient of ±(q − p) is good to a step of q and p: where they are alike in a likely class, that may be too much next to the row's largest. `widest`: that, and the
+  // largest p; gradients that overwrite the logits wait for it, others are written once more
+  const measured = differs(v);
+  const measure = measured ? "widest = max(widest, vec2f(max_of(abs(diff4)), max_of(p4)));" : "";
+  const ifWide = (widest: string) =>
+    `if (lane == 0u) { trusted = select(0u, 1u, 16.0 * ${widest}.x >= ${widest}.y); } if (workgroupUniformLoad(&trusted) == 1u) {`;
+  const widestFirst = measured && v.inPlace
+    ? `${row.each(`${scaled} ${terms} ${measure}`)} let row_widest = ${row.max("widest", "vec2f")}; ${
+      ifWide("row_widest")
+    }`
+    : "";
+
+  // the loop that writes the gradients, and the label's column once more
+  const late = `${terms}
+    ${mean ? `part.x += sum_of(${value});` : ""} ${v.inPlace ? "" : measure}
+    ${writeStudent(studentGradient, `ce_slope1 * ${e1}`)}
+    ${writeTeacher(gradientOf(teacher, "p4", "sums.z", "-diff4"))}`;
+  const gradients = mean || v.dStudent || v.dTeacher
+    ? row.each(
+      `${scaled} ${waits ? writeLeft(`exp2(${ofLeft.log})`, `load_${ofLeft.at}(at4, live4)`) : late}`,
+      left ? writeLeft("student4", "teacher4") : `${scaledKept} ${late}`,
+    )
+    : "";
   const labelColumn = !v.crossEntropy || !v.dStudent ? "" : `if (label < params.columns) { ${
     row.overwrite(
       v.inPlace ? "student" : "d_student",
@@ -138,107 +253,17 @@ export function fast({ v, plan, formula, row, student, teacher, writeStudent, wr
       "g4.x",
     )
   } }`;
-  // (not of rows that share vec4s: that takes more registers than it saves)
-  const waits = left && !v.inPlace && (left === student ? v.student : v.teacher) === "f32" && plan.wide;
-  // a gradient of ±(q − p) is good to a step of q and p: where they are alike in a likely class, that may be too much next to the row's largest. `widest`: that, and the largest p
-  const measured = differs(v);
-  const measure = measured ? "widest = max(widest, vec2f(max_of(abs(diff4)), max_of(p4)));" : "";
-  const ifWide = (widest: string) =>
-    `if (lane == 0u) { trusted = select(0u, 1u, 16.0 * ${widest}.x >= ${widest}.y); } if (workgroupUniformLoad(&trusted) == 1u) {`;
-  const late = `${terms}
-    ${mean ? `part.x += sum_of(${value});` : ""} ${v.inPlace ? "" : measure}
-    ${writeStudent(studentGradient, `ce_slope1 * ${e1}`)}
-    ${writeTeacher(gradientOf(teacher, "p4", "sums.z", "-diff4"))}`;
-  // the value; and of each side h and its square
-  const weigh = (side: Side | null, weight: string, name: string) =>
-    side ? `let ${name}4 = ${side.h}; let ${name}_weighed4 = ${weight} * ${name}4;` : "";
-  const both = !value; // the value is α·E h of the student and β·E h of the teacher
-  const [ofStudent, ofTeacher] = both ? [formula.student, formula.teacher] : [student, teacher];
-  const add = `${weigh(ofStudent, "es4", "of_student")} ${weigh(ofTeacher, "et4", "of_teacher")}
-    part += vec4f(${both ? "0.0" : `sum_of(${value})`}, ${ofStudent ? "sum_of(of_student_weighed4)" : "0.0"}, ${
-    ofTeacher ? "sum_of(of_teacher_weighed4)" : "0.0"
-  }, ${student ? "dot(of_student_weighed4, of_student4)" : teacher ? "dot(of_teacher_weighed4, of_teacher4)" : "0.0"});
-    ${student && teacher ? "squares += dot(of_teacher_weighed4, of_teacher4);" : ""}`;
-  // a mean of h next to which h hardly varies is not told from h
-  const varies = (square: string, mean: string) => ` && 0.25 * ${square} >= ${mean} * ${mean}`;
+  const finishMean = !mean ? "" : `${measured ? `let met = ${row.sumAndMost("vec4f(part.x, widest, 0.0)")};` : ""}
+    let value = ${measured ? "met.x" : row.sum("part.x", "f32")}${drift ? " + drift" : ""};
+    ${finish}`;
+
   return `
-  var top_part = vec2f(LEAST);
-  ${row.first(`top_part = max(top_part, vec2f(max_of(student4), max_of(teacher4)));`)}
-  var seen = 0.0;
-  ${row.peek("seen = max(seen, max(student4, teacher4));")}
-  let top = ${row.max("top_part", "vec2f")};
-  var part = vec4f(0.0);
-  var squares = 0.0;
-  ${row.each(gather, mean || halves ? gather : `${gather} kept_student = s4; kept_teacher = t4;`)}
-  // logits far above the first would have lost digits, and such sums, infinite, are not trusted
-  var infinity = 0x7f800000u;
-  if (max(part.x, part.y) > 4096.0 || seen > 1e37) { part.x = bitcast<f32>(infinity); }
-  let totals = ${row.sum("part")};
-  let q_scale = 1.0 / totals.x;
-  let p_scale = 1.0 / totals.y;
-  let log_ratio = log_(totals.x / totals.y);
-  let blur = 1e-6;
-  ${
-    drift
-      ? `// an error of the logarithm is one of every d: the first columns tell by how much their p·eᵈ exceed their q
-  var drift_part = vec2f(0.0);
-  ${
-        row.first(`${plan.quads > 0 ? scaledKept : scaled} let q4 = exp2(s4) * q_scale;
-    drift_part += vec2f(sum_of(exp2(s4 - log_ratio * ${LOG2E}) * p_scale - q4), sum_of(q4));`)
-      }
-  let drifts = ${row.sum("drift_part", "vec2f")};
-  if (lane == 0u) { drift = ${drift} * (drifts.x / drifts.y); } // in memory: registers are few`
-      : ""
-  }
-  ${
-    v.crossEntropy
-      ? `let above = given[1].z - top.x;
-  let ce = select(log_(totals.w) - above, 0.0, given_label == IGNORED);`
-      : ""
-  }
-  ${
-    mean
-      ? `let mean_d = totals.z / totals.${field} * ${Math.LN2};
-  let value = ${
-        mean === "teacher" ? "log_ratio - mean_d" : "mean_d - log_ratio"
-      }; // nearly; the loss is summed once more, of what does not cancel
-  let sums = vec4f(value);
-  ${
-        squares
-          ? `let square = ${v.crossEntropy ? row.sum("squares", "f32") : "totals.w"} / totals.${field} * ${
-            Math.LN2 ** 2
-          };
-  let variance = square - mean_d * mean_d;
-  let certain = 50.0 * value >= abs(mean_d) + abs(log_ratio) && variance >= 0.2 * square && variance >= 0.2 * value * value;`
-          : "let certain = 50.0 * value >= abs(mean_d) + abs(log_ratio);"
-      }`
-      : `part = vec4f(0.0);
-  ${
-        row.each(
-          `${scaled} ${terms}\n    ${add} ${waits ? `store_${ofLeft.at}(at4, live4, ${ofLeft.h});` : ""}`,
-          `${scaledKept} ${terms}\n    ${add} ${
-            left ? `kept_student = ${ofLeft.power}; kept_teacher = ${ofLeft.h};` : ""
-          }`,
-        )
-      }
-  let sums = ${row.sum("part")} * vec4f(1.0, q_scale, p_scale, ${student ? "q_scale" : "p_scale"});
-  ${student && teacher ? `let square = ${row.sum("squares", "f32")} * p_scale;` : ""}
-  let value = ${both ? "alpha * sums.y + beta * sums.z" : `sums.x${drift ? " + drift" : ""}`};
-  let certain = true${student ? varies("sums.w", "sums.y") : ""}${
-        teacher ? varies(student ? "square" : "sums.w", "sums.z") : ""
-      };`
-  }
-  if (lane == 0u) {
-    ${v.crossEntropy ? "given_ce = ce;" : ""}
-    let finite = min(top.x, top.y) > 0.1 * LEAST && totals.x < 1e38 && totals.y < 1e38; // nor is all −∞
-    trusted = select(0u, 1u, finite && certain && value >= ${
-    mean ? TRUSTED : TRUSTED_MIXTURE
-  } * (${formula.scale}) && value <= ${formula.most ?? "1e6"}${
-    v.crossEntropy
-      ? " && (given_label == IGNORED || (given_label < params.columns && ce >= 0.03 * (1.0 + abs(above)) && ce <= 1e30))"
-      : ""
-  });
-  }
+  ${tops}
+  ${normalisers}
+  ${drifting}
+  ${labelLoss}
+  ${valued}
+  ${trusting}
   if (workgroupUniformLoad(&trusted) == 1u) {
     ${SCALES}
     ${
@@ -248,31 +273,11 @@ export function fast({ v, plan, formula, row, student, teacher, writeStudent, wr
   }
     ${mean ? "part = vec4f(0.0);" : finish}
     ${measured ? "var widest = vec2f(0.0);" : ""}
-    ${
-    // before the logits are overwritten
-    measured && v.inPlace
-      ? `${row.each(`${scaled} ${terms} ${measure}`)} let row_widest = ${row.max("widest", "vec2f")}; ${
-        ifWide("row_widest")
-      }`
-      : ""}
-    ${
-    mean || v.dStudent || v.dTeacher
-      ? row.each(
-        `${scaled} ${waits ? writeLeft(`exp2(${ofLeft.log})`, `load_${ofLeft.at}(at4, live4)`) : late}`,
-        left ? writeLeft("student4", "teacher4") : `${scaledKept} ${late}`,
-      )
-      : ""
-  }
+    ${widestFirst}
+    ${gradients}
     ${labelColumn}
-    ${
-    mean
-      ? `${measured ? `let met = ${row.sumAndMost("vec4f(part.x, widest, 0.0)")};` : ""}
-    let value = ${measured ? "met.x" : row.sum("part.x", "f32")}${drift ? " + drift" : ""};
-    ${finish}`
-      : ""
-  }
-    ${measured && !v.inPlace ? `${ifWide("met.yz")} return; }` : "return;"}
-    ${measured && v.inPlace ? "}" : ""}
+    ${finishMean}
+    ${!measured ? "return;" : v.inPlace ? "return; }" : `${ifWide("met.yz")} return; }`}
   }`;
 }
 
