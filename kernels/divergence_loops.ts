@@ -299,6 +299,17 @@ fn ${side}_faded_(d4: vec4f) -> vec4f {
 /** The loops for close rows, and for those of which nearly all is one class. */
 export function careful({ v, formula, exact, student, teacher, writeStudent, writeTeacher, finish }: Way): string {
   const { first = "", firstNear = "" } = formula;
+
+  // First what bodies of loops say of four columns
+  const terms = `
+    let dead4 = max(student4, teacher4) < vec4f(-1e38);
+    let d4 = select(apart4_(student4, teacher4, shift) * k - c, vec4f(0.0), dead4);
+    let near4 = abs(d4) < vec4f(1.0);
+    ${first}
+    ${firstNear}
+    ${formula.sides ?? SIDES}
+    let excess4 = excess_series4_(d4);
+    let diff4 = select(q4 - p4, p4 * (d4 + excess4), near4);`;
   const weighed = (weight: string, x: string) => formula.bounded ? `${weight} * (${x})` : times(weight, x);
   const polynomialOr = (near: Near | string, name: string) =>
     typeof near === "string"
@@ -312,19 +323,71 @@ export function careful({ v, formula, exact, student, teacher, writeStudent, wri
     const { h, slight = h, near, faded } = formula[side]!, h4 = carefully(v.slight ? slight : h, near, side);
     return fades && faded ? `select(${h4}, ${side}_faded_(d4), ${side}_fades)` : h4;
   };
-  const terms = `
-    let dead4 = max(student4, teacher4) < vec4f(-1e38);
-    let d4 = select(apart4_(student4, teacher4, shift) * k - c, vec4f(0.0), dead4);
-    let near4 = abs(d4) < vec4f(1.0);
-    ${first}
-    ${firstNear}
-    ${formula.sides ?? SIDES}
-    let excess4 = excess_series4_(d4);
-    let diff4 = select(q4 - p4, p4 * (d4 + excess4), near4);`;
   const counted = (gradient: string) => `select(vec4f(0.0), ${gradient}, counts_here)`;
   // a gradient that needs no sum is written in the loop that sums, unless that would overwrite what the next loop reads
   const lateStudent = student || (v.inPlace && teacher), lateTeacher = teacher || (v.inPlace && student);
   const isLate = v.dStudent && lateStudent || v.dTeacher && lateTeacher;
+
+  // Then the steps, in their order. The normalisers, and the range of student − teacher
+  const normalisers = `var range_part = vec2f(LOW, LOW);
+  ${
+    exact.normalise(
+      [
+        { name: "s", value: "student4", k: "k", at: isLate ? "teacher" : undefined },
+        { name: "t", value: "teacher4", k: "k", at: isLate ? "student" : undefined },
+        ...v.crossEntropy ? [{ name: "s1", value: "student4", k: "1.0" }] : [],
+      ],
+      `if ((range_part.x + range_part.y) * k <= 1.0) { // a wide range only grows
+      let used4 = live4 & (max(student4, teacher4) >= vec4f(-1e38));
+      let gap4 = apart4_(student4, teacher4, vec2f(0.0));
+      range_part = max(range_part, vec2f(max_of(select(vec4f(LOW), gap4, used4)), max_of(select(vec4f(LOW), -gap4, used4))));
+    }`,
+    )
+  }
+  let log_s = log1p_(s_rest);
+  let log_t = log1p_(t_rest);
+  let shift = apart_(s_max, t_max);
+  let range = ${exact.max("range_part", "vec2f")};`;
+
+  // c of d = (student − teacher)/T − c, for close rows from what they differ by
+  const normaliserOfD = `let close = (range.x + range.y) * k <= 1.0;
+  var close_part = vec2f(0.0);
+  if (close) {
+    ${
+    exact.each(
+      `let close4 = exp((teacher4 - t_max) * k - log_t) * expm1_series4_(apart4_(student4, teacher4, shift) * k);
+    let added4 = select(vec4f(0.0), close4, live4 & (max(student4, teacher4) >= vec4f(-1e38)));
+    close_part += vec2f(sum_of(added4), sum_of(abs(added4)));`,
+    )
+  }
+  }
+  let closes = ${exact.sum("close_part", "vec2f")};
+  let c = select(log_s - log_t, log1p_(closes.x), close);
+  let blur = 3e-7 * select(log_s + log_t, closes.y, close); // as c errs`;
+
+  const labelLoss = !v.crossEntropy ? "" : `let log_s1 = log1p_(s1_rest);
+  let label = given_label;
+  let ce = select(log_s1 - (given[1].z - s_max), 0.0, label == IGNORED);
+  let label_excess = expm1_(-ce);
+  let ce_slope = given[1].x * params.ce_factor * given[1].y;
+  if (lane == 0u) { given_ce = ce; }`;
+
+  // h of the likeliest class of each side: h is centred on it, since h − E h would lose its digits where one class has all the weight
+  const centres = !isLate ? "" : `var student_h = 0.0;
+  var teacher_h = 0.0;
+  {
+    let d4 = apart4_(vec4f(s_max, t_at, 0.0, 0.0), vec4f(s_at, t_max, 0.0, 0.0), shift) * k - c; // as in the loops, to the last bit
+    let near4 = abs(d4) < vec4f(1.0);
+    student_fades = d4.x >= 1.0 ${student?.faded ? "&& params.student_ratio * student_odds_(d4).x <= 1.0" : ""};
+    teacher_fades = d4.y <= -1.0 ${teacher?.faded ? "&& params.teacher_ratio * teacher_odds_(d4).y <= 1.0" : ""};
+    ${formula.limits ? "if (student_fades) { student_limit = 0.0; } if (teacher_fades) { teacher_limit = 0.0; }" : ""}
+    ${first}
+    ${firstNear}
+    ${student ? `student_h = (${h("student", true)}).x;` : ""}
+    ${teacher ? `teacher_h = (${h("teacher", true)}).y;` : ""}
+  }`;
+
+  // the value and each side's E h, and the gradients
   const loops = (fades: boolean) => {
     const centred = (side: "student" | "teacher") => `(${h(side, fades)} - ${side}_h)`;
     const add = `part += vec4f(sum_of(${carefully(formula.value, formula.near, "value")}), ${
@@ -347,74 +410,17 @@ export function careful({ v, formula, exact, student, teacher, writeStudent, wri
   ${late ? exact.each(`${terms}\n    ${late}`) : ""}`;
   };
   const flags = [student?.faded && "student_fades", teacher?.faded && "teacher_fades"].filter(Boolean);
-  return `  // the normalisers, and the range of student − teacher
-  var range_part = vec2f(LOW, LOW);
-  ${
-    exact.normalise(
-      [
-        { name: "s", value: "student4", k: "k", at: isLate ? "teacher" : undefined },
-        { name: "t", value: "teacher4", k: "k", at: isLate ? "student" : undefined },
-        ...v.crossEntropy ? [{ name: "s1", value: "student4", k: "1.0" }] : [],
-      ],
-      `if ((range_part.x + range_part.y) * k <= 1.0) { // a wide range only grows
-      let used4 = live4 & (max(student4, teacher4) >= vec4f(-1e38));
-      let gap4 = apart4_(student4, teacher4, vec2f(0.0));
-      range_part = max(range_part, vec2f(max_of(select(vec4f(LOW), gap4, used4)), max_of(select(vec4f(LOW), -gap4, used4))));
-    }`,
-    )
-  }
-  let log_s = log1p_(s_rest);
-  let log_t = log1p_(t_rest);
-  let shift = apart_(s_max, t_max);
-  let range = ${exact.max("range_part", "vec2f")};
-  let close = (range.x + range.y) * k <= 1.0;
-  var close_part = vec2f(0.0);
-  if (close) {
-    ${
-    exact.each(
-      `let close4 = exp((teacher4 - t_max) * k - log_t) * expm1_series4_(apart4_(student4, teacher4, shift) * k);
-    let added4 = select(vec4f(0.0), close4, live4 & (max(student4, teacher4) >= vec4f(-1e38)));
-    close_part += vec2f(sum_of(added4), sum_of(abs(added4)));`,
-    )
-  }
-  }
-  let closes = ${exact.sum("close_part", "vec2f")};
-  let c = select(log_s - log_t, log1p_(closes.x), close);
-  let blur = 3e-7 * select(log_s + log_t, closes.y, close); // as c errs
+
+  return `${normalisers}
+  ${normaliserOfD}
   let counts_here = params.divergence_factor != 0.0; // else an infinite divergence, which weighs nothing, has no gradient
-  ${
-    v.crossEntropy
-      ? `let log_s1 = log1p_(s1_rest);
-  let label = given_label;
-  let ce = select(log_s1 - (given[1].z - s_max), 0.0, label == IGNORED);
-  let label_excess = expm1_(-ce);
-  let ce_slope = given[1].x * params.ce_factor * given[1].y;
-  if (lane == 0u) { given_ce = ce; }`
-      : ""
-  }
+  ${labelLoss}
   ${SCALES}
 
   var student_fades = false;
   var teacher_fades = false;
   ${formula.limits ? `var student_limit = ${formula.limits}; var teacher_limit = ${formula.limits};` : ""}
-  ${
-    isLate
-      ? `// h of the likeliest class of each side: h is centred on it, since h − E h would lose its digits where one class has all the weight
-  var student_h = 0.0;
-  var teacher_h = 0.0;
-  {
-    let d4 = apart4_(vec4f(s_max, t_at, 0.0, 0.0), vec4f(s_at, t_max, 0.0, 0.0), shift) * k - c; // as in the loops, to the last bit
-    let near4 = abs(d4) < vec4f(1.0);
-    student_fades = d4.x >= 1.0 ${student?.faded ? "&& params.student_ratio * student_odds_(d4).x <= 1.0" : ""};
-    teacher_fades = d4.y <= -1.0 ${teacher?.faded ? "&& params.teacher_ratio * teacher_odds_(d4).y <= 1.0" : ""};
-    ${formula.limits ? "if (student_fades) { student_limit = 0.0; } if (teacher_fades) { teacher_limit = 0.0; }" : ""}
-    ${first}
-    ${firstNear}
-    ${student ? `student_h = (${h("student", true)}).x;` : ""}
-    ${teacher ? `teacher_h = (${h("teacher", true)}).y;` : ""}
-  }`
-      : ""
-  }
+  ${centres}
   ${
     formula.fadesApart && flags.length > 0
       ? `if (lane == 0u) { trusted = select(0u, 1u, ${flags.join(" || ")}); } // by memory, so that all may meet in them
