@@ -124,10 +124,18 @@ const kernel: (key: string) => Kernel = variants((key: string): KernelSpec => {
   const spread = (w: string) =>
     v.softcap ? `spread += dot(${w}, select(vec4f(0.0), x4 - m, live4));` : `let endless4 = x4 < vec4f(-3.4e38);
     spread += vec2f(dot(${w}, select(x4 - m, vec4f(0.0), endless4 | !live4)), sum_of(select(vec4f(0.0), vec4f(1.0), endless4 & live4 & (${w} > vec4f(0.0)))));`;
-  // the gradient, linear in prob: slope·prob − level·w, of soft targets slope·prob − level·w·t'; times the slope of the softcap
+  // the gradient, linear in prob: slope·prob − level·w, of soft targets slope·prob + level·(mass·prob − w·t'); times the slope of the softcap
   const writing = (bend: string) =>
     `let prob4 = exp2((x4 - m) * k2 - log_sum2);
-    let g4 = slope * prob4 - level${soft ? " * (w4 * t4)" : weighted ? " * w4" : ""};
+    ${
+      soft
+        ? `var over4 = mass * prob4 - w4 * t4;
+    if (max_of(prob4) > 0.5) { // a row's only likely class: prob − 1 keeps its digits
+      over4 = select(over4, (mass - w4 * t4) + mass * expm1_series4_((x4 - m) * k - log_sum), prob4 > vec4f(0.5));
+    }
+    let g4 = level * over4 + slope * prob4;`
+        : `let g4 = slope * prob4 - level${weighted ? " * w4" : ""};`
+    }
     store_${dLogits}(at4, live4, g4${bend});`;
   const bend = v.softcap && !capped
     ? "var bend4 = 1.0 - x4 * x4; if (dot(x4, x4) > 0.8) { bend4 = sech_squared4_(u4); }"
@@ -180,7 +188,7 @@ const kernel: (key: string) => Kernel = variants((key: string): KernelSpec => {
   // slope and level of the gradient; for a label also those of its own column, and its loss
   const zLoss = "select(0.0, params.z_loss * lse * lse * z_scale, params.z_loss > 0.0)"; // lse² may overflow
   const slopes = soft
-    ? `let slope = (scale * mass + z_slope) * outer;
+    ? `let slope = z_slope * outer;
   let level = scale * outer;`
     : `let sharp = scale * (1.0 - params.smoothing) * label_weight * outer;
   let smooth_ = scale * params.smoothing / f32(params.columns) * outer;

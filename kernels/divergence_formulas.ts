@@ -16,11 +16,13 @@ export interface Side {
   weight: string;
   h: string;
   near: Near | string | null;
+  /** How large terms are of which h is what is left: of order d² for small d, where they are of order d. */
+  split?: string;
   /** h where the other side's weight in the mixture is next to nothing, if it cancels there. Else it would cost: a row that is read with care takes three times as long. */
   slight?: string;
   /**
-   * h less its limit for classes that have next to nothing on the other side, where h hardly varies: of e4, the other's probability over the own, x4, the same of the parts
-   * of m, and log4 = log(1 + x).
+   * h less its limit for classes that have next to nothing on the other side, where h hardly varies: of y4, the logarithm of the other's probability over the own, x4, the
+   * ratio of the parts of m, which is `ratio`·eʸ, and log4 = log(1 + x).
    */
   faded?: string;
 }
@@ -72,7 +74,7 @@ const r: Near = (d, beta) => expm1(d) / (1 + (1 - beta) * expm1(d));
 // of −log(m/own side), of that less the other side's part of m, and of a multiple of r
 const FADED_LOG = "-log4";
 const FADED_BOTH = "select(x4 / (1.0 + x4) - log4, log_gap4_(x4, log4) - x4 * x4 / (1.0 + x4), x4 < vec4f(0.4))";
-const FADED_RATIO = "-e4 / (1.0 + x4)";
+const FADED_RATIO = "-1.0 / (exp(-y4) + ratio)";
 
 // `share` ≤ ½ is the smaller weight in the mixture, y the log of its side over the other: log(m/other) = log(1 − share + share·eʸ), which does
 // not cancel while share·(eʸ − 1) ≤ 1, that is y ≤ gentle; beyond, log(m/side) = log(share + (1 − share)·e⁻ʸ). One exponential and one logarithm do
@@ -197,6 +199,7 @@ export const FORMULAS: Record<DivergenceName | "halfJsd", Formula> = {
     teacher: {
       weight: "1.0",
       h: "-u4 + beta * alpha * r4",
+      split: "abs(u4) + beta * alpha * abs(r4)",
       slight: `select(-u4 + beta * alpha * r4, ${SECOND}, over_p4)`,
       near: (d, beta) => second((1 - beta) * expm1(d), 1 - beta),
       faded: FADED_BOTH,
@@ -211,6 +214,7 @@ export const FORMULAS: Record<DivergenceName | "halfJsd", Formula> = {
     student: {
       weight: "1.0",
       h: "-v4 - beta * alpha * r4",
+      split: "abs(v4) + beta * alpha * abs(r4)",
       slight: `select(${SECOND}, -v4 - beta * alpha * r4, over_p4)`,
       near: (d, beta) => second(beta * expm1(-d), beta),
       faded: FADED_BOTH,

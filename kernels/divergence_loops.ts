@@ -113,6 +113,8 @@ export function fast({ v, plan, formula, row, student, teacher, writeStudent, wr
   const gradientOf = (side: Side | null, weight: string, sum: string, difference: string) =>
     side ? `${weight} * (${side.h} - ${sum})` : difference;
   const studentGradient = gradientOf(student, "q4", "sums.y", "diff4");
+  const teacherGradient = gradientOf(teacher, "p4", "sums.z", "-diff4");
+  const split = student?.split ? student : teacher?.split ? teacher : null;
 
   // Then the steps, in their order. A logit near the largest of each side:
   const tops = `var top_part = vec2f(LEAST);
@@ -175,7 +177,7 @@ export function fast({ v, plan, formula, row, student, teacher, writeStudent, wr
     : { log: "t4", power: "et4", h: "of_teacher4", scale: "p_scale", mean: "sums.z", at: "d_teacher" };
   const writeLeft = (power: string, h: string) => {
     const gradient = `${power} * (${ofLeft.scale} * ${h} - ${ofLeft.scale} * ${ofLeft.mean})`;
-    return left === student ? writeStudent(gradient, "") : writeTeacher(gradient);
+    return `${measureOf(gradient)} ${left === student ? writeStudent(gradient, "") : writeTeacher(gradient)}`;
   };
   const waits = left && !v.inPlace && (left === student ? v.student : v.teacher) === "f32" && plan.wide;
   const both = !value; // the value is α·E h of the student and β·E h of the teacher
@@ -186,11 +188,14 @@ export function fast({ v, plan, formula, row, student, teacher, writeStudent, wr
     part += vec4f(${both ? "0.0" : `sum_of(${value})`}, ${ofStudent ? "sum_of(of_student_weighed4)" : "0.0"}, ${
     ofTeacher ? "sum_of(of_teacher_weighed4)" : "0.0"
   }, ${student ? "dot(of_student_weighed4, of_student4)" : teacher ? "dot(of_teacher_weighed4, of_teacher4)" : "0.0"});
-    ${student && teacher ? "squares += dot(of_teacher_weighed4, of_teacher4);" : ""}`;
-  // a mean of h next to which h hardly varies is not told from h
-  const varies = (square: string, mean: string) => ` && 0.25 * ${square} >= ${mean} * ${mean}`;
+    ${student && teacher ? "squares += dot(of_teacher_weighed4, of_teacher4);" : ""}
+    ${split ? `split = max(split, max_of(${split === student ? "es4" : "et4"} * (${split.split})));` : ""}`;
+  // a mean of h next to which h hardly varies is not told from h; where h itself is what is left of two terms, that is seen in the gradient
+  const varies = (side: Side | null, square: string, mean: string) =>
+    side && side !== split ? ` && 0.25 * ${square} >= ${mean} * ${mean}` : "";
   const valueOfLoop = () =>
     `part = vec4f(0.0);
+  ${split ? "var split = 0.0;" : ""}
   ${
       row.each(
         `${scaled} ${terms}\n    ${add} ${waits ? `store_${ofLeft.at}(at4, live4, ${ofLeft.h});` : ""}`,
@@ -202,9 +207,7 @@ export function fast({ v, plan, formula, row, student, teacher, writeStudent, wr
   let sums = ${row.sum("part")} * vec4f(1.0, q_scale, p_scale, ${student ? "q_scale" : "p_scale"});
   ${student && teacher ? `let square = ${row.sum("squares", "f32")} * p_scale;` : ""}
   let value = ${both ? "alpha * sums.y + beta * sums.z" : `sums.x${drift ? " + drift" : ""}`};
-  let certain = true${student ? varies("sums.w", "sums.y") : ""}${
-      teacher ? varies(student ? "square" : "sums.w", "sums.z") : ""
-    };`;
+  let certain = true${varies(student, "sums.w", "sums.y")}${varies(teacher, student ? "square" : "sums.w", "sums.z")};`;
   const valued = mean ? valueOfMean() : valueOfLoop();
 
   // whether all of that is to be trusted
@@ -220,10 +223,15 @@ export function fast({ v, plan, formula, row, student, teacher, writeStudent, wr
   });
   }`;
 
-  // A gradient of ±(q − p) is good to a step of q and p: where they are alike in a likely class, that may be too much next to the row's largest. `widest`: that, and the
-  // largest p; gradients that overwrite the logits wait for it, others are written once more
-  const measured = differs(v);
-  const measure = measured ? "widest = max(widest, vec2f(max_of(abs(diff4)), max_of(p4)));" : "";
+  // A gradient of ±(q − p) is good to a step of q and p, one of an h that is what is left of two terms to a step of these: where they are alike in a likely class, that may be
+  // too much next to the row's largest. `widest`: that, and the largest of p or of the terms; gradients that overwrite the logits wait for it, others are written once more
+  const measured = differs(v) || split !== null;
+  const measureOf = (gradient: string) => split ? `widest.x = max(widest.x, max_of(abs(${gradient})));` : "";
+  const measure = split
+    ? measureOf(split === student ? studentGradient : teacherGradient)
+    : measured
+    ? "widest = max(widest, vec2f(max_of(abs(diff4)), max_of(p4)));"
+    : "";
   const ifWide = (widest: string) =>
     `if (lane == 0u) { trusted = select(0u, 1u, 16.0 * ${widest}.x >= ${widest}.y); } if (workgroupUniformLoad(&trusted) == 1u) {`;
   const widestFirst = measured && v.inPlace
@@ -236,7 +244,7 @@ export function fast({ v, plan, formula, row, student, teacher, writeStudent, wr
   const late = `${terms}
     ${mean ? `part.x += sum_of(${value});` : ""} ${v.inPlace ? "" : measure}
     ${writeStudent(studentGradient, `ce_slope1 * ${e1}`)}
-    ${writeTeacher(gradientOf(teacher, "p4", "sums.z", "-diff4"))}`;
+    ${writeTeacher(teacherGradient)}`;
   const gradients = mean || v.dStudent || v.dTeacher
     ? row.each(
       `${scaled} ${waits ? writeLeft(`exp2(${ofLeft.log})`, `load_${ofLeft.at}(at4, live4)`) : late}`,
@@ -253,7 +261,9 @@ export function fast({ v, plan, formula, row, student, teacher, writeStudent, wr
       "g4.x",
     )
   } }`;
-  const finishMean = !mean ? "" : `${measured ? `let met = ${row.sumAndMost("vec4f(part.x, widest, 0.0)")};` : ""}
+  const finishMean = !mean
+    ? measured && !v.inPlace ? `let met = ${row.max("vec4f(LOW, widest, LOW)")};` : ""
+    : `${measured ? `let met = ${row.sumAndMost("vec4f(part.x, widest, 0.0)")};` : ""}
     let value = ${measured ? "met.x" : row.sum("part.x", "f32")}${drift ? " + drift" : ""};
     ${finish}`;
 
@@ -272,7 +282,11 @@ export function fast({ v, plan, formula, row, student, teacher, writeStudent, wr
       : ""
   }
     ${mean ? "part = vec4f(0.0);" : finish}
-    ${measured ? "var widest = vec2f(0.0);" : ""}
+    ${
+    measured
+      ? `var widest = vec2f(0.0, ${split ? `split * ${split === student ? "q_scale" : "p_scale"}` : "0.0"});`
+      : ""
+  }
     ${widestFirst}
     ${gradients}
     ${labelColumn}
@@ -286,11 +300,14 @@ export function fast({ v, plan, formula, row, student, teacher, writeStudent, wr
  * hardly varies among the likely ones, and what it lacks of its limit makes the gradient: at d = 12 one of 1e-5 was good to 1e-3 without this, at d = 20 one of 1e-8 was noise.
  */
 export function fading(side: "student" | "teacher", faded: string): string {
-  return `fn ${side}_odds_(d4: vec4f) -> vec4f { return exp(min(${side === "student" ? "-d4" : "d4"}, vec4f(80.0))); }
+  const y4 = side === "student" ? "-d4" : "d4";
+  return `fn ${side}_odds_(d4: vec4f) -> vec4f { return exp(min(${y4}, vec4f(80.0))); }
 fn ${side}_faded_(d4: vec4f) -> vec4f {
-  let e4 = ${side}_odds_(d4);
-  let x4 = params.${side}_ratio * e4;
-  let log4 = log1p4_(x4);
+  let y4 = ${y4};
+  let ratio = params.${side}_ratio;
+  let most = min(87.0, 69.0 - log(ratio)); // beyond, x4 is as good as infinite
+  let x4 = ratio * exp(min(y4, vec4f(most)));
+  let log4 = log1p4_(x4) + max(y4 - most, vec4f(0.0));
   return ${faded};
 }
 `;
@@ -349,19 +366,21 @@ export function careful({ v, formula, exact, student, teacher, writeStudent, wri
   let shift = apart_(s_max, t_max);
   let range = ${exact.max("range_part", "vec2f")};`;
 
-  // c of d = (student − teacher)/T − c, for close rows from what they differ by
-  const normaliserOfD = `let close = (range.x + range.y) * k <= 1.0;
-  var close_part = vec2f(0.0);
-  if (close) {
+  // c of d = (student − teacher)/T − c, for close rows from what they differ by. Beside a level of 4e7 and more the range is not seen, only what is left without the level
+  const normaliserOfD = `let level = (range.x + range.y) * k <= 1.0;
+  var close_part = vec4f(0.0);
+  if (level) {
     ${
     exact.each(
-      `let close4 = exp((teacher4 - t_max) * k - log_t) * expm1_series4_(apart4_(student4, teacher4, shift) * k);
-    let added4 = select(vec4f(0.0), close4, live4 & (max(student4, teacher4) >= vec4f(-1e38)));
-    close_part += vec2f(sum_of(added4), sum_of(abs(added4)));`,
+      `let x4 = select(vec4f(0.0), apart4_(student4, teacher4, shift) * k, live4 & (max(student4, teacher4) >= vec4f(-1e38)));
+    let close4 = exp((teacher4 - t_max) * k - log_t) * expm1_series4_(x4);
+    let added4 = select(close4, vec4f(0.0), x4 == vec4f(0.0));
+    close_part += vec4f(sum_of(added4), sum_of(abs(added4)), sum_of(select(vec4f(0.0), vec4f(1.0), abs(x4) > vec4f(1.01))), 0.0);`,
     )
   }
   }
-  let closes = ${exact.sum("close_part", "vec2f")};
+  let closes = ${exact.sum("close_part")};
+  let close = level && closes.z == 0.0;
   let c = select(log_s - log_t, log1p_(closes.x), close);
   let blur = 3e-7 * select(log_s + log_t, closes.y, close); // as c errs`;
 
@@ -404,8 +423,9 @@ export function careful({ v, formula, exact, student, teacher, writeStudent, wri
     const late = (lateStudent ? studentWriting : "") + (lateTeacher ? teacherWriting : "");
     return `var part = vec4f(0.0);
   ${exact.each(`${terms}\n    ${add}\n    ${early}`)}
-  let sums = ${exact.sum("part")};
-  let value = sums.x;
+  let all_sums = ${exact.sum("part")};
+  let value = all_sums.x;
+  let sums = select(all_sums, vec4f(value), is_nan_(value)); // no number of one side leaves the other none
   ${finish}
   ${late ? exact.each(`${terms}\n    ${late}`) : ""}`;
   };

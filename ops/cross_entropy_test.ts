@@ -272,6 +272,15 @@ Deno.test("crossEntropy: a small loss keeps its digits", async () => {
   // exp errs by 3 + 2|x| ulp
   assert(rowError(got.loss, want.loss, 1) <= 163 * 2 ** -24, `${got.loss} ${want.loss}`);
   assert(rowError(got.gradients[0], want.dLogits, 3) <= 163 * 2 ** -24, `${got.gradients} ${want.dLogits}`);
+  const soft = [1, 0, 0, 1, 0, 0, 1, 0, 0], weighed = { ...o, weight: [2.3, 1, 1].map(Math.fround) };
+  const softWant = reference(values, soft, 3, { ...weighed, soft: true });
+  const softGot = await measure(
+    (x) => crossEntropy(x, tensor(soft, [3, 3]), gpuOptions(weighed)),
+    [{ values, shape }],
+    [1, 1, 1],
+  );
+  assert(rowError(softGot.loss, softWant.loss, 1) <= 163 * 2 ** -24, `${softGot.loss} ${softWant.loss}`);
+  assert(rowError(softGot.gradients[0], softWant.dLogits, 3) <= 163 * 2 ** -24, `${softGot.gradients}`);
 });
 
 Deno.test("crossEntropy: labels outside the classes", async () => {

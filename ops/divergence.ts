@@ -1,5 +1,5 @@
 /** Divergences between a student's and a teacher's distributions, from logits. */
-import { checkBoolean, checkNumber, checkOneOf, checkOptions } from "../kernels/check.ts";
+import { checkBoolean, checkNumber, checkOneOf, checkOptions, isRecord } from "../kernels/check.ts";
 import { countRows } from "../kernels/cross_entropy.ts";
 import { divergenceRows } from "../kernels/divergence.ts";
 import type { DivergenceName } from "../kernels/divergence_formulas.ts";
@@ -81,8 +81,7 @@ export interface DistillationResult {
   divergence: Tensor;
 }
 
-// `delta` is no option: reference cases carry it (how far their rows are apart), and it changes nothing
-const OPTIONS = ["temperature", "reduction", "labels", "ignoreIndex", "delta"];
+const OPTIONS = ["temperature", "reduction", "labels", "ignoreIndex"];
 
 /** The kernel, the mixture's β and the factor of a divergence with its options: where the ends of β and α go to the plain KLs. */
 export function resolveDivergence(
@@ -123,7 +122,11 @@ function divergence(
   options: DivergenceOptions,
   more: { beta?: number; alpha?: number; normalize?: boolean } = {},
 ): Tensor {
-  checkOptions(op, options, [...OPTIONS, ...Object.keys(more)]);
+  // `delta` is no option: reference cases carry it (how far their rows are apart), and it changes nothing
+  const given = isRecord(options)
+    ? Object.fromEntries(Object.entries(options).filter(([key]) => key !== "delta"))
+    : options;
+  checkOptions(op, given, [...OPTIONS, ...Object.keys(more)]);
   checkLossOptions(op, options);
   const { temperature = 1, reduction = "mean", labels, ignoreIndex = -100 } = options;
   const { kernel, beta, factor } = resolveDivergence(op, op, more);

@@ -333,7 +333,7 @@ Deno.test("divergences: large logits and temperatures", async () => {
 Deno.test("divergences: a level that one side has and the other has not costs no digits", async () => {
   await init();
   const V = 10, rows = 6, shape = [rows, V], errors: [string, number, number][] = [];
-  for (const [apart, level] of [[1e-5, 5], [1e-5, 100], [0.2, 20], [0.2, 1e4]]) {
+  for (const [apart, level] of [[1e-5, 5], [1e-5, 100], [0.2, 20], [0.2, 1e4], [3, 4e7], [9, 1e9]]) {
     const student = normals(rows * V, 2, 5).map((x) => Math.fround(x + level)), noise = normals(rows * V, apart, 6);
     const teacher = student.map((x, i) => Math.fround(x - level + noise[i]));
     for (const name of NAMES) {
@@ -384,10 +384,45 @@ Deno.test("divergences: weights of the mixture near their ends, between rows tha
   }
 });
 
+Deno.test("divergences: gradients of mixtures with small weights, between rows that are as good as apart", async () => {
+  await init();
+  const { exp, log } = Math, errors: [string, number, number][] = [];
+  for (const x of [60, 75, 85]) {
+    const rows = [[x, 0], [0, x]].map((values) => ({ values, shape: [1, 2] })), rare = 1 / (1 + exp(x));
+    for (const share of [1e-8, 1e-5, 1e-4, 3e-4, 1 - 1e-4, 1 - 1e-8]) {
+      for (const name of ["jsd", "skewForwardKl", "skewReverseKl"] as const) {
+        const beta = name === "skewReverseKl" ? 1 - share : share, alpha = 1 - beta;
+        // of two classes the gradient is weight·rare·(1 − rare)·(h(d) − h(−d)), where nothing cancels
+        const u = (d: number) => log(beta + alpha * exp(d)), v = (d: number) => log(beta * exp(-d) + alpha);
+        const r = (d: number) => (exp(d) - 1) / (beta + alpha * exp(d));
+        const [student, teacher] = {
+          jsd: [(d: number) => -alpha * v(d), (d: number) => -beta * u(d)],
+          skewForwardKl: [(d: number) => alpha ** 2 * r(d), (d: number) => -u(d) + beta * alpha * r(d)],
+          skewReverseKl: [(d: number) => -v(d) - beta * alpha * r(d), (d: number) => -(beta ** 2) * r(d)],
+        }[name].map((h) => rare * (1 - rare) * (h(x) - h(-x)));
+        const own: DivergenceNumbers = name === "jsd" ? { beta } : { alpha: share };
+        const { gradients } = await measure((s, t) => OPS[name](s, t, gpuOptions(own)), rows);
+        [student, teacher].forEach((want, i) => {
+          if (Math.abs(want) < 1e-36) return; // next to the least normal number
+          errors.push([`${name} ${share}, ${x}: ${i}`, rowError(gradients[i], [want, -want], 2), 163 * 2 ** -24]); // as exp errs
+        });
+      }
+    }
+  }
+  assertSmall(errors);
+});
+
 Deno.test("divergences: NaN, and a row without a class, make no number", async () => {
   await init();
   const teacher = tensor([[0, 1, 3]]);
   for (const name of NAMES) {
+    for (const [student, teacher] of [[[NaN, 1, 2], [0, 1, 3]], [[0, 1, 3], [NaN, 1, 2]]]) {
+      const { gradients } = await measure((s, t) => OPS[name](s, t, gpuOptions(name === "jsd" ? { beta: 0.3 } : {})), [
+        { values: student, shape: [1, 3] },
+        { values: teacher, shape: [1, 3] },
+      ]);
+      for (const gradient of gradients) assert(gradient.every(Number.isNaN), `${name}: ${gradient}`);
+    }
     for (const row of [[NaN, 1, 2], [-Infinity, -Infinity, -Infinity]]) {
       assertEquals(await OPS[name](tensor([row]), teacher).item(), NaN, `${name} of ${row}`);
       assertEquals(await OPS[name](teacher, tensor([row])).item(), NaN, `${name} from ${row}`);
@@ -1152,6 +1187,30 @@ Deno.test("divergences: gradients of the skews where next to nothing is mixed in
         assertSmall([
           [`${what}: dStudent`, rowError(gradients[0], want.dStudent, columns), GRADIENT],
           [`${what}: dTeacher`, rowError(gradients[1], want.dTeacher, columns), GRADIENT],
+        ]);
+      }
+    }
+  }
+});
+
+Deno.test("divergences: gradients of the skews where an unlikely class makes all of it", async () => {
+  await init();
+  const V = 64, shape = [1, V];
+  for (const [level, beside] of [[30, 24.5], [24, 20], [17, 15], [10, 12]]) {
+    const [sure, doubts] = [0, beside].map((x) =>
+      Array.from({ length: V }, (_, c) => c === 0 ? level : c === 1 ? x : 0)
+    );
+    for (const alpha of [0.3, 0.7, 0.9, 0.975]) {
+      for (const name of ["skewForwardKl", "skewReverseKl"] as const) {
+        const [student, teacher] = name === "skewForwardKl" ? [doubts, sure] : [sure, doubts];
+        const want = reference(name, student, teacher, V, { alpha }), what = `${name} ${alpha}, ${level}, ${beside}`;
+        const { gradients } = await measure((s, t) => OPS[name](s, t, gpuOptions({ alpha })), [
+          { values: student, shape },
+          { values: teacher, shape },
+        ]);
+        assertSmall([
+          [`${what}: dStudent`, rowError(gradients[0], want.dStudent, V), 163 * 2 ** -24], // as exp errs
+          [`${what}: dTeacher`, rowError(gradients[1], want.dTeacher, V), 163 * 2 ** -24],
         ]);
       }
     }
