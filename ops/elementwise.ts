@@ -98,6 +98,7 @@ const power = unary("pow", "pow_(a, s0)", "select(c * s0 * pow_(a, s0 - 1.0), 0.
 const plusNumber = unary("add", "a + s0", "c");
 const minusNumber = unary("sub", "a - s0", "c");
 const timesNumber = unary("mul", "a * s0", "c * s0");
+const overNumber = unary("div", "a / s0", "c / s0");
 const numberMinus = unary("sub", "s0 - a", "-c");
 const numberOver = unary("div", "s0 / a", "-c * b / a");
 const maximumNumber = unary("maximum", "max_(a, s0)", "select(select(c, 0.5 * c, a == s0), 0.0, a < s0)");
@@ -208,13 +209,16 @@ const smaller = binary(
   "select(select(d, 0.5 * d, a == b), 0.0, b > a)",
 );
 
+type WithNumber = (x: Tensor, number: [number]) => Tensor;
+
+/** An op on two tensors (`both`), on a tensor and a number behind it (`left`), or on a number in front of a tensor (`right`). */
 function numberOrTensor(
   op: string,
   a: Operand,
   b: Operand,
-  both: typeof sum2,
-  left: (a: Tensor, b: number) => Tensor,
-  right: (a: number, b: Tensor) => Tensor,
+  both: ReturnType<typeof binary>,
+  left: WithNumber,
+  right = left,
 ): Tensor {
   for (const [name, x] of [["a", a], ["b", b]] as const) {
     if (x instanceof Tensor) checkTensor(op, name, x);
@@ -224,50 +228,46 @@ function numberOrTensor(
   }
   if (typeof b === "number") {
     if (typeof a === "number") throw new TypeError(`${op}: one of a and b must be a Tensor, got two numbers`);
-    return left(a, b);
+    return left(a, [b]);
   }
-  return typeof a === "number" ? right(a, b) : both(a, b);
+  return typeof a === "number" ? right(b, [a]) : both(a, b);
 }
 
 /** a + b with broadcasting; either may be a number. */
 export function add(a: Operand, b: Operand): Tensor {
-  return numberOrTensor("add", a, b, sum2, (x, n) => plusNumber(x, [n]), (n, x) => plusNumber(x, [n]));
+  return numberOrTensor("add", a, b, sum2, plusNumber);
 }
 
 /** a − b with broadcasting; either may be a number. */
 export function sub(a: Operand, b: Operand): Tensor {
-  return numberOrTensor("sub", a, b, difference, (x, n) => minusNumber(x, [n]), (n, x) => numberMinus(x, [n]));
+  return numberOrTensor("sub", a, b, difference, minusNumber, numberMinus);
 }
 
 /** a · b elementwise with broadcasting; either may be a number. */
 export function mul(a: Operand, b: Operand): Tensor {
-  return numberOrTensor("mul", a, b, product, (x, n) => timesNumber(x, [n]), (n, x) => timesNumber(x, [n]));
+  return numberOrTensor("mul", a, b, product, timesNumber);
 }
-
-const overNumber = unary("div", "a / s0", "c / s0");
 
 /** a / b with broadcasting; either may be a number. */
 export function div(a: Operand, b: Operand): Tensor {
-  return numberOrTensor("div", a, b, quotient, (x, n) => overNumber(x, [n]), (n, x) => numberOver(x, [n]));
+  return numberOrTensor("div", a, b, quotient, overNumber, numberOver);
 }
 
 /** a to the power b with broadcasting; either may be a number. A negative base takes whole exponents only, else NaN. */
 export function pow(a: Operand, b: Operand): Tensor {
-  const left = (x: Tensor, n: number) =>
+  const left: WithNumber = (x, [n]) =>
     n === 2 ? square(x) : n === 0.5 ? sqrt(x) : n === 1 ? mul(x, 1) : n === -1 ? div(1, x) : power(x, [n]);
-  return numberOrTensor("pow", a, b, powers, left, (n, x) => numberPower(x, [n]));
+  return numberOrTensor("pow", a, b, powers, left, numberPower);
 }
 
 /** The larger of a and b, with broadcasting; ties share the gradient. NaN stays NaN, and both have its whole gradient. */
 export function maximum(a: Operand, b: Operand): Tensor {
-  const withNumber = (x: Tensor, n: number) => maximumNumber(x, [asStored(x, n)]);
-  return numberOrTensor("maximum", a, b, larger, withNumber, (n, x) => withNumber(x, n));
+  return numberOrTensor("maximum", a, b, larger, (x, [n]) => maximumNumber(x, [asStored(x, n)]));
 }
 
 /** The smaller of a and b, with broadcasting; ties share the gradient. NaN stays NaN, and both have its whole gradient. */
 export function minimum(a: Operand, b: Operand): Tensor {
-  const withNumber = (x: Tensor, n: number) => minimumNumber(x, [asStored(x, n)]);
-  return numberOrTensor("minimum", a, b, smaller, withNumber, (n, x) => withNumber(x, n));
+  return numberOrTensor("minimum", a, b, smaller, (x, [n]) => minimumNumber(x, [asStored(x, n)]));
 }
 
 /**
