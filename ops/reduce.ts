@@ -116,6 +116,13 @@ function spread(
   return y;
 }
 
+/** y = kind(x) / divisor over `dims`. The dividend is f32: an f16 sum may pass 65,504 where the quotient does not. */
+function divided(name: string, kind: Reduction, x: Tensor, dims: readonly number[], divisor: number, y: Tensor): void {
+  const dividend = reduced(kind, x, dims, "f32"), { shape } = dividend;
+  map(name, "a / s0", [operand(dividend, shape)], { memory: y.memory, element: y.dtype }, shape, [divisor]);
+  dividend.dispose();
+}
+
 /** Σ x over `dim` (a number or several; all unless given). The gradient is dY, broadcast. */
 export function sum(x: Tensor, o: ReduceOptions = {}): Tensor {
   const { dims, kept, shape } = options("sum", x, o);
@@ -132,10 +139,8 @@ export function sum(x: Tensor, o: ReduceOptions = {}): Tensor {
 export function mean(x: Tensor, o: ReduceOptions = {}): Tensor {
   const { dims, kept, shape } = options("mean", x, o);
   const count = sizeOf(dims.map((d) => x.shape[d]));
-  const total = reduced("sum", x, dims, "f32"); // f32: an f16 sum may pass 65,504 where the mean does not
   const y = Tensor.empty(shape, x.dtype, "mean");
-  map("mean", "a / s0", [operand(total, total.shape)], { memory: y.memory, element: y.dtype }, total.shape, [count]);
-  total.dispose();
+  divided("mean", "sum", x, dims, count, y);
   return record({
     op: "mean",
     inputs: [x],
@@ -206,21 +211,15 @@ export function variance(x: Tensor, o: VarianceOptions = {}): Tensor {
   const { dims, kept, shape } = options("variance", x, o, ["correction"]);
   const { correction = 1 } = o;
   checkNumber("variance", "correction", correction);
-  const divisor = Math.max(0, sizeOf(dims.map((d) => x.shape[d])) - correction);
+  const count = sizeOf(dims.map((d) => x.shape[d])), divisor = Math.max(0, count - correction);
   const average = hidden(kept, "f32"), rest = hidden(kept, "f32"), y = Tensor.empty(shape, x.dtype, "variance");
-  const count = sizeOf(dims.map((d) => x.shape[d]));
-  const meanOf = (of: Tensor, to: Tensor) => {
-    const total = reduced("sum", of, dims, "f32");
-    map("mean", "a / s0", [operand(total, kept)], { memory: to.memory, element: "f32" }, kept, [count]);
-    total.dispose();
-  };
-  meanOf(x, average);
+  divided("mean", "sum", x, dims, count, average);
   const nearly = spread("centred", "a - b", [[x, x.shape], [average, kept]], x.shape);
-  meanOf(nearly, rest);
+  divided("mean", "sum", nearly, dims, count, rest);
   const centred = spread("centred", "a - b", [[nearly, x.shape], [rest, kept]], x.shape);
-  const squares = reduced("sumOfSquares", centred, dims, "f32");
-  map("variance", "a / s0", [operand(squares, kept)], { memory: y.memory, element: y.dtype }, kept, [divisor]);
-  for (const t of [nearly, centred, squares]) t.dispose();
+  divided("variance", "sumOfSquares", centred, dims, divisor, y);
+  nearly.dispose();
+  centred.dispose();
   return record({
     op: "variance",
     inputs: [x],
