@@ -8,7 +8,6 @@ import { checkShape, checkTensor, type Tensor } from "../autograd/tensor.ts";
 import {
   checkLabels,
   checkLossOptions,
-  checkOptionalTensor,
   type Launch,
   type LossReduction,
   rowLoss,
@@ -131,8 +130,7 @@ function divergence(
   const { temperature = 1, reduction = "mean", labels, ignoreIndex = -100 } = options;
   const { kernel, beta, factor } = resolveDivergence(op, op, more);
   const rows = sides(op, student, teacher);
-  checkOptionalTensor(op, "labels", labels);
-  if (labels) checkLabels(op, "labels", labels, rows, ignoreIndex);
+  if (labels !== undefined) checkLabels(op, "labels", labels, rows, ignoreIndex);
   return launchDivergence(op, kernel, student, teacher, labels ?? null, rows, reduction, {
     temperature,
     beta,

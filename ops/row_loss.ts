@@ -1,5 +1,5 @@
 /** What all losses over rows of logits share: checks, reductions, and when the gradient is computed. */
-import { checkNumber, checkOneOf, describe } from "../kernels/check.ts";
+import { checkNumber, checkOneOf } from "../kernels/check.ts";
 import { scale } from "../kernels/elementwise.ts";
 import type { Memory } from "../kernels/gpu/memory.ts";
 import { reduce } from "../kernels/reduce.ts";
@@ -133,11 +133,4 @@ export function rowLoss(
       return gradients;
     },
   });
-}
-
-/** Throws unless `value` is a Tensor or undefined. */
-export function checkOptionalTensor(op: string, name: string, value: unknown): void {
-  if (value !== undefined && !(value instanceof Tensor)) {
-    throw new TypeError(`${op}: ${name} must be a Tensor, got ${describe(value)}`);
-  }
 }
