@@ -5,6 +5,7 @@
 import { findNonFinite } from "../kernels/anomaly.ts";
 import type { Gpu } from "../kernels/gpu/gpu.ts";
 import type { Memory } from "../kernels/gpu/memory.ts";
+import { isFloat } from "./storage.ts";
 import type { Tensor } from "./tensor.ts";
 
 export interface Watch {
@@ -33,7 +34,7 @@ export function watchOf(gpu: Gpu): Watch {
 const clean = (gpu: Gpu) => gpu.queue.upload(new Uint8Array(4), true, "anomaly");
 
 function check(watch: Watch, x: Tensor, what: () => string): void {
-  if (x.dtype !== "f32" && x.dtype !== "f16" || x.size === 0) return;
+  if (!isFloat(x.dtype) || x.size === 0) return;
   watch.checks.set(++watch.last, what());
   findNonFinite(x.memory, x.dtype, x.size, watch.found, watch.last);
 }

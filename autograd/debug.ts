@@ -4,7 +4,7 @@ import { type Gpu, gpu, isOpen } from "../kernels/gpu/gpu.ts";
 import type { Counters } from "../kernels/gpu/memory.ts";
 import { watchOf } from "./anomaly.ts";
 import { entries } from "./ledger.ts";
-import { BYTES, type DType, type Storage } from "./storage.ts";
+import { BYTES, type DType, DTYPES, type Storage } from "./storage.ts";
 import { checkTensor, tensorsIn } from "./tensor.ts";
 
 /** A tensor that was made where no scope was open, and neither kept nor disposed of since. */
@@ -101,7 +101,7 @@ export function expectNoLeaks<T>(fn: () => T): T {
   const check = (result: unknown) => {
     if (!isOpen(open)) return; // dispose() freed all
     const returned = tensorsIn(result), made = entries(open).filter(([x]) => !old.has(x));
-    for (const x of returned) checkTensor("expectNoLeaks", "what fn returns", x, ["f32", "f16", "i32", "u32"]);
+    for (const x of returned) checkTensor("expectNoLeaks", "what fn returns", x, DTYPES);
     const storages = new Set<Storage>(made.flatMap(([x]) => returned.has(x) ? [x.storage] : []));
     const stayed = made.filter(([x]) => !returned.has(x));
     const grown = held() - before - [...storages].reduce((sum, s) => sum + s.memory.bytes, 0);

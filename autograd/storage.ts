@@ -7,6 +7,20 @@ export type DType = "f32" | "f16" | "i32" | "u32";
 /** The typed arrays that `data()` gives. */
 export type TypedArray = Float32Array | Float16Array | Int32Array | Uint32Array;
 
+/** All dtypes. */
+export const DTYPES: readonly DType[] = ["f32", "f16", "i32", "u32"];
+
+/** What holds the elements of a dtype on the host. */
+export const ARRAYS: {
+  f32: Float32ArrayConstructor;
+  f16: Float16ArrayConstructor;
+  i32: Int32ArrayConstructor;
+  u32: Uint32ArrayConstructor;
+} = { f32: Float32Array, f16: Float16Array, i32: Int32Array, u32: Uint32Array };
+
+/** Whether elements are floats: these alone have gradients. */
+export const isFloat = (dtype: DType): boolean => dtype === "f32" || dtype === "f16";
+
 /** Bytes of one element. */
 export const BYTES: Record<DType, number> = { f32: 4, f16: 2, i32: 4, u32: 4 };
 

@@ -5,7 +5,7 @@ import { checkFunction, checkOptions, describe } from "../kernels/check.ts";
 import { checkBackward, checkForward } from "./anomaly.ts";
 import { methods } from "./methods.ts";
 import { innermost, Scope } from "./scope.ts";
-import { BYTES, type DType, Storage } from "./storage.ts";
+import { BYTES, type DType, DTYPES, isFloat, Storage } from "./storage.ts";
 import { checkShape, checkTensor, type Recorded, sizeOf, Tensor, tensorsIn } from "./tensor.ts";
 
 /** Makes the tensor that will hold the gradient of input `i`: where the optimizer wants it if that is possible. */
@@ -450,7 +450,7 @@ methods.backward = (loss: Tensor, dOutput?: Tensor): void => {
 export function record(spec: RecordSpec): Tensor {
   checkRecord(spec);
   const isRecorded = needsGradient(spec.inputs);
-  checkTensor("record", "output", spec.output, isRecorded ? undefined : ANY);
+  checkTensor("record", "output", spec.output, isRecorded ? undefined : DTYPES);
   if (spec.output.storage.gpu.debug) checkForward(spec.op, spec.inputs, spec.output, tapes);
   if (isRecorded) {
     if (spec.inputs.includes(spec.output)) throw new TypeError("record: output must not be one of the inputs");
@@ -460,7 +460,6 @@ export function record(spec: RecordSpec): Tensor {
 }
 
 const RECORD = ["op", "inputs", "output", "saved", "hidden", "backward"];
-const ANY: readonly DType[] = ["f32", "f16", "i32", "u32"];
 
 function checkRecord(spec: RecordSpec): void {
   checkOptions("record", spec, RECORD);
@@ -474,7 +473,7 @@ function checkRecord(spec: RecordSpec): void {
 function checkRecorded(name: string, xs: readonly Tensor[]): void {
   if (!Array.isArray(xs)) throw new TypeError(`record: ${name} must be an array of tensors, got ${describe(xs)}`);
   for (let i = 0; i < xs.length; i++) { // a message is only put together where it is needed: every op comes here
-    if (!(xs[i] instanceof Tensor && xs[i].isUsable)) checkTensor("record", `${name}[${i}]`, xs[i], ANY);
+    if (!(xs[i] instanceof Tensor && xs[i].isUsable)) checkTensor("record", `${name}[${i}]`, xs[i], DTYPES);
   }
 }
 
@@ -535,7 +534,7 @@ function setRandom(tape: Tape, to: ReturnType<typeof randomOf>): void {
  */
 export function checkpoint(fn: (...inputs: Tensor[]) => Tensor, ...inputs: Tensor[]): Tensor {
   checkFunction("checkpoint", "fn", fn);
-  inputs.forEach((x, i) => checkTensor("checkpoint", `inputs[${i}]`, x, ANY));
+  inputs.forEach((x, i) => checkTensor("checkpoint", `inputs[${i}]`, x, DTYPES));
   const tape = activeTape();
   const checked = (output: unknown): Tensor => {
     if (output instanceof Promise) output.catch(() => {});
@@ -554,9 +553,8 @@ export function checkpoint(fn: (...inputs: Tensor[]) => Tensor, ...inputs: Tenso
   } finally {
     choices = null;
   }
-  const isFloat = output.dtype === "f32" || output.dtype === "f16";
   // not made by fn, or without a gradient
-  if (output.number < earlier || output.requiresGrad || !isFloat || !forward.isNeeded) return output;
+  if (output.number < earlier || output.requiresGrad || !isFloat(output.dtype) || !forward.isNeeded) return output;
   const records = inputs.map((x) => x.record);
   // an input's own record is where its gradient goes: the recomputation leads there, so that there is none to give back
   tape.add({

@@ -12,7 +12,7 @@ import {
   type VarianceOptions,
 } from "./methods.ts";
 import { innermost, type Scope } from "./scope.ts";
-import { BYTES, type DType, Storage, type TypedArray } from "./storage.ts";
+import { ARRAYS, BYTES, type DType, isFloat, Storage, type TypedArray } from "./storage.ts";
 
 /** One recorded op, as its result remembers it. The tape's own file says what it holds. */
 export interface Recorded {
@@ -210,7 +210,7 @@ export class Tensor implements Disposable {
 
   set requiresGrad(on: boolean) {
     checkBoolean("requiresGrad", "the value", on);
-    if (on && this.dtype !== "f32" && this.dtype !== "f16") {
+    if (on && !isFloat(this.dtype)) {
       throw new TypeError(`requiresGrad: only f32 and f16 tensors can require a gradient, got dtype ${this.dtype}`);
     }
     this.#requiresGrad = on;
@@ -339,9 +339,7 @@ export class Tensor implements Disposable {
     const { dtype, size } = this, open = gpu();
     if (!this.isReadable) throw this.#closedError();
     const buffer = await open.queue.read(this.memory, size * BYTES[dtype]);
-    if (dtype === "f32") return new Float32Array(buffer);
-    if (dtype === "f16") return new Float16Array(buffer);
-    return dtype === "i32" ? new Int32Array(buffer) : new Uint32Array(buffer);
+    return new ARRAYS[dtype](buffer);
   }
 
   /** The only element. Throws a TypeError where there are more. */

@@ -1,6 +1,6 @@
 /** Cutting data into batches. */
 import { checkBoolean, checkNumber, checkOptions, describe, isRecord } from "../kernels/check.ts";
-import type { TypedArray } from "../autograd/storage.ts";
+import { ARRAYS, type TypedArray } from "../autograd/storage.ts";
 import { sizeOf, type Tensor } from "../autograd/tensor.ts";
 import { checkShapeArgument, tensor } from "../ops/create.ts";
 import { splitmix32 } from "./splitmix.ts";
@@ -22,8 +22,6 @@ export interface BatchOptions {
   /** Whether a last, smaller batch is left out; true unless given. */
   dropLast?: boolean;
 }
-
-const ARRAYS = [Float32Array, Float16Array, Int32Array, Uint32Array];
 
 /** The rows 0 … n − 1 in a random order that `seed` fixes (Fisher–Yates). */
 function shuffled(n: number, seed: number): Uint32Array {
@@ -70,7 +68,7 @@ export function batches<K extends string>(
   for (const [name, column] of fields) {
     if (name === "size") throw new RangeError("batches: no column can be named size: a batch's size is its rows");
     if (!isRecord(column)) throw new TypeError(`batches: ${name} must be a column, got ${describe(column)}`);
-    if (!ARRAYS.some((array) => column.data instanceof array)) {
+    if (!Object.values(ARRAYS).some((array) => column.data instanceof array)) {
       throw new TypeError(
         `batches: ${name}.data must be a typed array that a tensor takes, got ${describe(column.data)}`,
       );

@@ -2,7 +2,7 @@
 import { describe, isRecord } from "../kernels/check.ts";
 import { gpu } from "../kernels/gpu/gpu.ts";
 import { innermost } from "../autograd/scope.ts";
-import { BYTES, type DType, type TypedArray } from "../autograd/storage.ts";
+import { ARRAYS, BYTES, type DType, DTYPES, type TypedArray } from "../autograd/storage.ts";
 import { checkTensor, sizeOf, type Tensor } from "../autograd/tensor.ts";
 import { checkShapeArgument, tensor } from "../ops/create.ts";
 import { checkPath, inTurn, openSource, replaceFile, type Source } from "./files.ts";
@@ -167,10 +167,8 @@ export async function openSafetensors<T>(
 }
 
 function values(op: string, raw: ArrayBuffer, dtype: string): TypedArray {
-  if (dtype === "F32") return new Float32Array(raw);
-  if (dtype === "F16") return new Float16Array(raw);
-  if (dtype === "I32") return new Int32Array(raw);
-  if (dtype === "U32") return new Uint32Array(raw);
+  const own = DTYPES.find((d) => FILE_TYPES[d] === dtype);
+  if (own) return new ARRAYS[own](raw);
   if (dtype === "F64") return Float32Array.from(new Float64Array(raw));
   if (dtype === "I64") {
     return Int32Array.from(new BigInt64Array(raw), (n) => {
@@ -238,7 +236,7 @@ export async function encode(
     if (name === "__metadata__" || name === "__proto__") {
       throw new RangeError(`${op}: no tensor can be named ${name}`);
     }
-    checkTensor(op, name, x, ["f32", "f16", "i32", "u32"]);
+    checkTensor(op, name, x, DTYPES);
     return [name, x];
   }).sort(([, a], [, b]) => BYTES[b.dtype] - BYTES[a.dtype]);
   for (const [name, x] of entries) {

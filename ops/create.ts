@@ -3,7 +3,7 @@ import { checkBoolean, checkNumber, checkOptions, describe } from "../kernels/ch
 import { gpu } from "../kernels/gpu/gpu.ts";
 import { fill, random } from "../kernels/random.ts";
 import { nextRandom } from "../autograd/random.ts";
-import { type DType, Storage, type TypedArray } from "../autograd/storage.ts";
+import { ARRAYS, type DType, DTYPES, isFloat, Storage, type TypedArray } from "../autograd/storage.ts";
 import { checkDimensions, MOST_DIMENSIONS, type NestedArray, sizeOf, Tensor } from "../autograd/tensor.ts";
 
 /** Options of everything that makes a tensor. */
@@ -13,9 +13,6 @@ export interface TensorOptions {
   /** Whether `backward` leaves a gradient in `.grad`. */
   requiresGrad?: boolean;
 }
-
-const DTYPES = ["f32", "f16", "i32", "u32"];
-const ARRAYS = { f32: Float32Array, f16: Float16Array, i32: Int32Array, u32: Uint32Array };
 
 /** Throws unless `shape` is an array of sizes. */
 export function checkShapeArgument(op: string, shape: unknown): asserts shape is readonly number[] {
@@ -34,7 +31,12 @@ function checkTensorOptions(op: string, options: TensorOptions, dtypes = DTYPES)
     throw new TypeError(`${op}: dtype must be one of ${dtypes.join(", ")}, got ${describe(dtype)}`);
   }
   if (requiresGrad !== undefined) checkBoolean(op, "requiresGrad", requiresGrad);
-  if (requiresGrad && dtype !== undefined && dtype !== "f32" && dtype !== "f16") {
+  if (dtype !== undefined) checkDType(op, dtype, requiresGrad);
+}
+
+/** Throws for a dtype that cannot have the gradient that is asked for, or that the adapter lacks. */
+function checkDType(op: string, dtype: DType, requiresGrad = false): void {
+  if (requiresGrad && !isFloat(dtype)) {
     throw new TypeError(`${op}: only f32 and f16 tensors can require a gradient, got dtype ${dtype}`);
   }
   if (dtype === "f16" && !gpu().info.f16) {
@@ -107,7 +109,7 @@ function checkAttached(op: string, values: TypedArray): void {
 
 /** Throws if the numbers became integers that differ by more than a fraction. */
 function checkHeld(op: string, numbers: ArrayLike<number>, converted: TypedArray, dtype: DType): void {
-  if (dtype !== "i32" && dtype !== "u32") return;
+  if (isFloat(dtype)) return;
   const i = converted.findIndex((n, i) => n !== Math.trunc(numbers[i]));
   if (i >= 0) throw new RangeError(`${op}: values must fit ${dtype}, got ${numbers[i]}`);
 }
@@ -121,7 +123,7 @@ function uploaded(
 ): Tensor {
   let data: TypedArray, natural: number[] = [];
   const isTyped = ArrayBuffer.isView(values);
-  const given = DTYPES.find((d) => isTyped && values instanceof ARRAYS[d as DType]) as DType | undefined;
+  const given = DTYPES.find((d) => isTyped && values instanceof ARRAYS[d]);
   if (given) checkAttached(op, values as TypedArray);
   const dtype = options.dtype ?? given ?? "f32";
   if (given) {
@@ -139,15 +141,10 @@ function uploaded(
   if (sizeOf(wanted) !== data.length) {
     throw new TypeError(`${op}: shape [${wanted.join(", ")}] needs ${sizeOf(wanted)} values, got ${data.length}`);
   }
-  if (options.requiresGrad && (dtype === "i32" || dtype === "u32")) {
-    throw new TypeError(`${op}: only f32 and f16 tensors can require a gradient, got dtype ${dtype}`);
-  }
-  if (dtype === "f16" && !gpu().info.f16) {
-    throw new TypeError(`${op}: this adapter has no shader-f16: use f32 (init() tells: info.f16)`);
-  }
+  checkDType(op, dtype, options.requiresGrad);
   const bytes = new Uint8Array(data.buffer, data.byteOffset, data.byteLength);
   const storage = new Storage(gpu().queue.upload(bytes, options.requiresGrad === true, "upload", op, wanted));
-  if (dtype === "i32" || dtype === "u32") storage.host = data.slice() as TypedArray;
+  if (!isFloat(dtype)) storage.host = data.slice() as TypedArray;
   const result = Tensor.owned(storage, wanted, dtype, op);
   result.requiresGrad = options.requiresGrad ?? false;
   return result;
@@ -227,7 +224,7 @@ export function eye(n: number, options: TensorOptions = {}): Tensor {
   checkBindable("eye", [n, n]);
   const values = new Float32Array(n * n);
   for (let i = 0; i < n; i++) values[i * (n + 1)] = 1;
-  return uploaded("eye", values, [n, n], { ...options, dtype: options.dtype ?? "f32" });
+  return uploaded("eye", values, [n, n], options);
 }
 
 function drawn(
@@ -248,7 +245,7 @@ function drawn(
   });
 }
 
-const REAL = ["f32", "f16"];
+const REAL: readonly DType[] = ["f32", "f16"];
 
 /** Uniform random numbers in [0, 1), f32 (multiples of 2⁻²⁴) or f16 (of 2⁻¹¹), from the seed of `manualSeed`. Source of randomness: the counter-based hash pcg4d (Jarzynski & Olano 2020). */
 export function rand(shape: readonly number[], options: TensorOptions = {}): Tensor {

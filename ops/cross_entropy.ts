@@ -1,6 +1,7 @@
 import { checkBoolean, checkOptions } from "../kernels/check.ts";
 import { countRows, type CrossEntropyNumbers, crossEntropyRows } from "../kernels/cross_entropy.ts";
 import type { Memory } from "../kernels/gpu/memory.ts";
+import { DTYPES, isFloat } from "../autograd/storage.ts";
 import { hidden } from "../autograd/tape.ts";
 import { checkShape, checkTensor, type Tensor } from "../autograd/tensor.ts";
 import {
@@ -164,8 +165,8 @@ export function crossEntropy(
   const { reduction = "mean", weight } = options, numbers = numbersOf(options), { ignoreIndex } = numbers;
   const rowShape = rowsOf(op, "logits", logits);
   const { rows, columns } = rowShape;
-  checkTensor(op, "target", target, ["i32", "u32", "f32", "f16"]);
-  const soft = target.dtype === "f32" || target.dtype === "f16";
+  checkTensor(op, "target", target, DTYPES);
+  const soft = isFloat(target.dtype);
   if (soft) {
     checkShape(op, "target", target, logits.shape);
     if (options.ignoreIndex !== undefined) {

@@ -6,7 +6,7 @@ import { checkNumber, checkOneOf, checkOptions, describe } from "../kernels/chec
 import { map } from "../kernels/elementwise.ts";
 import { ACTIVATIONS } from "../kernels/math.ts";
 import type { ClampOptions, GeluOptions, Operand } from "../autograd/methods.ts";
-import type { DType } from "../autograd/storage.ts";
+import { type DType, DTYPES } from "../autograd/storage.ts";
 import { needsGradient, record } from "../autograd/tape.ts";
 import { checkTensor, Tensor } from "../autograd/tensor.ts";
 import { sumTo } from "./reduce.ts";
@@ -283,7 +283,7 @@ export function minimum(a: Operand, b: Operand): Tensor {
  * ```
  */
 export function where(condition: Tensor, a: Tensor, b: Tensor): Tensor {
-  checkTensor("where", "condition", condition, ["f32", "f16", "i32", "u32"]);
+  checkTensor("where", "condition", condition, DTYPES);
   checkTensor("where", "a", a);
   checkTensor("where", "b", b, [a.dtype]);
   const shape = broadcastShape("where", [condition.shape, a.shape, b.shape]);

@@ -1,6 +1,7 @@
 /** Taking elements by index. Indices are i32 tensors and get no gradient; one out of range is a RangeError where the host wrote it, else NaN. */
 import { checkNumber } from "../kernels/check.ts";
 import { embedding as lookUp, embeddingBackward, gather as take, gatherBackward } from "../kernels/indexing.ts";
+import { DTYPES } from "../autograd/storage.ts";
 import { record } from "../autograd/tape.ts";
 import { checkTensor, sizeOf, Tensor } from "../autograd/tensor.ts";
 import { arange } from "./create.ts";
@@ -55,7 +56,7 @@ export function embedding(weight: Tensor, index: Tensor): Tensor {
  * Errors as `embedding`; integers have no NaN, and give 0 there. Source: `torch.gather`, with equal sizes outside `dim`.
  */
 export function gather(x: Tensor, dim: number, index: Tensor): Tensor {
-  checkTensor("gather", "x", x, ["f32", "f16", "i32", "u32"]);
+  checkTensor("gather", "x", x, DTYPES);
   const along = checkDim("gather", dim, x.rank);
   checkTensor("gather", "index", index, ["i32", "u32"]);
   if (index.rank !== x.rank || index.shape.some((n, d) => d !== along && n !== x.shape[d])) {

@@ -3,18 +3,16 @@ import { checkNumber, describe } from "../kernels/check.ts";
 import { copyFlat, copyStrided } from "../kernels/elementwise.ts";
 import { fill } from "../kernels/random.ts";
 import { gpu } from "../kernels/gpu/gpu.ts";
-import { BYTES, type DType } from "../autograd/storage.ts";
+import { BYTES, DTYPES } from "../autograd/storage.ts";
 import { record } from "../autograd/tape.ts";
 import { checkShape, checkTensor, sizeOf, Tensor } from "../autograd/tensor.ts";
 import { arange, checkShapeArgument, tensor } from "./create.ts";
 import { broadcastShape, mapped } from "./elementwise.ts";
 import { checkDim, sumTo } from "./reduce.ts";
 
-const ANY: readonly DType[] = ["f32", "f16", "i32", "u32"];
-
 /** The same elements in another shape, as a view; one size may be −1 and is worked out. Throws a TypeError where the counts differ. */
 export function reshape(x: Tensor, shape: readonly number[]): Tensor {
-  checkTensor("reshape", "x", x, ANY);
+  checkTensor("reshape", "x", x, DTYPES);
   if (!Array.isArray(shape)) throw new TypeError(`reshape: shape must be an array of sizes, got ${describe(shape)}`);
   const unknown = shape.indexOf(-1), wanted = [...shape].map((n) => Object.is(n, -0) ? 0 : n);
   const areSizes = () => wanted.every((n) => Number.isInteger(n) && n >= 0 && n < 2 ** 31);
@@ -34,7 +32,7 @@ export function reshape(x: Tensor, shape: readonly number[]): Tensor {
 
 /** The dimensions in another order: y's dimension i is x's dimension order[i]. Throws a RangeError unless `order` names each once. */
 export function permute(x: Tensor, order: readonly number[]): Tensor {
-  checkTensor("permute", "x", x, ANY);
+  checkTensor("permute", "x", x, DTYPES);
   if (!Array.isArray(order)) {
     throw new TypeError(`permute: order must be an array of dimensions, got ${describe(order)}`);
   }
@@ -51,7 +49,7 @@ export function permute(x: Tensor, order: readonly number[]): Tensor {
 
 /** Dimensions a and b exchanged. */
 export function transpose(x: Tensor, a: number, b: number): Tensor {
-  checkTensor("transpose", "x", x, ANY);
+  checkTensor("transpose", "x", x, DTYPES);
   const order = x.shape.map((_, i) => i);
   const from = checkDim("transpose", a, x.rank, "a"), to = checkDim("transpose", b, x.rank, "b");
   [order[from], order[to]] = [to, from];
@@ -60,7 +58,7 @@ export function transpose(x: Tensor, a: number, b: number): Tensor {
 
 /** x broadcast to `shape` by NumPy's rule; −1 stands for the size that x has there. Throws a TypeError where it does not broadcast. */
 export function expand(x: Tensor, shape: readonly number[]): Tensor {
-  checkTensor("expand", "x", x, ANY);
+  checkTensor("expand", "x", x, DTYPES);
   const lead = Array.isArray(shape) ? shape.length - x.rank : 0;
   const wanted = Array.isArray(shape) ? shape.map((n, d) => n === -1 && d >= lead ? x.shape[d - lead] : n) : shape;
   checkShapeArgument("expand", wanted);
@@ -81,7 +79,7 @@ export function expand(x: Tensor, shape: readonly number[]): Tensor {
 
 /** Overwrites x in place with `other`'s elements; see `Tensor.assign`. */
 export function assign(x: Tensor, other: Tensor): void {
-  checkTensor("assign", "x", x, ANY);
+  checkTensor("assign", "x", x, DTYPES);
   checkTensor("assign", "other", other, [x.dtype]);
   checkShape("assign", "other", other, x.shape);
   const { storage } = x, from = other.memory, to = storage.writable();
@@ -142,7 +140,7 @@ function place(x: Tensor, y: Tensor, ranges: readonly (readonly [number, number]
  * ```
  */
 export function slice(x: Tensor, pairs: readonly (readonly [number, number])[]): Tensor {
-  checkTensor("slice", "x", x, ANY);
+  checkTensor("slice", "x", x, DTYPES);
   if (!Array.isArray(pairs) || pairs.length > x.rank || !pairs.every((p) => Array.isArray(p) && p.length === 2)) {
     throw new TypeError(`slice: pairs must be at most ${x.rank} pairs [start, end], got ${describe(pairs)}`);
   }
@@ -164,7 +162,7 @@ function checkTensors(op: string, xs: readonly Tensor[]): void {
   if (!Array.isArray(xs) || xs.length === 0) {
     throw new TypeError(`${op}: xs must be an array of at least one tensor, got ${describe(xs)}`);
   }
-  for (const [i, x] of xs.entries()) checkTensor(op, `xs[${i}]`, x, i === 0 ? ANY : [xs[0].dtype]); // holes too
+  for (const [i, x] of xs.entries()) checkTensor(op, `xs[${i}]`, x, i === 0 ? DTYPES : [xs[0].dtype]); // holes too
 }
 
 /** Tensors behind each other along `dim`; they must agree in all other dimensions. */

@@ -2,7 +2,7 @@
 import type { GeneratorValue } from "fast-check";
 import fc from "fast-check";
 import { type DType, Scope, Tensor, tensor, type TypedArray } from "@limbeck/limbeck";
-import type { Storage } from "../autograd/storage.ts";
+import { ARRAYS, isFloat, type Storage } from "../autograd/storage.ts";
 import { sizeOf } from "./reference.ts";
 
 /** A value that must be refused in the place of a good one, made when it is needed. `says` must stand in the message. */
@@ -52,8 +52,6 @@ export const listed = ({ make }: Bad): Bad => ({ make: () => [make()] });
 
 /** An optional argument with no bad value. */
 export const absent: Argument = { good: undefined, bad: [] };
-
-const ARRAYS = { f32: Float32Array, f16: Float16Array, i32: Int32Array, u32: Uint32Array };
 
 /** Draws the arguments of one call. */
 export class Draw {
@@ -107,7 +105,7 @@ export class Draw {
 
   /** A tensor; integers lie in [0, below). */
   tensor(shape: readonly number[], dtype: DType = "f32", below = 3, requiresGrad = false): Tensor {
-    const whole = dtype === "i32" || dtype === "u32", from = this.int(0, 9);
+    const whole = !isFloat(dtype), from = this.int(0, 9);
     const values = Array.from({ length: sizeOf(shape) }, (_, i) => whole ? (from + i) % below : 0.1 + (from + i) % 7);
     return tensor(ARRAYS[dtype].from(values) as TypedArray, shape, { requiresGrad });
   }
