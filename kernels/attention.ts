@@ -6,8 +6,7 @@
  * A thread computes 2×4 or 4×4 scores of a tile, and two or four rows of its results, every few vec4s of them. Tiles lie in workgroup memory row by row, the
  * rows r, r + 4, … next to each other and an odd number of vec4s long, so that neighbouring threads read from different banks.
  */
-import type { Element } from "./elementwise.ts";
-import { lanes, vectorOf } from "./epilogue.ts";
+import { type Element, lanes, vectorOf } from "./elementwise.ts";
 import { gpu } from "./gpu/gpu.ts";
 import { type BufferType, type Kernel, type KernelSpec, variants } from "./gpu/kernel.ts";
 import type { Memory } from "./gpu/memory.ts";

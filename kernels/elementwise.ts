@@ -12,6 +12,10 @@ import { MATH, SINES_AND_POWERS } from "./math.ts";
 /** How an element is stored. Arithmetic is f32 whatever the storage. */
 export type Element = "f32" | "f16" | "i32" | "u32";
 
+/** Four neighbouring elements as WGSL reads them at once, and the names of those. */
+export const vectorOf = { f32: "vec4f", f16: "vec4h", i32: "vec4i", u32: "vec4u" } as const;
+export const lanes: string[] = [..."xyzw"];
+
 /** An input: where it lies and how it broadcasts. */
 export interface Operand {
   memory: Memory;
@@ -60,21 +64,20 @@ fn apply(${inputs.map((x) => `${x}: f32`).join(", ")}) -> f32 { return ${express
   const rank = Number(form);
   const buffers = Object.fromEntries(inputs.map((x, k): [string, BufferType] => [x, `read ${types[k]}`]));
   if (Number.isNaN(rank)) {
-    const wide = (t: Element) => ({ f32: "vec4f", f16: "vec4h", i32: "vec4i", u32: "vec4u" } as const)[t];
     const vectors = Object.fromEntries(
-      inputs.map((x, k): [string, BufferType] => [x, `read ${form[k] === "v" ? wide(types[k]) : types[k]}`]),
+      inputs.map((x, k): [string, BufferType] => [x, `read ${form[k] === "v" ? vectorOf[types[k]] : types[k]}`]),
     );
     const load = inputs.map((x, k) => `let ${x}4 = vec4f(${form[k] === "v" ? `vec4f(${x}[thread])` : `f32(${x}[0])`});`)
       .join(" ");
-    const lanes = [..."xyzw"].map((l) => `apply(${inputs.map((x) => `${x}4.${l}`).join(", ")})`).join(", ");
+    const results = lanes.map((l) => `apply(${inputs.map((x) => `${x}4.${l}`).join(", ")})`).join(", ");
     return {
       name,
-      buffers: { ...vectors, y: `write ${wide(output)}` },
+      buffers: { ...vectors, y: `write ${vectorOf[output]}` },
       params: { quads: "u32", s0: "f32", s1: "f32" },
       head,
       main: `if (thread >= params.quads) { return; }
   ${load}
-  y[thread] = ${wide(output)}(vec4f(${lanes}));`,
+  y[thread] = ${vectorOf[output]}(vec4f(${results}));`,
     };
   }
   const axes = Array.from({ length: rank }, (_, d) => d);

@@ -1,5 +1,5 @@
 /** Operands of matrix products, and what can follow a product without a trip of its own. */
-import type { Element } from "./elementwise.ts";
+import { type Element, lanes, vectorOf } from "./elementwise.ts";
 import type { BufferType } from "./gpu/kernel.ts";
 import type { Memory } from "./gpu/memory.ts";
 import { type Activation, ACTIVATIONS, MATH } from "./math.ts";
@@ -35,9 +35,6 @@ export interface Epilogue {
   /** Where the sums of A's rows go, batch after batch. */
   sums?: Plain;
 }
-
-export const lanes: string[] = [..."xyzw"];
-export const vectorOf = { f32: "vec4f", f16: "vec4h", i32: "vec4i", u32: "vec4u" } as const;
 
 /** The choices of an epilogue that are compiled in; `wide`: C is written by vec4s. */
 export function epilogueKey(c: Element, wide: boolean, { bias, activation, slope, plus, add, sums }: Epilogue): string {

@@ -9,17 +9,8 @@
  * share one: each takes every slices-th slab, and their sums meet in a fixed order. Where it has few and a long k, it is cut into
  * pieces along k, products of their own whose sums a second launch adds up. Two small products, as the gradients of a layer's input and weight are, share a launch.
  */
-import type { Element } from "./elementwise.ts";
-import {
-  type Epilogue,
-  epilogueCode,
-  epilogueKey,
-  epilogueMemories,
-  lanes,
-  type Plain,
-  type Strided,
-  vectorOf,
-} from "./epilogue.ts";
+import { type Element, lanes, vectorOf } from "./elementwise.ts";
+import { type Epilogue, epilogueCode, epilogueKey, epilogueMemories, type Plain, type Strided } from "./epilogue.ts";
 import { gpu } from "./gpu/gpu.ts";
 import { type BufferType, type Kernel, type KernelSpec, type Launch, pairOf, variants } from "./gpu/kernel.ts";
 import type { Memory } from "./gpu/memory.ts";

@@ -2,10 +2,9 @@
  * Layer norm and RMS norm of rows: y = (x − mean)·rstd·weight + bias, with mean 0 and no bias for RMS. The forward pass keeps mean and rstd, two
  * numbers a row.
  */
-import type { Element } from "./elementwise.ts";
+import { type Element, vectorOf } from "./elementwise.ts";
 import { gpu } from "./gpu/gpu.ts";
 import { type BufferType, type Kernel, type KernelSpec, variants } from "./gpu/kernel.ts";
-import { vectorOf } from "./epilogue.ts";
 import type { Memory } from "./gpu/memory.ts";
 import { columnReader, parsePlan, planKey, planRow, rowBuffer, rowCode } from "./row.ts";
 

@@ -3,7 +3,7 @@
  * are written once as `each(body)`. A plan says how a body becomes code: unrolled copies for the part of the row that the workgroup keeps in
  * registers, which is read once, and a real loop that reads memory each time for the rest, if there is one.
  */
-import type { Element } from "./elementwise.ts";
+import { type Element, lanes, vectorOf } from "./elementwise.ts";
 import { gpu } from "./gpu/gpu.ts";
 import type { BufferType } from "./gpu/kernel.ts";
 import type { RowLimits, RowWork } from "./gpu/tuning.ts";
@@ -126,8 +126,7 @@ export function columnReader(name: string, plan: RowPlan): string {
 
 /** How a buffer of rows is declared. */
 export function rowBuffer(access: "read" | "write", element: Element): BufferType {
-  const vector = { f32: "vec4f", f16: "vec4h", i32: "vec4i", u32: "vec4u" } as const;
-  return `${access} ${vector[element]}`;
+  return `${access} ${vectorOf[element]}`;
 }
 
 /** One softmax normaliser of a row: of `value` (a vec4f in the body of `each`) times `k`. `also` sees it as NAME4. Defines NAME_max and NAME_rest: log Σ eᵏˣ = k·max + log1p(rest). */
@@ -184,7 +183,7 @@ export function rowCode(
   { finite = false, halves = false }: { finite?: boolean; halves?: boolean } = {},
 ): RowCode {
   const { threads, quads, more, wide, subgroups } = plan;
-  const names = Object.keys(streams), vector = (element: Element) => element === "f16" ? "vec4h" : "vec4f";
+  const names = Object.keys(streams);
   const load = [...new Set([...names, ...Object.keys(outputs)])].map((name) =>
     `fn load_${name}(at: u32, live: vec4<bool>) -> vec4f { return ${
       wide ? `vec4f(${name}[at])` : `select(vec4f(LOW), vec4f(${name}[at]), live)`
@@ -192,8 +191,8 @@ export function rowCode(
   ).join("\n");
   // of a vec4 that two rows share each writes its own components, which no other thread does
   const store = Object.entries(outputs).map(([name, element]) => {
-    const whole = `${name}[at] = ${vector(element)}(x);`, scalar = element === "f16" ? "f16" : "f32";
-    const parts = lanes.map((l) => `if (live.${l}) { ${name}[at].${l} = ${scalar}(x.${l}); }`).join(" ");
+    const whole = `${name}[at] = ${vectorOf[element]}(x);`;
+    const parts = lanes.map((l) => `if (live.${l}) { ${name}[at].${l} = ${element}(x.${l}); }`).join(" ");
     return `fn store_${name}(at: u32, live: vec4<bool>, x: vec4f) { ${
       wide ? whole : `if (all(live)) { ${whole} } else { ${parts} }`
     } }`;
@@ -345,8 +344,6 @@ type Normalise = (
   sum: RowCode["sum"],
   max: RowCode["max"],
 ) => string;
-
-const lanes = [..."xyzw"];
 
 /** Rows in registers, of one normaliser without a companion: the largest first, then the terms. */
 const normaliseKept: Normalise = ([{ name, value, k, becomes }], also, each, sum, max) => {

@@ -6,6 +6,7 @@
  * memory, by vec4s; the next one is on its way meanwhile. On an H100 4096³ reaches 148 to 165 TFLOP/s by layout, where f32 without tensor cores reaches 47. Tried there for the
  * layout of 161, without epilogues: 230 in tiles of 128 whose rows are padded, 115 without the padding, 119 in tiles of 64, 154 with slabs 16 deep, 75 with fragments straight from memory.
  */
+import { lanes } from "./elementwise.ts";
 import { epilogueCode, type Strided } from "./epilogue.ts";
 import { gpu } from "./gpu/gpu.ts";
 import { type Kernel, type KernelSpec, variants } from "./gpu/kernel.ts";
@@ -43,7 +44,7 @@ function slab(name: "a" | "b", mode: string, size: number, sides: string, tail: 
     ),
     put: each((r) =>
       `{ let unit = lane + ${r * THREADS}u; let at = unit / ${long / 4}u * ${row}u + unit % ${long / 4}u * 4u;
-      ${[..."xyzw"].map((l, j) => `slab_${name}[at + ${j}u] = next_${name}${r}.${l};`).join(" ")} }`
+      ${lanes.map((l, j) => `slab_${name}[at + ${j}u] = next_${name}${r}.${l};`).join(" ")} }`
     ),
     /** The fragment of 16 rows of A (columns of B) from `x` on, and of 16 k from `k` on. */
     fragment: (x: string, k: number) => {
