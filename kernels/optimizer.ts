@@ -19,7 +19,7 @@ export interface Rule {
 /** The rules that have a kernel. */
 export type RuleName = "sgd" | "sgdMomentum" | "adam" | "amsgrad" | "rmsprop" | "rmspropFull" | "adagrad";
 
-/** Each rule's numbers are computed in nn/optim.ts. A decay β comes as 1 − β, of which f32 would leave nothing where β is nearly 1. */
+/** Each rule's numbers are computed in nn/rules.ts. A decay β comes as 1 − β, of which f32 would leave nothing where β is nearly 1. */
 export const RULES: Record<RuleName, Rule> = {
   // s0 lr, s1 weight decay
   sgd: { name: "SGD", states: 0, wgsl: "g += decayed_(p, s1); p -= s0 * g;" },

@@ -3,19 +3,17 @@
  *
  * @module
  */
+export { clipGradNorm } from "./clip.ts";
+export { Optimizer, type OptimizerState, type ParameterGroup } from "./optim.ts";
 export {
   Adagrad,
   type AdagradOptions,
   Adam,
   type AdamOptions,
   AdamW,
-  clipGradNorm,
-  Optimizer,
-  type OptimizerState,
-  type ParameterGroup,
   RMSprop,
   type RmspropOptions,
   SGD,
   type SgdOptions,
-} from "./optim.ts";
+} from "./rules.ts";
 export { cosine, type DecayOptions, linear, type Schedule, step, warmup } from "./schedule.ts";

@@ -1,0 +1,52 @@
+/** Clipping gradients. */
+import { checkNumber } from "../kernels/check.ts";
+import { scale } from "../kernels/elementwise.ts";
+import { reduce } from "../kernels/reduce.ts";
+import { noGrad } from "../autograd/tape.ts";
+import { checkTensor, type Tensor } from "../autograd/tensor.ts";
+import { zeros } from "../ops/create.ts";
+import { stack } from "../ops/shape.ts";
+import { checkIterable } from "./optim.ts";
+
+/**
+ * Scales the gradients so that their norm √Σ‖g‖² is at most `maxNorm`, and returns the norm before that as a scalar, all on the GPU.
+ * With `maxNorm` Infinity it only measures. Parameters without a gradient are left out. Source: Pascanu, Mikolov & Bengio 2013; `torch.nn.utils.clip_grad_norm_`.
+ *
+ * @example
+ * ```ts
+ * import { init, optim, Tape, tensor } from "@limbeck/limbeck";
+ *
+ * await init();
+ * const w = tensor([3, 4], { requiresGrad: true });
+ * using tape = new Tape();
+ * w.square().sum().mul(0.5).backward(); // the gradient is w
+ * console.log(await optim.clipGradNorm([w], 1).item(), await w.grad!.array()); // 5, [0.6, 0.8]
+ * ```
+ */
+export function clipGradNorm(params: Iterable<Tensor>, maxNorm: number): Tensor {
+  checkIterable("clipGradNorm", params);
+  if (maxNorm !== Infinity) checkNumber("clipGradNorm", "maxNorm", maxNorm, { min: 0 });
+  const gradients: Tensor[] = [];
+  for (const x of params) {
+    checkTensor("clipGradNorm", "params", x);
+    if (!x.grad) continue;
+    checkTensor("clipGradNorm", "grad", x.grad); // it may have been set by hand
+    gradients.push(x.grad);
+  }
+  return noGrad(() => {
+    if (gradients.length === 0) return zeros([]);
+    const norm = stack(gradients.map((g) => sumOfSquares(g))).sum().sqrt();
+    if (maxNorm === Infinity) return norm; // no factor: where the norm is infinite too, it would be NaN
+    const factor = norm.add(1e-6).pow(-1).mul(maxNorm).minimum(1);
+    for (const g of gradients) {
+      scale(g.storage.writable(), factor.memory, g.size, g.dtype, factor.dtype);
+    }
+    return norm;
+  });
+}
+
+function sumOfSquares(x: Tensor): Tensor {
+  const y = zeros([]);
+  reduce("sumOfSquares", x.memory, x.dtype, y.memory, "f32", 1, x.size, 1);
+  return y;
+}
