@@ -15,7 +15,7 @@ export function entries({ ledger }: Gpu): [Tensor, Made][] {
 const OWN = new RegExp(`${new URL("../", import.meta.url).href}(mod|(kernels|autograd|ops|nn)/(?!.*_test)[^:]*)\\.ts`);
 
 /** The first line of the stack that is outside of this package. */
-export function callingLine(): string {
+function callingLine(): string {
   const limits = Error as { stackTraceLimit?: number }, before = limits.stackTraceLimit;
   limits.stackTraceLimit = 100; // V8 gives 10 frames, which may all be ours
   const lines = new Error().stack?.split("\n").slice(1) ?? [];

@@ -1,8 +1,7 @@
-import { accumulate } from "../kernels/elementwise.ts";
 import { gpu, isOpen } from "../kernels/gpu/gpu.ts";
-import type { Memory } from "../kernels/gpu/memory.ts";
 import { checkFunction, checkOptions, describe } from "../kernels/check.ts";
 import { checkBackward, checkForward } from "./anomaly.ts";
+import { added, addToLeaf, checkGradients, gradientFor, unit } from "./gradients.ts";
 import { methods } from "./methods.ts";
 import { innermost, Scope } from "./scope.ts";
 import { BYTES, type DType, DTYPES, isFloat, Storage } from "./storage.ts";
@@ -95,7 +94,7 @@ export function currentTape(): Tape | null {
 }
 
 /** The tape that records now, if one does. */
-export function activeTape(): Tape | null {
+function activeTape(): Tape | null {
   return recording ? openTape : null;
 }
 
@@ -231,14 +230,14 @@ export class Tape extends Scope {
     const gradients = spec.backward(
       record.gradient!,
       wants,
-      (i) => gradientFor(spec.inputs[i], record.sources[i]),
+      (i) => gradientFor(spec.inputs[i], record.sources[i] === null), // a closed input has lost its own record
       (i) => {
         const earlier = record.sources[i]?.gradient ?? null;
         if (earlier) whole.add(i);
         return earlier;
       },
     );
-    checkGradients(spec, gradients);
+    checkGradients(spec.op, spec.inputs, gradients);
     if (gpu().debug) checkBackward(gpu(), spec.op, spec.output, gradients, tapes);
     spec.inputs.forEach((input, i) => {
       const gradient = gradients[i];
@@ -276,27 +275,6 @@ export class Tape extends Scope {
   }
 }
 
-/** Throws unless a rule gave what `record` says. */
-function checkGradients({ op, inputs }: RecordSpec, gradients: readonly (Tensor | null)[]): void {
-  const isList = Array.isArray(gradients) && gradients.length >= inputs.length;
-  if (!isList || gradients.slice(inputs.length).some((x) => x)) {
-    throw new TypeError(
-      `${op}: backward must return an array with a gradient or null for each of ${inputs.length} inputs, got ${
-        describe(gradients)
-      }`,
-    );
-  }
-  for (let i = 0; i < gradients.length; i++) {
-    const gradient = gradients[i];
-    if (!gradient) continue;
-    const { dtype, shape } = inputs[i];
-    if (!(gradient instanceof Tensor && gradient.dtype === dtype && gradient.isUsable)) {
-      checkTensor(op, `the gradient of input ${i}`, gradient, [dtype]);
-    }
-    if (gradient.shape !== shape) checkShape(op, `the gradient of input ${i}`, gradient, shape);
-  }
-}
-
 /** Whether the gradient of input `i` is also that of a later input that an op made: there it waits, and must not change with the leaf's. */
 function isAwaited({ wants, sources }: Record, gradients: readonly (Tensor | null)[], i: number): boolean {
   for (let j = i + 1; j < sources.length; j++) {
@@ -312,76 +290,6 @@ const gone = ({ op, tape }: Record): Error =>
       ? `backward: the tape that recorded ${op} was closed; detach() its result to use it without a gradient`
       : `backward: ${op} was walked before, and what it had saved is gone; add the losses up and call backward() once`,
   );
-
-/** An uninitialised gradient, in the optimizer's slot where the input is a leaf that has one free. */
-function gradientFor(input: Tensor, source: Record | null): Tensor {
-  // closing a tensor takes its record away: only the source tells a leaf
-  const home = source === null && !input.closed && input.grad === null ? freeHome(input) : null;
-  if (!home) return Tensor.empty(input.shape, input.dtype, "backward");
-  return Tensor.owned(new Storage(home, true), input.shape, input.dtype, "backward");
-}
-
-/** Where an optimizer wants a leaf's gradient; an earlier one that somebody still holds makes room. */
-function freeHome(leaf: Tensor): Memory | null {
-  const home = leaf.storage.gradientHome;
-  home?.borrower?.vacate();
-  return home;
-}
-
-/** total + gradient as a tensor that nothing owns; in place where nobody else holds the total. */
-function added(total: Tensor | null, gradient: Tensor, input: Tensor): Tensor {
-  if (total === null) {
-    const first = gradient.view(input.shape, "backward").keep();
-    first.isUnit = gradient.isUnit;
-    return first;
-  }
-  let sum = total;
-  if (total.storage.owners > 1) {
-    sum = copyOf(total);
-    total.dispose();
-  }
-  sum.isUnit = false;
-  accumulate(sum.storage.writable(), gradient.memory, sum.size, sum.dtype); // a rule may have given what the host wrote
-  return sum;
-}
-
-function copyOf(x: Tensor): Tensor {
-  const copy = Tensor.empty(x.shape, x.dtype, "backward").keep();
-  methods.assign(copy, x);
-  return copy;
-}
-
-/** Adds a gradient to a leaf's `.grad`. It is taken as it is where it would be freed behind this record and nobody else owns its storage. */
-function addToLeaf(leaf: Tensor, gradient: Tensor, isFreed: boolean): void {
-  if (leaf.grad) {
-    checkTensor("backward", "grad", leaf.grad, [leaf.dtype]); // it may have been set by hand
-    checkShape("backward", "grad", leaf.grad, leaf.shape);
-    // twice the same tensor: x + x
-    using same = leaf.grad.storage === gradient.storage ? copyOf(gradient) : null;
-    accumulate(leaf.grad.storage.writable(), (same ?? gradient).memory, leaf.size, leaf.dtype);
-    return;
-  }
-  const home = leaf.storage.gradientHome;
-  if (home && gradient.storage.memory !== home) {
-    freeHome(leaf);
-    leaf.grad = Tensor.owned(new Storage(home, true), leaf.shape, leaf.dtype, "backward").keep();
-    methods.assign(leaf.grad, gradient);
-  } else {
-    // another leaf's, dOutput's, a view's or kept by the rule: a copy, so that in-place changes stay this leaf's
-    const isOurs = isFreed && gradient.storage.owners === 1 && !gradient.isUnit;
-    leaf.grad = isOurs ? gradient.view(leaf.shape, "backward").keep() : copyOf(gradient);
-  }
-  leaf.grad.owner = leaf;
-}
-
-/** The ones that `backward()` of a scalar starts with. */
-function unit(loss: Tensor): Tensor {
-  const bytes = new Uint8Array(new Float32Array([1]).buffer);
-  const one = loss.dtype === "f16" ? new Uint8Array(new Float16Array([1]).buffer) : bytes;
-  const tensor = Tensor.owned(new Storage(gpu().queue.upload(one, false, "unit")), loss.shape, loss.dtype, "backward");
-  tensor.isUnit = true;
-  return tensor;
-}
 
 methods.backward = (loss: Tensor, dOutput?: Tensor): void => {
   checkTensor("backward", "the tensor", loss);
@@ -399,11 +307,8 @@ methods.backward = (loss: Tensor, dOutput?: Tensor): void => {
     );
   }
   if (dOutput !== undefined) {
-    checkTensor("backward", "dOutput", dOutput);
+    checkTensor("backward", "dOutput", dOutput, [loss.dtype]);
     checkShape("backward", "dOutput", dOutput, loss.shape);
-    if (dOutput.dtype !== loss.dtype) {
-      throw new TypeError(`backward: dOutput must have dtype ${loss.dtype}, got ${dOutput.dtype}`);
-    }
   } else if (loss.size !== 1) {
     throw new TypeError(
       `backward: a tensor of shape [${loss.shape.join(", ")}] needs dOutput of that shape; only a scalar needs none`,
@@ -485,9 +390,9 @@ export function needsGradient(inputs: readonly Tensor[]): boolean {
 }
 
 /** Internal: a tensor that belongs to a record alone (its `hidden`). The tape frees it where an exception keeps the record from being made. */
-export function hidden(shape: readonly number[], dtype: DType, op = "scratch"): Tensor {
-  const memory = gpu().pool.take(sizeOf(shape) * BYTES[dtype], "", op, shape);
-  const tensor = new Tensor(new Storage(memory), shape, dtype, op);
+export function hidden(shape: readonly number[], dtype: DType): Tensor {
+  const memory = gpu().pool.take(sizeOf(shape) * BYTES[dtype], "", "scratch", shape);
+  const tensor = new Tensor(new Storage(memory), shape, dtype, "scratch");
   (openTape ?? innermost())?.adopt(tensor);
   return tensor;
 }
