@@ -78,16 +78,15 @@ export class Storage {
     } else this.memory.free();
   }
 
-  /** Memory that may be written: what the host uploads is not, so that the content moves first. Counts as a write. */
+  /** Memory that may be written. What the host has uploaded may lie in memory that may not: then it moves first. Counts as a write. */
   writable(): Memory {
-    const { memory } = this;
     this.#changes++;
     this.#host = null;
-    if (memory.owner.readOnly) this.moveTo(this.gpu.pool.take(memory.bytes), memory.bytes);
+    if (this.memory.owner.readOnly) this.vacate();
     return this.memory;
   }
 
-  /** Moves out of borrowed memory. */
+  /** Moves to memory of its own. */
   vacate(): void {
     this.moveTo(this.gpu.pool.take(this.memory.bytes), this.memory.bytes);
   }

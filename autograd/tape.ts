@@ -391,7 +391,7 @@ export function needsGradient(inputs: readonly Tensor[]): boolean {
 
 /** Internal: a tensor that belongs to a record alone (its `hidden`). The tape frees it where an exception keeps the record from being made. */
 export function hidden(shape: readonly number[], dtype: DType): Tensor {
-  const memory = gpu().pool.take(sizeOf(shape) * BYTES[dtype], "", "scratch", shape);
+  const memory = gpu().pool.take(sizeOf(shape) * BYTES[dtype], "scratch", shape);
   const tensor = new Tensor(new Storage(memory), shape, dtype, "scratch");
   (openTape ?? innermost())?.adopt(tensor);
   return tensor;

@@ -117,7 +117,7 @@ export class Tensor implements Disposable {
    */
   static empty(shape: readonly number[], dtype: DType, op: string): Tensor {
     checkDimensions(op, shape);
-    const memory = gpu().pool.take(sizeOf(shape) * BYTES[dtype], "", op, shape);
+    const memory = gpu().pool.take(sizeOf(shape) * BYTES[dtype], op, shape);
     return Tensor.owned(new Storage(memory), shape, dtype, op);
   }
 

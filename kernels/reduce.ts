@@ -131,7 +131,7 @@ export function reduce(
   // argmax keeps indices, which pieces would lose: one workgroup takes the whole length
   if (pieces <= 1 || outer * tiles >= 1024) return run(values, input, results, output, length, 1);
   const used = Math.ceil(length / Math.ceil(length / pieces)); // no empty piece at the end
-  using partial = gpu().pool.take(outer * used * inner * 4, "", kind);
+  using partial = gpu().pool.take(outer * used * inner * 4, kind);
   run(values, input, partial, "f32", length, used);
   reduce(kind === "sumOfSquares" ? "sum" : kind, partial, "f32", results, output, outer, used, inner);
 }

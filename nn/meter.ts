@@ -51,7 +51,7 @@ export class Meter implements Disposable {
   }
 
   #made(capacity: number): List {
-    const memory = gpu().pool.take(4 * (1 + capacity), "", "Meter.add");
+    const memory = gpu().pool.take(4 * (1 + capacity), "Meter.add");
     fill(memory, 0, 1, "u32");
     return { memory, capacity, count: 0 };
   }

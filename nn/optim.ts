@@ -171,7 +171,7 @@ export abstract class Optimizer {
         const slotOf = slotTable(sizesOf(entries));
         taken[i].push(queue.upload(new Uint8Array(slotOf.buffer), true, "upload", this.name));
         for (let block = 0; block < 2 + RULES[this.#rule].states; block++) {
-          taken[i].push(pool.take(256 * slotOf.length, "", this.name));
+          taken[i].push(pool.take(256 * slotOf.length, this.name));
         }
       }
     } catch (error) {

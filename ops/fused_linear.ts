@@ -177,7 +177,7 @@ function chunked(
   const launch: Launch = (into, gradients, upstream) => {
     const taken: Memory[] = [];
     try {
-      run(into, gradients, upstream, (bytes) => taken[taken.push(pool.take(bytes, "", op)) - 1]);
+      run(into, gradients, upstream, (bytes) => taken[taken.push(pool.take(bytes, op)) - 1]);
     } finally {
       for (const memory of taken) memory.free();
     }

@@ -150,7 +150,7 @@ export class Pool {
   }
 
   /** Memory of at least so many bytes. The op and the shape of what will lie in it are for messages. */
-  take(bytes: number, purpose = "", op = "tensor", shape?: readonly number[]): Memory {
+  take(bytes: number, op = "tensor", shape?: readonly number[], purpose = ""): Memory {
     const binding = this.#binding;
     if (!(bytes <= binding)) {
       throw new RangeError(
@@ -216,14 +216,37 @@ export class Pool {
   }
 }
 
-/** A buffer of the arena, what the host wrote to it, how much of it is slots and taken ones, and where it is newer than the GPU's. */
+/** A buffer that the host writes: what it puts here goes to the GPU at `write`, all at once. */
+export class Mirror {
+  readonly #bytes: Uint8Array<ArrayBuffer>;
+  /** Where it is newer than the GPU's. */
+  #from = Infinity;
+  #to = 0;
+
+  constructor(readonly buffer: GPUBuffer) {
+    this.#bytes = new Uint8Array(buffer.size);
+  }
+
+  /** Puts data at the start of a range of so many bytes. */
+  put(data: Uint8Array, offset: number, bytes: number): void {
+    this.#bytes.set(data, offset);
+    this.#from = Math.min(this.#from, offset);
+    this.#to = Math.max(this.#to, offset + bytes);
+  }
+
+  write(queue: GPUQueue): void {
+    if (this.#from >= this.#to) return;
+    queue.writeBuffer(this.buffer, this.#from, this.#bytes, this.#from, this.#to - this.#from);
+    this.#from = Infinity;
+    this.#to = 0;
+  }
+}
+
+/** A buffer of the arena: how many of its bytes are slots, and how many of those are taken. */
 interface Page {
-  buffer: GPUBuffer;
-  mirror: Uint8Array<ArrayBuffer>;
+  mirror: Mirror;
   used: number;
   live: number;
-  from: number;
-  to: number;
 }
 
 /**
@@ -255,9 +278,7 @@ export class Arena {
     const memory = list.free.pop() ?? this.#create(bytes, list, op, shape);
     const page = this.#pageOf(memory);
     page.live += bytes;
-    page.mirror.set(data, memory.offset);
-    page.from = Math.min(page.from, memory.offset);
-    page.to = Math.max(page.to, memory.offset + bytes);
+    page.mirror.put(data, memory.offset, bytes);
     hold(this.counters, bytes);
     return memory;
   }
@@ -268,16 +289,16 @@ export class Arena {
     if (!page || page.used + bytes > Arena.PAGE_BYTES) {
       this.counters.buffersCreated++;
       const buffer = this.device.createBuffer({ size: Arena.PAGE_BYTES, usage: STORAGE });
-      page = { buffer, mirror: new Uint8Array(Arena.PAGE_BYTES), used: 0, live: 0, from: Infinity, to: 0 };
+      page = { mirror: new Mirror(buffer), used: 0, live: 0 };
       this.#pages.push(page);
     }
-    const memory = new Memory(page.buffer, page.used, bytes, this, list.made++, list);
+    const memory = new Memory(page.mirror.buffer, page.used, bytes, this, list.made++, list);
     page.used += bytes;
     return memory;
   }
 
   #pageOf(memory: Memory): Page {
-    return this.#pages.find(({ buffer }) => buffer === memory.buffer)!;
+    return this.#pages.find(({ mirror }) => mirror.buffer === memory.buffer)!;
   }
 
   /** What no slot takes up of the pages, but for one page: an engine that uploads anything has that. */
@@ -294,13 +315,7 @@ export class Arena {
 
   /** Writes what is new. Call it in front of a submit. */
   write(): void {
-    for (const page of this.#pages) {
-      const { buffer, mirror, from, to } = page;
-      if (from >= to) continue;
-      this.device.queue.writeBuffer(buffer, from, mirror, from, to - from);
-      page.from = Infinity;
-      page.to = 0;
-    }
+    for (const { mirror } of this.#pages) mirror.write(this.device.queue);
   }
 
   /** Call it behind a submit: what was given back is free now, and this batch opens. */
@@ -312,16 +327,17 @@ export class Arena {
 
   /** Destroys the pages that nobody uses, but for the first. Call it behind a submit, and forget what names them. */
   trim(): void {
-    const free = this.#pages.filter(({ live }, i) => i > 0 && live === 0), gone = new Set(free.map((x) => x.buffer));
+    const free = this.#pages.filter(({ live }, i) => i > 0 && live === 0),
+      gone = new Set(free.map((x) => x.mirror.buffer));
     for (const list of [...this.#lists.values()].flatMap((sizes) => [...sizes.values()])) {
       list.free = list.free.filter(({ buffer }) => !gone.has(buffer));
     }
-    this.#pages = this.#pages.filter(({ buffer }) => !gone.has(buffer));
+    this.#pages = this.#pages.filter((page) => !free.includes(page));
     for (const buffer of gone) buffer.destroy();
   }
 
   destroy(): void {
-    for (const { buffer } of this.#pages) buffer.destroy();
+    for (const { mirror } of this.#pages) mirror.buffer.destroy();
   }
 }
 

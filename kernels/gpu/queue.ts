@@ -1,6 +1,6 @@
 import type { DeviceErrors } from "./device.ts";
 import { checkNumber, describe } from "../check.ts";
-import { Arena, type Counters, Memory, ofShape, type Pool, sizeClass } from "./memory.ts";
+import { Arena, type Counters, Memory, Mirror, ofShape, type Pool, sizeClass } from "./memory.ts";
 
 /** A compiled kernel. */
 export interface Pipeline {
@@ -63,7 +63,7 @@ export class Queue {
   #last: Entry = this.#first;
   #entries = new Map<string, Entry>();
   #blocks = new Map<string, GPUBindingResource>();
-  #chunks: { buffer: GPUBuffer; mirror: Uint8Array; from: number; to: number }[] = [];
+  #chunks: Mirror[] = [];
   #staging = new Map<number, GPUBuffer[]>();
   /** When a read last gave the event loop a turn. */
   #turned = 0;
@@ -182,12 +182,10 @@ export class Queue {
       if (at === this.#chunks.length) {
         this.counters.buffersCreated++;
         const buffer = this.device.createBuffer({ size: CHUNK_BYTES, usage: 0x40 | 0x8 }); // UNIFORM | COPY_DST
-        this.#chunks.push({ buffer, mirror: new Uint8Array(CHUNK_BYTES), from: Infinity, to: 0 });
+        this.#chunks.push(new Mirror(buffer));
       }
       const chunk = this.#chunks[at];
-      chunk.mirror.set(bytes, offset);
-      chunk.from = Math.min(chunk.from, offset);
-      chunk.to = Math.max(chunk.to, offset + PARAMS_BYTES);
+      chunk.put(bytes, offset, PARAMS_BYTES);
       block = { buffer: chunk.buffer, offset, size: Math.ceil(params.length / 4) * 16 };
       this.#blocks.set(key, block);
     }
@@ -234,7 +232,7 @@ export class Queue {
     shape?: readonly number[],
   ): Memory {
     const memory = (writable ? undefined : this.arena.take(data, purpose, op, shape)) ??
-      this.pool().take(data.byteLength, purpose, op, shape);
+      this.pool().take(data.byteLength, op, shape, purpose);
     memory.written = -1;
     if (memory.owner === this.arena) return memory;
     if (memory.batch === this.batch) this.submit();
@@ -255,7 +253,7 @@ export class Queue {
       throw new Error("tensor: a copy cannot leave or enter a device that was disposed or lost");
     }
     if (from.buffer === to.buffer) { // two slots of an optimizer's block; WebGPU would discard the whole batch
-      using between = this.pool().take(bytes, "", "copy");
+      using between = this.pool().take(bytes, "copy");
       this.copy(from, between, bytes);
       return this.copy(between, to, bytes);
     }
@@ -277,18 +275,7 @@ export class Queue {
     if (!this.#encoder) return;
     this.#endPass();
     this.arena.write();
-    for (const chunk of this.#chunks) {
-      if (chunk.from >= chunk.to) continue;
-      this.device.queue.writeBuffer(
-        chunk.buffer,
-        chunk.from,
-        chunk.mirror as BufferSource,
-        chunk.from,
-        chunk.to - chunk.from,
-      );
-      chunk.from = Infinity;
-      chunk.to = 0;
-    }
+    for (const chunk of this.#chunks) chunk.write(this.device.queue);
     this.device.queue.submit([this.#encoder.finish()]);
     const batch = this.batch, entries = this.#batch;
     this.errors.close(() => {
