@@ -20,7 +20,6 @@ export interface Gpu {
   counters: Counters;
   /** What shaders that use subgroups begin with. */
   subgroupDirective: string;
-  ownsDevice: boolean;
   /** What it was opened with. */
   options: InitOptions;
   /** Whether results are checked and tensors remember where they were made. */
@@ -109,7 +108,6 @@ async function start(options: InitOptions): Promise<GpuInfo> {
     errors,
     counters,
     subgroupDirective: directive ?? "",
-    ownsDevice: !options.device,
     options,
     debug: options.debug ?? false,
     unscoped: 0,
@@ -123,7 +121,7 @@ export async function dispose(): Promise<void> {
   const ending = current;
   current = null;
   if (!ending || ending.errors.lost !== null) return;
-  const { queue, pool, errors, device, ownsDevice } = ending;
+  const { queue, pool, errors, device, options } = ending;
   try {
     queue.submit();
     await errors.settle();
@@ -134,7 +132,7 @@ export async function dispose(): Promise<void> {
     if (errors.lost === null) {
       queue.destroy();
       pool.trim();
-      if (ownsDevice) device.destroy();
+      if (!options.device) device.destroy();
     }
   }
 }
