@@ -31,6 +31,14 @@ function inF32(op: string, x: Tensor): Tensor {
   });
 }
 
+/** Two arguments in f32, when they are tensors of one shape and dtype. */
+function pairInF32(op: string, name: string, a: Tensor, target: Tensor): [Tensor, Tensor] {
+  checkTensor(op, name, a);
+  checkTensor(op, "target", target, [a.dtype]);
+  checkShape(op, "target", target, a.shape);
+  return [inF32(op, a), inF32(op, target)];
+}
+
 /** A loss of two tensors of one shape, from its value and derivatives (of a, b, c: the value, d: its gradient). */
 function pointwise(
   op: string,
@@ -42,10 +50,7 @@ function pointwise(
   return (a, b, options) => {
     checkOptions(op, options, ["reduction"]);
     checkLossOptions(op, options);
-    checkTensor(op, "prediction", a);
-    checkTensor(op, "target", b, [a.dtype]);
-    checkShape(op, "target", b, a.shape);
-    return reduced(f(inF32(op, a), inF32(op, b)), options.reduction ?? "mean");
+    return reduced(f(...pairInF32(op, "prediction", a, b)), options.reduction ?? "mean");
   };
 }
 
@@ -131,11 +136,8 @@ export function smoothL1Loss(prediction: Tensor, target: Tensor, options: Smooth
   checkLossOptions(op, options);
   const { reduction = "mean", beta = 1 } = options;
   checkNumber(op, "beta", beta, { min: 0 });
-  checkTensor(op, "prediction", prediction);
-  checkTensor(op, "target", target, [prediction.dtype]);
-  checkShape(op, "target", target, prediction.shape);
-  if (beta === 0) return l1Loss(prediction, target, { reduction });
-  return reduced(huber(inF32(op, prediction).sub(inF32(op, target)), [beta]), reduction);
+  const [x, t] = pairInF32(op, "prediction", prediction, target);
+  return beta === 0 ? l1Loss(x, t, { reduction }) : reduced(huber(x.sub(t), [beta]), reduction);
 }
 
 const huber = unary(
@@ -190,10 +192,8 @@ export function klDiv(logProbabilities: Tensor, target: Tensor, options: KlDivOp
   const { reduction = "mean", logTarget = false } = options;
   checkBoolean(op, "logTarget", logTarget);
   checkOneOf(op, "reduction", reduction, ["mean", "sum", "none", "batchmean"]);
-  checkTensor(op, "logProbabilities", logProbabilities);
-  checkTensor(op, "target", target, [logProbabilities.dtype]);
-  checkShape(op, "target", target, logProbabilities.shape);
-  const terms = (logTarget ? klOfLog : klOfProbability)(inF32(op, logProbabilities), inF32(op, target));
+  const [x, t] = pairInF32(op, "logProbabilities", logProbabilities, target);
+  const terms = (logTarget ? klOfLog : klOfProbability)(x, t);
   if (reduction === "batchmean") return sum(terms).div(logProbabilities.shape[0] ?? 1);
   return reduced(terms, reduction);
 }
