@@ -81,7 +81,7 @@ export function countRows(
 }
 
 /** Compile-time choices. */
-export interface CrossEntropyVariant {
+interface Variant {
   logits: Element;
   /** Class indices, or a probability matrix of this element. */
   target: "index" | Element;
@@ -97,10 +97,10 @@ export interface CrossEntropyVariant {
 }
 
 // y of a softcap has no place in f16
-const inHalves = (v: CrossEntropyVariant) => v.logits === "f16" && v.target === "index" && !v.softcap;
+const inHalves = (v: Variant) => v.logits === "f16" && v.target === "index" && !v.softcap;
 
 const kernel: (key: string) => Kernel = variants((key: string): KernelSpec => {
-  const { plan: planText, ...v } = JSON.parse(key) as CrossEntropyVariant & { plan: string };
+  const { plan: planText, ...v } = JSON.parse(key) as Variant & { plan: string };
   const plan = parsePlan(planText), soft = v.target !== "index", dLogits = v.inPlace ? "logits" : "d_logits";
   const streams: Record<string, Element> = { logits: v.logits, ...soft ? { probability: v.target as Element } : {} };
   const outputs: Record<string, Element> = v.gradient ? { [dLogits]: v.logits } : {};
@@ -406,7 +406,7 @@ export function crossEntropyRows(
   b: CrossEntropyBuffers,
   n: CrossEntropyNumbers,
 ): void {
-  const variant: CrossEntropyVariant = {
+  const variant: Variant = {
     logits,
     target,
     weight: b.weight !== null,

@@ -24,7 +24,7 @@ export interface Operand {
 }
 
 /** Dimensions of the output with those of the inputs' strides (0: broadcast), neighbours merged where every input allows it. */
-export function broadcastStrides(
+function broadcastStrides(
   shape: readonly number[],
   inputs: readonly (readonly number[])[],
 ): { dims: number[]; strides: number[][] } {

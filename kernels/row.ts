@@ -32,7 +32,7 @@ export const rowTuning: { limits: RowLimits | null; subgroups: boolean | null } 
  * of one matrix they keep 8 vec4s a thread, the whole row (cross-entropy 0.36 ms, a copy's speed), of two 5 and read the rest from the cache nearest to
  * them (forwardKl 0.54 ms, with 4 of them 0.58; jsd 0.58, with 4 of them 0.79, with 6 0.62, as they spill).
  */
-export function defaultRowLimits(isSoftware: boolean): Record<RowWork, RowLimits> {
+function defaultRowLimits(isSoftware: boolean): Record<RowWork, RowLimits> {
   if (isSoftware) {
     const limits = { threads: 256, quads: 0 };
     return { one: limits, two: limits };

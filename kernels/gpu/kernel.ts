@@ -190,7 +190,7 @@ function checkSpec(spec: KernelSpec): void {
 }
 
 /** An argument of a WGSL call that points to an element or member, or nothing. Only built-in functions take such. */
-export function elementPointer(wgsl: string): string | undefined {
+function elementPointer(wgsl: string): string | undefined {
   const code = wgsl.replace(/\/\/.*|\/\*[\s\S]*?\*\//g, " ");
   const target = String.raw`&\s*[(*\s]*\w+[)\s]*(?:\[|\.)[^;,]*`; // &x[i], &(x[i]), &s.a, &(*p)[i]
   const named = [...code.matchAll(new RegExp(String.raw`\blet\s+(\w+)[^=;]*=\s*${target}`, "g"))].map(([, name]) =>

@@ -85,7 +85,7 @@ export function sizeClass(bytes: number): number {
 }
 
 /** The free memories of one size class and purpose, lowest number first. */
-export class FreeList {
+class FreeList {
   /** How many there are, free or not. */
   made: number = 0;
   /** Descending by number, so that the lowest is taken from the end. */
