@@ -8,6 +8,7 @@ import { defineKernel, type KernelTime, ones, profile, Scope, zeros } from "@lim
 // @ts-types="@types/d3-array"
 import { max, median, min, sum } from "d3-array";
 import { gpu } from "../kernels/gpu/gpu.ts";
+import { readTimestamps } from "../kernels/gpu/profile.ts";
 import { finish } from "./support.ts";
 
 /** How long measurements take, in milliseconds. */
@@ -132,10 +133,8 @@ export async function measureBandwidth(bytes: number, pace: Pace): Promise<Bandw
 
 /** Median milliseconds of copyBufferToBuffer, from timestamps in empty passes in front of it and behind it. */
 async function timeCopies(from: GPUBuffer, to: GPUBuffer, bytes: number, times: number): Promise<number> {
-  const { device, queue, pool } = gpu(), count = 2 * times;
+  const { device, queue } = gpu(), count = 2 * times;
   const querySet = device.createQuerySet({ type: "timestamp", count });
-  const resolved = device.createBuffer({ size: 8 * count, usage: 0x200 | 0x4 }); // QUERY_RESOLVE | COPY_SRC
-  const memory = pool.take(8 * count);
   queue.encode((encoder) => {
     const stamp = (index: number) =>
       encoder.beginComputePass({ timestampWrites: { querySet, beginningOfPassWriteIndex: index } }).end();
@@ -144,12 +143,8 @@ async function timeCopies(from: GPUBuffer, to: GPUBuffer, bytes: number, times: 
       encoder.copyBufferToBuffer(from, 0, to, 0, bytes);
       stamp(2 * i + 1);
     }
-    encoder.resolveQuerySet(querySet, 0, count, resolved, 0);
-    encoder.copyBufferToBuffer(resolved, 0, memory.buffer, memory.offset, 8 * count);
   });
-  const stamps = new BigUint64Array(await queue.read(memory, 8 * count));
-  memory.free();
-  resolved.destroy();
+  const stamps = await readTimestamps(querySet, count);
   querySet.destroy();
   return median(Array.from({ length: times }, (_, i) => Number(stamps[2 * i + 1] - stamps[2 * i]) / 1e6))!;
 }

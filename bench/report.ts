@@ -34,6 +34,7 @@ import {
 // @ts-types="@types/d3-array"
 import { median, range } from "d3-array";
 import { failOption, readOptions } from "../examples/support/cli.ts";
+import { limitsOf } from "../kernels/gpu/device.ts";
 import { gpu } from "../kernels/gpu/gpu.ts";
 import { extraBytes, measureArithmetic, measureBandwidth, measureLaunch, type Pace, time } from "./measure.ts";
 import {
@@ -434,13 +435,9 @@ async function measureSteps(plan: Plan): Promise<StepResult[]> {
 async function withoutSubgroups(): Promise<GpuInfo | null> {
   await dispose();
   const adapter = (await navigator.gpu.requestAdapter())!;
-  const requiredLimits: Record<string, number> = {};
-  for (const name in adapter.limits) {
-    const limit = adapter.limits[name as keyof GPUSupportedLimits];
-    if (typeof limit === "number") requiredLimits[name] = limit;
-  }
   const requiredFeatures: GPUFeatureName[] = ["timestamp-query"];
-  const info = await init({ device: await adapter.requestDevice({ requiredLimits, requiredFeatures }) });
+  const device = await adapter.requestDevice({ requiredLimits: limitsOf(adapter), requiredFeatures });
+  const info = await init({ device });
   return info.subgroups ? null : info;
 }
 

@@ -151,6 +151,16 @@ var<workgroup> x: array<f16, 256>;
   );
 }
 
+/** All limits of an adapter, to ask a device for. */
+export function limitsOf({ limits }: GPUAdapter): Record<string, number> {
+  const found: Record<string, number> = {};
+  for (const name in limits) { // they are the prototype's
+    const limit = limits[name as keyof GPUSupportedLimits];
+    if (typeof limit === "number") found[name] = limit;
+  }
+  return found;
+}
+
 /** Asks for a device with the adapter's full limits and the optional features that the engine can use. */
 export async function openDevice(options: InitOptions): Promise<{ device: GPUDevice; info: GpuInfo }> {
   if (options.device) {
@@ -164,11 +174,7 @@ export async function openDevice(options: InitOptions): Promise<{ device: GPUDev
   }
   const adapter = options.adapter ?? await webgpu.requestAdapter({ powerPreference: options.powerPreference });
   if (!adapter) throw new Error(whatToInstall(globalThis.navigator?.platform ?? ""));
-  const requiredLimits: Record<string, number> = {};
-  for (const name in adapter.limits) {
-    const limit = adapter.limits[name as keyof GPUSupportedLimits];
-    if (typeof limit === "number") requiredLimits[name] = limit;
-  }
+  const requiredLimits = limitsOf(adapter);
   const known: GPUFeatureName[] = ["timestamp-query", "shader-f16", MATRICES];
   const optional = known.filter((f) => adapter.features.has(f));
   const asked = (options.features ?? []) as GPUFeatureName[];

@@ -44,7 +44,7 @@ const LAUNCHES = 2048; // a query set holds at most 4,096 timestamps
  */
 export async function profile<T>(fn: () => T | Promise<T>): Promise<Profile<T>> {
   checkFunction("profile", "fn", fn);
-  const { device, info, queue, pool, errors } = gpu();
+  const { device, info, queue, errors } = gpu();
   if (!info.timestamps) throw new Error("profile: this adapter has no timestamp-query");
   if (queue.timestamps) throw new Error("profile: a profile is being taken already");
   const names: string[] = [], sets: GPUQuerySet[] = [];
@@ -70,15 +70,7 @@ export async function profile<T>(fn: () => T | Promise<T>): Promise<Profile<T>> 
   const times: bigint[] = [];
   for (const [i, set] of sets.entries()) {
     const count = 2 * Math.min(LAUNCHES, names.length - i * LAUNCHES);
-    const resolved = device.createBuffer({ size: 8 * count, usage: 0x200 | 0x4 }); // QUERY_RESOLVE | COPY_SRC
-    const memory = pool.take(8 * count);
-    queue.encode((encoder) => {
-      encoder.resolveQuerySet(set, 0, count, resolved, 0);
-      encoder.copyBufferToBuffer(resolved, 0, memory.buffer, memory.offset, 8 * count);
-    });
-    times.push(...new BigUint64Array(await queue.read(memory, 8 * count)));
-    memory.free();
-    resolved.destroy();
+    times.push(...await readTimestamps(set, count));
     set.destroy();
   }
   await errors.settle();
@@ -92,6 +84,21 @@ export async function profile<T>(fn: () => T | Promise<T>): Promise<Profile<T>> 
   });
   const kernels = [...totals.values()].sort((a, b) => b.milliseconds - a.milliseconds);
   return { result, kernels, table: tabulate(kernels), trace: { traceEvents } };
+}
+
+/** The first timestamps of a set, in nanoseconds, when all that was encoded has run. */
+export async function readTimestamps(set: GPUQuerySet, count: number): Promise<BigUint64Array> {
+  const { device, queue, pool } = gpu();
+  const resolved = device.createBuffer({ size: 8 * count, usage: 0x200 | 0x4 }); // QUERY_RESOLVE | COPY_SRC
+  const memory = pool.take(8 * count);
+  queue.encode((encoder) => {
+    encoder.resolveQuerySet(set, 0, count, resolved, 0);
+    encoder.copyBufferToBuffer(resolved, 0, memory.buffer, memory.offset, 8 * count);
+  });
+  const times = new BigUint64Array(await queue.read(memory, 8 * count));
+  memory.free();
+  resolved.destroy();
+  return times;
 }
 
 function tabulate(kernels: KernelTime[]): string {
