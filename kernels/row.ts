@@ -8,17 +8,21 @@ import { gpu } from "./gpu/gpu.ts";
 import type { BufferType } from "./gpu/kernel.ts";
 import type { RowLimits, RowWork } from "./gpu/tuning.ts";
 
-/** How a row is walked. `quads` vec4s a thread of each stream stay in registers. */
+/** How a row is walked. */
 export interface RowPlan {
   threads: number;
+  /** vec4s of each stream that a thread keeps in registers: it reads one a turn. */
   quads: number;
-  /** How many of those turns have nothing but whole vec4s in them, whatever the row. */
+  /** How many of those turns read nothing but whole vec4s of the row, whichever row it is. */
   sure: number;
-  /** Whether there is more of the row than that, which every loop reads again. */
+  /** Whether the row is longer than what registers keep. Every loop reads the rest again. */
   more: boolean;
-  /** Whether the row's length is a multiple of 4, so that it is whole vec4s; of another, it shares its first and last with its neighbours. */
+  /** Whether the row's length is a multiple of 4. Then it is made of whole vec4s; else it shares its first and its last vec4 with its neighbours. */
   wide: boolean;
-  /** Of a row that is not: threads take its vec4s from the first one on that begins at a multiple of so many columns in memory; those in front of it come last. */
+  /**
+   * For a row that is not `wide`: threads begin at its first vec4 that lies at a multiple of so many columns in memory. The vec4s in front of that
+   * come last.
+   */
   align: number;
   /** Whether threads meet through subgroups rather than a tree in workgroup memory. */
   subgroups: boolean;
@@ -28,9 +32,12 @@ export interface RowPlan {
 export const rowTuning: { limits: RowLimits | null; subgroups: boolean | null } = { limits: null, subgroups: null };
 
 /**
- * What an adapter gets that was not measured. On an H100 (copy 2.92 TB/s) rows of 32,000 take the least time with 1,024 threads, which have 64 registers each:
- * of one matrix they keep 8 vec4s a thread, the whole row (cross-entropy 0.36 ms, a copy's speed), of two 5 and read the rest from the cache nearest to
- * them (forwardKl 0.54 ms, with 4 of them 0.58; jsd 0.58, with 4 of them 0.79, with 6 0.62, as they spill).
+ * The limits of an adapter that was not measured. They fit an H100 (copy 2.92 TB/s) and its rows of 32,000, which take the least time with 1,024
+ * threads of 64 registers each:
+ *
+ * - of one matrix a thread keeps 8 vec4s, together the whole row (cross-entropy 0.36 ms, a copy's speed)
+ * - of two matrices it keeps 5 vec4s of each and reads the rest from the nearest cache (forwardKl 0.54 ms, with 4 of them 0.58; jsd 0.58, with 4 of
+ *   them 0.79, with 6 0.62, as registers spill)
  */
 function defaultRowLimits(isSoftware: boolean): Record<RowWork, RowLimits> {
   if (isSoftware) {
@@ -41,11 +48,16 @@ function defaultRowLimits(isSoftware: boolean): Record<RowWork, RowLimits> {
 }
 
 /**
- * The plan for rows of `columns`. Registers keep twice as much in `halves`: half the threads then do, so that more groups have a place beside each other (forwardKl of
- * 16384×8192 in f16 takes an H100 0.28 ms so, 0.34 from registers of f32), even where they read half of two matrices again (distillation of 4096×32000 in f16 0.36 ms, 0.40
- * where one group keeps its row whole), but not where that is most of the row (forwardKl of 2048×128256 in f16 0.79 ms with all threads, 0.86 with half). A `busy` kernel,
- * of much arithmetic, keeps less of a row that is not kept by half, for the same reason (cross-entropy of 2048×128256 with every option 1.11 ms, else 1.20). A `lean` one
- * has registers to spare beside a loop over the rest (forwardKl of 4096×32000 in f16 0.31 ms with 9 vec4s a thread, 0.33 with 7; reverseKl 0.40, else 0.33).
+ * The plan for rows of `columns`. What the options do, with times of an H100:
+ *
+ * - `halves`: registers keep f16 as it is, twice as much. Half the threads then do, so that more groups run beside each other: forwardKl of 16384×8192
+ *   in f16 takes 0.28 ms so, 0.34 from registers of f32. This pays even where half of two matrices is read again (distillation of 4096×32000 in f16
+ *   0.36 ms, 0.40 where one group keeps its row whole), but not where most of the row is (forwardKl of 2048×128256 in f16 0.79 ms with all threads,
+ *   0.86 with half).
+ * - `busy`, a kernel of much arithmetic: where registers keep less than half of a row, half the threads keep half as much each, for the same reason
+ *   (cross-entropy of 2048×128256 with every option 1.11 ms, else 1.20).
+ * - `lean`, a kernel with registers to spare beside a loop over the rest: a thread keeps more (forwardKl of 4096×32000 in f16 0.31 ms with 9 vec4s a
+ *   thread, 0.33 with 7; of reverseKl, which is not lean, it is 0.40 and 0.33).
  */
 export function planRow(
   columns: number,
@@ -67,8 +79,8 @@ export function planRow(
     [threads, quads] = [threads / 2, Math.ceil(quads / 2)];
   }
   const most = Math.min(threads, limits.maxComputeInvocationsPerWorkgroup);
-  // four vec4s a thread are enough reads under way, of f16 eight, and meetings of many threads cost: jsd of 16384×8192 takes 0.54 ms with 512 threads, 0.62 with 1,024; a vec4 or
-  // two that stick out are no reason for twice as many (cross-entropy of 16384×8191 0.37 ms, else 0.57)
+  // Four vec4s a thread are enough reads under way, of f16 eight, and meetings of many threads cost: jsd of 16384×8192 takes 0.54 ms with 512 threads, 0.62 with
+  // 1,024. A vec4 or two beyond are no reason for twice as many threads (cross-entropy of 16384×8191 0.37 ms, else 0.57).
   let n = 32;
   while (n < most && Math.floor(columns / 4) > (quads === 0 ? 2 : halves ? 8 : 4) * n) n *= 2;
   // reads of neighbouring threads begin at lines of the cache: distillation of 4096×32003 takes an H100 0.57 ms so, else 0.60
@@ -108,7 +120,7 @@ export function parsePlan(key: string): RowPlan {
   };
 }
 
-/** A function NAME_at that reads a vector of one element a column, in vec4s, at `columns4`: with rows that are not whole vec4s these begin anywhere in one. */
+/** A WGSL function NAME_at: reads four elements, at `columns4`, of a vector with one element a column. Unless the plan is `wide` they may begin inside a vec4. */
 export function columnReader(name: string, plan: RowPlan): string {
   return `fn ${name}_at(c: vec4u) -> vec4f {
   ${
@@ -129,14 +141,17 @@ export function rowBuffer(access: "read" | "write", element: Element): BufferTyp
   return `${access} ${vectorOf[element]}`;
 }
 
-/** One softmax normaliser of a row: of `value` (a vec4f in the body of `each`) times `k`. `also` sees it as NAME4. Defines NAME_max and NAME_rest: log Σ eᵏˣ = k·max + log1p(rest). */
+/**
+ * One softmax normaliser of a row: of k·x, where `value` is x, a vec4f in the body of `each`. It defines NAME_max and NAME_rest with
+ * log Σ eᵏˣ = k·max + log1p(rest); what `normalise` does `also` sees x as NAME4.
+ */
 export interface Normaliser {
   name: string;
   value: string;
   k: string;
-  /** A stream whose value at the row's largest `value` is wanted too, as NAME_at. */
+  /** A stream. Its value where `value` is largest is then defined too, as NAME_at. */
   at?: string;
-  /** Where the whole row is kept: what registers take in the place of the stream whose values are `value`, as a function of them, and are normalised. */
+  /** Only where registers keep the whole row: a function of `value`. It is what is normalised, and registers keep it in the place of the stream's values. */
   becomes?: string;
 }
 
@@ -146,19 +161,20 @@ export interface RowCode {
   /** Defines `row_first` and reads what registers keep. Needs `row`. */
   begin: string;
   /**
-   * A loop over the row. The body sees `at4` (u32: the index of a vec4), `columns4` (vec4u), `live4` (whether those are in the row: not all of a vec4 that it shares are)
-   * and one `NAME4` (vec4f) a stream; what does not exist reads LOW. Loops run forward and backward by turns: what was read last is in the cache.
-   * `kept` is the body of what registers keep, where it is another: it may leave something else in a stream's place for the next loop, `kept_NAME = x`.
+   * A loop over the row. The body sees `at4` (u32: the index of a vec4), `columns4` (vec4u: its columns), `live4` (which of them are in the row: of a
+   * vec4 that it shares not all are) and for each stream `NAME4` (vec4f), which is LOW where there is no column. Loops run forward and backward by
+   * turns: what was read last is in the cache. `kept` is the body for what registers keep, if it is another one: it may leave something else in a
+   * stream's place for the next loop, `kept_NAME = x`.
    */
   each: (body: string, kept?: string) => string;
   /** The first turn of a loop. */
   first: (body: string) => string;
   /**
-   * Touches the next vec4s, 4 a thread, behind what registers keep (and nothing where they keep none): the body sees a NAME4 (f32) of each 32 bytes. So these are on their
-   * way to the cache with the rest, where a loop waits for the memory at every turn: jsd of 4096×32000 takes an H100 0.58 ms so, 0.63 without.
+   * Touches the vec4s behind those that registers keep, 4 a thread, so that they are on their way to the cache already: a loop waits for the memory at
+   * every turn. jsd of 4096×32000 takes an H100 0.58 ms so, 0.63 without. The body sees one NAME4 (f32) of each 32 bytes. Nothing where registers keep none.
    */
   peek: (body: string) => string;
-  /** Writes one column of an output once more, by the thread that wrote it with the others: `x` (an f32), which `body` defines names for. */
+  /** Writes one column of an output once more, by the thread that wrote it before: the f32 `x`, in which names from `body` may stand. */
   overwrite: (output: string, column: string, body: string, x: string) => string;
   /** The sum or maximum of an f32, vec2f or vec4f over the workgroup, which every thread gets. Not inside a branch. */
   sum: (x: string, type?: Meeting) => string;
@@ -173,8 +189,9 @@ type Meeting = "f32" | "vec2f" | "vec4f";
 const MEETINGS: Meeting[] = ["f32", "vec2f", "vec4f"];
 
 /**
- * The code for rows of `params.columns` columns: `streams` are read, `outputs` written (by WGSL name: `store_NAME(at4, live4, x)`). An output may be a stream.
- * `finite`: what is less than LEAST, −∞ too, reads LEAST, but not where registers keep `halves`: vec4h of streams of f16, which no loop may leave anything in.
+ * The code for rows of `params.columns` columns. `streams` are read and `outputs` written, by `store_NAME(at4, live4, x)`; names are WGSL's. An output may
+ * be a stream. `halves`: registers keep vec4h, of streams of f16; then no loop may leave anything else in them. `finite`: what is less than LEAST, −∞ too,
+ * reads as LEAST, but not from registers that keep `halves`.
  */
 export function rowCode(
   plan: RowPlan,
@@ -199,7 +216,7 @@ export function rowCode(
   }).join("\n");
   const held = Array.from({ length: quads }, (_, q) => q);
   const sure = (q: number) => q < plan.sure;
-  // the vec4 of a turn, its columns, and whether there is one; behind the `inner` ones come that of the row's end and, backward, those of its lead
+  // the vec4 of a turn, its columns, and which of them exist; behind the `inner` vec4s come the one at the row's end and then, backward, those of its lead
   const place = (step: string, sure: boolean) => {
     const unit = `let unit = ${step} * ${threads}u + lane;`, four = "vec4u(0u, 1u, 2u, 3u)";
     return wide || sure
@@ -224,9 +241,9 @@ export function rowCode(
   const steps = wide
     ? `(params.columns + ${4 * threads - 1}u) / ${4 * threads}u`
     : `(units + ${threads - 1}u) / ${threads}u`;
-  // a branch that is always taken keeps compilers from moving one turn's work into another's: they run out of registers. A loop of one turn, the last, keeps its place out of the
-  // registers between loops: cross-entropy of 4096×32003 in f16 takes an H100 58 and 0.20 ms, else 84 and 0.25, reverseKl of 16384×8191 0.59 ms, else 0.75. (Not of
-  // cross-entropy in f32: every option 0.47 ms, else 0.43.)
+  // A branch that is always taken keeps compilers from moving one turn's work into another's, for which registers do not suffice. The last turn is a loop of one turn: so its
+  // place takes no registers between loops. Cross-entropy of 4096×32003 in f16 then takes an H100 58 registers and 0.20 ms, else 84 and 0.25; reverseKl of 16384×8191
+  // 0.59 ms, else 0.75. (Not so cross-entropy in f32: every option would take 0.47 ms, without such a loop 0.43.)
   const keeping = (body: string, turns = held) =>
     turns.map((q) => {
       const alone = (finite || halves) && !sure(q) && q === quads - 1;
@@ -250,7 +267,7 @@ export function rowCode(
       `for (var turn = ${from}; turn < ${to}; turn++) {
     ${reading(step(from, to), sure, body)}
   }`;
-    // two turns' reads at once, of which none share vec4s: forwardKl of 2048×128256 in f16 takes an H100 0.79 ms so, else 0.86
+    // the reads of two turns at once, where no vec4 is shared: forwardKl of 2048×128256 in f16 takes an H100 0.79 ms so, else 0.86
     const byTwo = (from: string, to: string) =>
       `for (var turn = ${from}; turn < ${to}; turn += 2u) {
     ${
@@ -276,7 +293,7 @@ export function rowCode(
     return backward ? `${rest}\n  ${keeping(kept)}` : `${keeping(kept)}\n  ${rest}`;
   };
   let meetings = 0;
-  // two regions by turns, so that one barrier a meeting is enough
+  // meetings use two regions of memory by turns, so that one barrier each is enough
   const meet = (kind: "sum" | "max" | "mixed") => (x: string, type: Meeting = "vec4f") =>
     subgroups ? `all_${kind}_${type}(lane, ${x}, ${meetings++ % 2}u)` : `all_${kind}_${type}(lane, ${x})`;
   const sum = meet("sum"), max = meet("max"), sumAndMost = meet("mixed");
