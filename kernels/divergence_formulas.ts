@@ -11,50 +11,55 @@ export type DivergenceName = "forwardKl" | "reverseKl" | "jsd" | "skewForwardKl"
 /** A function of d and β. */
 export type Near = (d: number, beta: number) => number;
 
-/** A gradient: weight·w·(h − E_w h), where w is q for the student and p for the teacher and h a function of d alone, for |d| < 1 `near` (null: `h` all the same). */
+/** A gradient weight·w·(h − E_w h), where w is q for the student and p for the teacher, and h is a function of d alone. */
 export interface Side {
   weight: string;
   h: string;
+  /** h where |d| < 1; null: `h` there too. */
   near: Near | string | null;
-  /** How large terms are of which h is what is left: of order d² for small d, where they are of order d. */
+  /** If h is what is left of two terms of order d, and itself of order d² for small d: how large those terms are. */
   split?: string;
-  /** h where the other side's weight in the mixture is next to nothing, if it cancels there. Else it would cost: a row that is read with care takes three times as long. */
+  /**
+   * h for the case that the other side's weight in the mixture is next to nothing, if `h` would cancel then. For that case alone, because such rows are read
+   * with care, which takes three times as long.
+   */
   slight?: string;
   /**
-   * h less its limit for classes that have next to nothing on the other side, where h hardly varies: of y4, the logarithm of the other's probability over the own, x4, the
-   * ratio of the parts of m, which is `ratio`·eʸ, and log4 = log(1 + x).
+   * h less its limit, for classes that have next to nothing on the other side, where h hardly varies. In terms of y4, the logarithm of the other side's
+   * probability over the own, x4, the ratio of their parts of m, which is `ratio`·eʸ, and log4 = log(1 + x).
    */
   faded?: string;
 }
 
-/**
- * One divergence: WGSL of p4, q4, d4, excess4 (eᵈ − 1 − d, where |d| < 1), diff4 (q − p), beta and alpha = 1 − β. `near` is the value where |d| < 1, in WGSL or as a
- * function that gives it as a multiple of p (null: `value` all the same).
- */
+/** One divergence, as WGSL of p4, q4, d4, excess4 (eᵈ − 1 − d, where |d| < 1), diff4 (q − p), beta and alpha = 1 − β. */
 export interface Formula {
   value: string;
+  /** The value where |d| < 1: as WGSL, or as a function that gives it as a multiple of p. null: `value` there too. */
   near: Near | string | null;
   /** null stands for a gradient of ±(q − p). */
   student: Side | null;
   teacher: Side | null;
-  /** The value is E d over that side, for the teacher −E d. */
+  /** Set where the value is a mean of d: E d over the student's distribution, or −E d over the teacher's. */
   mean?: "student" | "teacher";
-  /** How large a value means rows that are not close, next to that of a KL; and what it stays below, unless rows are as good as apart. */
+  /** From which value on rows are not close, as a multiple of that of a KL; and what the value stays below unless rows have next to nothing in common. */
   scale: string;
   most?: string;
-  /** What is computed of d4 before anything else: u4, v4 and r4 for what has a mixture; and what `near` formulas need beside it. */
+  /** What is computed from d4 before anything else (u4, v4 and r4 where there is a mixture), and what the `near` formulas need beside that. */
   first?: string;
   firstNear?: string;
   /**
-   * The same and the value where rows are not close and all is finite, of b4 = d4/log 2 too; no value: α·E_q h of the student and β·E_p h of the teacher.
-   * `drift`: what the value lacks, times that by which p·eᵈ exceeds q, which is nothing but for roundings that all columns share.
+   * `first` and `value` for rows that are not close and where all is finite; they may use b4 = d4/log 2. Without `value` it is α·E_q h of the student plus
+   * β·E_p h of the teacher. p·eᵈ exceeds q by roundings that all columns share, which the value lacks: `drift` times them.
    */
   fast?: { first?: string; value?: string; drift?: string };
-  /** What both logarithms of a mixture are less: `student_limit` and `teacher_limit`, which are 0 where h is taken without its limit. */
+  /** What is taken off the two logarithms of a mixture, as `student_limit` and `teacher_limit`. They are 0 where h is taken less its limit. */
   limits?: string;
   /** p4 and q4, unless they are computed by themselves. */
   sides?: string;
-  /** Whether rows whose likely classes fade have loops of their own: in the others' that spills (β = 0.3, 4096×32003, on an H100: 0.92 ms, else 0.68), of skews it is the other way. */
+  /**
+   * Whether rows whose likely classes fade have loops of their own. In the loops of other rows they would make registers spill (β = 0.3, 4096×32003, on an
+   * H100: 0.92 ms, with own loops 0.68); for the skewed KLs it is the other way round.
+   */
   fadesApart?: true;
   /** Whether h has a bound, so that no weight of 0 meets an infinity. */
   bounded?: true;

@@ -60,11 +60,14 @@ export interface EpilogueCode {
   head: string;
   /** In front of the rows of column `n` (a multiple of 4, of which the column exists). */
   column: string;
-  /** What rows read: waiting for one read after the other, a residual or a slope took 30 µs of 170 (4096×384 on an H100), so they can begin all at once. */
+  /**
+   * What rows read, by name, so that all reads can begin at once: one after the other, those of a residual or a slope took 30 µs of 170 (4096×384 on an
+   * H100).
+   */
   reads: string[];
-  /** What one of them has at columns n to n + 3 of row `m`, or of the last row. */
+  /** What one of these holds at columns n to n + 3 of row `m`, or of the last row where there is no row `m`. */
   read: (name: string, m: string) => string;
-  /** Finishes columns n to n + 3 of row `m`, of which `x` is the product, with what was read. */
+  /** Finishes columns n to n + 3 of row `m` from their product `x` and what `got` says was read. */
   row: (m: string, x: string, got?: (name: string) => string) => string;
   /** Writes the sum of A's row `m`, which the epilogue wants. */
   sum: (m: string, x: string) => string;

@@ -2,12 +2,16 @@
  * Matrix products C[b] = A[b]·B[b], each operand with any strides, so that transposes cost nothing, and what can follow a product without a
  * trip of its own: bias, activation, residual, the slope of an activation, and the row sums of A (the gradient of a bias beside that of its weight).
  *
- * A workgroup computes a tile of C, a thread 4×4, 8×8 or 8×12 of it. Per turn of 16 or 32 along k the workgroup copies a slab of A and of B to its memory as
- * vec4s along m and n, the two directions in which threads read them; the next slab is fetched into registers while this one is multiplied. A copy
- * moves blocks of 4×4, transposed in registers where k is the contiguous direction, of f16 as many bytes. Neighbouring threads take blocks that are neighbours in memory: with
- * 128 bytes of each row at a time 4096³ reaches 47 TFLOP/s in f32 on an H100 whatever is transposed, with 64 bytes of twice the rows 41. Where a product has few tiles, slices of a workgroup
- * share one: each takes every slices-th slab, and their sums meet in a fixed order. Where it has few and a long k, it is cut into
- * pieces along k, products of their own whose sums a second launch adds up. Two small products, as the gradients of a layer's input and weight are, share a launch.
+ * A workgroup computes a tile of C, a thread 4×4, 8×8 or 8×12 elements of it. In each turn, 16 or 32 steps of k, the workgroup copies a slab of A and one
+ * of B to its memory, as vec4s along m and along n, as threads read them. The next slab is fetched into registers while this one is multiplied.
+ *
+ * A copy moves blocks of 4×4 (of f16 as many bytes), which are transposed in registers where k is the contiguous direction. Neighbouring threads take
+ * blocks that are neighbours in memory: with 128 bytes of each row at a time 4096³ reaches 47 TFLOP/s in f32 on an H100, whatever is transposed; with 64
+ * bytes of twice as many rows it reached 41.
+ *
+ * Products of few tiles have other ways to fill the GPU. The slices of a workgroup share a tile: each takes every slices-th slab, and their sums meet in a
+ * fixed order. With a long k, a product is cut into pieces along k, which are products of their own, and a second launch adds them up. Two small products, as
+ * the gradients of a layer's input and weight are, share a launch.
  */
 import { type Element, lanes, vectorOf } from "./elementwise.ts";
 import { type Epilogue, epilogueCode, epilogueKey, epilogueMemories, type Plain, type Strided } from "./epilogue.ts";
@@ -28,11 +32,14 @@ import {
 } from "./tiles.ts";
 
 /**
- * A function that fetches a block of 4 k by 4 of the other direction (m or n), a column of the matrix for each k. How `mode` reads:
- * "k" vec4s along k, "x" vec4s along the other direction, "s" elements with any strides. `places_NAME` gives where the block's rows (of "x"
- * the block itself) begin, which stays the same along k; a slab that may reach beyond the product's depth has a `tail`. Of `halves` a block is as many
- * bytes: 8 along the direction that is read, two in a u32, since the compiler would unpack them, and so wait for them, where they are fetched as halves; of "x" two k
- * of one slab and two of the next, `slab` behind them, so that all threads keep half of theirs of each (512×2048×128 took 31 µs on an H100 where half of them kept all, now 25).
+ * A WGSL function that fetches a block: 4 steps of k by 4 of the other direction (m or n), a column of the result for each k.
+ *
+ * - `mode`: "k" reads vec4s along k, "x" vec4s along the other direction, "s" single elements with any strides.
+ * - `places_NAME` gives where the block's rows begin (with "x" the block itself). That stays the same along k.
+ * - `tail`: the slab may reach beyond the product's depth.
+ * - `halves`: a block has as many bytes, and so 8 elements along the direction that is read, two in a u32: the compiler would unpack halves where they are
+ *   fetched, and so wait for them. With "x" it is two k of one slab and two of the next, `slab` steps further, so that every thread keeps half of its block
+ *   of each slab (512×2048×128 takes an H100 25 µs so, 31 where half of the threads kept all of theirs).
  */
 function fetcher(name: "a" | "b", mode: string, size: string, tail: boolean, halves: boolean, slab: number): string {
   const from = `(params.${name}_offset + batch * params.${name}_batch)`, last = `params.${size} - 1u`;
@@ -91,11 +98,11 @@ const kernel: (key: string) => Kernel = variants((key: string): KernelSpec => {
   // k and x (m or n) of a block: how many there are of it
   const kOf = (o: "a" | "b") => halves && operands[o].mode === "k" ? 8 : 4;
   const xOf = (o: "a" | "b") => halves && operands[o].mode === "x" ? 8 : 4;
-  // the quad of m or n that a row of the slabs holds: those of one block of eight are far from each other, so that neighbouring threads keep in neighbouring rows
+  // the quad of m or n that a row of the slabs holds: the two of a block of eight lie far from each other, so that neighbouring threads write to neighbouring rows
   const quadOf = (o: "a" | "b", row: string) =>
     xOf(o) === 8 ? `((${row}) % ${operands[o].quads / 2}u * 2u + (${row}) / ${operands[o].quads / 2}u)` : `(${row})`;
-  // neighbouring threads take blocks that are neighbours in memory; where fewer than eight along k are there, in rows so far apart that they are kept in different
-  // banks of workgroup memory: 4096×384×1152 in tiles of 64×64 took 133 µs on an H100 without that, 120 with it
+  // Neighbouring threads take blocks that are neighbours in memory. Where there are fewer than eight along k, the next ones are in rows so far apart that they fall into
+  // different banks of workgroup memory: 4096×384×1152 in tiles of 64×64 takes an H100 120 µs so, 133 without
   const order = (r: number, o: "a" | "b") => {
     const { mode, quads } = operands[o], ks = fetched / kOf(o), xs = quads * 4 / xOf(o);
     if (mode === "k") {
@@ -130,7 +137,7 @@ const kernel: (key: string) => Kernel = variants((key: string): KernelSpec => {
   const fetch = rounds.map((r) =>
     choice(r, (o) => `block${r} = fetch_${o}(places${r}, begins + k${r} * ${xOf(o) === 8 ? 2 : kOf(o)}u, depth);`)
   ).join(" ");
-  // k lies at k % 4 · depth/4 + k / 4 (of halves 8), so that threads that keep blocks beside each other along k write beside each other
+  // k lies at k % 4 · depth/4 + ⌊k / 4⌋ (of halves with 8 for 4), so that threads with blocks that are neighbours along k write beside each other
   const placeOf = (k: number) => k % w * depth / w + Math.floor(k / w);
   const put = (r: number, row: string, place: string, x: string) => `slabs[at${r}${row}][${place}] = ${x};`;
   const unpacked = (x: string) => `unpack2x16float(${x})`;
@@ -173,7 +180,7 @@ const kernel: (key: string) => Kernel = variants((key: string): KernelSpec => {
   const multiplied = unroll === depth
     ? steps.replaceAll("u + k]", "u]") // a constant place needs no bounds check
     : `for (var k = 0u; k < ${depth / w}u; k += ${Math.max(unroll, w) / w}u) { ${steps} }`;
-  // a branch that is always taken keeps the wait for the next slab behind this one's multiplication: 1536×4096×384 of f16 took an H100 159 µs, now 147 (f32 gains nothing)
+  // a branch that is always taken keeps the wait for the next slab behind this one's multiplication: 1536×4096×384 of f16 takes an H100 147 µs so, 159 without (f32 gains nothing)
   const multiply = halves && !end.sums ? `if (params.depth > 0u) { ${multiplied} }` : multiplied;
   // sums of slices meet by halves, as many at once as the slabs hold
   const halvings = numbers(Math.log2(slices)).map((n) => slices >> (n + 1));
@@ -451,7 +458,7 @@ function recipeOf(product: Product, how: ReturnType<typeof reading>, choice: Cho
   };
 }
 
-/** Recipes of one or two products, and where two share a launch what runs both, by all that they depend on: a training step asks for the same ones again and again. */
+/** Recipes of one or two products, and what runs both where they share a launch. The key is all that they depend on: a training step asks for the same ones every time. */
 const recipes = remembered<{ recipes: Recipe[]; pair: ReturnType<typeof pairOf> }>();
 
 const keyOf = ({ a, b, c, rows, columns, depth, batches, epilogue = {} }: Product) =>

@@ -2,9 +2,11 @@
  * Matrix products of f16 on tensor cores, where the device has Chromium's experimental subgroup matrices (Dawn on an NVIDIA GPU): products of f16 are exact, and sums
  * run in float32, so that an element is off by at most (depth + 16)·2⁻²³·Σ|a·b| before it is rounded to its storage.
  *
- * A workgroup is 2×2 subgroups, each with a quarter of a tile of C as fragments of 16×16. A slab of A and of B, 32 deep, is copied to workgroup memory as it lies in
- * memory, by vec4s; the next one is on its way meanwhile. On an H100 4096³ reaches 148 to 165 TFLOP/s by layout, where f32 without tensor cores reaches 47. Tried there for the
- * layout of 161, without epilogues: 230 in tiles of 128 whose rows are padded, 115 without the padding, 119 in tiles of 64, 154 with slabs 16 deep, 75 with fragments straight from memory.
+ * A workgroup is 2×2 subgroups, each with a quarter of a tile of C as fragments of 16×16. A slab of A and one of B, 32 deep, are copied to workgroup memory as they
+ * lie, by vec4s; the next slabs are on their way meanwhile. On an H100 4096³ reaches 148 to 165 TFLOP/s, depending on the layout; f32 without tensor cores reaches 47.
+ *
+ * Tried there, without epilogues, for the layout that reaches 161: 230 in tiles of 128 with padded rows, 115 without the padding, 119 in tiles of 64, 154 with slabs 16
+ * deep, 75 with fragments straight from memory.
  */
 import { lanes } from "./elementwise.ts";
 import { epilogueCode, type Strided } from "./epilogue.ts";
@@ -151,8 +153,9 @@ const PARAMS = ["rows", "columns", "depth", "whole", "batches", "aOffset", "aBat
 const LEAST_PIECE = 256, LEAST_CUT = 1024;
 
 /**
- * The side of the tile for a product whose operands lie as the modes say (vec4s along "k" or "x"), and how deep the pieces are that it is cut into along k where that may
- * be. Null where it cannot run on tensor cores, or a few workgroups would go a long way: slices of a tile on common cores are faster (128×784×256 on an H100: 13 µs to 23).
+ * The side of the tile for a product whose operands lie as the modes say (vec4s along "k" or "x"), and how deep the pieces are that it is cut into along k, if it
+ * may be. Null where it cannot run on tensor cores, and where a few workgroups would have a long k: then slices of a tile on common cores are faster (128×784×256 takes
+ * an H100 13 µs so, 23 on tensor cores).
  */
 export function tensorTile(
   a: Strided,

@@ -3,7 +3,10 @@ import type { GpuInfo } from "./gpu/device.ts";
 import { gpu } from "./gpu/gpu.ts";
 import { MULTIPROCESSORS, type Tuning } from "./gpu/tuning.ts";
 
-/** A tile of `m` rows by `n` columns, of which a thread computes `high`×`wide` blocks of 4×4; `slices` times as many threads share it. A slab is `depth` deep. */
+/**
+ * A tile of `m` rows by `n` columns, of which a thread computes `high`×`wide` blocks of 4×4. The sums along k are shared among `slices` sets of such
+ * threads: of the slabs, `depth` steps of k each, a slice takes every `slices`-th.
+ */
 export interface Tile {
   m: number;
   n: number;
@@ -12,8 +15,9 @@ export interface Tile {
   slices: number;
   depth: number;
   /**
-   * Microseconds on a multiprocessor, fitted to 1536 times of 45 products of training steps, launches behind each other in one pass on an H100: of a turn of one group at least, of each group in a
-   * turn of many, of a group's beginning and end; and how many groups run together.
+   * What the tile takes on a multiprocessor of an H100, in microseconds: `turn`, the least that a turn (a slab of each slice) takes; `work`, what each
+   * group adds to a turn of many groups; `ends`, the beginning and end of a group. `together`: how many groups run beside each other. Fitted to 1536
+   * times of 45 products of training steps, launches behind each other in one pass.
    */
   time: { turn: number; work: number; ends: number; together: number };
 }
@@ -26,8 +30,8 @@ const tile = (
   [turn, work, ends, together]: [number, number, number, number],
 ): Tile => ({ m, n, high, wide, slices, depth, time: { turn, work, ends, together } });
 
-// What gained nothing on an H100, where the groups of a multiprocessor have 48 KiB of workgroup memory together: two slabs by turns with one barrier instead of
-// two (0.92 to 1.04 times as fast), 512 threads (0.75 times), 4×12 of a thread in place of 8×12.
+// Tried on an H100, whose multiprocessors have 48 KiB of workgroup memory for all their groups, and without gain: two slabs by turns with one barrier instead of two
+// (0.92 to 1.04 times as fast), 512 threads (0.75 times), 4×12 elements a thread instead of 8×12.
 export const TILES: Tile[] = [
   tile([128, 128], [2, 2], 1, 32, [3.05, 2.98, 2.96, 1]),
   tile([128, 128], [2, 2], 1, 16, [1.56, 1.54, 2.7, 1]),
@@ -46,8 +50,8 @@ export const threadsOf = (t: Tile): number => t.m * t.n / (16 * t.high * t.wide)
 const bytesOf = (t: Tile) => 4 * (t.depth + 1) * (t.m + t.n) * t.slices;
 
 /**
- * Overrides for tests and tuning: the index of the tile, pieces along k, how operands are read (false: by vec4s where they can be), steps of k unrolled, and whether two
- * products share a launch.
+ * Overrides for tests and tuning: the index of the tile, pieces along k, whether operands are read element by element (false: by vec4s where possible),
+ * steps of k unrolled, and whether two products share a launch.
  */
 export const matmulTuning: {
   tile: number | null;
@@ -64,10 +68,13 @@ function fits(t: Tile): boolean {
     bytesOf(t) <= limits.maxComputeWorkgroupStorageSize;
 }
 
-/** Slabs of a slice that are fetched together: of halves two, so that 128 bytes of a row are read at a time (4096³ took 3.4 ms on an H100, now 3.0). */
+/** Slabs of a slice that are fetched together. Of halves it is two, so that 128 bytes of a row are read at a time (4096³ takes an H100 3.0 ms so, with one 3.4). */
 export const slabsAhead = (halves: boolean): number => halves ? 2 : 1;
 
-/** The k after which all slices begin again at the same place of theirs: a depth that is a multiple needs no `tail`. */
+/**
+ * The period of a tile along k: behind so many steps all slices have taken the same number of slabs and, where there are several, used up what they
+ * fetched. A depth that is a multiple of it needs no `tail`.
+ */
 export const turnOf = (t: Tile, halves: boolean): number =>
   t.depth * t.slices * (t.slices > 1 ? slabsAhead(halves) : 1);
 
@@ -94,13 +101,13 @@ export interface Choice {
   part: number;
 }
 
-/** The first tile that two products may share: for those before it two kernels need more registers than one (2048×128×512 on an H100: 51 µs in tile 3, in tile 4 29). */
+/** The first tile that two products may share. In those before it two kernels together need more registers than one: 2048×128×512 takes an H100 51 µs in tile 3, 29 in tile 4. */
 const FIRST_SHARED = 4;
 
 /** Least steps of k of a piece of a product that is cut along k. */
 const LEAST_PIECE = 64;
 
-/** What `make` gave for a key on a device under a tuning: nothing is kept under overrides. */
+/** A table of what `make` gave for each key. It is emptied beyond 10,000 keys and when the device or the tuning changes, and not used under the overrides of `matmulTuning`. */
 export function remembered<T>(): (key: string, make: () => T) => T {
   const by = new Map<string, T>();
   let device: GpuInfo | null = null, tuning: Tuning | null = null;
@@ -121,13 +128,13 @@ export function remembered<T>(): (key: string, make: () => T) => T {
 /** The tile for a product, and its pieces. */
 export const choose = (size: Size): Choice => cheapest(waysOf(size));
 
-/** Workgroups that go equally far along k. */
+/** So many workgroups, each `depth` steps of k deep. */
 interface Groups {
   groups: number;
   depth: number;
 }
 
-/** How a product can be computed: its launch, the microseconds expected of what follows that, and of both. */
+/** A way to compute a product: its choice, the workgroups of its launch, the microseconds expected of what follows that (`more`), and of both. */
 interface Way extends Choice, Groups {
   more: number;
   expected: number;
@@ -195,8 +202,9 @@ function softwareTime(t: Tile, all: Groups[]): number {
 }
 
 /**
- * Microseconds on the device that the model was fitted to: it errs by 6 %. By times that were taken anew, the tile and pieces it chooses take 1.015 times as long as the best
- * ones in the mean of the 45 products, 1.19 times at worst. Groups that go unequally far along k are mixed, and the launch takes what the slowest of them take alone at least.
+ * Microseconds on the device that the model was fitted to. The model errs by 6 %: measured anew, the tile and pieces that it chooses take 1.015 times as
+ * long as the best ones in the mean of the 45 products, 1.19 times at worst. Groups of different depths count as groups of their mean depth, but the launch
+ * takes at least as long as the slowest kind alone.
  */
 function deviceTime({ depth: slab, slices, time }: Tile, all: Groups[]): number {
   const waves = (groups: number, turns: number) => {

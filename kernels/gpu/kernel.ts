@@ -227,8 +227,8 @@ function checkFits({ name, buffers, workgroup = 256 }: KernelSpec, limits: Gpu["
 }
 
 /**
- * From where to where launches walk `count` positions: one walks all, but on software drivers, which end all loops of a thread after 65,535 turns together, without a word.
- * A position takes up to `turns`, those that end a loop counted. Without a position there is one launch all the same.
+ * The ranges of `count` positions that launches walk. It is one range, except on software drivers: these end all loops of a thread after 65,535 turns
+ * together, without a word. `turns` is the most that a position takes, with those that end a loop. Without a position there is one launch all the same.
  */
 export function spans(count: number, turns: number): [start: number, end: number][] {
   const step = gpu().info.isSoftware ? Math.max(1, Math.floor(60_000 / turns)) : Math.max(1, count);
@@ -248,8 +248,9 @@ export interface Launch {
 const joined = new WeakMap<Kernel, WeakMap<Kernel, Kernel>>();
 
 /**
- * What runs two launches on their buffers as one, where neither needs what the other writes: small ones so fill a GPU together, and the host encodes one (both gradients of a product of
- * 2048×512×128 take an H100 25 µs so, else 29). Null where their workgroups differ in size or the device binds too few buffers.
+ * A function that runs two launches as one, given the buffers of both; neither may need what the other writes. Small launches fill a GPU together, and the
+ * host encodes one (both gradients of a product of 2048×512×128 take an H100 25 µs so, else 29). Null where their workgroups differ in size or the device
+ * binds too few buffers.
  */
 export function pairOf(
   a: Launch,
@@ -266,7 +267,7 @@ export function pairOf(
   const writes = [one, two].map(({ buffers }) =>
     Object.keys(buffers).filter((name) => buffers[name].startsWith("write"))
   );
-  // a buffer that one writes must not be bound by the other, even elsewhere in it
+  // the other must not bind a buffer that one writes, not even another part of it
   const meet = (writes: string[], buffers: Record<string, Memory>, others: Record<string, Memory>) => {
     for (const name of writes) {
       for (const other in others) if (buffers[name].buffer === others[other].buffer) return true;
@@ -288,7 +289,7 @@ export function pairOf(
 const suffixed = <T>(record: Record<string, T>): Record<string, T> =>
   Object.fromEntries(Object.entries(record).map(([name, value]) => [`${name}_b`, value]));
 
-/** Two kernels as one, whose first `split` workgroups are a's. b's names have `_b` behind them; workgroup variables that both declare alike are one. */
+/** Two kernels as one: its first `split` workgroups are a's, the others b's. The names of b get `_b` behind them; a workgroup variable that both declare alike is shared. */
 function both(a: KernelSpec, b: KernelSpec): KernelSpec {
   const variable = /var<workgroup> .*;/g, common = new Set(a.head?.match(variable));
   const head = (b.head ?? "").replace(variable, (text) => common.has(text) ? "" : text);

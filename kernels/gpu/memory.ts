@@ -27,11 +27,11 @@ export class Memory implements Disposable {
   readonly id: number = Memory.#ids++;
   /** Number of the last batch of dispatches that names this memory: the host must not write it before that is submitted. */
   batch: number = -1;
-  /** Number of the last batch that wrote it, also as a part of what it lies in, or of a failed batch whose results it depends on. */
+  /** Number of the last batch that wrote it, alone or with what it lies in; or of a failed batch, if what it holds depends on that. −1: nothing that counts. */
   written: number = -1;
-  /** How often it was written by itself, not as a part of what it lies in. */
+  /** How often it was written. When all that it lies in is written, that does not count here. */
   writes: number = 0;
-  /** Who uses it without owning it, a gradient in an optimizer's block: moves out when the next one needs the place, or owns it when its owner goes. */
+  /** Who uses it without owning it, as a gradient uses a slot of an optimizer. The borrower moves out when the next one needs the place, and inherits it when its owner goes. */
   borrower: { vacate(): void; inherit(): void } | null = null;
   /** The shape of the tensor that has it, for messages. */
   shape: readonly number[] | null = null;
@@ -65,7 +65,7 @@ export class Memory implements Disposable {
     this.owner.give(this);
   }
 
-  /** Its owner goes: it is whoever uses it without owning it who frees it, if there is one. */
+  /** Its owner goes. From now on it is the borrower's, who will free it; without a borrower it is freed now. */
   leave(): void {
     if (this.borrower) this.borrower.inherit();
     else this.free();
@@ -125,13 +125,13 @@ export const ofShape = (bytes: number, shape?: readonly number[] | null): string
 const STORAGE = 0x80 | 0x4 | 0x8; // GPUBufferUsage.STORAGE | COPY_SRC | COPY_DST; the global is missing in some runtimes
 
 /**
- * Buffers by size class. A repeated step takes and gives in the same order and lowest-number-first makes it meet the
- * same buffers again, so that cached bind groups hit (last-in-first-out does not settle for a hundred steps). What lives by another
- * rhythm than a step's results (uploads) has lists of its own by `purpose`, else the last batch of an epoch would shift all others.
+ * Buffers by size class. Of the free ones the lowest number is taken first. A repeated step takes and gives in the same order, so it meets the same
+ * buffers again and cached bind groups hit (last-in-first-out does not settle for a hundred steps). Uploads live by another rhythm than a step's
+ * results and have lists of their own by `purpose`: else the last batch of an epoch would shift all others.
  */
 export class Pool {
   readonly readOnly = false;
-  /** Bytes behind the slots of flat blocks: taken, though nothing lies in them. */
+  /** Bytes that flat blocks have taken beyond their slots, by rounding up: nothing lies in them. */
   slack = 0;
   readonly #binding: number; // asking the device takes as long as all else that a take costs
   #lists = new Map<string, Map<number, FreeList>>();
@@ -143,7 +143,7 @@ export class Pool {
     readonly errors: DeviceErrors,
     /** Called before buffers are destroyed: whoever names them must be done with them. */
     readonly beforeDestroy: () => void,
-    /** The arena's bytes that count to the limit beside those that are live. */
+    /** Bytes of the arena that are not live and yet count to the limit. */
     readonly spare: () => number,
   ) {
     this.#binding = Math.floor(device.limits.maxStorageBufferBindingSize / 4) * 4;
@@ -173,7 +173,7 @@ export class Pool {
     return memory;
   }
 
-  /** Gives up what waits in the pool where so many bytes more would pass the limit, and throws if that is not enough. */
+  /** Makes sure that so many bytes more stay within the limit: destroys what waits in the pool if it must, and throws if that is not enough. */
   makeRoom(bytes: number, op: string, shape?: readonly number[]): void {
     const total = () => this.counters.liveBytes + this.counters.pooledBytes + this.spare() + bytes;
     if (total() > this.limit) this.trim();
@@ -284,7 +284,7 @@ export class Arena {
   }
 
   #create(bytes: number, list: FreeList, op: string, shape?: readonly number[]): Memory {
-    this.makeRoom(bytes, op, shape); // only here: a free slot has its place already
+    this.makeRoom(bytes, op, shape); // only here: a slot that was free counts to the limit already
     let page = this.#pages.at(-1);
     if (!page || page.used + bytes > Arena.PAGE_BYTES) {
       this.counters.buffersCreated++;
@@ -301,7 +301,7 @@ export class Arena {
     return this.#pages.find(({ mirror }) => mirror.buffer === memory.buffer)!;
   }
 
-  /** What no slot takes up of the pages, but for one page: an engine that uploads anything has that. */
+  /** Bytes of the pages that are in no taken slot. One page does not count: whatever is uploaded, there is one. */
   get spare(): number {
     return Math.max(0, this.#pages.reduce((sum, { live }) => sum + Arena.PAGE_BYTES - live, -Arena.PAGE_BYTES));
   }

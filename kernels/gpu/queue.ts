@@ -16,7 +16,7 @@ export interface Pipeline {
   params: [name: string, type: "u32" | "i32" | "f32"][];
 }
 
-/** What a kernel is run on, by name; nothing is known of it yet. */
+/** What a kernel is run on, by name; not checked yet. */
 interface Given {
   buffers: Record<string, Memory>;
   values: Record<string, number>;
@@ -33,8 +33,9 @@ interface Entry {
   next: Entry | null;
 }
 
-const SUBMIT_AFTER = 250; // dispatches; fewer submits cost more on every adapter measured, more delay the GPU's start
-// at the end of a step, where uploads line up; a step of 12 dispatches took 0.14 ms on an H100's host with a submit each, 0.10 ms with one every four
+// Dispatches after which a batch is submitted. With fewer, the submits cost more on every adapter measured; with more, the GPU starts late.
+const SUBMIT_AFTER = 250;
+// The same at the end of a step. A step of 12 dispatches takes an H100's host 0.14 ms with a submit for each, 0.10 ms with one for every four.
 const SUBMIT_STEP = 40;
 const MOST_ENTRIES = 8192;
 const PARAMS_BYTES = 256; // the strictest offset alignment there is
@@ -104,7 +105,7 @@ export class Queue {
     if (++this.#inBatch >= SUBMIT_AFTER) this.submit();
   }
 
-  /** The batch that a dispatch's results count to: a failed one where what it reads, adds to or writes a part of came from that. */
+  /** The batch that a dispatch's results belong to: the open one, or a failed one if that should have written anything that the dispatch binds. */
   #origin(memories: Memory[]): number {
     if (this.#failed.size === 0) return this.batch;
     for (const memory of memories) {
@@ -114,7 +115,7 @@ export class Queue {
     return this.batch;
   }
 
-  /** What stands in a memory counts no more: the next dispatch overwrites all of it. */
+  /** The next dispatch overwrites all of a memory, so that it no longer matters whether a failed batch should have written it. */
   renew(memory: Memory): void {
     for (const part of [memory, ...memory.slots]) part.written = this.batch;
   }
@@ -125,14 +126,14 @@ export class Queue {
     return parts.find((part) => this.#failed.has(part.written))?.written;
   }
 
-  /** Whether the device refused what a memory should hold, or the memory itself. */
+  /** Whether a memory does not hold what it should: the device refused the memory itself, or the batch that should have written it. */
   #isMissing(memory: Memory): boolean {
     return memory.refused || this.#failed.size > 0 && this.#failure(memory) !== undefined;
   }
 
-  /** What was encoded since a batch that failed may have read its results, before anybody knew. */
+  /** Marks a batch as failed, and all since: they may have read its results before anybody knew. */
   #fail(batch: number): void {
-    if (this.errors.lost === null) this.submit(); // so that the open batch is one of them and the next is not
+    if (this.errors.lost === null) this.submit(); // so that the open batch is among them, and the next is not
     for (let since = batch; since < this.batch; since++) this.#failed.add(since);
   }
 
