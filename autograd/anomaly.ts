@@ -1,6 +1,6 @@
 /**
- * Anomaly mode, `init({ debug: true })`: what ops compute is searched for NaN and infinity on the GPU, and the first find is thrown at the next
- * await of the engine.
+ * Anomaly mode, `init({ debug: true })`: the GPU searches what ops compute for NaN and infinity, and the engine's next await throws the first that was
+ * found.
  */
 import { findNonFinite } from "../kernels/anomaly.ts";
 import type { Gpu } from "../kernels/gpu/gpu.ts";
@@ -9,12 +9,13 @@ import { isFloat } from "./storage.ts";
 import type { Tensor } from "./tensor.ts";
 
 export interface Watch {
-  /** One number: of the first check that found something, or 0. */
+  /** One number on the GPU: that of the first check that found something, or 0. */
   found: Memory;
   /** What the checks since the last await looked at, by number. */
   checks: Map<number, string>;
+  /** The number of the last check. */
   last: number;
-  /** Results of ops, which were checked when they were made, and the versions that were. */
+  /** Results of ops, with the versions that were checked when the ops had made them. */
   made: WeakMap<Tensor, number>;
 }
 
@@ -41,7 +42,7 @@ function check(watch: Watch, x: Tensor, what: () => string): void {
 
 const text = (x: Tensor) => `(shape [${x.shape.join(", ")}])`;
 
-/** Checks the result of an op, and first those of its inputs that no op made as they are: they came from the host, an optimizer or an in-place write. */
+/** Checks the result of an op. First come those of its inputs that were not checked as results: they are from the host, an optimizer or an in-place write. */
 export function checkForward(op: string, inputs: readonly Tensor[], output: Tensor, step: number): void {
   const { gpu } = output.storage, watch = watchOf(gpu), where = place(gpu, output);
   inputs.forEach((x, i) => {
@@ -84,7 +85,7 @@ function place({ ledger }: Gpu, output: Tensor): string {
 async function report(gpu: Gpu, watch: Watch): Promise<void> {
   if (watch.checks.size === 0) return;
   const { checks, found } = watch;
-  watch.checks = new Map(); // the read below comes here too
+  watch.checks = new Map(); // first, since the read below leads here again
   const [number] = new Uint32Array(await gpu.queue.read(found, 4));
   if (number === 0) return;
   found.free();

@@ -87,8 +87,8 @@ const checks = new WeakMap<Gpu, number>();
 export function expectNoLeaks<T>(fn: () => T): T {
   checkFunction("expectNoLeaks", "fn", fn);
   const open = gpu(), { counters } = open;
-  if (open.debug) watchOf(open); // whose memory is no leak of fn
-  const held = () => counters.liveBytes - open.pool.slack; // parameters that an optimizer moved lie in memory that is rounded up
+  if (open.debug) watchOf(open); // takes its memory now: it is no leak of fn
+  const held = () => counters.liveBytes - open.pool.slack; // without what an optimizer's blocks are rounded up by
   const before = held();
   open.ledger ??= new Map();
   checks.set(open, (checks.get(open) ?? 0) + 1);

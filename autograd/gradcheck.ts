@@ -59,7 +59,7 @@ export async function gradcheck(
   const weighting = (size: number) =>
     Float32Array.from({ length: size }, (_, i) => 0.5 + ((i * 2654435761) % 1000) / 1000);
 
-  // tape and scopes close before an await: what others make meanwhile is not theirs. A read is encoded at once
+  // tape and scopes close before each await, else they would own what others make meanwhile; a read is encoded at once, so that this is not too early
   const gradients = (): Promise<TypedArray>[] => {
     using tape = new Tape();
     const leaves = inputs.map((x, i) => fresh(values[i], x.shape));

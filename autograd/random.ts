@@ -32,12 +32,12 @@ export function randomState(): RandomState {
 export function setRandomState({ seed, counter }: RandomState): void {
   Object.assign(generator, { seed, counter });
   const tape = currentTape();
-  if (tape) tape.random = null; // else an open tape would go on with what it has
+  if (tape) tape.random = null; // else an open tape would go on with its old state
 }
 
 /**
- * Internal: what the random kernel of an op needs: the seed and a counter as data, since they change every step, and the number of the op in its
- * tape, which does not and may be a parameter. Outside a tape each op counts for itself. Call `done` when the kernel is launched.
+ * Internal: what an op's random kernel needs. `state` holds the seed and a counter: they change every step, so they are data. `op` is the number of the op in
+ * its tape, the same every step, so it may be a parameter. Outside a tape each op moves the counter on by itself. Call `done` when the kernel is launched.
  */
 export function nextRandom(op = "random"): { state: Tensor; op: number; done: () => void } {
   const tape = currentTape();

@@ -55,7 +55,7 @@ export class Scope implements Disposable {
   adopt(owned: Owned): void {
     owned.owner = this;
     if (this.#owned.push(owned) <= this.#most) return;
-    this.#owned = this.#owned.filter(({ owner }) => owner === this); // else what was disposed of early stays in JavaScript's memory
+    this.#owned = this.#owned.filter(({ owner }) => owner === this); // else tensors that were disposed of early would stay in JavaScript's memory
     this.#most = Math.max(1024, 2 * this.#owned.length);
   }
 

@@ -35,7 +35,7 @@ export class Storage {
   gradientHome: Memory | null = null;
   readonly gpu: Gpu;
 
-  /** A borrowed memory (a gradient's home) goes back with whoever lent it. */
+  /** `borrowed` memory (a gradient's home) is not this storage's to free. */
   constructor(public memory: Memory, private borrowed = false) {
     this.gpu = gpu();
     if (borrowed) memory.borrower = this;
@@ -50,7 +50,7 @@ export class Storage {
     this.#changes = version - this.memory.writes;
   }
 
-  /** What the host wrote, kept for integers so that labels can be checked without a read; null as soon as anything else wrote there. */
+  /** What the host wrote, kept for integers: so labels can be checked without a read. Null as soon as anything else wrote there. */
   get host(): TypedArray | null {
     return this.#host?.version === this.version ? this.#host.values : null;
   }

@@ -7,7 +7,7 @@ import { innermost, Scope } from "./scope.ts";
 import { BYTES, type DType, DTYPES, isFloat, Storage } from "./storage.ts";
 import { checkShape, checkTensor, type Recorded, sizeOf, Tensor, tensorsIn } from "./tensor.ts";
 
-/** Makes the tensor that will hold the gradient of input `i`: where the optimizer wants it if that is possible. */
+/** Makes the tensor that will hold the gradient of input `i`. It lies where an optimizer wants it, if there is one and the place is free. */
 export type GradientOf = (i: number) => Tensor;
 
 /** What `record` takes. */
@@ -18,14 +18,19 @@ export interface RecordSpec {
   inputs: readonly Tensor[];
   /** The result. */
   output: Tensor;
-  /** Tensors that `backward` reads: they stay readable until it has run, also where they are closed before, and it throws if one was written since. */
+  /**
+   * Tensors that `backward` reads. They stay readable until it has run, even if they are closed before. If one of them was written since, the backward
+   * pass throws.
+   */
   saved?: readonly Tensor[];
-  /** Tensors that are nobody else's: they are freed when `backward` has run. */
+  /** Tensors that nobody else uses: they are freed when `backward` has run. */
   hidden?: readonly Tensor[];
   /**
-   * The gradients of the inputs, in their order and with their shapes and dtypes; null where there is none or `wants[i]` is false. Runs unrecorded.
-   * A result made by `gradientOf(i)` saves a copy where that input is a parameter of an optimizer. `earlier(i)` is the gradient that later
-   * ops have given input i, or null: who asks for it adds it to its result, which saves adding the two up.
+   * Gives the gradients of the inputs, in their order and with their shapes and dtypes; null where there is none or `wants[i]` is false. Runs unrecorded.
+   *
+   * `gradientOf(i)` makes a tensor for the gradient of input i: where that is a parameter of an optimizer, writing there saves a copy. `earlier(i)` is the
+   * gradient that input i already has from later ops, or null. Whoever asks for it must add it to the result, which saves a launch that adds
+   * the two.
    */
   backward: (
     dOutput: Tensor,
@@ -38,7 +43,7 @@ export interface RecordSpec {
 class Record implements Recorded {
   gradient: Tensor | null = null;
   state: "open" | "walked" | "closed" = "open";
-  /** Null behind the walk. */
+  /** Null once it was walked or its tape was closed. */
   spec: RecordSpec | null;
   readonly op: string;
   readonly wants: boolean[];
@@ -158,7 +163,7 @@ export class Tape extends Scope {
   add(spec: RecordSpec): void {
     const { output } = spec;
     output.requiresGrad = true;
-    // a scope inside the tape is not its memory; what a checkpoint recomputes is, since it is gone behind its walk
+    // results belong to the tape also where a scope is open inside it; but not what a checkpoint recomputes, which is needed for its own walk only
     if (output.owner !== null && output.owner === innermost() && choices === null) this.adopt(output);
     const record = new Record(this, this.#records.length, spec);
     this.#records.push(record);
@@ -194,7 +199,7 @@ export class Tape extends Scope {
   }
 
   /**
-   * Records `fn` behind the other records, walks what it recorded at once, and forgets it. Gradients of earlier results wait in their records.
+   * Records `fn` behind the other records, walks what it recorded at once, and forgets it. The gradients of results from before it wait in their records.
    * @internal
    */
   walkAgain(fn: () => Tensor, dOutput: Tensor): void {
@@ -275,7 +280,7 @@ export class Tape extends Scope {
   }
 }
 
-/** Whether the gradient of input `i` is also that of a later input that an op made: there it waits, and must not change with the leaf's. */
+/** Whether the gradient of input `i` is also that of a later input that an op made. There it waits for its turn, and must not change when the leaf's does. */
 function isAwaited({ wants, sources }: Record, gradients: readonly (Tensor | null)[], i: number): boolean {
   for (let j = i + 1; j < sources.length; j++) {
     if (sources[j] && wants[j] && gradients[j]?.storage === gradients[i]!.storage) return true;
@@ -397,7 +402,10 @@ export function hidden(shape: readonly number[], dtype: DType): Tensor {
   return tensor;
 }
 
-/** Choices that a checkpoint's forward pass made (whether dropout is on), for its recomputation to repeat, and whether any op in it needs a gradient. */
+/**
+ * While a checkpoint's function runs: the choices that it makes (such as whether dropout is on), which of them the recomputation repeats next (null in the
+ * forward pass), and whether any op in it needs a gradient.
+ */
 let choices: { made: unknown[]; next: number | null; isNeeded: boolean } | null = null;
 
 /**
@@ -458,10 +466,10 @@ export function checkpoint(fn: (...inputs: Tensor[]) => Tensor, ...inputs: Tenso
   } finally {
     choices = null;
   }
-  // not made by fn, or without a gradient
+  // nothing to record: fn did not make it, or no gradient flows to it
   if (output.number < earlier || output.requiresGrad || !isFloat(output.dtype) || !forward.isNeeded) return output;
   const records = inputs.map((x) => x.record);
-  // an input's own record is where its gradient goes: the recomputation leads there, so that there is none to give back
+  // the recomputation takes gradients to the inputs' own records, so that `backward` has none to give back
   tape.add({
     op: "checkpoint",
     inputs,

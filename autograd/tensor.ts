@@ -24,7 +24,7 @@ export function sizeOf(shape: readonly number[]): number {
   return shape.reduce((a, b) => a * b, 1);
 }
 
-/** More than anybody needs, and as many as the parameters of a kernel with four operands hold. */
+/** Most dimensions of a tensor: as many as the parameters of a kernel with four operands hold, and more than anybody needs. */
 export const MOST_DIMENSIONS = 12;
 
 /** Throws a RangeError for more dimensions than kernels take. */
@@ -55,7 +55,7 @@ let warned = false;
  */
 export class Tensor implements Disposable {
   /**
-   * What the record saved whose backward runs: readable though it may be closed.
+   * What the record whose backward runs has saved. It may be read even if it is closed.
    * @internal
    */
   static lent: readonly Tensor[] = [];
@@ -217,8 +217,8 @@ export class Tensor implements Disposable {
   }
 
   /**
-   * The gradient that `backward` added up, or null. Only leaves have one. It is freed with its leaf, and where another or null takes its place, unless `keep()`
-   * took it out before. One that was disposed of counts as null.
+   * The gradient that `backward` added up, or null. Only leaves have one. It is freed with its leaf, or when another one or null takes its place, unless
+   * `keep()` took it out before. One that was disposed of counts as null.
    */
   get grad(): Tensor | null {
     return this.#grad === null || this.#grad.closed ? null : this.#grad;
