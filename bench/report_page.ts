@@ -4,8 +4,7 @@
  * @module
  */
 
-import type { TopLevelSpec } from "vega-lite";
-import { alignTable, COLORS, CONFIG, drawSpec, FAINT, INK } from "../examples/support/report.ts";
+import { alignTable, COLORS, drawSpec, FAINT, INK } from "../examples/support/report.ts";
 import type { Bandwidth, Timing } from "./measure.ts";
 
 /** A loss with its gradient. Bytes and bytes a second; `share` is of the best copy. */
@@ -311,21 +310,11 @@ export function drawReport(report: Report): Promise<string> {
     { intensity: ridge / 4, rate: ridge / 4 * best / 1e9, text: `copy, ${rate(best, "B/s")}` },
     { intensity: ridge * 1.2, rate: arithmetic / 1e9, text: `multiply-adds, ${rate(arithmetic, "FLOP/s")}` },
   ];
-  const spec: TopLevelSpec = {
-    title: {
-      text: `Roofline of ${report.device}`,
-      subtitle: [
-        "Losses with their gradients and matrix products, below what copies and multiply-adds reach in the same run",
-        `${report.date}, ${report.commit}`,
-      ],
-      anchor: "start",
-      fontSize: 17,
-      subtitleFontSize: 12,
-      offset: 18,
-    },
-    background: "white",
-    padding: 20,
-    config: CONFIG,
+  const subtitle = [
+    "Losses with their gradients and matrix products, below what copies and multiply-adds reach in the same run",
+    `${report.date}, ${report.commit}`,
+  ];
+  return drawSpec(`Roofline of ${report.device}`, subtitle, {
     width: 760,
     height: 420,
     layer: [
@@ -363,6 +352,5 @@ export function drawReport(report: Report): Promise<string> {
         },
       },
     ],
-  };
-  return drawSpec(spec);
+  });
 }

@@ -7,7 +7,7 @@
 import { dispose, init } from "@limbeck/limbeck";
 import type { TopLevelSpec } from "vega-lite";
 import { failOption, readOptions } from "./cli.ts";
-import { alignTable, CONFIG, drawSpec } from "./report.ts";
+import { alignTable, drawSpec } from "./report.ts";
 
 /** What every experiment takes: the same seed gives the same numbers, and a quick run is a smaller one. */
 export interface Setting {
@@ -55,16 +55,9 @@ export async function present<Result>(
 
   for (const cells of tables) console.log(`${alignTable(cells)}\n`);
   for (const note of notes) console.log(note);
-  const spec = {
-    background: "white",
-    padding: 20,
-    spacing: 44,
-    ...picture,
-    title: { text: title, subtitle, anchor: "start", fontSize: 17, subtitleFontSize: 12, offset: 18 },
-    config: { ...CONFIG, aria: false, ...picture.config },
-  } as TopLevelSpec;
+  const config = { aria: false, ...picture.config };
   // two decimals of a pixel do, and halve the file
-  const svg = (await drawSpec(spec)).replace(
+  const svg = (await drawSpec(title, subtitle, { ...picture, config })).replace(
     / (?:d|transform)="[^"]*"/g,
     (path) => path.replace(/(\.\d\d)\d+/g, "$1"),
   );

@@ -102,8 +102,7 @@ export const COLORS: string[] = [
 export const INK = "#111827";
 export const FAINT = "#4b5563";
 
-/** How every picture looks. */
-export const CONFIG: TopLevelSpec["config"] = {
+const CONFIG: TopLevelSpec["config"] = {
   font: "Inter, Helvetica Neue, Helvetica, Arial, sans-serif",
   view: { stroke: null },
   title: { color: INK, subtitleColor: FAINT, subtitlePadding: 6 },
@@ -123,8 +122,16 @@ export const CONFIG: TopLevelSpec["config"] = {
   },
 };
 
-/** A picture as an SVG. */
-export function drawSpec(spec: TopLevelSpec): Promise<string> {
+/** A picture as an SVG, with the title, margins and fonts that all pictures share. */
+export function drawSpec(title: string, subtitle: string | string[], picture: TopLevelSpec): Promise<string> {
+  const spec = {
+    background: "white",
+    padding: 20,
+    spacing: 44,
+    ...picture,
+    title: { text: title, subtitle, anchor: "start", fontSize: 17, subtitleFontSize: 12, offset: 18 },
+    config: { ...CONFIG, ...picture.config },
+  } as TopLevelSpec;
   return new View(parse(compile(spec).spec), { renderer: "none" }).toSVG();
 }
 
@@ -205,12 +212,7 @@ export function drawReport(title: string, subtitle: string, runs: Run[], rows: R
     low: error(accuracy + accuracyDeviation),
     high: error(accuracy - accuracyDeviation),
   }));
-  const spec: TopLevelSpec = {
-    title: { text: title, subtitle, anchor: "start", fontSize: 17, subtitleFontSize: 12, offset: 18 },
-    background: "white",
-    padding: 20,
-    spacing: 44,
-    config: CONFIG,
+  return drawSpec(title, subtitle, {
     hconcat: [{
       width: 430,
       height: 300,
@@ -244,6 +246,5 @@ export function drawReport(title: string, subtitle: string, runs: Run[], rows: R
         encoding: { x: { field: "high", type: "quantitative" }, text: { field: "error", format: ".1f" } },
       }],
     }],
-  };
-  return drawSpec(spec);
+  });
 }

@@ -5,7 +5,7 @@
  */
 
 import type { TopLevelSpec } from "vega-lite";
-import { alignTable, COLORS, CONFIG, drawSpec, FAINT } from "./report.ts";
+import { alignTable, COLORS, drawSpec, FAINT } from "./report.ts";
 
 /** One model, trained once; a teacher that is only a file has no parameters, no curve and no samples. */
 export interface TextRun {
@@ -111,12 +111,7 @@ export function drawTextReport(
     ],
   });
   const of = (method: string) => runs.filter((run) => run.method === method);
-  const spec = {
-    title: { text: title, subtitle, anchor: "start", fontSize: 17, subtitleFontSize: 12, offset: 18 },
-    background: "white",
-    padding: 20,
-    spacing: 44,
-    config: CONFIG,
+  const picture = {
     hconcat: [{
       width: 460,
       height: 320,
@@ -152,5 +147,5 @@ export function drawTextReport(
       ],
     }],
   };
-  return drawSpec(spec as TopLevelSpec);
+  return drawSpec(title, subtitle, picture as TopLevelSpec);
 }
