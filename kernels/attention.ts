@@ -3,8 +3,8 @@
  * maximum and sum (Milakov & Gimelshein 2018; Dao et al. 2022). The forward pass keeps one number a query, lse; the backward pass computes
  * the weights again from it: one kernel walks the keys for dQ, one walks the queries for dK and dV, so that every sum has a fixed order and one writer.
  *
- * A thread computes 2×4 or 4×4 scores of a tile, and two or four rows of its results, every few vec4s of them. Tiles lie in workgroup memory row by row, the
- * rows r, r + 4, … next to each other and an odd number of vec4s long, so that neighbouring threads read from different banks.
+ * A thread computes 2×4 or 4×4 scores of a tile. Of the results it has two or four rows, and of those one vec4 in every few. Tiles lie in workgroup memory row by
+ * row, with the rows r, r + 4, … next to each other. A row is an odd number of vec4s long, so that neighbouring threads read from different banks.
  */
 import { type Element, lanes, vectorOf } from "./elementwise.ts";
 import { gpu } from "./gpu/gpu.ts";
@@ -73,8 +73,8 @@ interface Shape {
   /** Whether loops are written out, four turns at a time: compilers for GPUs do not unroll them, those for CPUs take long over long bodies. */
   unrolled: boolean;
   /**
-   * Rows of a thread. A multiprocessor of an H100 has 48 KiB of workgroup memory in all, which one group with heads of 64 takes: with 128 threads of two rows
-   * 96 heads of 256×256 took 0.23 ms backward, with 64 of four 0.40.
+   * Rows of a thread. A multiprocessor of an H100 has 48 KiB of workgroup memory in all, and one group with heads of 64 takes that: so a group had better have
+   * many threads. Backward, 96 heads of 256×256 take 0.23 ms with 128 threads of two rows, 0.40 with 64 threads of four.
    */
   high: 2 | 4;
 }
@@ -149,7 +149,7 @@ const PARAMS = {
 
 const numbers = (n: number) => Array.from({ length: n }, (_, i) => i);
 const each = (n: number, text: (i: number) => string) => numbers(n).map(text).join(" ");
-// whose rows an array has, by name: queries or keys, and which strides
+// of each array: whether its rows are queries or keys, whose strides it has, and whose offset
 const LAYOUT: Record<string, ["queries" | "keys", "q" | "k" | "o", "q" | "k" | "v" | "o"]> = {
   q: ["queries", "q", "q"],
   d_q: ["queries", "q", "q"],

@@ -170,8 +170,8 @@ async function tuneTiles([a, b, c]: Memory[], size: number): Promise<number[]> {
 }
 
 /**
- * Milliseconds of each run, one launch each: the least of those in the last third of some 300 ms of work in which all take turns, since a GPU at rest first has to
- * raise its clock, and compiles before that.
+ * Milliseconds of each run, which is one launch. All take turns for some 300 ms of work, and the least time in the last third of it counts: before that a GPU at rest
+ * has to raise its clock, and kernels compile.
  */
 async function measure(runs: (() => void)[]): Promise<number[]> {
   const { device, info: { timestamps }, queue } = gpu();

@@ -54,7 +54,10 @@ function broadcastStrides(
 
 const names = ["a", "b", "c", "d"];
 
-/** One key holds all compile-time choices: expression, elements (inputs, then output), and per input `v` (vec4), `s` (one element), or the rank of the strided form. */
+/**
+ * A key holds all compile-time choices: name, expression, elements (of the inputs, then of the output) and form. The form is a letter for each input, `v`
+ * (vec4s) or `s` (one element), or else the rank of the strided kernel.
+ */
 const kernel: (key: string) => Kernel = variants((key: string): KernelSpec => {
   const [name, expression, elements, form] = key.split("@");
   const types = elements.split(",") as Element[], output = types.pop()!;

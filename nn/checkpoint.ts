@@ -81,7 +81,7 @@ export async function saveCheckpoint(
       tuning: gpu().info.tuning,
       optimizer: state && { ...state, tensors: undefined },
     });
-    // encoded at once: a training loop may go on, and save again, while the old file is looked at
+    // encoding begins before the old file is looked at: a training loop may go on meanwhile, and save again
     const bytes = encode(op, tensors, { limbeck });
     bytes.catch(() => {}); // it is awaited later
     await inTurn(path, async () => {
@@ -137,7 +137,7 @@ export async function loadCheckpoint(
   });
 }
 
-/** Throws where the file at `path` holds more than a checkpoint of this step with these tensors, or something else. */
+/** Throws if the file at `path` holds more than a checkpoint of this step with these tensors would, or is no checkpoint. */
 async function checkKept(op: string, path: string, step: number, names: string[]): Promise<void> {
   const found = await Deno.stat(path).catch((error) => {
     if (error instanceof Deno.errors.NotFound) return null;

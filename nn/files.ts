@@ -88,8 +88,8 @@ export function checkPath(op: string, path: unknown): void {
 }
 
 /**
- * Replaces a file as a whole: the bytes go to a temporary file beside it, which is renamed. A kill leaves the old file or the new one, and at most the temporary
- * file, which the next save of the same path removes. A link stays one to the file that is replaced, which keeps its permissions.
+ * Replaces a file as a whole: the bytes go to a temporary file beside it, which is then renamed. A kill leaves the old file or the new one, and perhaps the
+ * temporary file, which the next save of the same path removes. A link stays a link: the file that it leads to is replaced. Permissions stay.
  */
 export async function replaceFile(op: string, path: string, bytes: Uint8Array): Promise<void> {
   const link = await Deno.lstat(path).then((found) => found.isSymlink, () => false);
@@ -117,7 +117,7 @@ async function replace(path: string, mode: number, bytes: Uint8Array): Promise<v
     } catch (error) {
       const removed = error instanceof Deno.errors.NotFound && await exists(path.replace(/[^/\\]*$/, "") || ".");
       await Deno.remove(temporary).catch(() => {});
-      // another process that saves the same path took it for a leftover: it wrote before us, so that ours is the newer one
+      // Another process that saves the same path took our temporary file for a leftover. Its file was written before ours, which is the newer one: try again
       if (!removed || attempt === ATTEMPTS) throw error;
     } finally {
       writing.delete(temporary);

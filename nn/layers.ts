@@ -15,7 +15,7 @@ export function parameter(shape: readonly number[]): Tensor {
   return zeros(shape, { requiresGrad: true });
 }
 
-/** Internal: what `make` returns belongs to its module; where memory does not suffice for all of it, nothing stays. */
+/** Internal: makes parameters, which belong to their module and to no scope. If there is too little memory for all, nothing stays. */
 export function parameters<T extends (Tensor | null)[]>(make: () => [...T]): T {
   const made = noGrad(make);
   for (const x of made) x?.keep();

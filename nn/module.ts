@@ -104,8 +104,8 @@ export abstract class Module {
   }
 
   /**
-   * Copies tensors into the parameters of the same names; for a shared one any of its names will do, and the last that is there counts. Throws a RangeError that names what is
-   * missing or unexpected (unless `strict` is false), a TypeError for a wrong shape or dtype; then nothing has been copied.
+   * Copies tensors into the parameters of the same names. A shared parameter may come under any of its names; of several the last counts. Throws a RangeError
+   * that names what is missing or unexpected (unless `strict` is false), and a TypeError for a wrong shape or dtype; then nothing has been copied.
    */
   loadStateDict(state: Record<string, Tensor>, options: { strict?: boolean } = {}): void {
     checkOptions("loadStateDict", options, ["strict"]);

@@ -163,7 +163,7 @@ export abstract class Optimizer {
       cuts.at(-1)!.push(entry);
       used += bytes;
     }
-    // all memory first, so that where it does not suffice nothing has changed and nothing stays
+    // all memory first: if there is too little, nothing has changed yet and nothing stays taken
     const taken: Memory[][] = cuts.map(() => []);
     const sizesOf = (entries: typeof all) => entries.map(({ parameter }) => parameter.size * 4);
     try {
@@ -193,7 +193,7 @@ export abstract class Optimizer {
     });
   }
 
-  /** Makes `gradient` the place where backward leaves the parameter's gradient, with what is there already. */
+  /** Makes `gradient` the place where backward leaves the parameter's gradient; one that the parameter has already moves there. */
   #lend(parameter: Tensor, gradient: Memory): void {
     const { storage, grad } = parameter;
     if (grad) grad.storage.moveTo(gradient, parameter.size * 4, true);
@@ -249,7 +249,7 @@ export abstract class Optimizer {
     }
   }
 
-  /** Throws where a slot can't take part in a step. */
+  /** Throws unless a slot can take part in a step. */
   #checkSlot({ parameter, home, group }: Slot): void {
     checkRates(this.name, group);
     if (!parameter.grad) return;
@@ -272,8 +272,8 @@ export abstract class Optimizer {
   }
 
   /**
-   * What a checkpoint saves: the learning rate, the groups' own rates and decays, each parameter's step count, and copies of the state tensors (`0.a` is the first of
-   * parameter 0), which are the caller's. What only the constructor sets (betas, momentum, the decay of all groups) is not in it.
+   * What a checkpoint saves: the learning rate, the groups' own rates and decays, each parameter's step count, and copies of the state tensors (`0.a` is the
+   * first of parameter 0). The copies are the caller's. What only the constructor sets (betas, momentum, the decay of all groups) is not in it.
    */
   stateDict(): OptimizerState {
     this.#checkUsable();

@@ -117,7 +117,7 @@ function attend(
     hidden: [lse],
     backward: (dO, wants, gradientOf) => {
       using delta = hidden(each, "f32");
-      // the keys' kernel needs what the queries' leaves behind
+      // computed even if nobody wants it: its kernel also leaves the `delta` that the keys' kernel needs
       const dQ = wants[0] ? gradientOf(0) : Tensor.empty(q.shape, q.dtype, op);
       const [dK, dV] = inputs.length === 1
         ? [dQ, dQ]

@@ -98,7 +98,7 @@ export function tensor(
   return uploaded("tensor", values, shape, options);
 }
 
-/** Throws where a typed array has lost its memory: it looks as if it were empty. */
+/** Throws if a typed array has lost its memory: then it only looks empty. */
 function checkAttached(op: string, values: TypedArray): void {
   try {
     if (values.length === 0) values.indexOf(0);
@@ -107,7 +107,7 @@ function checkAttached(op: string, values: TypedArray): void {
   }
 }
 
-/** Throws if the numbers became integers that differ by more than a fraction. */
+/** Throws if numbers that became integers lost more than their fraction. */
 function checkHeld(op: string, numbers: ArrayLike<number>, converted: TypedArray, dtype: DType): void {
   if (isFloat(dtype)) return;
   const i = converted.findIndex((n, i) => n !== Math.trunc(numbers[i]));

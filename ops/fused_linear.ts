@@ -1,6 +1,6 @@
 /**
- * A model's head and its loss in one op. Rows are worked in chunks: a chunk's logits are computed, its loss turns them in place into their
- * gradient, and that is multiplied into the gradients of hidden states and weights, so that [N, V] logits never exist.
+ * A model's head and its loss in one op. It goes through the rows in chunks: a chunk's logits are computed, the loss turns them in place into their
+ * gradient, and from that come the gradients of hidden states and weights. So [N, V] logits never exist.
  */
 import { checkNumber, checkOneOf, checkOptions } from "../kernels/check.ts";
 import { countRows, crossEntropyRows } from "../kernels/cross_entropy.ts";

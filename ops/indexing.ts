@@ -1,4 +1,4 @@
-/** Taking elements by index. Indices are i32 tensors and get no gradient; one out of range is a RangeError where the host wrote it, else NaN. */
+/** Taking elements by index. Indices are i32 tensors and get no gradient. One out of range is a RangeError if the host wrote it, else its result is NaN. */
 import { checkNumber } from "../kernels/check.ts";
 import { embedding as lookUp, embeddingBackward, gather as take, gatherBackward } from "../kernels/indexing.ts";
 import { DTYPES } from "../autograd/storage.ts";

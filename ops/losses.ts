@@ -1,4 +1,7 @@
-/** Losses that a reader of the field expects beside the fused ones: each is one elementwise expression and a reduction, or made of primitive ops. Of f16 tensors the loss is f32 too. */
+/**
+ * Losses that a reader of the field expects beside the fused ones. Each is one elementwise expression and a reduction, or made of primitive ops. The loss of
+ * f16 tensors is f32 too.
+ */
 import { checkBoolean, checkNumber, checkOneOf, checkOptions } from "../kernels/check.ts";
 import { countRows } from "../kernels/cross_entropy.ts";
 import { nllRows } from "../kernels/nll.ts";
@@ -339,8 +342,8 @@ function reducedRows(rows: Tensor, reduction: LossReduction = "mean"): Tensor {
 }
 
 /**
- * H by row, from log-probabilities. The gradient is that of the logits, −p·(ln p + H): logSoftmax, which takes off any multiple of p, leaves it as it is, while
- * of −p·(ln p + 1) it would leave 1 − 1 where the row is peaked.
+ * H by row, from log-probabilities. Its gradient is that of the logits, −p·(ln p + H). logSoftmax, which comes in front and takes off any multiple of p,
+ * leaves that as it is. The usual −p·(ln p + 1) would lose its digits there: of a peaked row 1 − 1 would be left.
  */
 function entropyOfRows(log: Tensor): Tensor {
   const terms = mapped("entropy", "select(-exp(a) * a, 0.0, exp(a) == 0.0)", [log], log.shape);
@@ -359,7 +362,7 @@ function entropyOfRows(log: Tensor): Tensor {
   });
 }
 
-/** x/T with the row's largest at 0, which leaves the distribution as it is: near 0 the division's rounding is small. */
+/** x/T less its largest in each row, which leaves the distribution as it is. So the largest ones are near 0, where the division's rounding is small. */
 function cooled(x: Tensor, temperature: number): Tensor {
   using constant = x.detach();
   using largest = max(constant, { dim: -1, keepDim: true });

@@ -114,7 +114,8 @@ export function matmul(a: Tensor, b: Tensor, options: MatmulOptions = {}): Tenso
     output: out,
     saved: [a, b],
     backward: (dOut, wants, gradientOf) => {
-      // written where it is wanted if no sum over batches follows; a second one of the same leaf moves the first: products are made when both are there
+      // A gradient is written where it is wanted, unless it is summed over batches afterwards. Both are made before the products: where a and b are one leaf, the second
+      // takes the optimizer's place from the first, which moves
       const target = (i: number, x: Tensor) =>
         x.rank === out.rank && x.shape.slice(0, -2).every((n, d) => n === batch[d])
           ? gradientOf(i)
@@ -194,14 +195,14 @@ export function perceptron(op: string, x: Tensor, layers: readonly Layer[], resi
     column: transposed ? columns : 1,
   });
   const plain = (t: Tensor) => ({ memory: t.memory, element: t.dtype });
-  // what each layer reads, and what the slope of the activation in front of it is a function of
+  // what each layer reads, and what the slope of the activation before it is computed from
   const reads = [x], slopes: (Tensor | null)[] = [null], own: Tensor[] = [];
   layers = layers.map(({ weight, bias, activation }) => ({ weight, bias, activation })); // a module may get others before the backward pass
   const y = Tensor.empty(shape, x.dtype, op), last = layers.length - 1;
   layers.forEach(({ weight, bias, activation }, i) => {
     const [outs, ins] = weight.shape;
     const h = i === last ? y : hidden([rows, outs], x.dtype);
-    // the slope of relu can be told from its result
+    // relu's slope can be told from its result, gelu's only from its argument
     const z = activation === "gelu" ? hidden([rows, outs], x.dtype) : null;
     multiplied({
       a: flat(reads[i], ins),
@@ -233,7 +234,7 @@ export function perceptron(op: string, x: Tensor, layers: readonly Layer[], resi
     backward: (dY, wants, gradientOf) => {
       const gradients: (Tensor | null)[] = inputs.map(() => null);
       if (residual && wants[inputs.length - 1]) gradients[inputs.length - 1] = dY;
-      let dZ = dY, at = inputs.length - (residual ? 1 : 0); // of the layer behind the one in hand
+      let dZ = dY, at = inputs.length - (residual ? 1 : 0); // `at`: where the inputs of the layer behind the one in hand begin
       for (let i = last; i >= 0; i--) {
         const { weight, bias } = layers[i], [outs, ins] = weight.shape;
         at -= bias ? 2 : 1;

@@ -30,7 +30,7 @@ function dimsOf(op: string, dim: number | number[] | undefined, rank: number): n
   return rank === 0 ? [] : dims;
 }
 
-/** Reduces `x` over `dims`: runs of neighbouring dimensions are one pass each. Every reduced dimension stays, with size 1, unless the result goes `into` a tensor. */
+/** Reduces `x` over `dims`, with one pass for each run of neighbouring dimensions. Reduced dimensions stay, with size 1, unless the result goes `into` a tensor. */
 function reduced(
   kind: Reduction,
   x: Tensor,
@@ -52,7 +52,7 @@ function reduced(
       length = sizeOf(shape.slice(start, end));
     shape = shape.map((n, d) => d >= start && d < end ? 1 : n);
     const last = i === runs.length - 1;
-    // what other sums follow may be too large for f16
+    // a sum of which there will be another sum is f32: it may be too large for f16
     const y = last && into ? into() : Tensor.empty(shape, last || !sums ? dtype : "f32", kind);
     reduce(sums && i > 0 ? "sum" : kind, from.memory, from.dtype, y.memory, y.dtype, outer, length, inner);
     if (i > 0) from.dispose();

@@ -49,7 +49,7 @@ export function checkLabels(
   });
 }
 
-/** The options of row losses whose values need a look; which of them an op has, `checkOptions` knows. */
+/** The options of row losses whose values are checked here. Which of them an op has, it says itself to `checkOptions`. */
 interface CheckedOptions {
   reduction?: unknown;
   temperature?: unknown;
@@ -92,9 +92,13 @@ export function total(rows: Tensor, op: string): Tensor {
 }
 
 /**
- * Runs a row loss. A scalar takes its gradients from the same launch as its value, for an upstream gradient of 1; if another comes, those of f32
- * are scaled in place and those of f16 launched again, so that they are rounded once, after it. `none` launches in the backward pass, where each row has its own
- * upstream gradient. `scratch` holds what launches read and is freed after the last.
+ * Runs and records a row loss. When its gradient is computed depends on the reduction:
+ *
+ * - A scalar gets its gradients from the same launch as its value, for an upstream gradient of 1. If another one comes, gradients of f32 are scaled in place;
+ *   those of f16 are launched again, so that they are rounded only once, after it.
+ * - `"none"` launches in the backward pass, where each row has its own upstream gradient.
+ *
+ * `scratch` is what launches read; it is freed after the last one.
  */
 export function rowLoss(
   op: string,
