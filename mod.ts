@@ -80,10 +80,6 @@ export {
   skewReverseKl,
   totalVariation,
 } from "./ops/divergence.ts";
-
-export * as nn from "./nn/mod.ts";
-export * as optim from "./nn/optimizers.ts";
-export { Meter } from "./nn/meter.ts";
 export {
   linearCrossEntropy,
   type LinearCrossEntropyOptions,
@@ -110,6 +106,10 @@ export {
 } from "./ops/losses.ts";
 export { type AttentionOptions, scaledDotProductAttention } from "./ops/attention.ts";
 export { conv2d, type ConvOptions, maxPool2d } from "./ops/conv.ts";
+
+export * as nn from "./nn/mod.ts";
+export * as optim from "./nn/optimizers.ts";
+export { Meter } from "./nn/meter.ts";
 export { loadSafetensors, loadSafetensorsMetadata, saveSafetensors } from "./nn/safetensors.ts";
 export type { Module } from "./nn/module.ts";
 export type { Optimizer, OptimizerState } from "./nn/optim.ts";
