@@ -114,19 +114,9 @@ const COLUMNS = 8, ROWS = 4096;
 
 // dWeight = Σ dY·h and dBias = Σ dY of eight columns, over all rows or a piece of them; eight rows of a lane are on their way at once
 const pieceKernel: (key: string) => Kernel = variants((key: string): KernelSpec => {
-  const [element, wide_, threads_, parts, weight, bias] = key.split("/") as [
-    Element,
-    string,
-    string,
-    string,
-    string,
-    string,
-  ];
-  const wide = wide_ === "wide",
-    threads = Number(threads_),
-    cut = parts === "pieces",
-    across = wide ? COLUMNS / 4 : COLUMNS,
-    along = threads / across;
+  const [element, wide_, threads_, parts, weight, bias] = key.split("/") as [Element, ...string[]];
+  const wide = wide_ === "wide", threads = Number(threads_), cut = parts === "pieces";
+  const across = wide ? COLUMNS / 4 : COLUMNS, along = threads / across;
   const kind = wide ? "vec4f" : "f32", buffer: BufferType = `read ${wide ? vectorOf[element] : element}`;
   const turns = [0, 1, 2, 3, 4, 5, 6, 7];
   const as = wide ? vectorOf[element] : element, written: BufferType = `write ${as}`;

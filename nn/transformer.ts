@@ -121,13 +121,8 @@ export class MultiHeadAttention extends Module {
   /** Queries, keys and values of x, each [batch, heads, T, depth]. */
   project(x: Tensor): [Tensor, Tensor, Tensor] {
     const [batch, length] = this.#checked(x).shape, depth = this.width / this.heads;
-    const all = linear(x, this.inProjWeight, this.inProjBias).reshape([batch, length, 3, this.heads, depth]).permute([
-      2,
-      0,
-      3,
-      1,
-      4,
-    ]);
+    const all = linear(x, this.inProjWeight, this.inProjBias).reshape([batch, length, 3, this.heads, depth])
+      .permute([2, 0, 3, 1, 4]);
     const part = (i: number) => slice(all, [[i, i + 1]]).reshape([batch, this.heads, length, depth]);
     return [part(0), part(1), part(2)];
   }
