@@ -607,8 +607,7 @@ async function main(): Promise<void> {
     return await dispose();
   }
 
-  const { context, batchSize, sampleLength } = SIZES[setting.size];
-  const classes = corpus.vocabulary.length;
+  const { context, batchSize } = SIZES[setting.size];
   const heldOut = range(0, corpus.heldOutStarts.length, batchSize).map((i) =>
     makeBatch(corpus, "heldOut", corpus.heldOutStarts.slice(i, i + batchSize), context)
   );
@@ -646,13 +645,19 @@ async function main(): Promise<void> {
   stop.dispose();
   const { peakBytes } = stats();
   await dispose();
+  await report(comparison, out, adapter, peakBytes);
+  await removeCheckpoint(checkpoint, setting);
+}
 
-  const { runs } = comparison;
+/** Prints the table and a sample of each model, and writes the picture and the numbers. */
+async function report({ setting, corpus, runs }: Comparison, out: string, adapter: string, peakBytes: number) {
+  const { context, batchSize, sampleLength } = SIZES[setting.size];
+  const { vocabulary } = corpus;
   const ngrams = ["character frequency", "bigram, add-one", "trigram, add-one"].map((method, i) => ({
     method,
     bitsPerCharacter: ngramBits(corpus.train, corpus.heldOut, {
       order: i + 1,
-      classes,
+      classes: vocabulary.length,
       starts: corpus.heldOutStarts,
       context,
     }),
@@ -677,14 +682,12 @@ async function main(): Promise<void> {
     if (sample !== undefined) console.log(`\n${method}:\n${sample.slice(0, SHOWN).replace(/^/gm, "  ")}`);
   }
 
-  const { vocabulary } = corpus;
   const json = JSON.stringify({ setting, adapter, story, peakBytes, vocabulary, ...yardsticks, runs }, null, 2);
   await Deno.writeTextFile(`${out}/distill_text.json`, json);
   await Deno.writeTextFile(
     `${out}/distill_text.svg`,
     await drawTextReport("Distilling a writer", story, runs, yardsticks),
   );
-  await removeCheckpoint(checkpoint, setting);
   const mebibytes = (peakBytes / 2 ** 20).toFixed(1);
   console.log(`\n${out}/distill_text.svg and .json, computed on ${adapter} with at most ${mebibytes} MiB`);
 }
