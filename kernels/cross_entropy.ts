@@ -14,10 +14,10 @@ import type { Memory } from "./gpu/memory.ts";
 import { MATH, MATH4 } from "./math.ts";
 import { columnReader, parsePlan, planKey, planRow, rowBuffer, rowCode } from "./row.ts";
 
-// loads that a thread has on their way at once: one after the other, 16,384 labels took 256 threads 33 µs on an H200, 128,256 weights 120 µs
+// loads that a thread has on their way at once. One after the other, 16,384 labels took 256 threads 33 µs on an H200, 128,256 weights 120 µs
 const AHEAD = [0, 1, 2, 3, 4, 5, 6, 7];
 
-/** Kept rows and the sum of their weights, for the divisors of mean: counts = [kept, Σ w_y, W]. One workgroup. */
+/** What means are divided by: counts = [kept rows, the sum of their weights Σ w_y, that of all classes W]. One workgroup. */
 const countKernel: (threads: number) => Kernel = variants((threads: number): KernelSpec => ({
   name: "count kept rows",
   workgroup: threads,
@@ -58,7 +58,7 @@ const countKernel: (threads: number) => Kernel = variants((threads: number): Ker
   }`,
 }));
 
-/** counts = [kept rows, Σ w_y over them, Σ w_c]; `weight` may be any memory where `weighted` is false. */
+/** counts = [kept rows, Σ w_y over them, Σ w_c over all classes]; without `weight` all weights are 1. */
 export function countRows(
   target: Memory,
   weight: Memory | null,
@@ -106,13 +106,14 @@ const kernel: (key: string) => Kernel = variants((key: string): KernelSpec => {
   const outputs: Record<string, Element> = v.gradient ? { [dLogits]: v.logits } : {};
   const { head, begin, each, sum, normalise, overwrite } = rowCode(plan, streams, outputs, { halves: inHalves(v) });
 
-  // First what bodies of loops say of four columns: x4, with x = k·x4, and w4, and t' as t4.
-  // With a softcap x4 is y = tanh u, and k the cap; where registers keep the row they take y: a first version took an H100 0.39 ms for 4096×32000 so, 0.49 with the tanh twice
+  // First what the bodies of loops say of four columns: x4, where x = k·x4, their weights w4, and t' as t4.
+  // With a softcap x4 is y = tanh u and k is the cap. Registers that keep the whole row keep y: a first version took an H100 0.39 ms for 4096×32000 so, 0.49 where the tanh was
+  // computed twice
   const capped = v.softcap && plan.quads > 0 && !plan.more && !v.extras && !v.inPlace;
   const capping = "let u4 = logits4 * params.to_cap; let x4 = tanh4_(u4);",
     squashed = "tanh4_(logits4 * params.to_cap)";
   const x = v.softcap && !capped ? capping : "let x4 = logits4;";
-  // without smoothing a class index has the weight of its own class alone (4096×32003 took an H100 0.39 ms with the others', now 0.36)
+  // without smoothing only the weight of the label's own class counts: 4096×32003 takes an H100 0.36 ms so, 0.39 where all weights are read
   const weighted = v.weight && (soft || v.smooth), ones = "let w4 = vec4f(1.0);";
   // (behind the last class lies whatever the memory held)
   const w = weighted
@@ -120,11 +121,11 @@ const kernel: (key: string) => Kernel = variants((key: string): KernelSpec => {
     : ones;
   const t =
     "let t4 = select(vec4f(0.0), (1.0 - params.smoothing) * probability4 + params.smoothing / f32(params.columns), live4);";
-  // what they add to −Σ w·t'·(m − x) or −Σ w·(m − x): 0 for −∞, which counts for itself where it has a weight, so that 0·∞ = 0; y has none
+  // What they add to −Σ w·t'·(m − x) or −Σ w·(m − x). A logit of −∞ adds 0 and, if it has a weight, is counted apart: so 0·∞ is 0. With a softcap there is no −∞
   const spread = (w: string) =>
     v.softcap ? `spread += dot(${w}, select(vec4f(0.0), x4 - m, live4));` : `let endless4 = x4 < vec4f(-3.4e38);
     spread += vec2f(dot(${w}, select(x4 - m, vec4f(0.0), endless4 | !live4)), sum_of(select(vec4f(0.0), vec4f(1.0), endless4 & live4 & (${w} > vec4f(0.0)))));`;
-  // the gradient, linear in prob: slope·prob − level·w, of soft targets slope·prob + level·(mass·prob − w·t'); times the slope of the softcap
+  // The gradient is linear in prob: slope·prob − level·w, with soft targets slope·prob + level·(mass·prob − w·t'). `bend` multiplies it by the softcap's slope
   const writing = (bend: string) =>
     `let prob4 = exp2((x4 - m) * k2 - log_sum2);
     ${
@@ -159,8 +160,8 @@ const kernel: (key: string) => Kernel = variants((key: string): KernelSpec => {
     let some_label = min(label, params.columns - 1u);
     given[1] = vec4f(element(row, some_label), ${v.weight ? "weight_of(some_label)" : "1.0"}, 0.0, 0.0);`;
 
-  // m and log Σ eˣ⁻ᵐ, and Σ w·t'. A float in 32 bytes of the weights is read beside the row, so that the last loop finds them in the nearest cache: every option at 4096×32000
-  // took 0.42 ms, now 0.40
+  // m and log Σ eˣ⁻ᵐ, and Σ w·t'. Beside the row one float in 32 bytes of the weights is read, so that the last loop finds them in the nearest cache: with every option
+  // 4096×32000 takes 0.40 ms so, 0.42 without
   const touched = capped && weighted
     ? Array.from(
       { length: Math.ceil(plan.quads / 2) },
@@ -208,7 +209,7 @@ const kernel: (key: string) => Kernel = variants((key: string): KernelSpec => {
     ${!soft && v.smooth && !weighted ? ones : ""}${spreading}
     ${bend}
     ${writing(capped ? " * (1.0 - x4 * x4)" : v.softcap ? " * bend4" : "")}`);
-  // near ±1 the slope 1 − tanh² has the digits of u, not of y: the few columns that are there are read and written again
+  // near y = ±1 the slope 1 − y² would lose its digits, and is computed from u: the few columns that are there are read and written again
   const steepLoop = () =>
     !capped ? "" : `if (steep > 0.8) {
     ${
@@ -385,7 +386,7 @@ export interface CrossEntropyBuffers {
 
 /** Numbers of one launch. */
 export interface CrossEntropyNumbers {
-  /** Rows of the logits, of which there are `allRows` in the batch, from `firstRow` on. */
+  /** Rows of these logits. They are those from `firstRow` on of a batch that has `allRows`. */
   rows: number;
   firstRow: number;
   allRows: number;

@@ -14,14 +14,14 @@ import {
 import type { Element } from "./elementwise.ts";
 import type { RowCode, RowPlan } from "./row.ts";
 
-/** Of a fitted polynomial: 1e-7 at worst, whatever β; even, as an odd number would have d = 0 among the points. */
+/** Terms of a fitted polynomial. With so many it errs by 1e-7 at worst, whatever β. The number is even: an odd one would have d = 0 among the points. */
 export const TERMS = 10;
-/** Their names. */
+/** The names of its coefficients. */
 export const coefficients = (name: string): string[] => Array.from({ length: TERMS }, (_, i) => `${name}${i}`);
 const polynomial = (name: string) =>
   coefficients(name).map((c) => `params.${c}`).reduceRight((inner, c) => `(${c} + d4 * ${inner})`);
 
-/** The weight in a mixture below which it is next to nothing: 3e-6 of a gradient's digits at most are lost above. */
+/** The weight of a side in a mixture below which that side is next to nothing. Above it a gradient loses at most 3e-6 of itself. */
 export const SLIGHT = 0.02;
 
 /** Compile-time choices. */
@@ -39,11 +39,11 @@ export interface Variant {
   flip: boolean;
   /** Whether what a mixture holds of the other side is next to nothing. */
   slight: boolean;
-  /** T where that is 1 or 2 beside cross-entropy (at 1), whose exponentials then are powers of the divergence's; else null. */
+  /** T if that is 1 or 2 and cross-entropy, which is at T = 1, is added: then its exponentials are powers of the divergence's. Else null. */
   power: 1 | 2 | null;
 }
 
-// the logarithms of a mixture are better left in registers for the third loop than computed twice
+// not for a mixture: its logarithms had better stay in registers for the third loop (where halves may not be replaced) than be computed twice
 export const inHalves = ({ name, student, teacher }: Variant): boolean =>
   FORMULAS[name].first !== MIXTURE && student === "f16" && teacher === "f16";
 
@@ -63,9 +63,9 @@ export function polynomials({ name, dStudent, dTeacher }: Variant): { name: stri
   ].filter((x): x is { name: string; near: Near; power: number } => typeof x.near === "function");
 }
 
-// the least value, next to the formula's scale, that the first loops are trusted with: |d| of some 0.35, and of 0.5 where terms of both sides cancel
+// the least value, as a multiple of the formula's scale, that the first loops are trusted with. It stands for |d| of some 0.35, and of 0.5 where terms of both sides cancel
 const TRUSTED = 0.06, TRUSTED_MIXTURE = 0.15;
-// the least columns that they are tried with: in a sum of so many the roundings of its terms are small next to the sum's own
+// the least number of columns that they are tried with: in a sum of so many terms their roundings are small next to the sum's own
 export const MANY = 64;
 export const LOG2E = "1.44269504089";
 // of the gradients: read from workgroup memory by the loops that write them

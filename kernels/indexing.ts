@@ -34,8 +34,8 @@ export function embedding(
   embeddingKernel(element).run({ weight, index, y }, { size, width, rows }, Math.ceil(size / 256));
 }
 
-// A workgroup adds up 128 columns of one row or of eight: it marks which of 1,024 positions name each row, then walks those that do. On an H100 1,024 tokens of 32,000
-// took 0.04 ms with eight rows each and 0.3 with one, as a zeroing, a list of equal tokens and a walk along it 0.13 ms; few rows fill the GPU better one by one.
+// A workgroup adds up 128 columns of one row, or of eight. It marks which of 1,024 positions name each row, then walks those that do. On an H100 1,024 tokens of 32,000 took
+// 0.04 ms with eight rows a workgroup and 0.3 with one; another way (zeroing, a list of equal tokens, a walk along it) took 0.13. Few rows fill the GPU better one by one.
 const embeddingBackwardKernel: (key: string) => Kernel = variants((key: string): KernelSpec => {
   const [element, count] = key.split("/") as [Element, string];
   const rows = Array.from({ length: Number(count) }, (_, r) => r),
@@ -104,7 +104,7 @@ export function embeddingBackward(
   rows: number,
 ): void {
   const tiles = Math.ceil(width / 128), each = rows * tiles < 4096 ? 1 : 8;
-  for (const [start, end] of spans(count, 2)) { // of 1,024 positions up to 1,600
+  for (const [start, end] of spans(count, 2)) { // 1,024 positions take up to 1,600 turns
     embeddingBackwardKernel(`${element}/${each}`).run(
       { index, dY, dWeight },
       { start, end, width, rows, tiles },

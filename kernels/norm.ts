@@ -107,8 +107,8 @@ const backwardKernel: (key: string) => Kernel = variants((key: string): KernelSp
 });
 
 /**
- * Columns of a workgroup that sums over rows, and rows that one sums by itself: up to there one launch does, 10 µs for 2048×128 on an H100, where
- * pieces of 64 rows and a launch for their sums took 13.
+ * A workgroup sums so many columns over up to so many rows. With no more rows one launch does: 10 µs for 2048×128 on an H100, where pieces of 64 rows and a
+ * launch for their sums took 13.
  */
 const COLUMNS = 8, ROWS = 4096;
 

@@ -5,7 +5,7 @@ import { checkTuning, type Tuning } from "./tuning.ts";
 export interface InitOptions {
   /** A device made elsewhere (a browser's, Dawn's); it stays its maker's: `dispose()` does not destroy it. */
   device?: GPUDevice;
-  /** An adapter made elsewhere, to request the device from. Keep what `create` of the npm package `webgpu` returned: without it Dawn crashes. */
+  /** An adapter made elsewhere, to request the device from. If it comes from the npm package `webgpu`, keep what `create` returned: without it Dawn crashes. */
   adapter?: GPUAdapter;
   /** Which adapter to ask for where there are several. */
   powerPreference?: "low-power" | "high-performance";
@@ -19,8 +19,8 @@ export interface InitOptions {
    */
   debug?: boolean;
   /**
-   * Whether the numbers that differ between adapters (threads and registers of row kernels, tiles of matrix products) are measured, which takes seconds; they are kept in
-   * `localStorage`, where there is one, for the next time. Or such numbers, as `info.tuning` shows them. False unless given: fixed numbers.
+   * Whether the numbers that differ between adapters (threads and registers of row kernels, tiles of matrix products) are measured. That takes seconds; where there
+   * is a `localStorage`, it keeps them for the next time. Or the numbers themselves, as `info.tuning` shows them. False unless given: fixed numbers.
    */
   autotune?: boolean | Tuning;
 }
@@ -45,7 +45,7 @@ export interface GpuInfo {
   tensorCores: boolean;
   /** Whether GPU timestamps can be taken. */
   timestamps: boolean;
-  /** The numbers measured for this adapter or handed in; null: the fixed ones. */
+  /** The numbers that were measured for this adapter or handed in; null where the fixed ones hold. */
   tuning: Tuning | null;
   /** The device's features. */
   features: string[];
@@ -256,7 +256,7 @@ export class DeviceErrors {
     if (this.#messages.length > 0 || this.#unsaid) this.raise();
   };
 
-  /** Everything was said: the end of the program is no matter any more. */
+  /** Nothing is left to be said at the end of the program. */
   forget(): void {
     globalThis.removeEventListener?.("unload", this.#atEnd);
   }
@@ -286,7 +286,7 @@ export class DeviceErrors {
     await this.check?.();
   }
 
-  /** Waits for what the device has told the runtime but the runtime not yet us: that it is lost. */
+  /** Gives the runtime a turn, in which it passes on what the device has told it, such as that it is lost. */
   async news(): Promise<void> {
     await new Promise((resolve) => setTimeout(resolve));
   }
