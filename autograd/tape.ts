@@ -149,7 +149,7 @@ export class Tape extends Scope {
         `Tape: one tape is open already, opened ${line ?? "elsewhere"}; close it first (using, or close())`,
       );
     }
-    gpu();
+    gpu(); // throws before the scope opens
     super();
     this.#openedAt = new Error();
     openTape = this;

@@ -283,7 +283,7 @@ export class Tensor implements Disposable {
    * @internal
    */
   save(): void {
-    this.storage;
+    this.storage; // throws if it is gone
     this.#saves++;
   }
 
@@ -308,7 +308,7 @@ export class Tensor implements Disposable {
   /** Takes the tensor out of its scope: it lives until `dispose()`. Returns it. */
   keep(): this {
     if (this.closed) throw this.#closedError();
-    this.memory;
+    this.memory; // throws if it is on another device
     this.#leaveOwner();
     return this;
   }
@@ -330,7 +330,7 @@ export class Tensor implements Disposable {
   /** The same memory without history: no gradient flows through it. */
   detach(): Tensor {
     if (!this.isReadable) throw this.#closedError();
-    this.memory;
+    this.memory; // throws if it is on another device
     return this.view(this.shape, "detach");
   }
 

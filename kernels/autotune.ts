@@ -74,7 +74,11 @@ async function tune(): Promise<Tuning | null> {
   if (pool.limit < 8 * bytes) return null;
   const size = 2 ** Math.floor(Math.log2(bytes / 4)); // of a matrix
   const taken: Memory[] = [];
-  const take = (count: number) => taken[taken.push(pool.take(4 * count, "init: autotune")) - 1];
+  const take = (count: number) => {
+    const memory = pool.take(4 * count, "init: autotune");
+    taken.push(memory);
+    return memory;
+  };
   try {
     const [student, teacher, dStudent] = [take(size), take(size), take(size)], rows = Math.ceil(size / WIDTHS[0]);
     const [labels, counts, loss] = [take(rows), take(256), take(rows)];

@@ -164,7 +164,7 @@ function launchDivergence(
   const counts = hidden([3], "f32");
   if (labels) countRows(labels.memory, null, counts.memory, rows, columns, numbers.ignoreIndex);
   const launch: Launch = (loss, [dStudent, dTeacher], upstream) => {
-    // a launch in the backward pass writes the parts again, which nobody reads
+    // a launch in the backward pass writes the parts again: to scratch, since nobody reads them and the first are closed
     const again = parts?.ceRows.closed;
     using ceRows = again ? hidden([rows], "f32") : null;
     using spareRows = again ? hidden([rows], "f32") : null;
@@ -239,8 +239,9 @@ export function reverseKl(student: Tensor, teacher: Tensor, options: DivergenceO
  *
  * Gradients: ∂/∂student = (1−β)·q·(ln q − ln m − KL(q‖m))/T, ∂/∂teacher = β·p·(ln p − ln m − KL(p‖m))/T. Between 0 and H(β) ≤ ln 2. Shapes, units and errors as `forwardKl`.
  *
- * The ends: the formula's own value at β = 0 and 1 is 0, which teaches nothing; as Liger and TRL do, β = 0 runs forward KL and β = 1 reverse KL. J/β tends to KL(p‖q) as β → 0 and
- * J/(1−β) to KL(q‖p) as β → 1, so `normalize: true` (J/(β(1−β))) is continuous at both. Some articles name the two ends the other way round: here β weighs the teacher, and small β covers modes.
+ * The ends: at β = 0 and 1 the formula's own value is 0, which teaches nothing. As in Liger and TRL, β = 0 runs forward KL and β = 1 reverse KL. J/β tends to KL(p‖q)
+ * as β → 0 and J/(1−β) to KL(q‖p) as β → 1, so that with `normalize: true`, J/(β(1−β)), the value is continuous at both ends. Some articles name the two ends the other way
+ * round: here β weighs the teacher, and a small β covers modes.
  *
  * Source: Agarwal et al. 2023 (generalised knowledge distillation).
  *

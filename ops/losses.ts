@@ -212,8 +212,9 @@ export interface NllOptions {
 }
 
 /**
- * −w_y·x_y by row, from log-probabilities x [..., V], class indices y [...] (i32) and class weights w [V] (1 unless given). The mean divides by the sum of the kept rows' weights; where
- * that is 0 (no row, all ignored, all of weight 0) loss and gradient are 0, in PyTorch NaN. Rows of `ignoreIndex` (−100) count nowhere. Gradient: −w_y at the label's column, 0 elsewhere. Errors as `crossEntropy`, which takes logits and is exact.
+ * −w_y·x_y by row, from log-probabilities x [..., V], class indices y [...] (i32) and class weights w [V] (1 unless given). Rows of `ignoreIndex` (−100) count nowhere.
+ * The mean divides by the sum of the kept rows' weights. Where that is 0 (no row, all ignored, all of weight 0) loss and gradient are 0; in PyTorch they are NaN. Gradient:
+ * −w_y at the label's column, 0 elsewhere. Errors as `crossEntropy`, which takes logits and is exact.
  * Source: `torch.nn.functional.nll_loss`.
  *
  * @example
@@ -286,7 +287,8 @@ export function cosineSimilarity(a: Tensor, b: Tensor, options: { dim?: number; 
 
 /**
  * 1 − cos(a, b) where y is 1, max(0, cos(a, b) − margin) where y is −1; a and b [N, D], y [N], margin 0 unless given. Averaged over rows (or `"sum"`, `"none"`).
- * a and b get gradients. Throws a TypeError for wrong shapes, a RangeError for a margin outside [−1, 1] and another y where the host wrote it as i32; elsewhere its row is NaN. Source: `torch.nn.functional.cosine_embedding_loss`.
+ * a and b get gradients. Throws a TypeError for wrong shapes, a RangeError for a margin outside [−1, 1] and for another y if the host wrote it as i32; else that row is
+ * NaN. Source: `torch.nn.functional.cosine_embedding_loss`.
  *
  * @example
  * ```ts

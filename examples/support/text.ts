@@ -11,7 +11,7 @@ const RARE = 10; // characters that come up less often share one class
 const FRONT_MATTER = 3; // contents, etymology and extracts come before chapter 1
 
 /** Stands for every character that has no class of its own; the first of every vocabulary. */
-export const UNKNOWN = "\uFFFD";
+const UNKNOWN = "\uFFFD";
 
 /** The chapters of Moby Dick from chapter 1 on, and the epilogue. */
 export function loadChapters(): { title: string; text: string }[] {
