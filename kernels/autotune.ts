@@ -1,7 +1,6 @@
 /** `init`, and the measurement of what differs between adapters: how rows are walked, and what the tiles of matrix products take. */
 import { crossEntropyRows } from "./cross_entropy.ts";
 import { divergenceRows } from "./divergence.ts";
-import type { DivergenceName } from "./divergence_formulas.ts";
 import type { GpuInfo, InitOptions } from "./gpu/device.ts";
 import { gpu, open } from "./gpu/gpu.ts";
 import type { Memory } from "./gpu/memory.ts";
@@ -59,18 +58,14 @@ function remember(tuning: Tuning): Tuning {
   return tuning;
 }
 
-const ROW_WORK: Record<RowWork, "crossEntropy" | DivergenceName> = {
-  one: "crossEntropy",
-  two: "jsd",
-};
 /** Widths of rows: some stay in registers as a whole, some in part. */
 const WIDTHS = [4096, 8192, 16384, 32768, 65536];
 const NUMBERS = { mean: true, ignoreIndex: -100, temperature: 1, upstreamStride: 0 };
 
 /** Null where the memory limit leaves too little to measure with. */
 async function tune(): Promise<Tuning | null> {
-  const { counters, pool, info, queue } = gpu(), { isSoftware, limits } = info;
-  const bytes = Math.min(isSoftware ? 2 ** 20 : 2 ** 28, limits.maxStorageBufferBindingSize);
+  const { counters, pool, info, queue } = gpu(), { isSoftware, limits: { maxStorageBufferBindingSize: most } } = info;
+  const bytes = Math.min(isSoftware ? 2 ** 20 : 2 ** 28, most);
   if (pool.limit < 8 * bytes) return null;
   const size = 2 ** Math.floor(Math.log2(bytes / 4)); // of a matrix
   const taken: Memory[] = [];
@@ -84,10 +79,9 @@ async function tune(): Promise<Tuning | null> {
     const [labels, counts, loss] = [take(rows), take(256), take(rows)];
     for (const [op, y] of [student, teacher].entries()) random("normal", y, labels, op, size, "f32", 0, 0);
     fill(labels, 0, rows, "i32");
-    const walk = (work: RowWork, columns: number) => () => {
-      const name = ROW_WORK[work],
-        numbers = { rows: Math.floor(size / columns), firstRow: 0, allRows: rows, columns, ...NUMBERS };
-      if (name === "crossEntropy") {
+    const walk = (work: RowWork, columns: number): void => {
+      const numbers = { rows: Math.floor(size / columns), firstRow: 0, allRows: rows, columns, ...NUMBERS };
+      if (work === "one") {
         const b = {
           logits: student,
           target: labels,
@@ -101,15 +95,14 @@ async function tune(): Promise<Tuning | null> {
         return crossEntropyRows("f32", "index", b, { ...numbers, smoothing: 0, zLoss: 0, softcap: 0 });
       }
       const b = { student, teacher, labels: null, counts, upstream: null, loss, parts: null, dStudent, dTeacher: null };
-      divergenceRows(name, "f32", "f32", b, { ...numbers, drop: false, beta: 0.5, ceFactor: 0, divergenceFactor: 1 });
+      divergenceRows("jsd", "f32", "f32", b, { ...numbers, drop: false, beta: 0.5, ceFactor: 0, divergenceFactor: 1 });
     };
-    const found: Partial<Tuning["rows"]> = {};
-    for (const work of ["one", "two"] as const) {
-      found[work] = await tuneRows((columns) => walk(work, columns));
-    }
+    const limits = {
+      one: await tuneRows((columns) => walk("one", columns)),
+      two: await tuneRows((columns) => walk("two", columns)),
+    };
     info.tuning = null;
-    const tiles = await tuneTiles([student, teacher, dStudent], size);
-    return remember({ rows: found as Tuning["rows"], tiles });
+    return remember({ rows: limits, tiles: await tuneTiles([student, teacher, dStudent], size) });
   } finally {
     info.tuning = null;
     matmulTuning.tile = matmulTuning.pieces = null;
@@ -121,7 +114,7 @@ async function tune(): Promise<Tuning | null> {
 }
 
 /** The limits under which `walk` takes the least time over all widths. */
-async function tuneRows(walk: (columns: number) => () => void): Promise<RowLimits> {
+async function tuneRows(walk: (columns: number) => void): Promise<RowLimits> {
   const { info } = gpu(), { isSoftware, limits: { maxComputeInvocationsPerWorkgroup: fit } } = info;
   const numbers = isSoftware // where there is no memory nearer than the cache
     ? [[64, 0], [128, 0], [256, 0]]
@@ -134,7 +127,7 @@ async function tuneRows(walk: (columns: number) => () => void): Promise<RowLimit
   const runs = candidates.flatMap((limits) =>
     widths.map((columns) => () => {
       info.tuning = { rows: { one: limits, two: limits }, tiles: [] };
-      walk(columns)();
+      walk(columns);
     })
   );
   const times = await measure(runs);
