@@ -8,7 +8,7 @@ import { slice } from "../ops/shape.ts";
 import { parameters } from "./layers.ts";
 import type { Module } from "./module.ts";
 import { splitmix32 } from "./splitmix.ts";
-import { Gpt, type KeyValueCache } from "./transformer.ts";
+import { Gpt, type KeyValueCache, MultiHeadAttention, TransformerBlock } from "./transformer.ts";
 
 /** Options of `generate`. */
 export interface GenerateOptions {
@@ -80,6 +80,7 @@ export async function generate(
   if (topK !== undefined) checkNumber(op, "topK", topK, { integer: true, min: 1 });
   if (topP !== undefined) checkNumber(op, "topP", topP, { above: 0, max: 1 });
   if (stop !== undefined) checkNumber(op, "stop", stop, { integer: true, min: 0, below: vocabulary });
+  gpt.blocks.forEach(checkCached);
   const start = prompts?.[0]?.length;
   if (!Array.isArray(prompts) || !prompts.every((p) => p instanceof Int32Array && p.length === start) || !start) {
     throw new TypeError(`${op}: prompts must be Int32Arrays of one length of at least 1, got ${describe(prompts)}`);
@@ -117,6 +118,17 @@ export async function generate(
     const end = stop === undefined ? -1 : text.indexOf(stop, start);
     return Int32Array.from(end < 0 ? text : text.slice(0, end + 1));
   });
+}
+
+/** Throws where a block has a forward of its own, which the pass with a cache would leave out. */
+function checkCached(block: TransformerBlock, i: number): void {
+  const { prototype: plain } = TransformerBlock, { prototype: attention } = MultiHeadAttention, { selfAttn } = block;
+  const isPlain = block.forward === plain.forward && selfAttn.forward === attention.forward &&
+    selfAttn.attend === attention.attend;
+  if (isPlain || block.forwardCached !== plain.forwardCached) return;
+  throw new TypeError(
+    `generate: blocks[${i}] must have a forwardCached of its own where its forward or its attention's is replaced, got none`,
+  );
 }
 
 /** What `fn` gives in evaluation. Behind it every module has the train flag that it had. */

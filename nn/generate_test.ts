@@ -217,3 +217,22 @@ Deno.test("generate: what it throws", async () => {
   }
   gpt.dispose();
 });
+
+Deno.test("generate: layers that were replaced, and blocks with a forward of their own", async () => {
+  await init();
+  const gpt = makeGpt(16), [first, second] = gpt.blocks, prompts = PROMPTS;
+  const { outProj } = first.selfAttn, { linear1 } = second, { forward } = nn.Linear.prototype;
+  outProj.forward = (x) => forward.call(outProj, x).mul(-3);
+  linear1.forward = (x) => forward.call(linear1, x).mul(2);
+  const head = gpt.head!;
+  head.forward = (x) => forward.call(head, x).neg();
+  assertEquals(arrays(await nn.generate(gpt, prompts, { length: 10, temperature: 0 })), await greedy(gpt, prompts, 10));
+  second.forward = (x) => x;
+  const message = "generate: blocks[1] must have a forwardCached of its own";
+  await assertRejects(() => nn.generate(gpt, prompts, { length: 1 }), TypeError, message);
+  second.forwardCached = (x) => x;
+  assertEquals((await nn.generate(gpt, prompts, { length: 1 }))[0].length, 4);
+  first.selfAttn.attend = (x) => x;
+  await assertRejects(() => nn.generate(gpt, prompts, { length: 1 }), TypeError, "generate: blocks[0] must");
+  gpt.dispose();
+});

@@ -114,9 +114,9 @@ export class Dropout extends Module {
   }
 }
 
-/** Whether a step is a `Linear` and nothing else: a subclass or the layer itself may have a `forward` of its own. */
-const isLinear = (step: Sequential["steps"][number] | undefined): step is Linear =>
-  step?.constructor === Linear && (step as Linear).forward === Linear.prototype.forward;
+/** Internal: whether a layer is of that class and nothing else: a subclass or the layer itself may have a `forward` of its own. */
+export const isPlain = (layer: unknown, type: { prototype: Module }): boolean =>
+  (layer as Module | undefined)?.constructor === type && (layer as Module).forward === type.prototype.forward;
 
 /**
  * Modules and functions one after the other; state names are `0.weight`, `2.weight`, … by position.
@@ -167,9 +167,9 @@ export class Sequential extends Module {
     const layers: Layer[] = [];
     for (;; i += 2) {
       const step = this.steps[i], next = this.steps[i + 1];
-      if (!isLinear(step)) break;
-      const { weight, bias } = step, activation = next === relu ? "relu" : next === gelu ? "gelu" : undefined;
-      const goes = activation && isLinear(this.steps[i + 2]);
+      if (!isPlain(step, Linear)) break;
+      const { weight, bias } = step as Linear, activation = next === relu ? "relu" : next === gelu ? "gelu" : undefined;
+      const goes = activation && isPlain(this.steps[i + 2], Linear);
       layers.push({ weight, bias, activation: goes ? activation : undefined });
       if (!goes) break;
     }

@@ -3,14 +3,14 @@ import { checkBoolean, checkNumber, checkOptions } from "../kernels/check.ts";
 import { chosen } from "../autograd/tape.ts";
 import { checkTensor, type Tensor } from "../autograd/tensor.ts";
 import { packedAttention, scaledDotProductAttention } from "../ops/attention.ts";
-import { ones } from "../ops/create.ts";
+import { arange, ones } from "../ops/create.ts";
 import { dropout } from "../ops/dropout.ts";
 import { embedding } from "../ops/indexing.ts";
 import { linear, perceptron } from "../ops/matmul.ts";
 import { layerNorm, rmsNorm } from "../ops/norm.ts";
 import { slice } from "../ops/shape.ts";
 import { constant, normal, xavierUniform } from "./init.ts";
-import { Linear, parameter, parameters } from "./layers.ts";
+import { isPlain, Linear, parameter, parameters } from "./layers.ts";
 import { Module } from "./module.ts";
 
 /** Rows of a table by index: [...] → [..., width]. The table starts N(0, 1), as in PyTorch. */
@@ -199,27 +199,31 @@ export class TransformerBlock extends Module {
   }
 
   override forward(x: Tensor, call: AttentionCall = {}): Tensor {
-    return this.feedForward(this.#added(x, this.selfAttn.attend(this.norm1.forward(x), call)));
+    const { selfAttn } = this, inner = this.norm1.forward(x);
+    const isOwn = selfAttn.forward !== MultiHeadAttention.prototype.forward; // which need not end with outProj
+    const y = isOwn ? x.add(this.#drop(selfAttn.forward(inner, call))) : this.#added(x, selfAttn.attend(inner, call));
+    return this.feedForward(y);
   }
 
   /** x plus the projected results of the heads. */
   #added(x: Tensor, heads: Tensor): Tensor {
     const { outProj } = this.selfAttn;
-    return this.#dropping ? x.add(this.#drop(outProj.forward(heads))) : perceptron("linear", heads, [outProj], x);
+    if (this.#dropping || !isPlain(outProj, Linear)) return x.add(this.#drop(outProj.forward(heads)));
+    return perceptron("linear", heads, [outProj], x);
   }
 
   /** The second half of the block. */
   feedForward(x: Tensor): Tensor {
     const { linear1, linear2 } = this, inner = this.norm2.forward(x);
-    if (!this.#dropping) {
-      return perceptron(
-        "linear",
-        inner,
-        [{ weight: linear1.weight, bias: linear1.bias, activation: "gelu" }, linear2],
-        x,
-      );
+    if (this.#dropping || !isPlain(linear1, Linear) || !isPlain(linear2, Linear)) {
+      return x.add(this.#drop(linear2.forward(this.#drop(linear1.forward(inner).gelu()))));
     }
-    return x.add(this.#drop(linear2.forward(this.#drop(linear1.forward(inner).gelu()))));
+    return perceptron(
+      "linear",
+      inner,
+      [{ weight: linear1.weight, bias: linear1.bias, activation: "gelu" }, linear2],
+      x,
+    );
   }
 
   /** The block for tokens behind those in a cache, which takes up their keys and values at `position`. */
@@ -311,10 +315,16 @@ export class Gpt extends Module {
   hiddenStates(tokens: Tensor): Tensor {
     const [, length] = this.#checked(tokens);
     const p = { p: this.options.dropout, training: this.training };
-    const { weight } = this.positions, places = length < this.options.context ? slice(weight, [[0, length]]) : weight;
-    let x = dropout(this.tokens.forward(tokens).add(places), p);
+    let x = dropout(this.tokens.forward(tokens).add(this.#places(length)), p);
     for (const block of this.blocks) x = block.forward(x, { causal: true });
     return this.norm.forward(x);
+  }
+
+  /** The embeddings of the first positions. */
+  #places(length: number): Tensor {
+    const { positions } = this;
+    if (!isPlain(positions, Embedding)) return positions.forward(arange(0, length, 1, { dtype: "i32" }));
+    return length < this.options.context ? slice(positions.weight, [[0, length]]) : positions.weight;
   }
 
   #checked(tokens: Tensor): readonly number[] {
@@ -330,14 +340,21 @@ export class Gpt extends Module {
     return tokens.shape;
   }
 
-  /** The head's weight [vocabulary, width]: with `hiddenStates` what `linearCrossEntropy` and `linearDistillation` take. */
+  /**
+   * The head's weight [vocabulary, width]: with `hiddenStates` what `linearCrossEntropy` and `linearDistillation` take. Throws a TypeError where that is not all of the
+   * head, as with a bias or a `forward` of its own.
+   */
   get headWeight(): Tensor {
-    return this.head?.weight ?? this.tokens.weight;
+    const { head } = this;
+    if (head === null) return this.tokens.weight;
+    if (isPlain(head, Linear) && head.bias === null) return head.weight;
+    const got = head.bias ? "one with a bias" : "one with a forward of its own";
+    throw new TypeError(`Gpt: head must be a Linear without bias for headWeight, got ${got}; logits() takes any head`);
   }
 
   /** The head: logits of hidden states. */
   logits(hidden: Tensor): Tensor {
-    return linear(hidden, this.headWeight);
+    return this.head ? this.head.forward(hidden) : linear(hidden, this.tokens.weight);
   }
 
   override forward(tokens: Tensor): Tensor {

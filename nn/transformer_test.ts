@@ -333,3 +333,75 @@ Deno.test("transformer: weights that are replaced before the backward pass have 
   assertEquals(await gradients(() => linear2.weight = zeros([4, 16])), want);
   assertEquals(await gradients(() => linear2.bias = null), want);
 });
+
+Deno.test("transformer: a layer that was replaced is called by its own forward, with dropout and without", async () => {
+  await init();
+  using _scope = new Scope();
+  class Doubled extends nn.Linear { // as LoRA and its like add to what the weight gives
+    override forward(x: Tensor): Tensor {
+      return super.forward(x).mul(2);
+    }
+  }
+  class Twice extends nn.MultiHeadAttention {
+    override forward(x: Tensor, call: nn.AttentionCall = {}): Tensor {
+      return super.forward(x, call).mul(2);
+    }
+  }
+  const x = tensor(numbers(12, 9), [1, 3, 4]);
+  for (const p of [0, 1e-7]) { // of which nothing is dropped here
+    const block = new nn.TransformerBlock(4, 2, { hidden: 6, dropout: p });
+    scramble(block);
+    const state = block.stateDict(), { selfAttn, linear1, linear2 } = block;
+    const twice = (name: string): Record<string, Tensor> => ({ [name]: state[name].mul(2) });
+    const cases: [string, () => void, string[]][] = [ // what doubles a layer, and the parameters that do so when doubled
+      ["outProj", () => selfAttn.outProj = new Doubled(4, 4), ["self_attn.out_proj.weight", "self_attn.out_proj.bias"]],
+      ["linear1", () => block.linear1 = new Doubled(4, 6), ["linear1.weight", "linear1.bias"]],
+      ["linear2", () => block.linear2 = new Doubled(6, 4), ["linear2.weight", "linear2.bias"]],
+      ["selfAttn", () => block.selfAttn = new Twice(4, 2), ["self_attn.out_proj.weight", "self_attn.out_proj.bias"]],
+    ];
+    for (const training of [true, false]) {
+      block.train(training);
+      for (const [name, replace, doubled] of cases) {
+        const { outProj } = selfAttn, plain = new nn.TransformerBlock(4, 2, { hidden: 6 });
+        plain.loadStateDict({ ...state, ...Object.assign({}, ...doubled.map(twice)) });
+        replace();
+        block.loadStateDict(state);
+        block.train(training);
+        const error = largestError(await block.forward(x).data(), await plain.forward(x).data());
+        assert(error < 1e-5, `${name}, dropout ${p}, training ${training}: ${error}`);
+        Object.assign(block, { linear1, linear2, selfAttn });
+        selfAttn.outProj = outProj;
+        plain.dispose();
+      }
+    }
+    block.dispose();
+  }
+});
+
+Deno.test("transformer: a decoder calls its own head and positions; headWeight refuses a head that is more", async () => {
+  await init();
+  using _scope = new Scope();
+  const gpt = new nn.Gpt({ ...SIZES, layers: 0 }), tokens = tensor(ids(6, 37), [2, 3]);
+  scramble(gpt);
+  const { head, positions } = gpt, plain = await gpt.forward(tokens).data();
+  const biased = gpt.head = new nn.Linear(24, 37), bias = numbers(37, 3);
+  biased.weight.assign(head!.weight);
+  biased.bias!.assign(tensor(bias));
+  const error = largestError(await gpt.forward(tokens).data(), plain.map((v, i) => v + bias[i % 37]));
+  assert(error < 1e-6, `${error}`); // one rounding
+  assertThrows(() => gpt.headWeight, TypeError, "Gpt: head must be a Linear without bias for headWeight, got one with");
+  gpt.head = head;
+  head!.forward = (x) => x;
+  assertEquals(gpt.forward(tokens).shape, [2, 3, 24]);
+  assertThrows(() => gpt.headWeight, TypeError, "got one with a forward of its own");
+  const seen: number[][] = [], reads: Promise<void>[] = [];
+  positions.forward = (index) => {
+    reads.push(index.data().then((data) => void seen.push([...data])));
+    return zeros([3, 24]);
+  };
+  const hidden = gpt.hiddenStates(tokens), want = gpt.norm.forward(gpt.tokens.forward(tokens));
+  await Promise.all(reads);
+  assertEquals(seen, [[0, 1, 2]]);
+  assertEquals(await hidden.data(), await want.data());
+  for (const module of [gpt, biased]) module.dispose();
+});
