@@ -225,7 +225,7 @@ Deno.test("tape: a gradient is its leaf's unless it is kept", async () => {
   step().dispose();
   assertEquals(x.grad, null);
   assertEquals(await step().array(), [2, 4]);
-  const kept = x.grad!.keep(), mine = tensor([7, 7]);
+  const kept = x.grad!.keep(), mine = tensor([7, 7]).keep();
   x.grad = mine;
   x.grad = null;
   assertEquals([await kept.array(), await mine.array()], [[2, 4], [7, 7]], "these are the caller's");
@@ -236,6 +236,40 @@ Deno.test("tape: a gradient is its leaf's unless it is kept", async () => {
   x.dispose();
   assert(shared.closed && !kept.closed && !mine.closed);
   kept.dispose();
+  mine.dispose();
+});
+
+Deno.test("tape: a gradient that is set by hand is its leaf's, not the scope's in which it was computed", async () => {
+  await init();
+  const x = leaf([1, 2]).keep(), other = leaf([1, 2]).keep(), before = stats();
+  for (let i = 0; i < 2; i++) {
+    using _tape = new Tape();
+    x.square().sum().backward();
+    noGrad(() => {
+      x.grad = x.grad!.mul(0.5);
+    });
+    x.grad = x.grad!.reshape([2]); // a view, and one that a scope would free
+  }
+  assertEquals(await x.grad!.array(), [1.5, 3]); // ((2, 4)/2 + (2, 4))/2
+  other.grad = x.grad;
+  x.grad = null;
+  assertEquals(await other.grad!.array(), [1.5, 3], "each of two leaves has its own");
+  other.grad = null;
+  {
+    using _tape = new Tape();
+    x.grad = x.mul(3); // recorded
+  }
+  assertEquals(await x.grad!.array(), [3, 6]);
+  x.grad = tensor([5, 6]); // made where no scope is open
+  x.grad = tensor([7, 8]);
+  const last = x.grad!;
+  x.grad = null;
+  assert(last.closed);
+  assertEquals([stats().liveTensors, stats().liveBytes], [before.liveTensors, before.liveBytes]);
+  assertThrows(() => x.grad = last, TypeError, "was closed by dispose(); keep() it if it must live longer");
+  x.grad = x; // leads to itself
+  x.dispose();
+  other.dispose();
 });
 
 Deno.test("tape: leaves that share one gradient keep their own", async () => {

@@ -217,30 +217,27 @@ export class Tensor implements Disposable {
   }
 
   /**
-   * The gradient that `backward` added up, or null. Only leaves have one. It is freed with its leaf, or when another one or null takes its place, unless
-   * `keep()` took it out before. One that was disposed of counts as null.
+   * The gradient that `backward` added up, or null. Only leaves have one. It belongs to its leaf, as does one that is set by hand: it is freed with the leaf, and where
+   * another or null takes its place, unless `keep()` took it out before. One that was disposed of counts as null. What is another leaf's is set as a view.
    */
   get grad(): Tensor | null {
     return this.#grad === null || this.#grad.closed ? null : this.#grad;
   }
 
   set grad(gradient: Tensor | null) {
-    const given: unknown = gradient ?? null;
-    if (given !== null && !(given instanceof Tensor)) {
+    let given = gradient ?? null;
+    if (given !== null && !((given as unknown) instanceof Tensor)) {
       throw new TypeError(`grad: the value must be a Tensor or null, got ${describe(given)}`);
     }
-    if (this.#grad !== given && this.#grad?.owner === this) this.#grad.dispose();
+    if (given === this.#grad) return;
+    if (given?.closed) throw given.#closedError();
+    if (given?.owner instanceof Tensor) given = given.view(given.shape, "grad"); // so that each leaf can free its own
+    if (this.#grad?.owner === this) this.#grad.dispose();
     this.#grad = given;
-  }
-
-  /**
-   * Sets `grad` to null. One that was set by hand is freed where nobody else would: no scope, no other leaf, nobody who kept it.
-   * @internal
-   */
-  dropGrad(): void {
-    const gradient = this.#grad;
-    this.grad = null;
-    if (gradient !== this && gradient?.forgotten) gradient.dispose();
+    if (given && given !== this && (given.owner !== null || given.#unscoped)) { // else somebody kept it
+      given.#leaveOwner();
+      given.owner = this;
+    }
   }
 
   /** Whether the tensor can no longer be used. */
@@ -269,7 +266,7 @@ export class Tensor implements Disposable {
     this.record = null;
     this.#leaveOwner();
     storage.gpu.counters.liveTensors--;
-    this.dropGrad();
+    this.grad = null;
     if (this.#saves === 0) this.#release();
   }
 

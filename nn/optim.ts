@@ -266,7 +266,7 @@ export abstract class Optimizer {
   zeroGrad(): void {
     for (const { slots } of this.#segments) {
       for (const { parameter } of slots) {
-        parameter.dropGrad();
+        parameter.grad = null;
       }
     }
   }
@@ -360,7 +360,7 @@ export abstract class Optimizer {
     for (const { slots, states, slotOf } of this.#segments) {
       for (const { parameter, gradient } of slots) {
         if (parameter.closed || parameter.storage.gradientHome !== gradient) continue; // gone, or another optimizer's since
-        parameter.dropGrad();
+        parameter.grad = null;
         parameter.storage.gradientHome = null;
         gradient.leave();
       }

@@ -6,6 +6,7 @@ import {
   init,
   matmul,
   nn,
+  noGrad,
   optim,
   Scope,
   stats,
@@ -113,6 +114,17 @@ Deno.test("optim: gradients set by hand", async () => {
   a.grad = tensor([[1, 2]]).keep();
   assertThrows(() => optimizer.step(), TypeError, "SGD: grad must have shape [2], got [1, 2]");
   optimizer.zeroGrad();
+  a.assign(tensor([1, 2]));
+  for (let i = 0; i < 2; i++) {
+    using _tape = new Tape();
+    a.square().sum().backward();
+    noGrad(() => {
+      a.grad = a.grad!.mul(0.25);
+    });
+    optimizer.step();
+    optimizer.zeroGrad();
+  }
+  assertEquals(await read(a), [0.25, 0.5]); // halved by each step
 });
 
 Deno.test("optim: a step that throws has changed nothing", async () => {
