@@ -87,7 +87,7 @@ export function conv2d(x: Tensor, weight: Tensor, bias?: Tensor | null, options:
     op: "conv2d",
     inputs: bias ? [x, weight, bias] : [x, weight],
     output: y,
-    saved: [x, weight],
+    saved: [...weight.requiresGrad ? [x] : [], ...x.requiresGrad ? [weight] : []],
     backward: (dY, wants, gradientOf) => {
       const dX = wants[0] ? gradientOf(0) : null, dWeight = wants[1] ? gradientOf(1) : null;
       if (dX) conv2dBackwardInput(x.dtype, weight.memory, dY.memory, dX.memory, sizes);

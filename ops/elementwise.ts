@@ -160,7 +160,7 @@ const asStored = (x: Tensor, n: number) => x?.dtype === "f16" ? Math.f16round(n)
 
 /** Internal: y = f(a, b) with broadcasting. The derivatives are expressions of a, b, c (y) and d (dY). */
 export function binary(name: string, value: string, byA: string, byB: string): (a: Tensor, b: Tensor) => Tensor {
-  const uses = (letter: string) => new RegExp(`\\b${letter}\\b`).test(`${byA} ${byB}`);
+  const used = [byA, byB].map((derivative) => [/\ba\b/, /\bb\b/, /\bc\b/].map((letter) => letter.test(derivative)));
   return (a, b) => {
     checkTensor(name, "a", a);
     checkTensor(name, "b", b);
@@ -168,14 +168,15 @@ export function binary(name: string, value: string, byA: string, byB: string): (
     const shape = broadcastShape(name, [a.shape, b.shape]);
     const y = mapped(name, value, [a, b], shape);
     if (!needsGradient([a, b])) return y;
-    const saved = [...uses("a") ? [a] : [], ...uses("b") ? [b] : [], ...uses("c") ? [y] : []];
+    const [wantsA, wantsB] = [a.requiresGrad, b.requiresGrad];
+    const isSaved = (i: number) => wantsA && used[0][i] || wantsB && used[1][i];
     return record({
       op: name,
       inputs: [a, b],
       output: y,
-      saved,
+      saved: [a, b, y].filter((_, i) => isSaved(i)),
       backward: (dY, wants, gradientOf) => {
-        const from = [uses("a") ? a : dY, uses("b") ? b : dY, uses("c") ? y : dY, dY];
+        const from = [...[a, b, y].map((x, i) => isSaved(i) ? x : dY), dY];
         const gradient = (expression: string, i: number) => {
           const whole = expression === "d" ? dY : mapped(`${name} backward`, expression, from, shape);
           return sumTo(whole, [a, b][i].shape, () => gradientOf(i));

@@ -112,7 +112,7 @@ export function matmul(a: Tensor, b: Tensor, options: MatmulOptions = {}): Tenso
     op: "matmul",
     inputs: [a, b],
     output: out,
-    saved: [a, b],
+    saved: [...b.requiresGrad ? [a] : [], ...a.requiresGrad ? [b] : []], // each is what the other's gradient needs
     backward: (dOut, wants, gradientOf) => {
       // A gradient is written where it is wanted, unless it is summed over batches afterwards. Both are made before the products: where a and b are one leaf, the second
       // takes the optimizer's place from the first, which moves
@@ -225,11 +225,12 @@ export function perceptron(op: string, x: Tensor, layers: readonly Layer[], resi
   });
   const inputs = [x, ...layers.flatMap(({ weight, bias }) => bias ? [weight, bias] : [weight])];
   if (residual) inputs.push(residual);
+  const [first, ...others] = layers.map(({ weight }) => weight);
   return record({
     op,
     inputs,
     output: y,
-    saved: [x, ...layers.map(({ weight }) => weight)],
+    saved: [...first.requiresGrad ? [x] : [], ...x.requiresGrad ? [first] : [], ...others],
     hidden: own,
     backward: (dY, wants, gradientOf) => {
       const gradients: (Tensor | null)[] = inputs.map(() => null);

@@ -1,5 +1,20 @@
 import { assertEquals, assertThrows } from "@std/assert";
-import { gelu, init, linear, matmul, randn, relu, Scope, Tape, type Tensor, tensor, zeros } from "@limbeck/limbeck";
+import {
+  conv2d,
+  div,
+  gelu,
+  init,
+  linear,
+  matmul,
+  mul,
+  randn,
+  relu,
+  Scope,
+  Tape,
+  type Tensor,
+  tensor,
+  zeros,
+} from "@limbeck/limbeck";
 import { largestError } from "../testing/compare.ts";
 import { integers } from "../testing/loss_reference.ts";
 import { checkOps, type OpCase } from "../testing/op.ts";
@@ -273,4 +288,46 @@ Deno.test("linear: without input features the bias has its gradient all the same
   y.sum().backward();
   assertEquals(await bias.grad!.array(), [2, 2, 2]);
   assertEquals(weight.grad!.shape, [3, 0]);
+});
+
+Deno.test("matmul, linear, conv2d, mul, div: what no wanted gradient needs may change before the backward pass", async () => {
+  await init();
+  using _scope = new Scope();
+  const ops: [string, number[], number[], (x: Tensor, w: Tensor) => Tensor][] = [
+    ["matmul", [2, 3], [3, 2], matmul],
+    ["linear", [2, 3], [2, 3], linear],
+    ["conv2d", [1, 1, 3, 3], [1, 1, 2, 2], conv2d],
+    ["mul", [2, 2], [2, 2], mul],
+    ["div", [2, 2], [2, 2], (x, w) => div(w, x)],
+  ];
+  for (const [name, shapeX, shapeW, op] of ops) {
+    const x = randn(shapeX).keep(), w = randn(shapeW).keep(), one = zeros([1]).add(1);
+    for (const [leaf, other] of [[w, x], [x, w]]) {
+      if (name === "div" && leaf === x) continue; // which the divisor's gradient needs
+      leaf.requiresGrad = true;
+      const gradient = async (meanwhile: () => void) => {
+        leaf.grad = null;
+        using _tape = new Tape();
+        const y = op(x, w);
+        meanwhile();
+        y.backward(one.expand(y.shape));
+        return await leaf.grad!.data();
+      };
+      const want = await gradient(() => {});
+      const values = leaf.detach().mul(1);
+      assertEquals(await gradient(() => leaf.assign(values.mul(2))), want, name);
+      leaf.assign(values);
+      assertThrows(
+        () => {
+          using _tape = new Tape();
+          const y = op(x, w);
+          other.assign(other.mul(1));
+          y.backward(one.expand(y.shape));
+        },
+        Error,
+        "changed in place",
+      );
+      leaf.requiresGrad = false;
+    }
+  }
 });
