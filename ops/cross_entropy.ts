@@ -168,6 +168,12 @@ export function crossEntropy(
   checkTensor(op, "target", target, DTYPES);
   const soft = isFloat(target.dtype);
   if (soft) {
+    if (target.shape.join() === rowShape.shape.join()) { // tensor([0, 1]) is f32
+      const wanted = `dtype i32 or u32 as class indices (or shape [${logits.shape.join(", ")}] as probabilities)`;
+      throw new TypeError(
+        `${op}: target must have ${wanted}, got ${target.dtype} of shape [${target.shape.join(", ")}]`,
+      );
+    }
     checkShape(op, "target", target, logits.shape);
     if (options.ignoreIndex !== undefined) {
       throw new TypeError(`${op}: ignoreIndex does not go with soft targets, got ${ignoreIndex}`);

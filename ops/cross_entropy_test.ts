@@ -613,7 +613,12 @@ Deno.test("crossEntropy: what it throws", async () => {
       TypeError,
       "crossEntropy: target must have shape [5], got [5",
     ],
-    [call({}, logits, zeros([5])), TypeError, "crossEntropy: target must have shape [5"],
+    [
+      call({}, logits, zeros([5])),
+      TypeError,
+      `target must have dtype i32 or u32 as class indices (or shape [5, ${CLASSES}] as probabilities), got f32 of shape [5]`,
+    ],
+    [call({}, logits, zeros([5, 1])), TypeError, `crossEntropy: target must have shape [5, ${CLASSES}], got [5, 1]`],
     [
       call({ ignoreIndex: 0 }, logits, soft),
       TypeError,
