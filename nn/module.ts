@@ -10,7 +10,8 @@ const snake = (name: string) => name.replace(/(?<=[a-z0-9][A-Z]*)[A-Z]/g, (c) =>
  * Something with parameters and a `forward`. A tensor in a property is a parameter, a module (or array of modules) in a
  * property is a child; state names are PyTorch's: `outProj.weight` is saved as `out_proj.weight`, and `A_log` as it is.
  *
- * Parameters belong to the module, not to a scope: `dispose()` frees them.
+ * Parameters belong to the module, not to a scope: `dispose()` frees them. The layers of this package see to that; a tensor of your own needs `keep()` where a tape or
+ * a scope (`noGrad` is one) may be open when the module is made: `scale = ones([1], { requiresGrad: true }).keep()`.
  *
  * @example
  * ```ts
