@@ -9,7 +9,7 @@ import { type BufferType, type Kernel, type KernelSpec, variants } from "./gpu/k
 import type { Memory } from "./gpu/memory.ts";
 import { MATH, SINES_AND_POWERS } from "./math.ts";
 
-/** How an element is stored. Arithmetic is f32 whatever the storage. */
+/** How an element is stored. Arithmetic is f32 whatever the storage, but for integers where the result is of their type. */
 export type Element = "f32" | "f16" | "i32" | "u32";
 
 /** Four neighbouring elements as WGSL reads them at once, and the names of those. */
@@ -62,16 +62,20 @@ const kernel: (key: string) => Kernel = variants((key: string): KernelSpec => {
   const [name, expression, elements, form] = key.split("@");
   const types = elements.split(",") as Element[], output = types.pop()!;
   const inputs = types.map((_, k) => names[k]);
+  // f32 holds 24 bits of an integer: one stays what it is where the result is of its type
+  const held = (t: Element): Element => t === output && (t === "i32" || t === "u32") ? t : "f32";
   const head = `${MATH}${/\b(sin|cos|pow)_/.test(expression) ? SINES_AND_POWERS : ""}
-fn apply(${inputs.map((x) => `${x}: f32`).join(", ")}) -> f32 { return ${expression}; }`;
+fn apply(${inputs.map((x, k) => `${x}: ${held(types[k])}`).join(", ")}) -> ${held(output)} { return ${expression}; }`;
   const rank = Number(form);
   const buffers = Object.fromEntries(inputs.map((x, k): [string, BufferType] => [x, `read ${types[k]}`]));
   if (Number.isNaN(rank)) {
     const vectors = Object.fromEntries(
       inputs.map((x, k): [string, BufferType] => [x, `read ${form[k] === "v" ? vectorOf[types[k]] : types[k]}`]),
     );
-    const load = inputs.map((x, k) => `let ${x}4 = vec4f(${form[k] === "v" ? `vec4f(${x}[thread])` : `f32(${x}[0])`});`)
-      .join(" ");
+    const load = inputs.map((x, k) => {
+      const element = held(types[k]), vector = vectorOf[element];
+      return `let ${x}4 = ${vector}(${form[k] === "v" ? `${vector}(${x}[thread])` : `${element}(${x}[0])`});`;
+    }).join(" ");
     const results = lanes.map((l) => `apply(${inputs.map((x) => `${x}4.${l}`).join(", ")})`).join(", ");
     return {
       name,
@@ -80,7 +84,7 @@ fn apply(${inputs.map((x) => `${x}: f32`).join(", ")}) -> f32 { return ${express
       head,
       main: `if (thread >= params.quads) { return; }
   ${load}
-  y[thread] = ${vectorOf[output]}(vec4f(${results}));`,
+  y[thread] = ${vectorOf[output]}(${vectorOf[held(output)]}(${results}));`,
     };
   }
   const axes = Array.from({ length: rank }, (_, d) => d);
@@ -97,7 +101,7 @@ fn apply(${inputs.map((x) => `${x}: f32`).join(", ")}) -> f32 { return ${express
     main: `if (thread >= params.size) { return; }
   var rest = thread;
   ${index}
-  y[thread] = ${output}(apply(${inputs.map((x) => `f32(${x}[${at(x)}])`).join(", ")}));`,
+  y[thread] = ${output}(apply(${inputs.map((x, k) => `${held(types[k])}(${x}[${at(x)}])`).join(", ")}));`,
   };
 });
 

@@ -272,7 +272,8 @@ export function minimum(a: Operand, b: Operand): Tensor {
 }
 
 /**
- * `a` where `condition` is not 0, else `b`, with broadcasting; `condition` has any dtype and gets no gradient.
+ * `a` where `condition` is not 0, else `b`, with broadcasting; `condition` has any dtype and gets no gradient. `a` and `b` have one dtype; integers, as labels are, stay as
+ * they are.
  *
  * @example
  * ```ts
@@ -285,10 +286,10 @@ export function minimum(a: Operand, b: Operand): Tensor {
  */
 export function where(condition: Tensor, a: Tensor, b: Tensor): Tensor {
   checkTensor("where", "condition", condition, DTYPES);
-  checkTensor("where", "a", a);
+  checkTensor("where", "a", a, DTYPES);
   checkTensor("where", "b", b, [a.dtype]);
   const shape = broadcastShape("where", [condition.shape, a.shape, b.shape]);
-  const y = mapped("where", "select(b, c, a == 0.0)", [condition, a, b], shape, [], a.dtype);
+  const y = mapped("where", "select(b, c, a == 0)", [condition, a, b], shape, [], a.dtype);
   return record({
     op: "where",
     inputs: [a, b],

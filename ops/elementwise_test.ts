@@ -6,6 +6,7 @@ import {
   cos,
   div,
   exp,
+  full,
   gelu,
   init,
   log,
@@ -204,6 +205,22 @@ Deno.test("elementwise: where", async () => {
   ]);
 });
 
+Deno.test("elementwise: where of integers keeps every bit", async () => {
+  await init();
+  using _scope = new Scope();
+  for (const array of [Int32Array, Uint32Array]) {
+    const most = array === Int32Array ? 2 ** 31 - 1 : 2 ** 32 - 1,
+      values = array.of(2 ** 24 + 1, most, 3, 2 ** 30 + 1, 5);
+    const a = tensor(values), b = full([1], 7, { dtype: a.dtype }); // as masked labels are
+    for (const mask of [tensor([0.5, -1, 0, 1, 0]), tensor(new Int32Array([1, 2, 0, 3, 0]))]) {
+      const want = [values[0], most, 7, values[3], 7];
+      assertEquals(Array.from(await where(mask, a, b).data()), want);
+      const rows = where(mask, a, b.expand([2, 1])); // by strides
+      assertEquals([rows.dtype, await rows.array()], [a.dtype, [want, want]]);
+    }
+  }
+});
+
 Deno.test("elementwise: infinities, NaN and large arguments", async () => {
   await init();
   const { NaN: nan } = Number, inf = Infinity;
@@ -355,6 +372,7 @@ Deno.test("elementwise: what they throw", async () => {
   const x = tensor([1, 2, 3]), index = tensor(new Int32Array(3));
   assertThrows(() => add(x, tensor([1, 2])), TypeError, "add: shapes [3] and [2] do not broadcast");
   assertThrows(() => mul(x, index), TypeError, "mul: b must have dtype");
+  assertThrows(() => where(x, index, x), TypeError, "where: b must have dtype i32, got f32");
   assertThrows(() => exp(index), TypeError, "exp: x must have dtype");
   assertThrows(() => add(1, 2), TypeError, "add: one of a and b must be a Tensor");
   // deno-lint-ignore no-explicit-any

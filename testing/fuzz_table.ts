@@ -68,8 +68,12 @@ row("add sub mul div pow maximum minimum", (d) => {
   return [a, d.x(narrower, { or: ["number"], shapes: wide ? [[narrower.at(-1)! + 7]] : [] })];
 });
 row("where", (d) => {
-  const shape = d.shape(0, 3), dtype = d.pick("f32", "i32", "u32");
-  return [d.x(d.narrower(shape), { dtype, wrong: [] }), d.x(shape), d.x(d.narrower(shape))];
+  const shape = d.shape(0, 3), [of, dtype] = [0, 1].map(() => d.pick("f32", "i32", "u32"));
+  return [
+    d.x(d.narrower(shape), { dtype: of, wrong: [] }),
+    d.x(shape, { dtype, wrong: [] }),
+    d.x(d.narrower(shape), { dtype }),
+  ];
 });
 
 // reductions
