@@ -1,6 +1,6 @@
 /** Looking after memory: the counters, forgotten tensors, and a check for tests that nothing stays. */
 import { checkFunction } from "../kernels/check.ts";
-import { type Gpu, gpu, isOpen } from "../kernels/gpu/gpu.ts";
+import { type Gpu, gpu, openGpu } from "../kernels/gpu/gpu.ts";
 import type { Counters } from "../kernels/gpu/memory.ts";
 import { watchOf } from "./anomaly.ts";
 import { entries } from "./ledger.ts";
@@ -99,7 +99,7 @@ export function expectNoLeaks<T>(fn: () => T): T {
   };
   const old = new Set(entries(open).map(([x]) => x));
   const check = (result: unknown) => {
-    if (!isOpen(open)) return; // dispose() freed all
+    if (openGpu() !== open) return; // dispose() freed all
     const returned = tensorsIn(result), made = entries(open).filter(([x]) => !old.has(x));
     for (const x of returned) checkTensor("expectNoLeaks", "what fn returns", x, DTYPES);
     const storages = new Set<Storage>(made.flatMap(([x]) => returned.has(x) ? [x.storage] : []));

@@ -1,3 +1,5 @@
+import { atEnd, type Gpu, openGpu } from "../kernels/gpu/gpu.ts";
+
 /** What a scope owns: it is closed with the scope. */
 export interface Owned {
   owner: object | null;
@@ -15,7 +17,7 @@ export function innermost(): Scope | null {
 /**
  * Owns the tensors that are made while it is open and closes them with itself. What a tape records meanwhile is the tape's.
  *
- * Closing a scope closes those opened after it and never throws. `tensor.keep()` takes a tensor out.
+ * Closing a scope closes those opened after it and never throws. The end of the device closes those that were opened on it. `tensor.keep()` takes a tensor out.
  *
  * @example
  * ```ts
@@ -38,6 +40,15 @@ export class Scope implements Disposable {
   #owned: Owned[] = [];
   #most = 1024;
   #closed = false;
+  /** Closing it must not close what is opened on the next device, nor may tensors of that become its own: it ends with its device. */
+  readonly #gpu: Gpu | null = openGpu();
+
+  static {
+    atEnd.push((ended) => {
+      open.sort((a, b) => Number(a.#gpu === ended) - Number(b.#gpu === ended)); // those that stay first: closing leaves them
+      open.find((scope) => scope.#gpu === ended)?.close();
+    });
+  }
 
   constructor() {
     open.push(this);

@@ -1,4 +1,4 @@
-import { gpu, isOpen } from "../kernels/gpu/gpu.ts";
+import { gpu } from "../kernels/gpu/gpu.ts";
 import { checkFunction, checkOptions, describe } from "../kernels/check.ts";
 import { checkBackward, checkForward } from "./anomaly.ts";
 import { added, addToLeaf, checkGradients, gradientFor, unit } from "./gradients.ts";
@@ -129,7 +129,6 @@ export class Tape extends Scope {
   override readonly kind: string = "tape";
   #records: Record[] = [];
   #openedAt: Error | null;
-  #gpu = gpu();
   /**
    * Random state of the step and how many ops have drawn from it, whose numbers make what they draw. See random.ts.
    * @internal
@@ -142,14 +141,14 @@ export class Tape extends Scope {
   leaves: readonly Tensor[] | null = null;
 
   constructor() {
-    if (openTape && isOpen(openTape.#gpu)) { // one that was left open goes with its device
+    gpu();
+    if (openTape) {
       const line = openTape.#openedAt?.stack?.split("\n").find((l, i) => i > 0 && !l.includes("autograd/tape.ts"))
         ?.trim();
       throw new Error(
         `Tape: one tape is open already, opened ${line ?? "elsewhere"}; close it first (using, or close())`,
       );
     }
-    gpu(); // throws before the scope opens
     super();
     this.#openedAt = new Error();
     openTape = this;

@@ -4,6 +4,7 @@ import {
   defineKernel,
   dispose,
   init,
+  manualSeed,
   Meter,
   nn,
   optim,
@@ -114,6 +115,33 @@ Deno.test("dispose: a tape that was left open does not keep the next device from
   }
   left.close();
   await dispose();
+});
+
+Deno.test("dispose: ends the scopes of its device, so that those of the next are neither used by old ones nor closed with them", async () => {
+  const around = new Scope(); // opened before any device: it stays
+  for (const end of ["dispose", "loss"]) {
+    const device = await (await navigator.gpu.requestAdapter())!.requestDevice();
+    await init({ device });
+    const scope = new Scope(), old = new Tape(), x = rand([2]);
+    if (end === "dispose") await dispose();
+    device.destroy();
+    if (end === "loss") await device.lost;
+    const between = new Scope();
+    await init();
+    assert(old.closed && scope.closed && x.closed, end);
+    manualSeed(1);
+    assertEquals((await rand([3]).data()).length, 3); // with no random state of the old tape
+    const w = tensor([3], { requiresGrad: true }), tape = new Tape(), y = w.square().sum();
+    old.close(); // as its loop comes to its end
+    scope.close();
+    assert(!tape.closed && !w.closed && !between.closed && !around.closed, end);
+    y.backward();
+    assertEquals(await w.grad!.array(), [6]);
+    between.close();
+    assert(tape.closed && w.closed);
+    await dispose();
+  }
+  around.close();
 });
 
 Deno.test("dispose: says what the device has refused and nobody has heard", async () => {

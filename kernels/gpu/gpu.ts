@@ -51,10 +51,13 @@ export function gpu(): Gpu {
   return current;
 }
 
-/** Whether it is the open device. */
-export function isOpen(gpu: Gpu): boolean {
-  return gpu === current && gpu.errors.lost === null;
+/** The open device, or null where there is none or it was lost. */
+export function openGpu(): Gpu | null {
+  return current?.errors.lost === null ? current : null;
 }
+
+/** What is called with a device that ends, by `dispose()` or as an `init()` replaces a lost one. */
+export const atEnd: ((ended: Gpu) => void)[] = [];
 
 /** Opens the device, unless it is open; `prepare` is done before anyone gets it. */
 export async function open(options: InitOptions, prepare: () => Promise<void>): Promise<GpuInfo> {
@@ -100,6 +103,7 @@ async function start(options: InitOptions): Promise<GpuInfo> {
   };
   const queue: Queue = new Queue(device, () => pool, counters, errors);
   const pool = new Pool(device, counters, limit, errors, () => queue.trim(), () => queue.arena.spare);
+  await dispose(); // of one that was lost
   current = {
     device,
     info,
@@ -116,11 +120,13 @@ async function start(options: InitOptions): Promise<GpuInfo> {
   return info;
 }
 
-/** Ends the engine: frees its GPU memory and, unless it was handed in, destroys the device. Tensors made before are gone. Throws what the device has reported and no call has said. */
+/** Ends the engine: frees its GPU memory and, unless it was handed in, destroys the device. Tensors made before are gone, and the tapes and scopes that are open close. Throws what the device has reported and no call has said. */
 export async function dispose(): Promise<void> {
   const ending = current;
   current = null;
-  if (!ending || ending.errors.lost !== null) return;
+  if (!ending) return;
+  for (const end of atEnd) end(ending);
+  if (ending.errors.lost !== null) return;
   const { queue, pool, errors, device, options } = ending;
   try {
     queue.submit();
