@@ -248,6 +248,25 @@ Deno.test("init: an injected device stays its maker's", async () => {
     assertEquals(await tensor([1, 2]).add(1).array(), [2, 3]);
   }
   await dispose();
+  const make = device.createBuffer, held = new Set<GPUBuffer>();
+  device.createBuffer = (descriptor) => {
+    const buffer = make.call(device, descriptor), { destroy } = buffer;
+    held.add(buffer);
+    buffer.destroy = () => {
+      held.delete(buffer);
+      return destroy.call(buffer);
+    };
+    return buffer;
+  };
+  await init({ device });
+  const layer = new nn.Linear(8, 8), optimizer = new optim.Adam(layer.parameters()), free = zeros([600]);
+  zeros([600]).dispose();
+  assertEquals(await layer.forward(zeros([3, 8])).mul(0).sum().item(), 0);
+  assert(held.size > 5);
+  await dispose();
+  assertEquals(held.size, 0); // also what is alive
+  for (const old of [optimizer, layer, free]) old.dispose();
+  device.createBuffer = make;
   const buffer = device.createBuffer({ size: 16, usage: 8 }); // works: it was not destroyed
   buffer.destroy();
   device.destroy();

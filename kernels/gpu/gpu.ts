@@ -137,7 +137,7 @@ export async function dispose(): Promise<void> {
     errors.forget();
     if (errors.lost === null) {
       queue.destroy();
-      pool.trim();
+      pool.destroy();
       if (!options.device) device.destroy();
     }
   }

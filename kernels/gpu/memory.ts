@@ -135,6 +135,7 @@ export class Pool {
   slack = 0;
   readonly #binding: number; // asking the device takes as long as all else that a take costs
   #lists = new Map<string, Map<number, FreeList>>();
+  #buffers = new Set<GPUBuffer>();
 
   constructor(
     readonly device: GPUDevice,
@@ -190,6 +191,7 @@ export class Pool {
     this.counters.buffersCreated++;
     this.errors.open();
     const buffer = this.device.createBuffer({ size: bytes, usage: STORAGE });
+    this.#buffers.add(buffer);
     const memory = new Memory(buffer, 0, bytes, this, list.made++, list);
     this.errors.close(() => {
       memory.refused = true;
@@ -200,7 +202,7 @@ export class Pool {
 
   give(memory: Memory): void {
     this.counters.liveBytes -= memory.bytes;
-    if (memory.refused) return memory.buffer.destroy(); // nobody gets it again
+    if (memory.refused) return this.#destroy(memory); // nobody gets it again
     this.counters.pooledBytes += memory.bytes;
     memory.list!.give(memory);
   }
@@ -209,10 +211,20 @@ export class Pool {
   trim(): void {
     this.beforeDestroy();
     for (const list of [...this.#lists.values()].flatMap((sizes) => [...sizes.values()])) {
-      for (const memory of list.free) memory.buffer.destroy();
+      for (const memory of list.free) this.#destroy(memory);
       list.free = [];
     }
     this.counters.pooledBytes = 0;
+  }
+
+  #destroy({ buffer }: Memory): void {
+    buffer.destroy();
+    this.#buffers.delete(buffer);
+  }
+
+  /** Destroys all buffers, also those that are taken. */
+  destroy(): void {
+    for (const buffer of this.#buffers) buffer.destroy();
   }
 }
 
