@@ -295,8 +295,11 @@ const gone = ({ op, tape }: Record): Error =>
       : `backward: ${op} was walked before, and what it had saved is gone; add the losses up and call backward() once`,
   );
 
+let walking = false;
+
 methods.backward = (loss: Tensor, dOutput?: Tensor): void => {
   checkTensor("backward", "the tensor", loss);
+  if (walking) throw new Error("backward: it is running already; the backward of a recorded op must not call it");
   const record = loss.record as Record | null;
   if (record?.tape.closed) {
     const shape = loss.shape.join(", ");
@@ -320,10 +323,12 @@ methods.backward = (loss: Tensor, dOutput?: Tensor): void => {
   }
   const before = recording;
   recording = false;
+  walking = true;
   try {
     using _scope = new Scope();
     record.tape.walk(record, dOutput ?? unit(loss));
   } finally {
+    walking = false;
     recording = before;
   }
 };

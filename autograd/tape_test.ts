@@ -465,6 +465,19 @@ Deno.test("tape: a throw inside a backward leaves nothing behind", async () => {
   x.dispose();
 });
 
+Deno.test("tape: backward inside a rule is refused, and the walk that runs goes on", async () => {
+  await init();
+  using _tape = new Tape();
+  const x = leaf([1, 2]), side = leaf([3]).square(), h = x.mul(3);
+  const y = custom(h, (dY) => {
+    assertThrows(() => side.backward(), Error, "backward: it is running already");
+    return dY.mul(2);
+  });
+  y.add(h).sum().backward();
+  assertEquals(await x.grad!.array(), [9, 9]);
+  side.backward(); // untouched
+});
+
 Deno.test("tape: gradients do not stay in records that the walk has not reached", async () => {
   await init();
   using _tape = new Tape();
