@@ -221,6 +221,23 @@ Deno.test("checkpoint(fn): memory comes back", async () => {
   assertEquals([stats().liveTensors, stats().liveBytes], [before.liveTensors, before.liveBytes]);
 });
 
+Deno.test("checkpoint(fn): a scope inside fn, with a result that is kept, which the second pass does not keep again", async () => {
+  await init();
+  const before = stats();
+  {
+    using _tape = new Tape();
+    const x = tensor([1, 2], { requiresGrad: true });
+    using y = checkpoint((x) => {
+      using _scope = new Scope();
+      return x.mul(3).square().keep();
+    }, x);
+    y.sum().backward();
+    assertEquals(await y.array(), [9, 36]);
+    assertEquals(await x.grad!.array(), [18, 36]);
+  }
+  assertEquals([stats().liveTensors, stats().liveBytes], [before.liveTensors, before.liveBytes]);
+});
+
 Deno.test("checkpoint(fn): what fn was given or found", async () => {
   await init();
   for (const what of ["input", "captured leaf", "captured result"]) {

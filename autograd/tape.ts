@@ -202,10 +202,11 @@ export class Tape extends Scope {
    * @internal
    */
   walkAgain(fn: () => Tensor, dOutput: Tensor): void {
-    const first = this.#records.length, { lent } = Tensor;
+    const first = this.#records.length, { lent, count } = Tensor;
+    let output: Tensor | null = null;
     recording = true;
     try {
-      const output = fn();
+      output = fn();
       const last = output.record as Record | null;
       if (!last || last.index < first) return; // nothing in it needs a gradient
       last.gradient = dOutput.view(dOutput.shape, "checkpoint").keep();
@@ -215,6 +216,7 @@ export class Tape extends Scope {
       recording = false;
       Tensor.lent = lent;
       for (const record of this.#records.splice(first)) record.finish("walked");
+      if (output && output.number >= count) output.dispose(); // where fn keeps its result, the caller has that of the forward pass
     }
   }
 
@@ -434,9 +436,9 @@ function setRandom(tape: Tape, to: ReturnType<typeof randomOf>): void {
  * `fn(...inputs)` without keeping what it computes inside: the backward pass runs it again. Costs its forward pass a second time, saves the memory of all
  * its intermediate results.
  *
- * `fn` is synchronous and returns one tensor. The recomputation draws the same random numbers, with dropout on or off as it was; what else `fn` reads must not
- * change before `backward()`. Gradients reach the inputs and also parameters that `fn` uses without being given them. Throws a TypeError for a returned Promise or
- * what is no Tensor. Source: Chen et al. 2016; `torch.utils.checkpoint`.
+ * `fn` is synchronous and returns one tensor; one that it keeps is yours, and the recomputed one is freed. The recomputation draws the same random numbers, with
+ * dropout on or off as it was; what else `fn` reads must not change before `backward()`. Gradients reach the inputs and also parameters that `fn` uses without
+ * being given them. Throws a TypeError for a returned Promise or what is no Tensor. Source: Chen et al. 2016; `torch.utils.checkpoint`.
  *
  * @example
  * ```ts
