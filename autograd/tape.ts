@@ -174,7 +174,8 @@ export class Tape extends Scope {
    * @internal
    */
   walk(last: Record, dOutput: Tensor): void {
-    last.gradient = dOutput.view(dOutput.shape, "backward").keep();
+    // of a leaf's gradient a copy: that grows while this one waits
+    last.gradient = dOutput.owner instanceof Tensor ? copyOf(dOutput) : dOutput.view(dOutput.shape, "backward").keep();
     last.gradient.isUnit = dOutput.isUnit;
     const touched: Record[] = [], { lent } = Tensor;
     try {

@@ -292,6 +292,10 @@ Deno.test("tape: dOutput stays as it was", async () => {
   x.add(1).backward(dOutput); // would add in place
   assertEquals(await dOutput.array(), [1, 2]);
   assertEquals(await x.grad!.array(), [2, 4]);
+  const v = leaf([0, 0]);
+  x.add(v).backward(x.grad!); // which grows meanwhile
+  assertEquals(await v.grad!.array(), [2, 4]);
+  assertEquals(await x.grad!.array(), [4, 8]);
 });
 
 Deno.test("tape: two losses on the same logits", async () => {
