@@ -248,17 +248,17 @@ export class DeviceErrors {
       this.lost = `${info.reason || "unknown"}: ${info.message}`;
       this.#unsaid ||= info.reason !== "destroyed";
     });
-    globalThis.addEventListener?.("unload", this.#atEnd);
+    globalThis.addEventListener?.("unload", this.end);
   }
 
-  /** A program that ends without an await after the error must not look as if all had gone well. */
-  #atEnd = (): void => {
+  /** Throws what no call has said: a program that ends without an await after the error must not look as if all had gone well. */
+  readonly end = (): void => {
     if (this.#messages.length > 0 || this.#unsaid) this.raise();
   };
 
   /** Nothing is left to be said at the end of the program. */
   forget(): void {
-    globalThis.removeEventListener?.("unload", this.#atEnd);
+    globalThis.removeEventListener?.("unload", this.end);
   }
 
   /** Opens error scopes over what follows; `close` collects what they caught, under a label. */

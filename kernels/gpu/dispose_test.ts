@@ -157,6 +157,21 @@ Deno.test("dispose: says what the device has refused and nobody has heard", asyn
   await dispose();
 });
 
+Deno.test("dispose: says that the device was lost if nobody has heard it", async () => {
+  for (const heard of [true, false]) {
+    const device = await (await navigator.gpu.requestAdapter())!.requestDevice();
+    const { promise: lost, resolve: lose } = Promise.withResolvers<GPUDeviceLostInfo>();
+    Object.defineProperty(device, "lost", { value: lost });
+    await init({ device });
+    lose({ reason: "unknown", message: "driver reset" } as GPUDeviceLostInfo);
+    await lost;
+    if (heard) assertThrows(() => zeros([1]), Error, "the device was lost (unknown: driver reset)");
+    else await assertRejects(() => dispose(), Error, "the device was lost (unknown: driver reset)");
+    await dispose();
+    device.destroy();
+  }
+});
+
 Deno.test("init: a device or an adapter that cannot be used says so", async () => {
   const lost = await (await navigator.gpu.requestAdapter())!.requestDevice();
   lost.destroy();

@@ -87,7 +87,10 @@ async function start(options: InitOptions): Promise<GpuInfo> {
   const { device, info } = await openDevice(options);
   const errors = new DeviceErrors(device);
   await errors.news();
-  if (errors.lost !== null) throw new Error(`init: the device was lost before it could be used (${errors.lost})`);
+  if (errors.lost !== null) {
+    errors.forget();
+    throw new Error(`init: the device was lost before it could be used (${errors.lost})`);
+  }
   const directive = await subgroupDirective(device);
   info.subgroups = directive !== null;
   info.tensorCores = await hasTensorCores(device);
@@ -103,7 +106,7 @@ async function start(options: InitOptions): Promise<GpuInfo> {
   };
   const queue: Queue = new Queue(device, () => pool, counters, errors);
   const pool = new Pool(device, counters, limit, errors, () => queue.trim(), () => queue.arena.spare);
-  await dispose(); // of one that was lost
+  await dispose().catch(() => {}); // of one that was lost, to which this is the answer
   current = {
     device,
     info,
@@ -126,7 +129,10 @@ export async function dispose(): Promise<void> {
   current = null;
   if (!ending) return;
   for (const end of atEnd) end(ending);
-  if (ending.errors.lost !== null) return;
+  if (ending.errors.lost !== null) {
+    ending.errors.forget();
+    return ending.errors.end();
+  }
   const { queue, pool, errors, device, options } = ending;
   try {
     queue.submit();

@@ -34,6 +34,22 @@ Deno.test("program: an error of the device gives exit code 1, whatever is awaite
   assertEquals(wrong, []);
 });
 
+Deno.test("program: one that goes on with a new device after a loss ends well", async () => {
+  const { code, said } = await run(`const loss = { reason: "unknown", message: "driver reset" };
+const withLoss = async (value) =>
+  Object.defineProperty(await (await navigator.gpu.requestAdapter()).requestDevice(), "lost", { value });
+await init({ device: await withLoss(Promise.resolve(loss)) }).catch((error) => console.log(error.message));
+let lose;
+const device = await withLoss(new Promise((resolve) => lose = resolve));
+await init({ device });
+lose(loss);
+await device.lost;
+await init();
+console.log(await tensor([1]).add(1).array());`);
+  const first = "init: the device was lost before it could be used (unknown: driver reset)";
+  assertEquals([code, said], [0, `${first}\n[ 2 ]\n`]);
+});
+
 Deno.test("program: an exception inside a step is the one that is seen", async () => {
   const { code, said } = await run(`await init();
 using tape = new Tape();
