@@ -231,7 +231,8 @@ function describeDevice(device: GPUDevice, adapter: GPUAdapterInfo | undefined):
  */
 export class DeviceErrors {
   #messages: string[] = [];
-  #pending: Promise<unknown>[] = [];
+  /** Of the scopes that are closed, those whose errors the device has not told. */
+  #pending = new Set<Promise<unknown>>();
   /** Whether the device was lost and no call has said so yet. */
   #unsaid = false;
   /** Further checks that come with every `settle`. */
@@ -268,20 +269,17 @@ export class DeviceErrors {
 
   close(label: () => string): void {
     for (const filter of ["validation", "out-of-memory", "internal"] as const) {
-      this.#pending.push(
-        this.device.popErrorScope().then(
-          (error) => error && this.#messages.push(`${filter} error in ${label()}: ${error.message}`),
-          (reason) => this.lost ??= String(reason),
-        ),
-      );
+      const told: Promise<unknown> = this.device.popErrorScope().then(
+        (error) => error && this.#messages.push(`${filter} error in ${label()}: ${error.message}`),
+        (reason) => this.lost ??= String(reason),
+      ).finally(() => this.#pending.delete(told));
+      this.#pending.add(told);
     }
   }
 
   /** Waits for the scopes closed so far and throws what was collected, once. */
   async settle(): Promise<void> {
-    const pending = this.#pending;
-    this.#pending = [];
-    await Promise.all(pending);
+    await Promise.all(this.#pending); // several calls may wait for the same
     this.raise();
     await this.check?.();
   }

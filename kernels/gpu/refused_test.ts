@@ -1,6 +1,6 @@
 // What a device refuses for want of memory or by its own fault, told as devices tell it: an invalid object at once, the error in its scope.
 import { assertEquals, assertRejects, assertStringIncludes, assertThrows } from "@std/assert";
-import { flush, init, matmul, Scope, stats, tensor, trimPool, zeros } from "@limbeck/limbeck";
+import { defineKernel, flush, init, matmul, Scope, stats, tensor, trimPool, zeros } from "@limbeck/limbeck";
 
 const device = GPUDevice.prototype, { pushErrorScope, popErrorScope, createBuffer, createComputePipeline } = device;
 const scopes: string[] = [];
@@ -69,6 +69,32 @@ Deno.test("refused: no memory for a result names the op, the shape and the bytes
   assertEquals(stats().liveBytes, live); // and the refused buffers are not handed out again
   assertEquals((await matmul(a, b).data())[149_999], 20);
   assertEquals(await a.add(1).sum().item(), before);
+});
+
+Deno.test("refused: of reads at once, none gives the numbers of a refused batch before the device has said so", async () => {
+  await init();
+  using _scope = new Scope();
+  const x = tensor([1, 2, 3]).add(1), z = zeros([4]);
+  await flush();
+  device.popErrorScope = async function () {
+    const error = await popErrorScope.call(this);
+    await new Promise((resolve) => setTimeout(resolve, 20));
+    return error;
+  };
+  try {
+    const a = x.mul(10), b = x.mul(100);
+    defineKernel({ name: "bad", buffers: { y: "write f32" }, main: "y[thread] = nonsense;" }).run(
+      { y: z.memory },
+      {},
+      1,
+    );
+    const results = await Promise.allSettled([a.data(), b.data(), flush()]);
+    const [first, second, third] = results.map((x) => String(x.status === "rejected" ? x.reason : x.value));
+    for (const said of [first, second]) assertStringIncludes(said, "Error: GPU: "); // no numbers
+    assertStringIncludes(first + second + third, "the WGSL of bad"); // whoever hears it first
+  } finally {
+    device.popErrorScope = popErrorScope;
+  }
 });
 
 Deno.test("refused: no memory for a read names the tensor", async () => {
