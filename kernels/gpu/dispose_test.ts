@@ -40,6 +40,14 @@ Deno.test("init: a second call returns the same, also while the first runs", asy
   }
   assertEquals(said, ["limbeck: init() was called before: debug, memoryLimit changes nothing until dispose()"]);
   await dispose();
+  console.warn = (message: string) => said.push(message);
+  try {
+    await Promise.all([init(), init({ debug: true }), init({})]); // likewise while the first still runs
+  } finally {
+    console.warn = warn;
+  }
+  assertEquals(said.slice(1), ["limbeck: init() was called before: debug changes nothing until dispose()"]);
+  await dispose();
 });
 
 Deno.test("dispose: then init gives a fresh engine, and old tensors say so", async () => {
