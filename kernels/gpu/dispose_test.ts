@@ -227,6 +227,12 @@ Deno.test("init: memoryLimit", async () => {
   assertThrows(() => Array.from({ length: 100 }, upload), RangeError, "tensor: 40960 bytes (shape [10000]) more would");
   assert(stats().liveBytes + stats().pooledBytes <= 2 ** 20);
   await dispose();
+  await init({ memoryLimit: 12 * 2 ** 20 });
+  const uploads = Array.from({ length: 200 }, () => tensor(new Float32Array(12_000))); // three pages of them
+  uploads.forEach((x, i) => i % 60 !== 59 && x.dispose());
+  const pages = "147456 of 12582912 bytes are live and 8241152 more lie beside small uploads; free some";
+  assertThrows(() => zeros([5 * 2 ** 18]), RangeError, pages);
+  await dispose();
   await assertRejects(() => init({ memoryLimit: 0 }), RangeError, "init: memoryLimit must be");
 });
 

@@ -179,10 +179,11 @@ export class Pool {
     const total = () => this.counters.liveBytes + this.counters.pooledBytes + this.spare() + bytes;
     if (total() > this.limit) this.trim();
     if (total() > this.limit) {
+      const spare = this.spare(), beside = spare > 0 ? ` and ${spare} more lie beside small uploads` : "";
       throw new RangeError(
         `${op}: ${
           ofShape(bytes, shape)
-        } more would pass the memory limit: ${this.counters.liveBytes} of ${this.limit} bytes are live; free some, or give init() a higher memoryLimit`,
+        } more would pass the memory limit: ${this.counters.liveBytes} of ${this.limit} bytes are live${beside}; free some, or give init() a higher memoryLimit`,
       );
     }
   }
