@@ -63,7 +63,7 @@ export function added(total: Tensor | null, gradient: Tensor, input: Tensor): Te
   return sum;
 }
 
-function copyOf(x: Tensor): Tensor {
+export function copyOf(x: Tensor): Tensor {
   const copy = Tensor.empty(x.shape, x.dtype, "backward").keep();
   methods.assign(copy, x);
   return copy;

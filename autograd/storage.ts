@@ -80,9 +80,9 @@ export class Storage {
 
   /** Memory that may be written. What the host has uploaded may lie in memory that may not: then it moves first. Counts as a write. */
   writable(): Memory {
-    this.#changes++;
-    this.#host = null;
     if (this.memory.owner.readOnly) this.vacate();
+    this.#changes++; // behind what may throw
+    this.#host = null;
     return this.memory;
   }
 

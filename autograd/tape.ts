@@ -1,7 +1,7 @@
 import { gpu } from "../kernels/gpu/gpu.ts";
 import { checkFunction, checkOptions, describe } from "../kernels/check.ts";
 import { checkBackward, checkForward } from "./anomaly.ts";
-import { added, addToLeaf, checkGradients, gradientFor, unit } from "./gradients.ts";
+import { added, addToLeaf, checkGradients, copyOf, gradientFor, unit } from "./gradients.ts";
 import { methods } from "./methods.ts";
 import { innermost, Scope } from "./scope.ts";
 import { BYTES, type DType, DTYPES, isFloat, Storage } from "./storage.ts";

@@ -236,6 +236,24 @@ Deno.test("init: memoryLimit", async () => {
   await assertRejects(() => init({ memoryLimit: 0 }), RangeError, "init: memoryLimit must be");
 });
 
+Deno.test("init: an assign that the memory limit refuses is no in-place change", async () => {
+  await init({ memoryLimit: 400_000 });
+  const w = tensor([2], { requiresGrad: true }), x = tensor(new Float32Array(10_000).fill(0.5));
+  {
+    using _tape = new Tape();
+    const y = w.mul(x).sum(), other = x.add(1);
+    {
+      using _scope = new Scope();
+      const fill = () => Array.from({ length: 100 }, () => zeros([1000]));
+      assertThrows(fill, RangeError, "would pass the memory limit");
+      assertThrows(() => x.assign(other), RangeError, "would pass the memory limit");
+    }
+    y.backward();
+    assertEquals(await w.grad!.array(), [5000]);
+  }
+  await dispose();
+});
+
 Deno.test("init: where the memory limit ends a constructor in the middle, nothing of it stays", async () => {
   const make: Record<string, () => void> = {
     Linear: () => new nn.Linear(40, 30).dispose(),
