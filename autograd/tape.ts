@@ -1,11 +1,12 @@
 import { gpu } from "../kernels/gpu/gpu.ts";
 import { checkFunction, checkOptions, describe } from "../kernels/check.ts";
 import { checkBackward, checkForward } from "./anomaly.ts";
+import { scoped } from "./composed.ts";
 import { added, addToLeaf, checkGradients, copyOf, gradientFor, unit } from "./gradients.ts";
 import { methods } from "./methods.ts";
 import { innermost, Scope } from "./scope.ts";
 import { BYTES, type DType, DTYPES, isFloat, Storage } from "./storage.ts";
-import { checkShape, checkTensor, type Recorded, sizeOf, Tensor, tensorsIn } from "./tensor.ts";
+import { checkShape, checkTensor, type Recorded, sizeOf, Tensor } from "./tensor.ts";
 
 /** Makes the tensor that will hold the gradient of input `i`. It lies where an optimizer wants it, if there is one and the place is free. */
 export type GradientOf = (i: number) => Tensor;
@@ -522,23 +523,16 @@ export function checkpoint(fn: (...inputs: Tensor[]) => Tensor, ...inputs: Tenso
  */
 export function noGrad<T>(fn: () => T): T {
   checkFunction("noGrad", "fn", fn);
-  const before = recording, outer = innermost();
+  const before = recording;
   recording = false;
-  const scope = new Scope();
   try {
-    const result = fn();
-    if (result instanceof Promise) {
+    return scoped("noGrad", () => {
+      const result = fn();
+      if (!(result instanceof Promise)) return result;
       result.catch(() => {});
       throw new TypeError("noGrad: fn must not be async: what it made would be gone before its Promise resolves");
-    }
-    for (const x of tensorsIn(result)) {
-      if (x.owner !== scope) continue;
-      if (outer) outer.adopt(x);
-      else x.leaveScope("noGrad");
-    }
-    return result;
+    });
   } finally {
     recording = before;
-    scope.close();
   }
 }

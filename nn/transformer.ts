@@ -1,5 +1,6 @@
 /** The layers of a transformer, with PyTorch's state names. */
 import { checkBoolean, checkNumber, checkOptions } from "../kernels/check.ts";
+import { composed } from "../autograd/composed.ts";
 import { chosen } from "../autograd/tape.ts";
 import { checkTensor, type Tensor } from "../autograd/tensor.ts";
 import { packedAttention, scaledDotProductAttention } from "../ops/attention.ts";
@@ -120,18 +121,20 @@ export class MultiHeadAttention extends Module {
 
   /** Queries, keys and values of x, each [batch, heads, T, depth]. */
   project(x: Tensor): [Tensor, Tensor, Tensor] {
-    const [batch, length] = this.#checked(x).shape, depth = this.width / this.heads;
-    const all = linear(x, this.inProjWeight, this.inProjBias).reshape([batch, length, 3, this.heads, depth])
-      .permute([2, 0, 3, 1, 4]);
-    const part = (i: number) => slice(all, [[i, i + 1]]).reshape([batch, this.heads, length, depth]);
-    return [part(0), part(1), part(2)];
+    const [batch, length] = this.#checked(x).shape, { heads } = this, depth = this.width / heads;
+    return composed("MultiHeadAttention", () => {
+      const all = linear(x, this.inProjWeight, this.inProjBias).reshape([batch, length, 3, heads, depth]);
+      const turned = all.permute([2, 0, 3, 1, 4]);
+      const part = (i: number) => slice(turned, [[i, i + 1]]).reshape([batch, heads, length, depth]);
+      return [part(0), part(1), part(2)];
+    });
   }
 
   /** The heads' results [batch, heads, T, depth] put together. */
   merge(x: Tensor): Tensor {
     checkTensor("MultiHeadAttention", "x", x);
     const [batch, , length] = x.shape;
-    return x.permute([0, 2, 1, 3]).reshape([batch, length, this.width]);
+    return composed("MultiHeadAttention", () => x.permute([0, 2, 1, 3]).reshape([batch, length, this.width]));
   }
 
   /** The heads' results side by side, [batch, T, width], to be projected. */
@@ -139,12 +142,15 @@ export class MultiHeadAttention extends Module {
     checkOptions("MultiHeadAttention", call, ["causal"]);
     const { causal = false } = call;
     checkBoolean("MultiHeadAttention", "causal", causal);
-    const all = linear(this.#checked(x), this.inProjWeight, this.inProjBias);
-    return packedAttention(all, this.heads, { causal, dropout: this.training ? this.p : 0 });
+    this.#checked(x);
+    return composed("MultiHeadAttention", () => {
+      const all = linear(x, this.inProjWeight, this.inProjBias);
+      return packedAttention(all, this.heads, { causal, dropout: this.training ? this.p : 0 });
+    });
   }
 
   override forward(x: Tensor, call: AttentionCall = {}): Tensor {
-    return this.outProj.forward(this.attend(x, call));
+    return composed("MultiHeadAttention", () => this.outProj.forward(this.attend(x, call)));
   }
 }
 
@@ -199,10 +205,13 @@ export class TransformerBlock extends Module {
   }
 
   override forward(x: Tensor, call: AttentionCall = {}): Tensor {
-    const { selfAttn } = this, inner = this.norm1.forward(x);
+    const { selfAttn } = this;
     const isOwn = selfAttn.forward !== MultiHeadAttention.prototype.forward; // which need not end with outProj
-    const y = isOwn ? x.add(this.#drop(selfAttn.forward(inner, call))) : this.#added(x, selfAttn.attend(inner, call));
-    return this.feedForward(y);
+    return composed("TransformerBlock", () => {
+      const inner = this.norm1.forward(x);
+      const y = isOwn ? x.add(this.#drop(selfAttn.forward(inner, call))) : this.#added(x, selfAttn.attend(inner, call));
+      return this.feedForward(y);
+    });
   }
 
   /** x plus the projected results of the heads. */
@@ -358,6 +367,6 @@ export class Gpt extends Module {
   }
 
   override forward(tokens: Tensor): Tensor {
-    return this.logits(this.hiddenStates(tokens));
+    return composed("Gpt", () => this.logits(this.hiddenStates(tokens)));
   }
 }

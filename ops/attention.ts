@@ -1,5 +1,6 @@
 import { checkBoolean, checkNumber, checkOptions } from "../kernels/check.ts";
 import { attention, attentionBackward, type AttentionSizes, LONGEST_HEAD } from "../kernels/attention.ts";
+import { composed } from "../autograd/composed.ts";
 import { nextRandom } from "../autograd/random.ts";
 import { chosen, hidden, record } from "../autograd/tape.ts";
 import { checkShape, checkTensor, sizeOf, Tensor } from "../autograd/tensor.ts";
@@ -36,6 +37,10 @@ export interface AttentionOptions {
  * ```
  */
 export function scaledDotProductAttention(q: Tensor, k: Tensor, v: Tensor, options: AttentionOptions = {}): Tensor {
+  return composed("scaledDotProductAttention", () => attended(q, k, v, options));
+}
+
+function attended(q: Tensor, k: Tensor, v: Tensor, options: AttentionOptions): Tensor {
   const op = "scaledDotProductAttention";
   checkOptions(op, options, ["causal", "mask", "scale", "dropout"]);
   checkTensor(op, "q", q);

@@ -7,6 +7,7 @@ import {
   maxPool2d as pool,
   maxPool2dBackward,
 } from "../kernels/conv.ts";
+import { composed } from "../autograd/composed.ts";
 import { hidden, record } from "../autograd/tape.ts";
 import { checkShape, checkTensor, Tensor } from "../autograd/tensor.ts";
 import { sum } from "./reduce.ts";
@@ -125,18 +126,20 @@ export function maxPool2d(x: Tensor, options: { kernel: number; stride?: number 
     stride,
     padding: 0,
   };
-  const y = Tensor.empty([images, channels, outHeight, outWidth], x.dtype, "maxPool2d"),
-    chosen = hidden(y.shape, "u32");
-  pool(x.dtype, x.memory, y.memory, chosen.memory, sizes);
-  return record({
-    op: "maxPool2d",
-    inputs: [x],
-    output: y,
-    hidden: [chosen],
-    backward: (dY, _, gradientOf) => {
-      const dX = gradientOf(0);
-      maxPool2dBackward(x.dtype, chosen.memory, dY.memory, dX.memory, sizes);
-      return [dX];
-    },
+  return composed("maxPool2d", () => {
+    const y = Tensor.empty([images, channels, outHeight, outWidth], x.dtype, "maxPool2d"),
+      chosen = hidden(y.shape, "u32");
+    pool(x.dtype, x.memory, y.memory, chosen.memory, sizes);
+    return record({
+      op: "maxPool2d",
+      inputs: [x],
+      output: y,
+      hidden: [chosen],
+      backward: (dY, _, gradientOf) => {
+        const dX = gradientOf(0);
+        maxPool2dBackward(x.dtype, chosen.memory, dY.memory, dX.memory, sizes);
+        return [dX];
+      },
+    });
   });
 }

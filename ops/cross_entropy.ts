@@ -1,6 +1,7 @@
 import { checkBoolean, checkOptions } from "../kernels/check.ts";
 import { countRows, type CrossEntropyNumbers, crossEntropyRows } from "../kernels/cross_entropy.ts";
 import type { Memory } from "../kernels/gpu/memory.ts";
+import { composed } from "../autograd/composed.ts";
 import { DTYPES, isFloat } from "../autograd/storage.ts";
 import { hidden } from "../autograd/tape.ts";
 import { checkShape, checkTensor, type Tensor } from "../autograd/tensor.ts";
@@ -182,28 +183,30 @@ export function crossEntropy(
   } else checkLabels(op, "target", target, rowShape, ignoreIndex);
   if (weight !== undefined) checkClassWeight(op, "weight", weight, columns);
 
-  const { extras, result } = furtherReturns(op, options, rowShape.shape);
-  const counts = hidden([3], "f32");
-  if (!soft) countRows(target.memory, weight?.memory ?? null, counts.memory, rows, columns, ignoreIndex);
-  const launch: Launch = (loss, [dLogits], upstream) => {
-    crossEntropyRows(logits.dtype as "f32" | "f16", soft ? target.dtype as "f32" | "f16" : "index", {
-      logits: logits.memory,
-      target: target.memory,
-      counts: counts.memory,
-      weight: weight?.memory ?? null,
-      upstream: upstream?.memory ?? null,
-      loss,
-      extras: upstream ? null : extras, // the first launch, which alone has no upstream gradient, fills them
-      dLogits,
-    }, {
-      rows,
-      firstRow: 0,
-      allRows: rows,
-      columns,
-      ...numbers,
-      upstreamStride: upstream?.stride ?? 0,
-    });
-  };
-  const saved = [logits, target, ...weight ? [weight] : []];
-  return result(rowLoss(op, [logits], rowShape, reduction, launch, [counts], saved));
+  return composed(op, () => {
+    const { extras, result } = furtherReturns(op, options, rowShape.shape);
+    const counts = hidden([3], "f32");
+    if (!soft) countRows(target.memory, weight?.memory ?? null, counts.memory, rows, columns, ignoreIndex);
+    const launch: Launch = (loss, [dLogits], upstream) => {
+      crossEntropyRows(logits.dtype as "f32" | "f16", soft ? target.dtype as "f32" | "f16" : "index", {
+        logits: logits.memory,
+        target: target.memory,
+        counts: counts.memory,
+        weight: weight?.memory ?? null,
+        upstream: upstream?.memory ?? null,
+        loss,
+        extras: upstream ? null : extras, // the first launch, which alone has no upstream gradient, fills them
+        dLogits,
+      }, {
+        rows,
+        firstRow: 0,
+        allRows: rows,
+        columns,
+        ...numbers,
+        upstreamStride: upstream?.stride ?? 0,
+      });
+    };
+    const saved = [logits, target, ...weight ? [weight] : []];
+    return result(rowLoss(op, [logits], rowShape, reduction, launch, [counts], saved));
+  });
 }

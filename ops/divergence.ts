@@ -3,6 +3,7 @@ import { checkBoolean, checkNumber, checkOneOf, checkOptions, isRecord } from ".
 import { countRows } from "../kernels/cross_entropy.ts";
 import { divergenceRows } from "../kernels/divergence.ts";
 import type { DivergenceName } from "../kernels/divergence_formulas.ts";
+import { composed } from "../autograd/composed.ts";
 import { hidden } from "../autograd/tape.ts";
 import { checkShape, checkTensor, type Tensor } from "../autograd/tensor.ts";
 import {
@@ -131,14 +132,15 @@ function divergence(
   const { kernel, beta, factor } = resolveDivergence(op, op, more);
   const rows = sides(op, student, teacher);
   if (labels !== undefined) checkLabels(op, "labels", labels, rows, ignoreIndex);
-  return launchDivergence(op, kernel, student, teacher, labels ?? null, rows, reduction, {
-    temperature,
-    beta,
-    ignoreIndex,
-    drop: labels !== undefined,
-    ceFactor: 0,
-    divergenceFactor: factor,
-  }, null);
+  return composed(op, () =>
+    launchDivergence(op, kernel, student, teacher, labels ?? null, rows, reduction, {
+      temperature,
+      beta,
+      ignoreIndex,
+      drop: labels !== undefined,
+      ceFactor: 0,
+      divergenceFactor: factor,
+    }, null));
 }
 
 function launchDivergence(
@@ -403,20 +405,22 @@ export function distillation(
   const { kernel, beta: mixture, factor } = resolveDivergence(op, divergence, { beta, alpha: skewAlpha, normalize });
   const shape = sides(op, student, teacher);
   checkLabels(op, "labels", labels, shape, ignoreIndex);
-  const parts = { ceRows: hidden(shape.shape, "f32"), divergenceRows: hidden(shape.shape, "f32") };
-  const loss = launchDivergence(op, kernel, student, teacher, labels, shape, reduction, {
-    temperature,
-    beta: mixture,
-    ignoreIndex,
-    drop: dropIgnored,
-    ceFactor: alpha,
-    divergenceFactor: (1 - alpha) * factor * (temperatureSquared ? temperature ** 2 : 1),
-    partFactor: factor,
-  }, parts);
-  const { ceRows, divergenceRows: rows } = parts;
-  const part = (x: Tensor) => reduction === "none" ? x.detach() : total(x, op);
-  const result = returnParts ? { loss, crossEntropy: part(ceRows), divergence: part(rows) } : loss;
-  ceRows.dispose();
-  rows.dispose();
-  return result;
+  return composed(op, () => {
+    const parts = { ceRows: hidden(shape.shape, "f32"), divergenceRows: hidden(shape.shape, "f32") };
+    const loss = launchDivergence(op, kernel, student, teacher, labels, shape, reduction, {
+      temperature,
+      beta: mixture,
+      ignoreIndex,
+      drop: dropIgnored,
+      ceFactor: alpha,
+      divergenceFactor: (1 - alpha) * factor * (temperatureSquared ? temperature ** 2 : 1),
+      partFactor: factor,
+    }, parts);
+    const { ceRows, divergenceRows: rows } = parts;
+    const part = (x: Tensor) => reduction === "none" ? x.detach() : total(x, op);
+    const result = returnParts ? { loss, crossEntropy: part(ceRows), divergence: part(rows) } : loss;
+    ceRows.dispose();
+    rows.dispose();
+    return result;
+  });
 }

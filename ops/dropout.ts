@@ -1,6 +1,7 @@
 /** Dropout. */
 import { checkBoolean, checkNumber, checkOptions } from "../kernels/check.ts";
 import { dropout as kernel } from "../kernels/random.ts";
+import { composed } from "../autograd/composed.ts";
 import { nextRandom } from "../autograd/random.ts";
 import { chosen, record } from "../autograd/tape.ts";
 import { checkTensor, Tensor } from "../autograd/tensor.ts";
@@ -38,20 +39,22 @@ export function dropout(x: Tensor, options: DropoutOptions = {}): Tensor {
     const y = x.view(x.shape, "dropout");
     return record({ op: "dropout", inputs: [x], output: y, backward: (dY) => [dY.view(x.shape, "dropout")] });
   }
-  const { state, op, done } = nextRandom();
-  const y = Tensor.empty(x.shape, x.dtype, "dropout");
-  kernel(x.memory, state.memory, y.memory, op, x.size, p, x.dtype);
-  const recorded = record({
-    op: "dropout",
-    inputs: [x],
-    output: y,
-    saved: [state],
-    backward: (dY) => {
-      const dX = Tensor.empty(x.shape, x.dtype, "dropout");
-      kernel(dY.memory, state.memory, dX.memory, op, x.size, p, x.dtype);
-      return [dX];
-    },
+  return composed("dropout", () => {
+    const { state, op, done } = nextRandom();
+    const y = Tensor.empty(x.shape, x.dtype, "dropout");
+    kernel(x.memory, state.memory, y.memory, op, x.size, p, x.dtype);
+    const recorded = record({
+      op: "dropout",
+      inputs: [x],
+      output: y,
+      saved: [state],
+      backward: (dY) => {
+        const dX = Tensor.empty(x.shape, x.dtype, "dropout");
+        kernel(dY.memory, state.memory, dX.memory, op, x.size, p, x.dtype);
+        return [dX];
+      },
+    });
+    done();
+    return recorded;
   });
-  done();
-  return recorded;
 }

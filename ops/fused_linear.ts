@@ -12,6 +12,7 @@ import type { Memory } from "../kernels/gpu/memory.ts";
 import { matmul } from "../kernels/matmul.ts";
 import { reduce } from "../kernels/reduce.ts";
 import { fill } from "../kernels/random.ts";
+import { composed } from "../autograd/composed.ts";
 import { hidden as scratchTensor } from "../autograd/tape.ts";
 import { checkShape, checkTensor, type Tensor } from "../autograd/tensor.ts";
 import {
@@ -288,42 +289,45 @@ export function linearCrossEntropy(
   const shape = headRows(op, ["hidden", "weight", "bias"], head), { rows, columns } = shape;
   checkLabels(op, "target", target, shape, ignoreIndex);
   if (classWeight !== undefined) checkClassWeight(op, "options.weight", classWeight, columns);
-  const size = chunkRows(op, chunkSize, shape), { extras, result } = furtherReturns(op, options, shape.shape);
-  const counts = scratchTensor([3], "f32");
-  countRows(target.memory, classWeight?.memory ?? null, counts.memory, rows, columns, ignoreIndex);
-  const saved = [target, ...classWeight ? [classWeight] : []];
-  const loss = chunked(
-    op,
-    [head],
-    shape,
-    size,
-    { reduction, scratch: [counts], saved },
-    ([logits], from, count, loss, [wanted], upstream) => {
-      const launch = (filled: typeof extras, dLogits: Memory | null) =>
-        crossEntropyRows("f32", "index", {
-          logits,
-          target: target.memory,
-          counts: counts.memory,
-          weight: classWeight?.memory ?? null,
-          upstream: upstream?.memory ?? null,
-          loss,
-          extras: filled,
-          dLogits,
-        }, {
-          rows: count,
-          firstRow: from,
-          allRows: rows,
-          columns,
-          ...numbers,
-          upstreamStride: upstream?.stride ?? 0,
-        });
-      // on its own, because the kernel looks for the largest logits when their gradients are in their place
-      const first = extras !== null && upstream === null;
-      if (first) launch(extras, null);
-      if (wanted || !first) launch(null, wanted ? logits : null);
-    },
-  );
-  return result(loss);
+  const size = chunkRows(op, chunkSize, shape);
+  return composed(op, () => {
+    const { extras, result } = furtherReturns(op, options, shape.shape);
+    const counts = scratchTensor([3], "f32");
+    countRows(target.memory, classWeight?.memory ?? null, counts.memory, rows, columns, ignoreIndex);
+    const saved = [target, ...classWeight ? [classWeight] : []];
+    const loss = chunked(
+      op,
+      [head],
+      shape,
+      size,
+      { reduction, scratch: [counts], saved },
+      ([logits], from, count, loss, [wanted], upstream) => {
+        const launch = (filled: typeof extras, dLogits: Memory | null) =>
+          crossEntropyRows("f32", "index", {
+            logits,
+            target: target.memory,
+            counts: counts.memory,
+            weight: classWeight?.memory ?? null,
+            upstream: upstream?.memory ?? null,
+            loss,
+            extras: filled,
+            dLogits,
+          }, {
+            rows: count,
+            firstRow: from,
+            allRows: rows,
+            columns,
+            ...numbers,
+            upstreamStride: upstream?.stride ?? 0,
+          });
+        // on its own, because the kernel looks for the largest logits when their gradients are in their place
+        const first = extras !== null && upstream === null;
+        if (first) launch(extras, null);
+        if (wanted || !first) launch(null, wanted ? logits : null);
+      },
+    );
+    return result(loss);
+  });
 }
 
 /**
@@ -383,40 +387,43 @@ export function linearDistillation(
   }
   checkShape(op, "teacherHidden", teacherHidden, [...shape.shape, teacherWeight.shape[1]]);
   if (labels !== undefined) checkLabels(op, "labels", labels, shape, ignoreIndex);
-  const size = chunkRows(op, chunkSize, shape), counts = scratchTensor([3], "f32");
-  if (labels) countRows(labels.memory, null, counts.memory, rows, columns, ignoreIndex);
-  const loss = { reduction, scratch: [counts], saved: labels ? [labels] : [] };
-  return chunked(
-    op,
-    [student, teacher],
-    shape,
-    size,
-    loss,
-    ([s, t], from, count, into, [dStudent, dTeacher], upstream) => {
-      divergenceRows(kernel, "f32", "f32", {
-        student: s,
-        teacher: t,
-        labels: labels?.memory ?? null,
-        counts: counts.memory,
-        upstream: upstream?.memory ?? null,
-        loss: into,
-        parts: null,
-        dStudent: dStudent ? s : null,
-        dTeacher: dTeacher ? t : null,
-      }, {
-        rows: count,
-        firstRow: from,
-        allRows: rows,
-        columns,
-        mean: reduction === "mean",
-        drop: labels !== undefined,
-        ignoreIndex,
-        upstreamStride: upstream?.stride ?? 0,
-        temperature,
-        beta: mixture,
-        ceFactor: 0,
-        divergenceFactor: factor,
-      });
-    },
-  );
+  const size = chunkRows(op, chunkSize, shape);
+  return composed(op, () => {
+    const counts = scratchTensor([3], "f32");
+    if (labels) countRows(labels.memory, null, counts.memory, rows, columns, ignoreIndex);
+    const loss = { reduction, scratch: [counts], saved: labels ? [labels] : [] };
+    return chunked(
+      op,
+      [student, teacher],
+      shape,
+      size,
+      loss,
+      ([s, t], from, count, into, [dStudent, dTeacher], upstream) => {
+        divergenceRows(kernel, "f32", "f32", {
+          student: s,
+          teacher: t,
+          labels: labels?.memory ?? null,
+          counts: counts.memory,
+          upstream: upstream?.memory ?? null,
+          loss: into,
+          parts: null,
+          dStudent: dStudent ? s : null,
+          dTeacher: dTeacher ? t : null,
+        }, {
+          rows: count,
+          firstRow: from,
+          allRows: rows,
+          columns,
+          mean: reduction === "mean",
+          drop: labels !== undefined,
+          ignoreIndex,
+          upstreamStride: upstream?.stride ?? 0,
+          temperature,
+          beta: mixture,
+          ceFactor: 0,
+          divergenceFactor: factor,
+        });
+      },
+    );
+  });
 }

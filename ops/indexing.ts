@@ -92,10 +92,6 @@ export function gather(x: Tensor, dim: number, index: Tensor): Tensor {
 export function oneHot(index: Tensor, classes: number): Tensor {
   checkTensor("oneHot", "index", index, ["i32", "u32"]);
   checkNumber("oneHot", "classes", classes, { integer: true, min: 1, max: 2 ** 24 });
-  const numbers = arange(classes);
-  const column = index.view([...index.shape, 1], "oneHot");
-  const y = mapped("oneHot", "select(0.0, 1.0, a == b)", [column, numbers], [...index.shape, classes], [], "f32");
-  numbers.dispose();
-  column.dispose();
-  return y;
+  using numbers = arange(classes), column = index.view([...index.shape, 1], "oneHot");
+  return mapped("oneHot", "select(0.0, 1.0, a == b)", [column, numbers], [...index.shape, classes], [], "f32");
 }

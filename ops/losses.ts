@@ -5,6 +5,7 @@
 import { checkBoolean, checkNumber, checkOneOf, checkOptions } from "../kernels/check.ts";
 import { countRows } from "../kernels/cross_entropy.ts";
 import { nllRows } from "../kernels/nll.ts";
+import { composed } from "../autograd/composed.ts";
 import { hidden, record } from "../autograd/tape.ts";
 import { checkShape, checkTensor, type Tensor } from "../autograd/tensor.ts";
 import { forwardKl } from "./divergence.ts";
@@ -53,7 +54,7 @@ function pointwise(
   return (a, b, options) => {
     checkOptions(op, options, ["reduction"]);
     checkLossOptions(op, options);
-    return reduced(f(...pairInF32(op, "prediction", a, b)), options.reduction ?? "mean");
+    return composed(op, () => reduced(f(...pairInF32(op, "prediction", a, b)), options.reduction ?? "mean"));
   };
 }
 
@@ -139,8 +140,10 @@ export function smoothL1Loss(prediction: Tensor, target: Tensor, options: Smooth
   checkLossOptions(op, options);
   const { reduction = "mean", beta = 1 } = options;
   checkNumber(op, "beta", beta, { min: 0 });
-  const [x, t] = pairInF32(op, "prediction", prediction, target);
-  return beta === 0 ? l1Loss(x, t, { reduction }) : reduced(huber(x.sub(t), [beta]), reduction);
+  return composed(op, () => {
+    const [x, t] = pairInF32(op, "prediction", prediction, target);
+    return beta === 0 ? l1Loss(x, t, { reduction }) : reduced(huber(x.sub(t), [beta]), reduction);
+  });
 }
 
 const huber = unary(
@@ -195,10 +198,13 @@ export function klDiv(logProbabilities: Tensor, target: Tensor, options: KlDivOp
   const { reduction = "mean", logTarget = false } = options;
   checkBoolean(op, "logTarget", logTarget);
   checkOneOf(op, "reduction", reduction, ["mean", "sum", "none", "batchmean"]);
-  const [x, t] = pairInF32(op, "logProbabilities", logProbabilities, target);
-  const terms = (logTarget ? klOfLog : klOfProbability)(x, t);
-  if (reduction === "batchmean") return sum(terms).div(logProbabilities.shape[0] ?? 1);
-  return reduced(terms, reduction);
+  return composed(op, () => {
+    const terms = (logTarget ? klOfLog : klOfProbability)(
+      ...pairInF32(op, "logProbabilities", logProbabilities, target),
+    );
+    if (reduction === "batchmean") return sum(terms).div(logProbabilities.shape[0] ?? 1);
+    return reduced(terms, reduction);
+  });
 }
 
 /** Options of `nllLoss`. */
@@ -234,28 +240,30 @@ export function nllLoss(logProbabilities: Tensor, target: Tensor, options: NllOp
   const shape = rowsOf(op, "logProbabilities", logProbabilities), { rows, columns } = shape;
   checkLabels(op, "target", target, shape, ignoreIndex);
   if (weight !== undefined) checkClassWeight(op, "weight", weight, columns);
-  const counts = hidden([3], "f32");
-  countRows(target.memory, weight?.memory ?? null, counts.memory, rows, columns, ignoreIndex);
-  const saved = [logProbabilities, target, ...weight ? [weight] : []];
-  return rowLoss(
-    op,
-    [logProbabilities],
-    shape,
-    reduction,
-    (loss, [gradient], upstream) => {
-      nllRows(logProbabilities.dtype as "f32" | "f16", {
-        logProbabilities: logProbabilities.memory,
-        labels: target.memory,
-        counts: counts.memory,
-        weight: weight?.memory ?? null,
-        upstream: upstream?.memory ?? null,
-        loss,
-        gradient,
-      }, { rows, columns, ignoreIndex, mean: reduction === "mean", upstreamStride: upstream?.stride ?? 0 });
-    },
-    [counts],
-    saved,
-  );
+  return composed(op, () => {
+    const counts = hidden([3], "f32");
+    countRows(target.memory, weight?.memory ?? null, counts.memory, rows, columns, ignoreIndex);
+    const saved = [logProbabilities, target, ...weight ? [weight] : []];
+    return rowLoss(
+      op,
+      [logProbabilities],
+      shape,
+      reduction,
+      (loss, [gradient], upstream) => {
+        nllRows(logProbabilities.dtype as "f32" | "f16", {
+          logProbabilities: logProbabilities.memory,
+          labels: target.memory,
+          counts: counts.memory,
+          weight: weight?.memory ?? null,
+          upstream: upstream?.memory ?? null,
+          loss,
+          gradient,
+        }, { rows, columns, ignoreIndex, mean: reduction === "mean", upstreamStride: upstream?.stride ?? 0 });
+      },
+      [counts],
+      saved,
+    );
+  });
 }
 
 /**
@@ -279,10 +287,12 @@ export function cosineSimilarity(a: Tensor, b: Tensor, options: { dim?: number; 
   const rank = broadcastShape(op, [a.shape, b.shape]).length;
   const dim = checkDim(op, asked, rank) - rank; // from the back: a and b may differ in rank
   checkNumber(op, "eps", eps, { above: 0 });
-  const x = inF32(op, a), y = inF32(op, b);
   const least = Math.max(eps * eps, 2 ** -126); // below it f32 would be left with 0
   const norm = (x: Tensor) => sum(x.square(), { dim }).maximum(least).sqrt();
-  return sum(x.mul(y), { dim }).div(norm(x).mul(norm(y)));
+  return composed(op, () => {
+    const x = inF32(op, a), y = inF32(op, b);
+    return sum(x.mul(y), { dim }).div(norm(x).mul(norm(y)));
+  });
 }
 
 /**
@@ -316,18 +326,20 @@ export function cosineEmbeddingLoss(
   y.storage.host?.forEach((sign, i) => {
     if (Math.abs(sign) !== 1) throw new RangeError(`cosineEmbeddingLoss: y must be 1 or -1, got ${sign} at row ${i}`);
   });
-  const cosine = cosineSimilarity(a, b, { dim: -1 });
-  const same = mapped("cosineEmbeddingLoss", "max(a, 0.0)", [y], y.shape, [], "f32"); // 1 or 0
-  const known = mapped(
-    "cosineEmbeddingLoss",
-    "select(log_(-1.0 - a * a), 0.0, abs(a) == 1.0)",
-    [y],
-    y.shape,
-    [],
-    "f32",
-  ); // NaN or 0
-  const rows = where(same, cosine.neg().add(1), cosine.sub(margin).relu());
-  return reduced(rows.add(known), reduction);
+  return composed("cosineEmbeddingLoss", () => {
+    const cosine = cosineSimilarity(a, b, { dim: -1 });
+    const same = mapped("cosineEmbeddingLoss", "max(a, 0.0)", [y], y.shape, [], "f32"); // 1 or 0
+    const known = mapped(
+      "cosineEmbeddingLoss",
+      "select(log_(-1.0 - a * a), 0.0, abs(a) == 1.0)",
+      [y],
+      y.shape,
+      [],
+      "f32",
+    ); // NaN or 0
+    const rows = where(same, cosine.neg().add(1), cosine.sub(margin).relu());
+    return reduced(rows.add(known), reduction);
+  });
 }
 
 /** Options of losses over rows of logits. */
@@ -348,9 +360,8 @@ function reducedRows(rows: Tensor, reduction: LossReduction = "mean"): Tensor {
  * leaves that as it is. The usual −p·(ln p + 1) would lose its digits there: of a peaked row 1 − 1 would be left.
  */
 function entropyOfRows(log: Tensor): Tensor {
-  const terms = mapped("entropy", "select(-exp(a) * a, 0.0, exp(a) == 0.0)", [log], log.shape);
+  using terms = mapped("entropy", "select(-exp(a) * a, 0.0, exp(a) == 0.0)", [log], log.shape);
   const y = sum(terms, { dim: -1 });
-  terms.dispose();
   return record({
     op: "entropy",
     inputs: [log],
@@ -393,8 +404,11 @@ export function entropy(logits: Tensor, options: RowOptions = {}): Tensor {
   checkOptions(op, options, ["temperature", "reduction"]);
   checkLossOptions(op, options);
   rowsOf(op, "logits", logits);
-  const { temperature = 1, reduction } = options, x = inF32(op, logits);
-  return reducedRows(entropyOfRows(logSoftmax(temperature === 1 ? x : cooled(x, temperature))), reduction);
+  const { temperature = 1, reduction } = options;
+  return composed(op, () => {
+    const x = inF32(op, logits);
+    return reducedRows(entropyOfRows(logSoftmax(temperature === 1 ? x : cooled(x, temperature))), reduction);
+  });
 }
 
 /**
@@ -417,8 +431,10 @@ export function crossEntropyOfDistributions(student: Tensor, teacher: Tensor, op
   rowsOf(op, "student", student);
   checkTensor(op, "teacher", teacher, [student.dtype]);
   checkShape(op, "teacher", teacher, student.shape);
-  const t = inF32(op, teacher);
-  return forwardKl(student, t, options).add(entropy(t, options));
+  return composed(op, () => {
+    const t = inF32(op, teacher);
+    return forwardKl(student, t, options).add(entropy(t, options));
+  });
 }
 
 // eˣ − 1 − x, exact near 0, and its derivative
@@ -456,8 +472,10 @@ export function gaussianKl(meanOf: Tensor, logVariance: Tensor, otherMean?: Tens
     checkTensor(op, name, x, [meanOf.dtype]);
     checkShape(op, name, x, meanOf.shape);
   }
-  const m = inF32(op, meanOf), v = inF32(op, logVariance), n = otherMean && inF32(op, otherMean);
-  const w = otherLogVariance && inF32(op, otherLogVariance);
-  const delta = w ? v.sub(w) : v, apart = n ? m.sub(n) : m;
-  return reducedRows(sum(excess(delta).add(w ? distance(apart, w) : apart.square()).mul(0.5), { dim: -1 }));
+  return composed(op, () => {
+    const m = inF32(op, meanOf), v = inF32(op, logVariance), n = otherMean && inF32(op, otherMean);
+    const w = otherLogVariance && inF32(op, otherLogVariance);
+    const delta = w ? v.sub(w) : v, apart = n ? m.sub(n) : m;
+    return reducedRows(sum(excess(delta).add(w ? distance(apart, w) : apart.square()).mul(0.5), { dim: -1 }));
+  });
 }

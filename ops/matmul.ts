@@ -3,6 +3,7 @@ import { checkBoolean, checkOptions } from "../kernels/check.ts";
 import type { Strided } from "../kernels/epilogue.ts";
 import { matmul as multiplied, type Product } from "../kernels/matmul.ts";
 import type { Activation } from "../kernels/math.ts";
+import { composed } from "../autograd/composed.ts";
 import type { MatmulOptions } from "../autograd/methods.ts";
 import { hidden, record } from "../autograd/tape.ts";
 import { checkShape, checkTensor, sizeOf, Tensor } from "../autograd/tensor.ts";
@@ -65,6 +66,10 @@ function productOf(
  * ```
  */
 export function matmul(a: Tensor, b: Tensor, options: MatmulOptions = {}): Tensor {
+  return composed("matmul", () => multiply(a, b, options));
+}
+
+function multiply(a: Tensor, b: Tensor, options: MatmulOptions): Tensor {
   checkOptions("matmul", options, ["transposeA", "transposeB"]);
   const { transposeA = false, transposeB = false } = options;
   checkBoolean("matmul", "transposeA", transposeA);
@@ -84,18 +89,18 @@ export function matmul(a: Tensor, b: Tensor, options: MatmulOptions = {}): Tenso
     );
   }
   if (a.rank === 1) {
-    const row = a.reshape([1, a.size]), y = matmul(row, b, { transposeB });
+    const row = a.reshape([1, a.size]), y = multiply(row, b, { transposeB });
     row.dispose(); // records keep what they saved
     return inShape(y, y.shape.toSpliced(-2, 1));
   }
   if (b.rank === 1) {
-    const column = b.reshape([b.size, 1]), y = matmul(a, column, { transposeA });
+    const column = b.reshape([b.size, 1]), y = multiply(a, column, { transposeA });
     column.dispose();
     return inShape(y, y.shape.toSpliced(-1, 1));
   }
   if (b.rank === 2 && a.rank > 2 && !transposeA) { // one matrix for all: its rows are one long batch
     const [m, n] = [a.shape.at(-2)!, b.shape.at(transposeB ? -2 : -1)!];
-    const rows = a.reshape([sizeOf(a.shape.slice(0, -1)), inner[0]]), y = matmul(rows, b, { transposeB });
+    const rows = a.reshape([sizeOf(a.shape.slice(0, -1)), inner[0]]), y = multiply(rows, b, { transposeB });
     rows.dispose();
     return inShape(y, [...a.shape.slice(0, -2), m, n]);
   }
@@ -180,6 +185,10 @@ function checkLayers(op: string, x: Tensor, layers: readonly Layer[]): number {
  * everything else in its epilogue, forward and backward. hᵢ = f(zᵢ), zᵢ = hᵢ₋₁·Wᵢᵀ + bᵢ, y = z_last + residual.
  */
 export function perceptron(op: string, x: Tensor, layers: readonly Layer[], residual?: Tensor): Tensor {
+  return composed(op, () => layered(op, x, layers, residual));
+}
+
+function layered(op: string, x: Tensor, layers: readonly Layer[], residual?: Tensor): Tensor {
   checkTensor(op, "x", x);
   checkRank(op, "x", x, 1);
   const shape = [...x.shape.slice(0, -1), checkLayers(op, x, layers)], rows = sizeOf(x.shape.slice(0, -1));

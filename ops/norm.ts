@@ -1,6 +1,7 @@
 /** Normalisation over the last dimension. */
 import { checkNumber, checkOptions } from "../kernels/check.ts";
 import { normRows, normRowsBackward } from "../kernels/norm.ts";
+import { composed } from "../autograd/composed.ts";
 import { hidden, record } from "../autograd/tape.ts";
 import { checkShape, checkTensor, Tensor } from "../autograd/tensor.ts";
 import { rowsOf } from "./row_loss.ts";
@@ -75,10 +76,10 @@ function norm(
  */
 export function layerNorm(x: Tensor, weight: Tensor, bias: Tensor, options: NormOptions = {}): Tensor {
   checkTensor("layerNorm", "bias", bias);
-  return norm("layerNorm", x, weight, bias, options);
+  return composed("layerNorm", () => norm("layerNorm", x, weight, bias, options));
 }
 
 /** x/√(mean x² + eps)·weight over the last dimension; weight [D], eps 1e-5 unless given. Source: Zhang & Sennrich 2019. */
 export function rmsNorm(x: Tensor, weight: Tensor, options: NormOptions = {}): Tensor {
-  return norm("rmsNorm", x, weight, null, options);
+  return composed("rmsNorm", () => norm("rmsNorm", x, weight, null, options));
 }

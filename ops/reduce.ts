@@ -2,6 +2,7 @@
 import { checkBoolean, checkNumber, checkOptions, describe } from "../kernels/check.ts";
 import { map } from "../kernels/elementwise.ts";
 import { reduce, type Reduction } from "../kernels/reduce.ts";
+import { composed } from "../autograd/composed.ts";
 import type { ReduceOptions, VarianceOptions } from "../autograd/methods.ts";
 import type { DType } from "../autograd/storage.ts";
 import { hidden, record } from "../autograd/tape.ts";
@@ -51,11 +52,11 @@ function reduced(
       inner = sizeOf(shape.slice(end)),
       length = sizeOf(shape.slice(start, end));
     shape = shape.map((n, d) => d >= start && d < end ? 1 : n);
+    using _ = i > 0 ? from : null; // what the pass before wrote
     const last = i === runs.length - 1;
     // a sum of which there will be another sum is f32: it may be too large for f16
     const y = last && into ? into() : Tensor.empty(shape, last || !sums ? dtype : "f32", kind);
     reduce(sums && i > 0 ? "sum" : kind, from.memory, from.dtype, y.memory, y.dtype, outer, length, inner);
-    if (i > 0) from.dispose();
     from = y;
   }
   if (runs.length === 0) { // nothing to reduce: each element is its own result
@@ -116,11 +117,19 @@ function spread(
   return y;
 }
 
-/** y = kind(x) / divisor over `dims`. The dividend is f32: an f16 sum may pass 65,504 where the quotient does not. */
-function divided(name: string, kind: Reduction, x: Tensor, dims: readonly number[], divisor: number, y: Tensor): void {
-  const dividend = reduced(kind, x, dims, "f32"), { shape } = dividend;
+/** kind(x) / divisor over `dims`, in a tensor that `into` makes. The dividend is f32: an f16 sum may pass 65,504 where the quotient does not. */
+function divided(
+  name: string,
+  kind: Reduction,
+  x: Tensor,
+  dims: readonly number[],
+  divisor: number,
+  into: () => Tensor,
+): Tensor {
+  using dividend = reduced(kind, x, dims, "f32");
+  const { shape } = dividend, y = into();
   map(name, "a / s0", [operand(dividend, shape)], { memory: y.memory, element: y.dtype }, shape, [divisor]);
-  dividend.dispose();
+  return y;
 }
 
 /** Σ x over `dim` (a number or several; all unless given). The gradient is dY, broadcast. */
@@ -139,8 +148,7 @@ export function sum(x: Tensor, o: ReduceOptions = {}): Tensor {
 export function mean(x: Tensor, o: ReduceOptions = {}): Tensor {
   const { dims, kept, shape } = options("mean", x, o);
   const count = sizeOf(dims.map((d) => x.shape[d]));
-  const y = Tensor.empty(shape, x.dtype, "mean");
-  divided("mean", "sum", x, dims, count, y);
+  const y = divided("mean", "sum", x, dims, count, () => Tensor.empty(shape, x.dtype, "mean"));
   return record({
     op: "mean",
     inputs: [x],
@@ -212,29 +220,35 @@ export function variance(x: Tensor, o: VarianceOptions = {}): Tensor {
   const { correction = 1 } = o;
   checkNumber("variance", "correction", correction);
   const count = sizeOf(dims.map((d) => x.shape[d])), divisor = Math.max(0, count - correction);
-  const average = hidden(kept, "f32"), rest = hidden(kept, "f32"), y = Tensor.empty(shape, x.dtype, "variance");
-  divided("mean", "sum", x, dims, count, average);
-  const nearly = spread("centred", "a - b", [[x, x.shape], [average, kept]], x.shape);
-  divided("mean", "sum", nearly, dims, count, rest);
-  const centred = spread("centred", "a - b", [[nearly, x.shape], [rest, kept]], x.shape);
-  divided("variance", "sumOfSquares", centred, dims, divisor, y);
-  nearly.dispose();
-  centred.dispose();
-  return record({
-    op: "variance",
-    inputs: [x],
-    output: y,
-    saved: [x],
-    hidden: [average, rest],
-    backward: (dY) => [
-      spread(
-        "variance backward",
-        "2.0 * ((a - b) - c) * d / s0",
-        [[x, x.shape], [average, kept], [rest, kept], [dY, kept]],
-        x.shape,
-        [divisor],
-      ),
-    ],
+  return composed("variance", () => {
+    const average = divided("mean", "sum", x, dims, count, () => hidden(kept, "f32"));
+    using nearly = spread("centred", "a - b", [[x, x.shape], [average, kept]], x.shape);
+    const rest = divided("mean", "sum", nearly, dims, count, () => hidden(kept, "f32"));
+    using centred = spread("centred", "a - b", [[nearly, x.shape], [rest, kept]], x.shape);
+    const y = divided(
+      "variance",
+      "sumOfSquares",
+      centred,
+      dims,
+      divisor,
+      () => Tensor.empty(shape, x.dtype, "variance"),
+    );
+    return record({
+      op: "variance",
+      inputs: [x],
+      output: y,
+      saved: [x],
+      hidden: [average, rest],
+      backward: (dY) => [
+        spread(
+          "variance backward",
+          "2.0 * ((a - b) - c) * d / s0",
+          [[x, x.shape], [average, kept], [rest, kept], [dY, kept]],
+          x.shape,
+          [divisor],
+        ),
+      ],
+    });
   });
 }
 

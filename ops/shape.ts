@@ -3,6 +3,7 @@ import { checkNumber, describe } from "../kernels/check.ts";
 import { copyFlat, copyStrided } from "../kernels/elementwise.ts";
 import { fill } from "../kernels/random.ts";
 import { gpu } from "../kernels/gpu/gpu.ts";
+import { composed } from "../autograd/composed.ts";
 import { BYTES, DTYPES } from "../autograd/storage.ts";
 import { record } from "../autograd/tape.ts";
 import { checkShape, checkTensor, sizeOf, Tensor } from "../autograd/tensor.ts";
@@ -202,9 +203,11 @@ export function stack(xs: readonly Tensor[], dim = 0): Tensor {
   xs.forEach((x, i) => checkShape("stack", `xs[${i}]`, x, xs[0].shape));
   const shape = [...xs[0].shape];
   shape.splice(at, 0, 1);
-  const parts = xs.map((x) => reshape(x, shape)), y = concat(parts, at);
-  for (const part of parts) part.dispose();
-  return y;
+  return composed("stack", () => {
+    const parts = xs.map((x) => reshape(x, shape)), y = concat(parts, at);
+    for (const part of parts) part.dispose(); // a scope would hold the memory of xs with them
+    return y;
+  });
 }
 
 function triangle(op: "triu" | "tril", x: Tensor, diagonal: number): Tensor {
@@ -212,19 +215,17 @@ function triangle(op: "triu" | "tril", x: Tensor, diagonal: number): Tensor {
   checkRank(op, "x", x, 2);
   checkNumber(op, "diagonal", diagonal, { integer: true });
   const [rows, columns] = x.shape.slice(-2);
-  const [row, column] = [tensor(Float32Array.from({ length: rows }, (_, i) => i), [rows, 1]), arange(columns)];
+  using row = tensor(Float32Array.from({ length: rows }, (_, i) => i), [rows, 1]); // the record keeps what it saved
+  using column = arange(columns);
   const keep = op === "triu" ? "select(0.0, a, c - b >= s0)" : "select(0.0, a, c - b <= s0)";
   const y = mapped(op, keep, [x, row, column], x.shape, [diagonal]);
-  const recorded = record({
+  return record({
     op,
     inputs: [x],
     output: y,
     saved: [row, column],
     backward: (dY) => [mapped(op, keep, [dY, row, column], x.shape, [diagonal])],
   });
-  row.dispose(); // the record keeps what it saved
-  column.dispose();
-  return recorded;
 }
 
 /** x on and above the given diagonal of the last two dimensions (0: the main one, 1: the one above), 0 below. */

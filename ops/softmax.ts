@@ -10,10 +10,8 @@ function soft(kind: "softmax" | "logSoftmax", x: Tensor, dim: number): Tensor {
   checkRank(kind, "x", x, 1);
   const last = x.rank - 1, along = checkDim(kind, dim, x.rank);
   if (along !== last) {
-    const turned = transpose(x, along, last), rows = soft(kind, turned, last), y = transpose(rows, along, last);
-    turned.dispose(); // records keep what they saved
-    rows.dispose();
-    return y;
+    using turned = transpose(x, along, last), rows = soft(kind, turned, last); // records keep what they saved
+    return transpose(rows, along, last);
   }
   const columns = x.shape[last], rows = columns === 0 ? 0 : x.size / columns;
   const y = Tensor.empty(x.shape, x.dtype, kind);
