@@ -68,6 +68,7 @@ const turns = new Map<string, Promise<unknown>>();
 
 /** Does something with a path behind what was begun with it before. */
 export async function inTurn(path: string, work: () => Promise<void>): Promise<void> {
+  path = URL.parse(path, "file:///")?.href ?? path; // ./a is a; where the folder lies takes a permission
   const before = turns.get(path)?.catch(() => {});
   const turn = (async () => {
     await before;
@@ -127,16 +128,17 @@ async function replace(path: string, mode: number, bytes: Uint8Array): Promise<v
 
 const exists = (path: string) => Deno.stat(path).then(() => true, () => false);
 
+/** What `replace` puts behind a path. */
+const TEMPORARY = /^\.[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}\.partial$/;
+
 /** Removes the temporary files of saves that were killed. */
 async function removeLeftovers(path: string): Promise<void> {
   const [, directory, name] = /^(.*?)([^/\\]*)$/s.exec(path)!;
   try {
     for await (const entry of Deno.readDir(directory || ".")) {
-      const leftover = directory + entry.name, { length } = `.${crypto.randomUUID()}.partial`;
-      if (
-        entry.name.startsWith(`${name}.`) && entry.name.endsWith(".partial") &&
-        entry.name.length === name.length + length && !writing.has(leftover)
-      ) await Deno.remove(leftover);
+      const leftover = directory + entry.name;
+      const isTemporary = entry.name.startsWith(name) && TEMPORARY.test(entry.name.slice(name.length));
+      if (isTemporary && !writing.has(leftover)) await Deno.remove(leftover);
     }
   } catch {
     // a directory that may not be listed keeps its leftovers; one that does not exist is the save's own error

@@ -12,6 +12,7 @@ import {
   tensor,
   zeros,
 } from "@limbeck/limbeck";
+import { inTurn } from "./files.ts";
 
 /** The bytes of a file with this header (JSON, or a text as it is) and data. */
 function file(header: unknown, data: ArrayLike<number> = [], length?: bigint): Uint8Array {
@@ -178,6 +179,11 @@ Deno.test("safetensors: malformed files take no memory", async () => {
     ["too many bytes", file({ a: entry({ data_offsets: [0, 12] }) }, data), '"a" has 12 bytes'],
     ["too few bytes", file({ a: entry({ shape: [3] }) }, data), '"a" has 8 bytes'],
     ["a shape of 2⁸⁰", file({ a: entry({ shape: [2 ** 40, 2 ** 40] }) }, data), '"a" has 8 bytes'],
+    [
+      "a long shape",
+      file({ a: entry({ shape: new Array(2 ** 18).fill(1) }) }, data),
+      "shape an array of 262144 of F32",
+    ],
     ["a negative shape", file({ a: entry({ shape: [-1, -2] }) }, data), '"a" has the shape [-1, -2]'],
     ["a fractional shape", file({ a: entry({ shape: [0.5, 4] }) }, data), '"a" has the shape [0.5, 4]'],
     ["a shape of texts", file({ a: entry({ shape: ["2"] }) }, data), '"a" has the shape ["2"]'],
@@ -275,6 +281,7 @@ Deno.test("safetensors: a save removes what killed saves of the same file left b
   await inDirectory(async (directory) => {
     const path = `${directory}/a.safetensors`, id = () => crypto.randomUUID(), x = tensor([1, 2]);
     const others = ["a.safetensors.partial", `ab.safetensors.${id()}.partial`, `a.safetensors.${id()}.other`];
+    others.push(`a.safetensors.${"notes-of-a-user-".padEnd(36, "x")}.partial`);
     for (const name of [...others, `a.safetensors.${id()}.partial`, `a.safetensors.${id()}.partial`]) {
       Deno.writeTextFileSync(`${directory}/${name}`, "");
     }
@@ -287,6 +294,17 @@ Deno.test("safetensors: a save removes what killed saves of the same file left b
     const [one, two] = await (await loadSafetensors(path)).x.data();
     assert(values.includes(one) && two === 2 * one);
   });
+});
+
+Deno.test("safetensors: what is done with a file is done in turn, however its path is spelled", async () => {
+  const done: string[] = [], spellings = ["a/b", "./a/b", "a/./b", "a/c/../b", "http://["];
+  await Promise.all(spellings.map((path, i) =>
+    inTurn(path, async () => {
+      for (let left = spellings.length - i; left > 0; left--) await null; // the later the sooner
+      done.push(path);
+    })
+  ));
+  assertEquals(done.filter((path) => path !== "http://["), spellings.slice(0, 4));
 });
 
 Deno.test("safetensors: errors name the file, and what is no file is refused", async () => {
