@@ -99,7 +99,7 @@ async function readHeader(
     }
     if (to - from !== sizeOf(shape) * FILE_BYTES[dtype]) {
       fail(
-        `${describe(name)} has ${to - from} bytes, shape [${shape.join(", ")}] of ${dtype} needs ${
+        `${describe(name)} has ${to - from} bytes, shape ${describe(shape)} of ${dtype} needs ${
           sizeOf(shape) * FILE_BYTES[dtype]
         }`,
       );
