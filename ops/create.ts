@@ -194,10 +194,11 @@ export function arange(start: number, end?: number, step = 1, options: TensorOpt
   checkNumber("arange", "end", to);
   checkNumber("arange", "step", step);
   checkTensorOptions("arange", options);
-  const count = Math.ceil((to - from) / step);
-  if (!(count >= 0) || count === Infinity) {
+  const distance = (to - from) / step, count = Math.ceil(distance); // −0 where it leads away by less than a step
+  if (!(distance >= 0) || count === Infinity) {
     throw new RangeError(`arange: step must lead from ${from} to ${to}, got ${step}`);
   }
+  checkNumber("arange", "the number of elements", count, { below: 2 ** 31 });
   checkBindable("arange", [count]);
   const { dtype = "f32" } = options, values = new ARRAYS[dtype](count), last = from + (count - 1) * step;
   for (let i = 0; i < count; i++) values[i] = from + i * step;
@@ -219,7 +220,7 @@ function checkBindable(op: string, shape: readonly number[]): void {
 
 /** The identity matrix [n, n]. */
 export function eye(n: number, options: TensorOptions = {}): Tensor {
-  checkNumber("eye", "n", n, { integer: true, min: 0 });
+  checkNumber("eye", "n", n, { integer: true, min: 0, below: 2 ** 31 });
   checkTensorOptions("eye", options);
   checkBindable("eye", [n, n]);
   const values = new Float32Array(n * n);

@@ -98,6 +98,11 @@ Deno.test("create: arange and eye", async () => {
   assertThrows(() => arange(0, 5, 0), RangeError, "arange: step must lead from 0 to 5, got 0");
   assertThrows(() => arange(0, 5, -1), RangeError, "arange: step must lead from 0 to 5, got -1");
   assertThrows(() => arange(-1), RangeError, "arange: step must lead from 0 to -1, got 1");
+  assertThrows(() => arange(0, 5, -7), RangeError, "arange: step must lead from 0 to 5, got -7");
+  assertThrows(() => arange(0.5, 0), RangeError, "arange: step must lead from 0.5 to 0, got 1");
+  assertEquals(arange(5, 5, -1).shape, [0]);
+  assertThrows(() => arange(0, 1e12), RangeError, "arange: the number of elements must be a finite number, below 2147");
+  assertThrows(() => eye(1e12), RangeError, "eye: n must be an integer, at least 0, below 2147483648");
   assertEquals([...await eye(3).data()], [1, 0, 0, 0, 1, 0, 0, 0, 1]);
   assertEquals(eye(0).shape, [0, 0]);
   assertThrows(() => eye(1.5), RangeError, "eye: n must be");
