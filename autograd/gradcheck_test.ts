@@ -27,6 +27,15 @@ Deno.test("gradcheck: accepts the right gradient and finds the wrong one", async
   assertEquals(stats().liveBytes, before);
 });
 
+Deno.test("gradcheck: of large values too", async () => {
+  await init();
+  for (const x of [1e4, -1e6, 3e9, 2 ** 100]) {
+    const { ok, errors } = await gradcheck((x) => x.mul(3), [tensor([x])]);
+    assert(ok, `${x}: ${errors}`);
+    assertEquals((await gradcheck((x) => x.detach().mul(3), [tensor([x])])).errors, [1], `${x}`);
+  }
+});
+
 Deno.test("gradcheck: a missing gradient counts as 0, a constant has none", async () => {
   await init();
   assertEquals((await gradcheck((a) => a.detach().mul(2).add(a.mul(0)), [tensor([1, 2])])).ok, false);
