@@ -28,7 +28,7 @@ function decay(op: string, options: DecayOptions, shape: (progress: number) => n
   return (step) => {
     checkStep(op, step);
     if (step < rise) return (step + 1) / rise;
-    const progress = Math.min(1, (step - rise) / Math.max(1, steps - rise));
+    const progress = step < steps ? (step - rise) / (steps - rise) : 1;
     return final + (1 - final) * shape(progress);
   };
 }

@@ -7,13 +7,14 @@ Deno.test("schedule: cosine", () => {
   assertEquals(points(optim.cosine({ steps: 100 }), [0, 50, 100, 200]), [1, 0.5, 0, 0]);
   assertAlmostEquals(optim.cosine({ steps: 90 })(30), (1 + Math.cos(Math.PI / 3)) / 2, 1e-12);
   const risen = optim.cosine({ steps: 100, warmup: 10, final: 0.2 });
+  assertEquals(optim.cosine({ steps: 10, warmup: 10, final: 0.1 })(10), 0.1);
   assertEquals(points(risen, [0, 4, 9, 10, 55, 100, 1000]), [0.1, 0.5, 1, 1, 0.6, 0.2, 0.2]);
 });
 
 Deno.test("schedule: linear", () => {
   assertEquals(points(optim.linear({ steps: 10 }), [0, 5, 10, 11]), [1, 0.5, 0, 0]);
   assertEquals(points(optim.linear({ steps: 10, warmup: 2, final: 0.5 }), [0, 1, 2, 6, 10]), [0.5, 1, 1, 0.75, 0.5]);
-  assertEquals(points(optim.linear({ steps: 5, warmup: 5 }), [0, 4, 5, 6]), [0.2, 1, 1, 0]); // all of it warm-up
+  assertEquals(points(optim.linear({ steps: 5, warmup: 5 }), [0, 4, 5, 6]), [0.2, 1, 0, 0]); // all of it warm-up
 });
 
 Deno.test("schedule: warmup and step", () => {
