@@ -142,14 +142,14 @@ export function gelu(x: Tensor, options: GeluOptions = {}): Tensor {
   return approximate === "tanh" ? geluTanh(x) : geluExact(x);
 }
 
-/** x held between `min` and `max` (either may be left out, or infinite). The gradient is 0 outside. Throws a TypeError where both are missing. */
+/** x held between `min` and `max` (either may be left out, or infinite); `max` where `min` is above it, as in PyTorch. The gradient is 0 outside. Throws a TypeError where both are missing. */
 export function clamp(x: Tensor, options: ClampOptions): Tensor {
   checkOptions("clamp", options, ["min", "max"]);
   const { min, max } = options;
   if (min === undefined && max === undefined) throw new TypeError("clamp: min or max must be given, got neither");
   const low = min === undefined ? -Infinity : min, high = max === undefined ? Infinity : max;
   if (low !== -Infinity) checkNumber("clamp", "min", low);
-  if (high !== Infinity) checkNumber("clamp", "max", high, { min });
+  if (high !== Infinity) checkNumber("clamp", "max", high);
   return clamped(x, [asStored(x, low), asStored(x, high)]);
 }
 
