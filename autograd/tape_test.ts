@@ -40,7 +40,7 @@ Deno.test("tape: what recorded ops made dies with it", async () => {
   tape.close();
   assert(tape.closed && y.closed && free.closed);
   assertThrows(() => y.add(1), Error, "was closed; keep() it if it must live longer");
-  await assertMessage(() => y.data(), "of shape [2] was closed with its tape; keep() it");
+  await assertMessage(() => y.data(), "data: this tensor of shape [2] was closed with its tape; keep() it");
   assertEquals(await kept.array(), [3, 6]);
   assertEquals(await x.grad!.array(), [2, 2]); // .grad belongs to the leaf
   for (const t of [x, kept]) t.dispose();

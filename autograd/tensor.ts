@@ -102,6 +102,9 @@ export class Tensor implements Disposable {
    * @internal
    */
   constructor(storage: Storage, shape: readonly number[], dtype: DType, op: string) {
+    if (!(storage instanceof Storage)) {
+      throw new TypeError("Tensor: tensors are made by tensor(values, shape), zeros(shape) and the like, not by new");
+    }
     this.#storage = storage;
     this.shape = shape;
     this.dtype = dtype;
@@ -163,13 +166,13 @@ export class Tensor implements Disposable {
    */
   get storage(): Storage {
     const storage = this.#storage;
-    if (storage === null) throw this.#closedError();
+    if (storage === null) throw this.#closedError("tensor");
     return storage;
   }
 
-  #closedError(): TypeError {
+  #closedError(op: string): TypeError {
     return new TypeError(
-      `tensor: this tensor of shape [${
+      `${op}: this tensor of shape [${
         this.shape.join(", ")
       }] was closed ${this.#closedBy}; keep() it if it must live longer`,
     );
@@ -304,7 +307,7 @@ export class Tensor implements Disposable {
 
   /** Takes the tensor out of its scope: it lives until `dispose()`. Returns it. */
   keep(): this {
-    if (this.closed) throw this.#closedError();
+    if (this.closed) throw this.#closedError("keep");
     this.memory; // throws if it is on another device
     this.#leaveOwner();
     return this;
@@ -326,15 +329,19 @@ export class Tensor implements Disposable {
 
   /** The same memory without history: no gradient flows through it. */
   detach(): Tensor {
-    if (!this.isReadable) throw this.#closedError();
+    if (!this.isReadable) throw this.#closedError("detach");
     this.memory; // throws if it is on another device
     return this.view(this.shape, "detach");
   }
 
   /** The elements as a typed array, when everything that leads to them has run. */
   async data(): Promise<TypedArray> {
+    return await this.#read("data");
+  }
+
+  async #read(op: string): Promise<TypedArray> {
     const { dtype, size } = this, open = gpu();
-    if (!this.isReadable) throw this.#closedError();
+    if (!this.isReadable) throw this.#closedError(op);
     const buffer = await open.queue.read(this.memory, size * BYTES[dtype]);
     return new ARRAYS[dtype](buffer);
   }
@@ -344,12 +351,12 @@ export class Tensor implements Disposable {
     if (this.size !== 1) {
       throw new TypeError(`item: the tensor must have one element, got shape [${this.shape.join(", ")}]`);
     }
-    return (await this.data())[0];
+    return (await this.#read("item"))[0];
   }
 
   /** The elements as nested arrays (a number where the rank is 0). */
   async array(): Promise<NestedArray> {
-    const data = await this.data();
+    const data = await this.#read("array");
     const nest = (dim: number, offset: number): NestedArray => {
       if (dim === this.rank) return data[offset];
       const step = sizeOf(this.shape.slice(dim + 1));

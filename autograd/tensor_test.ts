@@ -1,6 +1,6 @@
 import { assert, assertEquals, assertRejects, assertStrictEquals, assertThrows } from "@std/assert";
 import { inspect } from "node:util";
-import { dispose, init, optim, Scope, stats, Tape, type Tensor, tensor, zeros } from "@limbeck/limbeck";
+import { dispose, init, optim, Scope, stats, Tape, Tensor, tensor, zeros } from "@limbeck/limbeck";
 
 Deno.test("tensor: shape, dtype and reads", async () => {
   await init();
@@ -36,11 +36,16 @@ Deno.test("tensor: dispose twice, and what a closed tensor says", async () => {
   assert(x.closed);
   assertEquals(String(x), "Tensor([2], f32, closed)");
   const message = "this tensor of shape [2] was closed by dispose(); keep() it if it must live longer";
-  await assertRejects(() => x.data(), TypeError, message);
-  assertThrows(() => x.keep(), TypeError, message);
-  assertThrows(() => x.detach(), TypeError, message);
+  for (const op of ["data", "array"] as const) await assertRejects(() => x[op](), TypeError, `${op}: ${message}`);
+  for (const op of ["keep", "detach"] as const) assertThrows(() => x[op](), TypeError, `${op}: ${message}`);
   assertThrows(() => x.mul(2), TypeError, "mul: a (shape [2]) was closed");
   assertThrows(() => tensor([1, 2]).mul(x), TypeError, "mul: b (shape [2]) was closed");
+});
+
+Deno.test("tensor: new says where tensors come from", () => {
+  // deno-lint-ignore no-explicit-any
+  const Made = Tensor as any;
+  assertThrows(() => new Made([1]), TypeError, "Tensor: tensors are made by tensor(values, shape)");
 });
 
 Deno.test("tensor: keep returns the tensor and takes it out of its scope", async () => {
