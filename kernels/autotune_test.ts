@@ -77,7 +77,7 @@ Deno.test("init: autotune refuses what is no tuning", async () => {
   const limits = { threads: 64, quads: 4 }, rows = { one: limits, two: limits };
   for (
     const [autotune, message] of [
-      ["yes", "init: autotune: options must be an object, got"],
+      ["yes", 'init: autotune must be true, false or a tuning, got "yes"'],
       [{ rows, tiles: 1 }, "init: autotune: tiles must be an array of numbers, got 1"],
       [{ rows, tiles: [0] }, "init: autotune: tiles must be a finite number, above 0, got 0"],
       [

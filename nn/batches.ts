@@ -74,10 +74,11 @@ export function batches<K extends string>(
       );
     }
     checkShapeArgument(`batches: ${name}`, column.shape);
+    if (column.shape.length === 0) throw new TypeError(`batches: ${name}.shape must start with the rows, got []`);
   }
   const rows = fields[0][1].shape[0];
   for (const [name, { data, shape }] of fields) {
-    if (data.length === sizeOf(shape) && shape.length > 0 && shape[0] === rows) continue;
+    if (data.length === sizeOf(shape) && shape[0] === rows) continue;
     throw new TypeError(
       `batches: ${name} must hold ${rows} rows of values that fill its shape, got ${
         describe(data)

@@ -111,6 +111,6 @@ Deno.test("batches: what it throws", async () => {
     RangeError,
     "batches: x: shape[0] must be",
   );
-  assertThrows(wrong({ x: { data: new Float32Array(1), shape: [] } }), TypeError, "batches: x must hold");
+  assertThrows(wrong({ x: { data: new Float32Array(1), shape: [] } }), TypeError, "batches: x.shape must start");
   assertThrows(() => nn.batches(data(), { batchSize: 0 }), RangeError, "batches: batchSize must be"); // before the loop
 });

@@ -27,10 +27,10 @@ export function clipGradNorm(params: Iterable<Tensor>, maxNorm: number): Tensor 
   checkIterable("clipGradNorm", params);
   if (maxNorm !== Infinity) checkNumber("clipGradNorm", "maxNorm", maxNorm, { min: 0 });
   const gradients: Tensor[] = [];
-  for (const x of params) {
-    checkTensor("clipGradNorm", "params", x);
+  for (const [i, x] of [...params].entries()) {
+    checkTensor("clipGradNorm", `params[${i}]`, x);
     if (!x.grad) continue;
-    checkTensor("clipGradNorm", "grad", x.grad); // it may have been set by hand
+    checkTensor("clipGradNorm", `params[${i}].grad`, x.grad); // it may have been set by hand
     gradients.push(x.grad);
   }
   return noGrad(() => {

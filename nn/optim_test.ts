@@ -169,7 +169,11 @@ Deno.test("optim: a rate that is none is refused where it is set, and changes no
   optimizer.step();
   assertEquals([await read(a), await read(b)], [[Math.fround(0.9)], [0.75]]);
   a.grad = tensor(new Int32Array(1)).keep();
-  assertThrows(() => optim.clipGradNorm([a], 1), TypeError, "clipGradNorm: grad must have dtype f32 or f16, got i32");
+  assertThrows(
+    () => optim.clipGradNorm([a], 1),
+    TypeError,
+    "clipGradNorm: params[0].grad must have dtype f32 or f16, got i32",
+  );
   const mixed = [a, { params: [b] }] as Tensor[];
   assertThrows(() => new optim.SGD(mixed), TypeError, "SGD: params must hold Tensors or groups alone, got a Tensor");
   optimizer.dispose();
@@ -376,7 +380,7 @@ Deno.test("optim: what constructors throw", async () => {
   assertThrows(() => new optim.Adam([a], { lr: -1 }), RangeError, "Adam: lr must be");
   assertThrows(() => new optim.Adam([a], { betas: [0.9, 1] }), RangeError, "Adam: betas[1] must be");
   assertThrows(() => new optim.AdamW([a], { weightDecay: NaN }), RangeError, "AdamW: weightDecay must be");
-  assertThrows(() => new optim.SGD([a], { nesterov: true }), RangeError, "SGD: nesterov needs a momentum");
+  assertThrows(() => new optim.SGD([a], { nesterov: true }), RangeError, "got momentum 0 and dampening 0");
   // deno-lint-ignore no-explicit-any
   assertThrows(() => new optim.SGD([a], { learningRate: 1 } as any), TypeError, "unknown option");
   // deno-lint-ignore no-explicit-any
@@ -584,7 +588,11 @@ Deno.test("optim: what clipGradNorm throws", async () => {
     assertThrows(() => optim.clipGradNorm([p], wrong), RangeError, "clipGradNorm: maxNorm must be");
   }
   // deno-lint-ignore no-explicit-any
-  assertThrows(() => optim.clipGradNorm([5] as any, 1), TypeError, "clipGradNorm: params must be a Tensor, got 5");
+  assertThrows(
+    () => optim.clipGradNorm([p, 5] as any, 1),
+    TypeError,
+    "clipGradNorm: params[1] must be a Tensor, got 5",
+  );
   assertEquals(await read(p.grad!), [1]);
 });
 

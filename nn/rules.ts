@@ -49,7 +49,9 @@ export class SGD extends Optimizer {
     checkNumber("SGD", "dampening", dampening);
     checkBoolean("SGD", "nesterov", nesterov);
     if (nesterov && (momentum === 0 || dampening !== 0)) {
-      throw new RangeError("SGD: nesterov needs a momentum and no dampening");
+      throw new RangeError(
+        `SGD: nesterov needs a momentum and no dampening, got momentum ${momentum} and dampening ${dampening}`,
+      );
     }
     super("SGD", params, lr, weightDecay, momentum === 0 ? "sgd" : "sgdMomentum");
     this.#momentum = momentum;

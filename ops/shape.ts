@@ -167,9 +167,9 @@ function checkTensors(op: string, xs: readonly Tensor[]): void {
 }
 
 /** Tensors behind each other along `dim`; they must agree in all other dimensions. */
-export function concat(tensors: readonly Tensor[], dim = 0): Tensor {
-  checkTensors("concat", tensors);
-  const xs = [...tensors]; // the caller may clear the list before the backward pass
+export function concat(xs: readonly Tensor[], dim = 0): Tensor {
+  checkTensors("concat", xs);
+  xs = [...xs]; // the caller may clear the list before the backward pass
   const along = checkDim("concat", dim, xs[0].rank);
   for (const [i, x] of xs.entries()) {
     checkShape(

@@ -1,4 +1,4 @@
-import { checkBoolean, checkNumber, checkOneOf, checkOptions, describe } from "../check.ts";
+import { checkBoolean, checkNumber, checkOneOf, checkOptions, describe, isRecord } from "../check.ts";
 import { checkTuning, type Tuning } from "./tuning.ts";
 
 /** What `init` takes. */
@@ -102,7 +102,9 @@ export function checkInitOptions(options: InitOptions): void {
     checkNumber("init", "memoryLimit", memoryLimit, { above: 0 });
   }
   if (debug !== undefined) checkBoolean("init", "debug", debug);
-  if (autotune !== undefined && typeof autotune !== "boolean") checkTuning("init: autotune", autotune);
+  if (autotune === undefined || typeof autotune === "boolean") return;
+  if (isRecord(autotune)) checkTuning("init: autotune", autotune);
+  else throw new TypeError(`init: autotune must be true, false or a tuning, got ${describe(autotune)}`);
 }
 
 /** Whether the device compiles a kernel. */
