@@ -1,5 +1,18 @@
 import { assert, assertEquals, assertThrows } from "@std/assert";
-import { conv2d, init, manualSeed, nn, ones, randn, relu, Scope, stats, Tape, type Tensor } from "@limbeck/limbeck";
+import {
+  conv2d,
+  init,
+  manualSeed,
+  nn,
+  ones,
+  randn,
+  relu,
+  Scope,
+  stats,
+  Tape,
+  type Tensor,
+  zeros,
+} from "@limbeck/limbeck";
 
 Deno.test("layers: Conv2d is conv2d with parameters of its own", async () => {
   await init();
@@ -69,6 +82,12 @@ Deno.test("layers: what they refuse", async () => {
   assertThrows(() => new nn.Conv2d(1, 0, 3), RangeError, "Conv2d: outChannels must be");
   assertThrows(() => new nn.Conv2d(1, 1, 0), RangeError, "Conv2d: kernel must be");
   assertThrows(() => new nn.Dropout(1), RangeError, "Dropout: p must be");
+  const linear = new nn.Linear(784, 10), images = zeros([4, 28, 28]);
+  const narrow = "linear: x must have shape [..., 784] for a weight of shape [10, 784], got [4, 28";
+  assertThrows(() => linear.forward(images), TypeError, `${narrow}, 28]`);
+  const pair = new nn.Sequential(new nn.Linear(28, 2), relu, linear);
+  assertThrows(() => pair.forward(images), TypeError, `${narrow}, 2]`); // in their one kernel too
+  for (const layer of [linear, pair]) layer.dispose();
   const forgetful = new nn.Sequential(relu, () => undefined as unknown as Tensor);
   assertThrows(() => forgetful.forward(ones([1])), TypeError, "Sequential: step 1 must return a Tensor, got undefined");
   assertThrows(() => new nn.Sequential(3 as unknown as nn.Module), TypeError, "Sequential: step 0 must be a Module");

@@ -54,8 +54,14 @@ export function conv2d(x: Tensor, weight: Tensor, bias?: Tensor | null, options:
       `conv2d: weight must have shape [outs, ${channels}, height, width], got [${weight.shape.join(", ")}]`,
     );
   }
-  const [outs, , kernelHeight, kernelWidth] = weight.shape;
-  checkShape("conv2d", "weight", weight, [outs, channels, kernelHeight, kernelWidth]);
+  const [outs, ins, kernelHeight, kernelWidth] = weight.shape;
+  if (channels !== ins) { // a layer's weight is seldom what is wrong
+    throw new TypeError(
+      `conv2d: x must have shape [images, ${ins}, height, width] for a weight of shape [${
+        weight.shape.join(", ")
+      }], got [${x.shape.join(", ")}]`,
+    );
+  }
   if (bias !== undefined && bias !== null) {
     checkTensor("conv2d", "bias", bias, [x.dtype]);
     checkShape("conv2d", "bias", bias, [outs]);

@@ -9,7 +9,7 @@ import { hidden, record } from "../autograd/tape.ts";
 import { checkShape, checkTensor, sizeOf, Tensor } from "../autograd/tensor.ts";
 import { broadcastShape } from "./elementwise.ts";
 import { sumTo } from "./reduce.ts";
-import { checkRank, expand } from "./shape.ts";
+import { checkRank, expand, wrongFeatures } from "./shape.ts";
 
 /** A tensor's last two dimensions as a matrix, transposed or not, with one stride between batches (0: one matrix for all). */
 function matrix(x: Tensor, transposed: boolean): Strided {
@@ -166,9 +166,10 @@ function checkLayers(op: string, x: Tensor, layers: readonly Layer[]): number {
   for (const { weight, bias } of layers) {
     checkTensor(op, "weight", weight, [x.dtype]);
     const [outs, ins] = weight.shape;
-    if (weight.rank !== 2 || ins !== width) {
+    if (weight.rank !== 2) {
       throw new TypeError(`${op}: weight must have shape [out, ${width}], got [${weight.shape.join(", ")}]`);
     }
+    if (ins !== width) throw wrongFeatures(op, [...x.shape.slice(0, -1), width], weight);
     if (bias !== undefined && bias !== null) {
       checkTensor(op, "bias", bias, [x.dtype]);
       if (bias.rank !== 1 || bias.size !== outs) {

@@ -199,7 +199,9 @@ Deno.test("matmul, linear: what they throw", async () => {
   assertThrows(() => matmul(zeros([]), a), TypeError, "matmul: a must have at least 1 dimension");
   // deno-lint-ignore no-explicit-any
   assertThrows(() => matmul(a, a, { transposedB: true } as any), TypeError, "did you mean transposeB?");
-  assertThrows(() => linear(a, zeros([4, 2])), TypeError, "linear: weight must have shape [out, 3], got [4, 2]");
+  const narrow = "linear: x must have shape [..., 2] for a weight of shape [4, 2], got [2, 3]";
+  assertThrows(() => linear(a, zeros([4, 2])), TypeError, narrow);
+  assertThrows(() => linear(a, zeros([3])), TypeError, "linear: weight must have shape [out, 3], got [3]");
   assertThrows(() => linear(a, zeros([4, 3]), zeros([3])), TypeError, "linear: bias must have shape [4], got [3]");
 });
 

@@ -5,6 +5,7 @@ import { composed } from "../autograd/composed.ts";
 import { hidden, record } from "../autograd/tape.ts";
 import { checkShape, checkTensor, Tensor } from "../autograd/tensor.ts";
 import { rowsOf } from "./row_loss.ts";
+import { wrongFeatures } from "./shape.ts";
 
 /** Options of the norms. */
 export interface NormOptions {
@@ -24,6 +25,7 @@ function norm(
   checkNumber(op, "eps", eps, { min: 0 });
   const { rows, columns } = rowsOf(op, "x", x, "column");
   checkTensor(op, "weight", weight, [x.dtype]);
+  if (weight.rank === 1 && weight.size !== columns) throw wrongFeatures(op, x.shape, weight);
   checkShape(op, "weight", weight, [columns]);
   if (bias) {
     checkTensor(op, "bias", bias, [x.dtype]);

@@ -162,9 +162,9 @@ Deno.test("norm: what they throw", async () => {
   await init();
   using _scope = new Scope();
   const x = zeros([2, 3]), three = ones([3]), two = ones([2]);
-  assertThrows(() => layerNorm(x, two, three), TypeError, "layerNorm: weight must have shape [3], got [2]");
+  assertThrows(() => layerNorm(x, two, three), TypeError, "layerNorm: x must have shape [..., 2] for a weight");
   assertThrows(() => layerNorm(x, three, two), TypeError, "layerNorm: bias must have shape [3], got [2]");
-  assertThrows(() => rmsNorm(x, two), TypeError, "rmsNorm: weight must have shape [3], got [2]");
+  assertThrows(() => rmsNorm(x, two), TypeError, "rmsNorm: x must have shape [..., 2] for a weight of shape [2]");
   assertThrows(() => rmsNorm(x, three, { eps: -1 }), RangeError, "rmsNorm: eps must be");
   assertThrows(() => rmsNorm(zeros([]), three), TypeError, "rmsNorm: x must have");
   // deno-lint-ignore no-explicit-any

@@ -99,6 +99,15 @@ export function checkRank(op: string, name: string, x: Tensor, rank: number): vo
   }
 }
 
+/** Internal: what is thrown where x of `shape` has not as many features as `weight`. It names x: a layer's weight is seldom what is wrong. */
+export function wrongFeatures(op: string, shape: readonly number[], weight: Tensor): TypeError {
+  return new TypeError(
+    `${op}: x must have shape [..., ${weight.shape.at(-1)}] for a weight of shape [${weight.shape.join(", ")}], got [${
+      shape.join(", ")
+    }]`,
+  );
+}
+
 /** What slice, concat and stack share: x's elements between `ranges` (one pair a dimension, already checked). */
 function cut(x: Tensor, ranges: readonly (readonly [number, number])[], op: string): Tensor {
   const y = Tensor.empty(ranges.map(([from, to]) => to - from), x.dtype, op);
