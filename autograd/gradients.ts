@@ -75,8 +75,6 @@ export function copyOf(x: Tensor): Tensor {
  */
 export function addToLeaf(leaf: Tensor, gradient: Tensor, isFreed: boolean): void {
   if (leaf.grad) {
-    checkTensor("backward", "grad", leaf.grad, [leaf.dtype]); // it may have been set by hand
-    checkShape("backward", "grad", leaf.grad, leaf.shape);
     // twice the same tensor: x + x
     using same = leaf.grad.storage === gradient.storage ? copyOf(gradient) : null;
     accumulate(leaf.grad.storage.writable(), (same ?? gradient).memory, leaf.size, leaf.dtype);

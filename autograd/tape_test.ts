@@ -266,7 +266,11 @@ Deno.test("tape: a gradient that is set by hand is its leaf's, not the scope's i
   x.grad = null;
   assert(last.closed);
   assertEquals([stats().liveTensors, stats().liveBytes], [before.liveTensors, before.liveBytes]);
-  assertThrows(() => x.grad = last, TypeError, "was closed by dispose(); keep() it if it must live longer");
+  assertThrows(
+    () => x.grad = last,
+    TypeError,
+    "grad: the value (shape [2]) was closed; keep() it if it must live longer",
+  );
   x.grad = x; // leads to itself
   x.dispose();
   other.dispose();

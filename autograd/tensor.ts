@@ -229,11 +229,11 @@ export class Tensor implements Disposable {
 
   set grad(gradient: Tensor | null) {
     let given = gradient ?? null;
-    if (given !== null && !((given as unknown) instanceof Tensor)) {
-      throw new TypeError(`grad: the value must be a Tensor or null, got ${describe(given)}`);
-    }
     if (given === this.#grad) return;
-    if (given?.closed) throw given.#closedError();
+    if (given !== null) {
+      checkTensor("grad", "the value", given, [this.dtype]);
+      checkShape("grad", "the value", given, this.shape);
+    }
     if (given?.owner instanceof Tensor) given = given.view(given.shape, "grad"); // so that each leaf can free its own
     if (this.#grad?.owner === this) this.#grad.dispose();
     this.#grad = given;

@@ -166,13 +166,10 @@ Deno.test("tensor: what is set by hand must fit", async () => {
   // deno-lint-ignore no-explicit-any
   const x = tensor([1, 2], { requiresGrad: true }) as any, whole = tensor(new Int32Array(2)) as any;
   const set = (value: unknown) => () => x.grad = value;
-  assertThrows(set(5), TypeError, "grad: the value must be a Tensor or null, got 5");
-  assertThrows(set(0), TypeError, "grad: the value must be a Tensor or null, got 0");
-  for (const [grad, message] of [[tensor([1]), "must have shape [2], got [1]"], [whole, "must have dtype f32"]]) {
-    using _tape = new Tape();
-    set(grad)();
-    assertThrows(() => x.square().sum().backward(), TypeError, `backward: grad ${message}`);
-  }
+  assertThrows(set(5), TypeError, "grad: the value must be a Tensor, got 5");
+  assertThrows(set(0), TypeError, "grad: the value must be a Tensor, got 0");
+  assertThrows(set(tensor([1])), TypeError, "grad: the value must have shape [2], got [1]");
+  assertThrows(set(whole), TypeError, "grad: the value must have dtype f32, got i32");
   set(tensor([3, 4]))();
   assertEquals(await x.grad.array(), [3, 4]);
   set(undefined)();

@@ -131,10 +131,6 @@ export abstract class Optimizer {
       for (const x of group.params) {
         checkTensor(this.name, "params", x, ["f32"]);
         if (x.record) throw new TypeError(`${this.name}: params must be leaves, got ${x}, which ${x.record.op} made`);
-        if (x.grad) { // it may have been set by hand
-          checkTensor(this.name, "grad", x.grad, ["f32"]);
-          checkShape(this.name, "grad", x.grad, x.shape);
-        }
         const other = found.get(x.storage), which = `a parameter of shape [${x.shape.join(", ")}]`;
         if (other && other.parameter !== x) {
           throw new RangeError(`${this.name}: ${which} shares its memory with another one; hand in one of the two`);
@@ -253,8 +249,6 @@ export abstract class Optimizer {
   #checkSlot({ parameter, home, group }: Slot): void {
     checkRates(this.name, group);
     if (!parameter.grad) return;
-    checkTensor(this.name, "grad", parameter.grad, ["f32"]);
-    checkShape(this.name, "grad", parameter.grad, parameter.shape);
     if (parameter.storage.memory === home) return;
     const which = `a parameter of shape [${parameter.shape.join(", ")}]`;
     throw new Error(

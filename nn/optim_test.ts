@@ -111,9 +111,6 @@ Deno.test("optim: gradients set by hand", async () => {
   assertEquals([await read(a), await read(b)], [[0, -1], [-2, -3]]);
   optimizer.zeroGrad();
   assertEquals([a.grad, b.grad], [null, null]);
-  a.grad = tensor([[1, 2]]).keep();
-  assertThrows(() => optimizer.step(), TypeError, "SGD: grad must have shape [2], got [1, 2]");
-  optimizer.zeroGrad();
   a.assign(tensor([1, 2]));
   for (let i = 0; i < 2; i++) {
     using _tape = new Tape();
@@ -130,23 +127,12 @@ Deno.test("optim: gradients set by hand", async () => {
 Deno.test("optim: a step that throws has changed nothing", async () => {
   await init();
   const [a, b] = [leaf([1]), leaf([1])], optimizer = new optim.Adam([a, b], { lr: 1 }), other = leaf([1]);
-  const wrong: [Tensor, string][] = [
-    [tensor([1, 2]), "Adam: grad must have shape [1], got [2]"],
-    [tensor(new Int32Array(1)), "Adam: grad must have dtype f32, got i32"],
-  ];
+  new optim.SGD([b, other]);
   using _tape = new Tape();
   const late = a.square().sum();
-  for (const [grad, message] of wrong) {
-    a.grad = tensor([1]).keep();
-    b.grad = grad;
-    assertThrows(() => optimizer.step(), TypeError, message);
-  }
-  assertEquals(optimizer.stateDict().steps, [0, 0]);
-  late.backward(); // a was not changed in place
-  b.grad = null;
-  new optim.SGD([b, other]);
-  b.grad = tensor([1]);
+  [a.grad, b.grad] = [tensor([1]), tensor([1])];
   assertThrows(() => optimizer.step(), Error, "was handed to another optimizer since");
+  late.backward(); // a was not changed in place
   assertEquals([await read(a), optimizer.stateDict().steps], [[1], [0, 0]]);
 });
 
@@ -168,12 +154,6 @@ Deno.test("optim: a rate that is none is refused where it is set, and changes no
   Object.assign(group, { lr: 0.25, weightDecay: 0 });
   optimizer.step();
   assertEquals([await read(a), await read(b)], [[Math.fround(0.9)], [0.75]]);
-  a.grad = tensor(new Int32Array(1)).keep();
-  assertThrows(
-    () => optim.clipGradNorm([a], 1),
-    TypeError,
-    "clipGradNorm: params[0].grad must have dtype f32 or f16, got i32",
-  );
   const mixed = [a, { params: [b] }] as Tensor[];
   assertThrows(() => new optim.SGD(mixed), TypeError, "SGD: params must hold Tensors or groups alone, got a Tensor");
   optimizer.dispose();
@@ -587,12 +567,8 @@ Deno.test("optim: what clipGradNorm throws", async () => {
   for (const wrong of [NaN, -Infinity]) {
     assertThrows(() => optim.clipGradNorm([p], wrong), RangeError, "clipGradNorm: maxNorm must be");
   }
-  // deno-lint-ignore no-explicit-any
-  assertThrows(
-    () => optim.clipGradNorm([p, 5] as any, 1),
-    TypeError,
-    "clipGradNorm: params[1] must be a Tensor, got 5",
-  );
+  const mixed = [p, 5] as Tensor[];
+  assertThrows(() => optim.clipGradNorm(mixed, 1), TypeError, "clipGradNorm: params[1] must be a Tensor, got 5");
   assertEquals(await read(p.grad!), [1]);
 });
 
