@@ -105,36 +105,190 @@ const maximumNumber = unary("maximum", "max_(a, s0)", "select(select(c, 0.5 * c,
 const minimumNumber = unary("minimum", "min_(a, s0)", "select(select(c, 0.5 * c, a == s0), 0.0, a > s0)");
 const numberPower = unary("pow", "pow_(s0, a)", "select(c * b * log_(s0), 0.0, s0 == 0.0 && a >= 0.0)");
 
-/** −x. */
+/**
+ * −x, elementwise. Gradient: dX = −dY. Throws a TypeError unless x is a tensor of f32 or f16. Source: `torch.neg`.
+ *
+ * @example
+ * ```ts
+ * import { init, neg, tensor } from "@limbeck/limbeck";
+ *
+ * await init();
+ * console.log(await neg(tensor([1, -2])).array()); // [-1, 2]
+ * ```
+ */
 export const neg = (x: Tensor): Tensor => negation(x);
-/** |x|; the gradient at 0 is 0. */
+/**
+ * |x|, elementwise. Gradient: dX = dY·sign x, 0 at 0. Throws a TypeError unless x is a tensor of f32 or f16. Source: `torch.abs`.
+ *
+ * @example
+ * ```ts
+ * import { abs, init, tensor } from "@limbeck/limbeck";
+ *
+ * await init();
+ * console.log(await abs(tensor([1, -2])).array()); // [1, 2]
+ * ```
+ */
 export const abs = (x: Tensor): Tensor => absolute(x);
-/** eˣ. */
+/**
+ * eˣ, elementwise. Gradient: dX = dY·eˣ. Throws a TypeError unless x is a tensor of f32 or f16. Source: `torch.exp`.
+ *
+ * @example
+ * ```ts
+ * import { exp, init, tensor } from "@limbeck/limbeck";
+ *
+ * await init();
+ * console.log(await exp(tensor([0, 1])).array()); // nearly [1, 2.71828]
+ * ```
+ */
 export const exp = (x: Tensor): Tensor => exponential(x);
-/** ln x; −∞ at 0, NaN below. */
+/**
+ * ln x, elementwise; −∞ at 0, NaN below. Gradient: dX = dY/x. Throws a TypeError unless x is a tensor of f32 or f16. Source: `torch.log`.
+ *
+ * @example
+ * ```ts
+ * import { init, log, tensor } from "@limbeck/limbeck";
+ *
+ * await init();
+ * console.log(await log(tensor([1, Math.E])).array()); // nearly [0, 1]
+ * ```
+ */
 export const log = (x: Tensor): Tensor => logarithm(x);
-/** √x; NaN below 0. */
+/**
+ * √x, elementwise; NaN below 0. Gradient: dX = dY/(2√x). Throws a TypeError unless x is a tensor of f32 or f16. Source: `torch.sqrt`.
+ *
+ * @example
+ * ```ts
+ * import { init, sqrt, tensor } from "@limbeck/limbeck";
+ *
+ * await init();
+ * console.log(await sqrt(tensor([4, 9])).array()); // nearly [2, 3]
+ * ```
+ */
 export const sqrt = (x: Tensor): Tensor => squareRoot(x);
-/** 1/√x. */
+/**
+ * 1/√x, elementwise; NaN below 0. Gradient: dX = −dY/(2x√x). Throws a TypeError unless x is a tensor of f32 or f16. Source: `torch.rsqrt`.
+ *
+ * @example
+ * ```ts
+ * import { init, rsqrt, tensor } from "@limbeck/limbeck";
+ *
+ * await init();
+ * console.log(await rsqrt(tensor([4, 16])).array()); // nearly [0.5, 0.25]
+ * ```
+ */
 export const rsqrt = (x: Tensor): Tensor => reciprocalRoot(x);
-/** x². */
+/**
+ * x², elementwise. Gradient: dX = 2x·dY. Throws a TypeError unless x is a tensor of f32 or f16. Source: `torch.square`.
+ *
+ * @example
+ * ```ts
+ * import { init, square, tensor } from "@limbeck/limbeck";
+ *
+ * await init();
+ * console.log(await square(tensor([2, -3])).array()); // [4, 9]
+ * ```
+ */
 export const square = (x: Tensor): Tensor => squared(x);
-/** sin x, in radians. */
+/**
+ * sin x, x in radians, elementwise. Gradient: dX = dY·cos x. Throws a TypeError unless x is a tensor of f32 or f16. Source: `torch.sin`.
+ *
+ * @example
+ * ```ts
+ * import { init, sin, tensor } from "@limbeck/limbeck";
+ *
+ * await init();
+ * console.log(await sin(tensor([0, Math.PI / 2])).array()); // nearly [0, 1]
+ * ```
+ */
 export const sin = (x: Tensor): Tensor => sine(x);
-/** cos x, in radians. */
+/**
+ * cos x, x in radians, elementwise. Gradient: dX = −dY·sin x. Throws a TypeError unless x is a tensor of f32 or f16. Source: `torch.cos`.
+ *
+ * @example
+ * ```ts
+ * import { cos, init, tensor } from "@limbeck/limbeck";
+ *
+ * await init();
+ * console.log(await cos(tensor([0, Math.PI])).array()); // nearly [1, -1]
+ * ```
+ */
 export const cos = (x: Tensor): Tensor => cosine(x);
-/** tanh x. */
+/**
+ * tanh x, elementwise. Gradient: dX = dY·(1 − tanh² x). Throws a TypeError unless x is a tensor of f32 or f16. Source: `torch.tanh`.
+ *
+ * @example
+ * ```ts
+ * import { init, tanh, tensor } from "@limbeck/limbeck";
+ *
+ * await init();
+ * console.log(await tanh(tensor([0, 1])).array()); // nearly [0, 0.761594]
+ * ```
+ */
 export const tanh = (x: Tensor): Tensor => hyperbolicTangent(x);
-/** 1/(1 + e⁻ˣ). */
+/**
+ * 1/(1 + e⁻ˣ), elementwise. Gradient: dX = dY·y·(1 − y). Throws a TypeError unless x is a tensor of f32 or f16. Source: `torch.sigmoid`.
+ *
+ * @example
+ * ```ts
+ * import { init, sigmoid, tensor } from "@limbeck/limbeck";
+ *
+ * await init();
+ * console.log(await sigmoid(tensor([0, Math.log(3)])).array()); // nearly [0.5, 0.75]
+ * ```
+ */
 export const sigmoid = (x: Tensor): Tensor => logistic(x);
-/** max(x, 0); the gradient at 0 is 0. */
+/**
+ * max(x, 0), elementwise. Gradient: dX = dY where x > 0, else 0. Throws a TypeError unless x is a tensor of f32 or f16. Source: `torch.nn.functional.relu`.
+ *
+ * @example
+ * ```ts
+ * import { init, relu, tensor } from "@limbeck/limbeck";
+ *
+ * await init();
+ * console.log(await relu(tensor([2, -3])).array()); // [2, 0]
+ * ```
+ */
 export const relu = (x: Tensor): Tensor => rectified(x);
-/** x·sigmoid(x). */
+/**
+ * x·σ(x), with σ = sigmoid, elementwise. Gradient: dX = dY·σ(x)·(1 + x·σ(−x)). Throws a TypeError unless x is a tensor of f32 or f16. Source:
+ * `torch.nn.functional.silu`.
+ *
+ * @example
+ * ```ts
+ * import { init, silu, tensor } from "@limbeck/limbeck";
+ *
+ * await init();
+ * console.log(await silu(tensor([0, 1])).array()); // nearly [0, 0.731059]
+ * ```
+ */
 export const silu = (x: Tensor): Tensor => swish(x);
-/** ln(1 + eˣ). */
+/**
+ * ln(1 + eˣ), elementwise. Gradient: dX = dY·sigmoid(x). Throws a TypeError unless x is a tensor of f32 or f16. Source: `torch.nn.functional.softplus`.
+ *
+ * @example
+ * ```ts
+ * import { init, softplus, tensor } from "@limbeck/limbeck";
+ *
+ * await init();
+ * console.log(await softplus(tensor([0, 100])).array()); // nearly [0.693147, 100]
+ * ```
+ */
 export const softplus = (x: Tensor): Tensor => softPlus(x);
 
-/** The Gaussian error linear unit x·Φ(x), or with `approximate: "tanh"` ½x(1 + tanh(√(2/π)(x + 0.044715x³))). Source: Hendrycks & Gimpel 2016. */
+/**
+ * The Gaussian error linear unit x·Φ(x), or with `approximate: "tanh"` ½x(1 + tanh u) with u = √(2/π)(x + 0.044715x³), elementwise.
+ *
+ * Gradient: dX = dY·(Φ(x) + x·φ(x)), or that of the approximation: dY·(½(1 + tanh u) + ½x·(1 − tanh² u)·u'). Throws a TypeError unless x is a tensor of f32
+ * or f16, a RangeError for another `approximate`. Source: Hendrycks & Gimpel 2016; `torch.nn.functional.gelu`.
+ *
+ * @example
+ * ```ts
+ * import { gelu, init, tensor } from "@limbeck/limbeck";
+ *
+ * await init();
+ * console.log(await gelu(tensor([0, 1])).array()); // nearly [0, 0.841345]
+ * ```
+ */
 export function gelu(x: Tensor, options: GeluOptions = {}): Tensor {
   checkOptions("gelu", options, ["approximate"]);
   const { approximate = "none" } = options;
@@ -142,7 +296,18 @@ export function gelu(x: Tensor, options: GeluOptions = {}): Tensor {
   return approximate === "tanh" ? geluTanh(x) : geluExact(x);
 }
 
-/** x held between `min` and `max` (either may be left out, or infinite); `max` where `min` is above it, as in PyTorch. The gradient is 0 outside. Throws a TypeError where both are missing. */
+/**
+ * x held between `min` and `max`, elementwise: min(max(x, min), max), so `max` where `min` is above it. Either may be left out, or infinite. Gradient: dX = dY where min ≤ x ≤ max, else 0.
+ * Throws a TypeError where both are missing and unless x is a tensor of f32 or f16, a RangeError for NaN. Source: `torch.clamp`.
+ *
+ * @example
+ * ```ts
+ * import { clamp, init, tensor } from "@limbeck/limbeck";
+ *
+ * await init();
+ * console.log(await clamp(tensor([-2, 0.5, 3]), { min: 0, max: 1 }).array()); // [0, 0.5, 1]
+ * ```
+ */
 export function clamp(x: Tensor, options: ClampOptions): Tensor {
   checkOptions("clamp", options, ["min", "max"]);
   const { min, max } = options;
@@ -234,46 +399,127 @@ function numberOrTensor(
   return typeof a === "number" ? right(b, [a]) : both(a, b);
 }
 
-/** a + b with broadcasting; either may be a number. */
+/**
+ * a + b, elementwise with broadcasting; either may be a number. Gradients: dA = dY, dB = dY; what was broadcast gets their sum. Throws a TypeError for two
+ * numbers, tensors of different dtypes or of integers, and shapes that do not broadcast. Source: `torch.add`.
+ *
+ * @example
+ * ```ts
+ * import { add, init, tensor } from "@limbeck/limbeck";
+ *
+ * await init();
+ * console.log(await add(tensor([[1, 2], [3, 4]]), tensor([10, 20])).array()); // [[11, 22], [13, 24]]
+ * ```
+ */
 export function add(a: Operand, b: Operand): Tensor {
   return numberOrTensor("add", a, b, sum2, plusNumber);
 }
 
-/** a − b with broadcasting; either may be a number. */
+/**
+ * a − b, elementwise with broadcasting; either may be a number. Gradients: dA = dY, dB = −dY; what was broadcast gets their sum. Throws a TypeError for two
+ * numbers, tensors of different dtypes or of integers, and shapes that do not broadcast. Source: `torch.sub`.
+ *
+ * @example
+ * ```ts
+ * import { init, sub, tensor } from "@limbeck/limbeck";
+ *
+ * await init();
+ * console.log(await sub(1, tensor([1, 2])).array()); // [0, -1]
+ * ```
+ */
 export function sub(a: Operand, b: Operand): Tensor {
   return numberOrTensor("sub", a, b, difference, minusNumber, numberMinus);
 }
 
-/** a · b elementwise with broadcasting; either may be a number. */
+/**
+ * a · b, elementwise with broadcasting; either may be a number. Gradients: dA = dY·b, dB = dY·a; what was broadcast gets their sum. Throws a TypeError for
+ * two numbers, tensors of different dtypes or of integers, and shapes that do not broadcast. Source: `torch.mul`.
+ *
+ * @example
+ * ```ts
+ * import { init, mul, tensor } from "@limbeck/limbeck";
+ *
+ * await init();
+ * console.log(await mul(tensor([1, 2]), tensor([[3], [4]])).array()); // [[3, 6], [4, 8]]
+ * ```
+ */
 export function mul(a: Operand, b: Operand): Tensor {
   return numberOrTensor("mul", a, b, product, timesNumber);
 }
 
-/** a / b with broadcasting; either may be a number. */
+/**
+ * a / b, elementwise with broadcasting; either may be a number. Gradients: dA = dY/b, dB = −dY·a/b²; what was broadcast gets their sum. Throws a TypeError
+ * for two numbers, tensors of different dtypes or of integers, and shapes that do not broadcast. Source: `torch.div`.
+ *
+ * @example
+ * ```ts
+ * import { div, init, tensor } from "@limbeck/limbeck";
+ *
+ * await init();
+ * console.log(await div(tensor([3, 4]), 2).array()); // nearly [1.5, 2]
+ * ```
+ */
 export function div(a: Operand, b: Operand): Tensor {
   return numberOrTensor("div", a, b, quotient, overNumber, numberOver);
 }
 
-/** a to the power b with broadcasting; either may be a number. A negative base takes whole exponents only, else NaN. */
+/**
+ * a to the power b (a negative base takes whole exponents only, else NaN), elementwise with broadcasting; either may be a number. Gradients: dA = dY·b·aᵇ⁻¹
+ * (0 where b = 0), dB = dY·aᵇ·ln a (0 where a = 0 and b ≥ 0); what was broadcast gets their sum. Throws a TypeError for two numbers, tensors of different
+ * dtypes or of integers, and shapes that do not broadcast. Source: `torch.pow`.
+ *
+ * @example
+ * ```ts
+ * import { init, pow, tensor } from "@limbeck/limbeck";
+ *
+ * await init();
+ * console.log(await pow(tensor([2, 3]), 3).array()); // nearly [8, 27]
+ * ```
+ */
 export function pow(a: Operand, b: Operand): Tensor {
   const left: WithNumber = (x, [n]) =>
     n === 2 ? square(x) : n === 0.5 ? sqrt(x) : n === 1 ? mul(x, 1) : n === -1 ? div(1, x) : power(x, [n]);
   return numberOrTensor("pow", a, b, powers, left, numberPower);
 }
 
-/** The larger of a and b, with broadcasting; ties share the gradient. NaN stays NaN, and both have its whole gradient. */
+/**
+ * The larger of a and b; NaN stays NaN, elementwise with broadcasting; either may be a number. Gradients: dA and dB are dY where it was taken, 0 elsewhere,
+ * half of it each where a = b, all of it each at NaN; what was broadcast gets their sum. Throws a TypeError for two numbers, tensors of different dtypes or
+ * of integers, and shapes that do not broadcast. Source: `torch.maximum`.
+ *
+ * @example
+ * ```ts
+ * import { init, maximum, tensor } from "@limbeck/limbeck";
+ *
+ * await init();
+ * console.log(await maximum(tensor([1, 5]), tensor([3, 4])).array()); // [3, 5]
+ * ```
+ */
 export function maximum(a: Operand, b: Operand): Tensor {
   return numberOrTensor("maximum", a, b, larger, (x, [n]) => maximumNumber(x, [asStored(x, n)]));
 }
 
-/** The smaller of a and b, with broadcasting; ties share the gradient. NaN stays NaN, and both have its whole gradient. */
+/**
+ * The smaller of a and b; NaN stays NaN, elementwise with broadcasting; either may be a number. Gradients: dA and dB are dY where it was taken, 0 elsewhere,
+ * half of it each where a = b, all of it each at NaN; what was broadcast gets their sum. Throws a TypeError for two numbers, tensors of different dtypes or
+ * of integers, and shapes that do not broadcast. Source: `torch.minimum`.
+ *
+ * @example
+ * ```ts
+ * import { init, minimum, tensor } from "@limbeck/limbeck";
+ *
+ * await init();
+ * console.log(await minimum(tensor([1, 5]), tensor([3, 4])).array()); // [1, 4]
+ * ```
+ */
 export function minimum(a: Operand, b: Operand): Tensor {
   return numberOrTensor("minimum", a, b, smaller, (x, [n]) => minimumNumber(x, [asStored(x, n)]));
 }
 
 /**
- * `a` where `condition` is not 0, else `b`, with broadcasting; `condition` has any dtype and gets no gradient. `a` and `b` have one dtype; integers, as labels are, stay as
- * they are.
+ * `a` where `condition` is not 0, else `b`, with broadcasting; `condition` has any dtype and gets no gradient. Gradients: dA = dY where `condition` is not 0,
+ * else 0; dB = dY − dA; what was broadcast gets their sum. Throws a TypeError for what is no tensor, `a` and `b` of different dtypes or of integers, and
+ * shapes that do not broadcast. Source: `torch.where`.
  *
  * @example
  * ```ts
