@@ -132,7 +132,18 @@ function divided(
   return y;
 }
 
-/** Σ x over `dim` (a number or several; all unless given). The gradient is dY, broadcast. */
+/**
+ * Σ x over `dim` (a number or several; all unless given), which goes, or with `keepDim` stays with size 1; 0 over nothing. Gradient: dX = dY, broadcast.
+ * Throws a TypeError unless x is a tensor of f32 or f16, a RangeError for a dimension that x lacks or that is named twice. Source: `torch.sum`.
+ *
+ * @example
+ * ```ts
+ * import { init, sum, tensor } from "@limbeck/limbeck";
+ *
+ * await init();
+ * console.log(await sum(tensor([[1, 2], [3, 4]]), { dim: 1 }).array()); // [3, 7]
+ * ```
+ */
 export function sum(x: Tensor, o: ReduceOptions = {}): Tensor {
   const { dims, kept, shape } = options("sum", x, o);
   const y = reshaped(reduced("sum", x, dims), shape, "sum");
@@ -144,7 +155,18 @@ export function sum(x: Tensor, o: ReduceOptions = {}): Tensor {
   });
 }
 
-/** The mean over `dim` (all unless given); NaN over nothing. */
+/**
+ * The mean Σ x/n over `dim` (a number or several; all unless given), which goes, or with `keepDim` stays with size 1; NaN over nothing. Gradient: dX = dY/n,
+ * broadcast. Throws a TypeError unless x is a tensor of f32 or f16, a RangeError for a dimension that x lacks or that is named twice. Source: `torch.mean`.
+ *
+ * @example
+ * ```ts
+ * import { init, mean, tensor } from "@limbeck/limbeck";
+ *
+ * await init();
+ * console.log(await mean(tensor([[1, 2], [3, 4]]), { dim: 0 }).array()); // [2, 3]
+ * ```
+ */
 export function mean(x: Tensor, o: ReduceOptions = {}): Tensor {
   const { dims, kept, shape } = options("mean", x, o);
   const count = sizeOf(dims.map((d) => x.shape[d]));
@@ -174,17 +196,53 @@ function extreme(kind: "max" | "min", x: Tensor, o: ReduceOptions): Tensor {
   });
 }
 
-/** The largest value over `dim` (all unless given); ties share the gradient. NaN where there is one. Throws a RangeError over nothing. */
+/**
+ * The largest value over `dim` (a number or several; all unless given), which goes, or with `keepDim` stays with size 1; NaN where there is one. Gradient: dX
+ * = dY at the largest value, 0 elsewhere; ties share it evenly. Throws a TypeError unless x is a tensor of f32 or f16, a RangeError for a dimension that x
+ * lacks or that is named twice, and over nothing. Source: `torch.amax`.
+ *
+ * @example
+ * ```ts
+ * import { init, max, tensor } from "@limbeck/limbeck";
+ *
+ * await init();
+ * console.log(await max(tensor([[1, 3], [7, 2]]), { dim: 1 }).array()); // [3, 7]
+ * ```
+ */
 export function max(x: Tensor, o: ReduceOptions = {}): Tensor {
   return extreme("max", x, o);
 }
 
-/** The smallest value over `dim` (all unless given); ties share the gradient. NaN where there is one. Throws a RangeError over nothing. */
+/**
+ * The smallest value over `dim` (a number or several; all unless given), which goes, or with `keepDim` stays with size 1; NaN where there is one. Gradient:
+ * dX = dY at the smallest value, 0 elsewhere; ties share it evenly. Throws a TypeError unless x is a tensor of f32 or f16, a RangeError for a dimension that
+ * x lacks or that is named twice, and over nothing. Source: `torch.amin`.
+ *
+ * @example
+ * ```ts
+ * import { init, min, tensor } from "@limbeck/limbeck";
+ *
+ * await init();
+ * console.log(await min(tensor([[1, 3], [7, 2]]), { dim: 1 }).array()); // [1, 2]
+ * ```
+ */
 export function min(x: Tensor, o: ReduceOptions = {}): Tensor {
   return extreme("min", x, o);
 }
 
-/** ln Σ eˣ over `dim` (all unless given), as max + ln(1 + the rest). The gradient is the softmax. Throws a RangeError over nothing. */
+/**
+ * ln Σ eˣ over `dim` (a number or several; all unless given), which goes, or with `keepDim` stays with size 1, computed as max + ln(1 + the rest). Gradient:
+ * dX = dY·softmax(x). Throws a TypeError unless x is a tensor of f32 or f16, a RangeError for a dimension that x lacks or that is named twice, and over
+ * nothing. Source: `torch.logsumexp`.
+ *
+ * @example
+ * ```ts
+ * import { init, logSumExp, tensor } from "@limbeck/limbeck";
+ *
+ * await init();
+ * console.log(await logSumExp(tensor([[0, 0], [1000, 1000]]), { dim: 1 }).array()); // nearly [0.693147, 1000.693]
+ * ```
+ */
 export function logSumExp(x: Tensor, o: ReduceOptions = {}): Tensor {
   const { dims, kept, shape } = options("logSumExp", x, o);
   notEmpty("logSumExp", x, dims);
@@ -204,8 +262,11 @@ export function logSumExp(x: Tensor, o: ReduceOptions = {}): Tensor {
 }
 
 /**
- * The variance over `dim` (all unless given): Σ(x − mean)² / (n − correction), with `correction` 1 unless given. The mean is taken off first, and then what its
- * rounding left of it, so that a large mean costs no digits.
+ * The variance Σ(x − mean)²/(n − correction) over `dim` (a number or several; all unless given), which goes, or with `keepDim` stays with size 1;
+ * `correction` is 1 unless given. The mean is taken off first, and then what its rounding left of it, so that a large mean costs no digits.
+ *
+ * Gradient: dX = 2(x − mean)·dY/(n − correction). Throws a TypeError unless x is a tensor of f32 or f16, a RangeError for a dimension that x lacks or that is
+ * named twice, and for a correction that is not finite. Source: `torch.var`.
  *
  * @example
  * ```ts
@@ -252,7 +313,18 @@ export function variance(x: Tensor, o: VarianceOptions = {}): Tensor {
   });
 }
 
-/** Index of the largest value over `dim` (over all elements unless given) as i32; the first of several. Throws a RangeError over nothing. */
+/**
+ * Index of the largest value over `dim` (over all elements unless given) as i32; the first of several. No gradient. `dim` goes, or with `keepDim` stays with
+ * size 1. Throws a TypeError unless x is a tensor of f32 or f16, a RangeError for a dimension that x lacks, and over nothing. Source: `torch.argmax`.
+ *
+ * @example
+ * ```ts
+ * import { argmax, init, tensor } from "@limbeck/limbeck";
+ *
+ * await init();
+ * console.log(await argmax(tensor([[1, 3], [7, 2]]), { dim: 1 }).array()); // [1, 0]
+ * ```
+ */
 export function argmax(x: Tensor, o: { dim?: number; keepDim?: boolean } = {}): Tensor {
   checkTensor("argmax", "x", x);
   if (o?.dim !== undefined) checkDim("argmax", o.dim, Math.max(1, x.rank));
