@@ -11,7 +11,20 @@ import { arange, checkShapeArgument, tensor } from "./create.ts";
 import { broadcastShape, mapped } from "./elementwise.ts";
 import { checkDim, sumTo } from "./reduce.ts";
 
-/** The same elements in another shape, as a view; one size may be −1 and is worked out. Throws a TypeError where the counts differ. */
+const ANY: readonly DType[] = ["f32", "f16", "i32", "u32"];
+
+/**
+ * The same elements in another shape, as a view; one size may be −1 and is worked out. Gradient: dX = dY in x's shape. Throws a TypeError where the counts
+ * differ. Source: `torch.reshape`.
+ *
+ * @example
+ * ```ts
+ * import { init, reshape, tensor } from "@limbeck/limbeck";
+ *
+ * await init();
+ * console.log(await reshape(tensor([1, 2, 3, 4]), [2, -1]).array()); // [[1, 2], [3, 4]]
+ * ```
+ */
 export function reshape(x: Tensor, shape: readonly number[]): Tensor {
   checkTensor("reshape", "x", x, DTYPES);
   if (!Array.isArray(shape)) throw new TypeError(`reshape: shape must be an array of sizes, got ${describe(shape)}`);
@@ -31,7 +44,18 @@ export function reshape(x: Tensor, shape: readonly number[]): Tensor {
   return record({ op: "reshape", inputs: [x], output: y, backward: (dY) => [dY.view(x.shape, "reshape")] });
 }
 
-/** The dimensions in another order: y's dimension i is x's dimension order[i]. Throws a RangeError unless `order` names each once. */
+/**
+ * The dimensions in another order: y's dimension i is x's dimension order[i]. Gradient: dX = dY in the order of x. Throws a TypeError where `order` is no
+ * array, a RangeError unless it names each dimension once. Source: `torch.permute`.
+ *
+ * @example
+ * ```ts
+ * import { init, permute, tensor } from "@limbeck/limbeck";
+ *
+ * await init();
+ * console.log(await permute(tensor([[1, 2], [3, 4], [5, 6]]), [1, 0]).array()); // [[1, 3, 5], [2, 4, 6]]
+ * ```
+ */
 export function permute(x: Tensor, order: readonly number[]): Tensor {
   checkTensor("permute", "x", x, DTYPES);
   if (!Array.isArray(order)) {
@@ -48,7 +72,18 @@ export function permute(x: Tensor, order: readonly number[]): Tensor {
   return record({ op: "permute", inputs: [x], output: y, backward: (dY) => [permute(dY, inverse)] });
 }
 
-/** Dimensions a and b exchanged. */
+/**
+ * Dimensions a and b exchanged. Gradient: dX = dY with them exchanged back. Throws a TypeError for what is no tensor, a RangeError for a dimension that x
+ * lacks. Source: `torch.transpose`.
+ *
+ * @example
+ * ```ts
+ * import { init, tensor, transpose } from "@limbeck/limbeck";
+ *
+ * await init();
+ * console.log(await transpose(tensor([[1, 2], [3, 4]]), 0, 1).array()); // [[1, 3], [2, 4]]
+ * ```
+ */
 export function transpose(x: Tensor, a: number, b: number): Tensor {
   checkTensor("transpose", "x", x, DTYPES);
   const order = x.shape.map((_, i) => i);
@@ -57,7 +92,18 @@ export function transpose(x: Tensor, a: number, b: number): Tensor {
   return permute(x, order);
 }
 
-/** x broadcast to `shape` by NumPy's rule; −1 stands for the size that x has there. Throws a TypeError where it does not broadcast. */
+/**
+ * x broadcast to `shape` by NumPy's rule; −1 stands for the size that x has there. Gradient: dX = Σ dY over what was broadcast. Throws a TypeError where x
+ * does not broadcast to it, a RangeError for a wrong size. Source: `torch.Tensor.expand`.
+ *
+ * @example
+ * ```ts
+ * import { expand, init, tensor } from "@limbeck/limbeck";
+ *
+ * await init();
+ * console.log(await expand(tensor([[1], [2]]), [-1, 3]).array()); // [[1, 1, 1], [2, 2, 2]]
+ * ```
+ */
 export function expand(x: Tensor, shape: readonly number[]): Tensor {
   checkTensor("expand", "x", x, DTYPES);
   const lead = Array.isArray(shape) ? shape.length - x.rank : 0;
@@ -138,8 +184,9 @@ function place(x: Tensor, y: Tensor, ranges: readonly (readonly [number, number]
 }
 
 /**
- * The elements between start and end (exclusive), one pair for each leading dimension; negative ends count from the back, a missing pair takes all.
- * Throws a RangeError for a pair outside the dimension.
+ * The elements between start and end (exclusive), one pair for each leading dimension; negative ends count from the back, a missing pair takes all. Gradient:
+ * dX = dY between them, 0 elsewhere. Throws a TypeError for what are no pairs or too many, a RangeError for a pair outside the dimension or one that ends
+ * before it starts.
  *
  * @example
  * ```ts
@@ -179,6 +226,21 @@ function checkTensors(op: string, xs: readonly Tensor[]): void {
 export function concat(xs: readonly Tensor[], dim = 0): Tensor {
   checkTensors("concat", xs);
   xs = [...xs]; // the caller may clear the list before the backward pass
+/**
+ * Tensors behind each other along `dim` (0 unless given); they agree in dtype and all other dimensions. Gradients: each its part of dY. Throws a TypeError
+ * for an empty list and for tensors that do not agree, a RangeError for a dimension that they lack. Source: `torch.cat`.
+ *
+ * @example
+ * ```ts
+ * import { concat, init, tensor } from "@limbeck/limbeck";
+ *
+ * await init();
+ * console.log(await concat([tensor([1, 2]), tensor([3])]).array()); // [1, 2, 3]
+ * ```
+ */
+export function concat(tensors: readonly Tensor[], dim = 0): Tensor {
+  checkTensors("concat", tensors);
+  const xs = [...tensors]; // the caller may clear the list before the backward pass
   const along = checkDim("concat", dim, xs[0].rank);
   for (const [i, x] of xs.entries()) {
     checkShape(
@@ -205,7 +267,18 @@ export function concat(xs: readonly Tensor[], dim = 0): Tensor {
   });
 }
 
-/** Tensors of one shape along a new dimension `dim`. */
+/**
+ * Tensors of one shape and dtype along a new dimension `dim` (0 unless given). Gradients: each its part of dY. Throws a TypeError for an empty list and for
+ * tensors that differ, a RangeError for a dimension that the result lacks. Source: `torch.stack`.
+ *
+ * @example
+ * ```ts
+ * import { init, stack, tensor } from "@limbeck/limbeck";
+ *
+ * await init();
+ * console.log(await stack([tensor([1, 2]), tensor([3, 4])], 1).array()); // [[1, 3], [2, 4]]
+ * ```
+ */
 export function stack(xs: readonly Tensor[], dim = 0): Tensor {
   checkTensors("stack", xs);
   const at = checkDim("stack", dim, xs[0].rank + 1);
@@ -237,12 +310,36 @@ function triangle(op: "triu" | "tril", x: Tensor, diagonal: number): Tensor {
   });
 }
 
-/** x on and above the given diagonal of the last two dimensions (0: the main one, 1: the one above), 0 below. */
+/**
+ * x [..., M, N] on and above the given diagonal of the last two dimensions (0, the default: the main one; 1: the one above), 0 below. Gradient: dX = dY
+ * there, 0 below. Throws a TypeError for fewer than two dimensions and for integers, a RangeError for a diagonal that is no whole number. Source:
+ * `torch.triu`.
+ *
+ * @example
+ * ```ts
+ * import { init, ones, triu } from "@limbeck/limbeck";
+ *
+ * await init();
+ * console.log(await triu(ones([3, 3])).array()); // [[1, 1, 1], [0, 1, 1], [0, 0, 1]]
+ * ```
+ */
 export function triu(x: Tensor, diagonal = 0): Tensor {
   return triangle("triu", x, diagonal);
 }
 
-/** x on and below the given diagonal of the last two dimensions, 0 above. */
+/**
+ * x [..., M, N] on and below the given diagonal of the last two dimensions (0, the default: the main one; 1: the one above), 0 above. Gradient: dX = dY
+ * there, 0 above. Throws a TypeError for fewer than two dimensions and for integers, a RangeError for a diagonal that is no whole number. Source:
+ * `torch.tril`.
+ *
+ * @example
+ * ```ts
+ * import { init, ones, tril } from "@limbeck/limbeck";
+ *
+ * await init();
+ * console.log(await tril(ones([3, 3]), -1).array()); // [[0, 0, 0], [1, 0, 0], [1, 1, 0]]
+ * ```
+ */
 export function tril(x: Tensor, diagonal = 0): Tensor {
   return triangle("tril", x, diagonal);
 }
