@@ -165,7 +165,18 @@ function made(op: string, shape: readonly number[], options: TensorOptions, writ
   return result;
 }
 
-/** A tensor of this shape with every element `value`. Throws a TypeError for a value that is no number, a RangeError for one that an integer dtype does not hold. */
+/**
+ * A tensor of this shape with every element `value`. Throws a TypeError for a value that is no number and a wrong dtype, a RangeError for a wrong size and a
+ * value that an integer dtype does not hold.
+ *
+ * @example
+ * ```ts
+ * import { full, init } from "@limbeck/limbeck";
+ *
+ * await init();
+ * console.log(await full([2, 2], 7).array()); // [[7, 7], [7, 7]]
+ * ```
+ */
 export function full(shape: readonly number[], value: number, options: TensorOptions = {}): Tensor {
   if (typeof value !== "number") throw new TypeError(`full: value must be a number, got ${describe(value)}`);
   checkTensorOptions("full", options);
@@ -174,19 +185,48 @@ export function full(shape: readonly number[], value: number, options: TensorOpt
   return made("full", shape, options, (x) => fill(x.memory, value, x.size, x.dtype));
 }
 
-/** A tensor of zeros. */
+/**
+ * A tensor of this shape with every element 0, f32 unless another dtype is given. Throws a TypeError for a wrong dtype, a RangeError for a wrong size.
+ *
+ * @example
+ * ```ts
+ * import { init, zeros } from "@limbeck/limbeck";
+ *
+ * await init();
+ * console.log(await zeros([2, 3]).array()); // [[0, 0, 0], [0, 0, 0]]
+ * ```
+ */
 export function zeros(shape: readonly number[], options: TensorOptions = {}): Tensor {
   return made("zeros", shape, options, (x) => fill(x.memory, 0, x.size, x.dtype));
 }
 
-/** A tensor of ones. */
+/**
+ * A tensor of this shape with every element 1, f32 unless another dtype is given. Throws a TypeError for a wrong dtype, a RangeError for a wrong size.
+ *
+ * @example
+ * ```ts
+ * import { init, ones } from "@limbeck/limbeck";
+ *
+ * await init();
+ * console.log(await ones([2, 3]).array()); // [[1, 1, 1], [1, 1, 1]]
+ * ```
+ */
 export function ones(shape: readonly number[], options: TensorOptions = {}): Tensor {
   return made("ones", shape, options, (x) => fill(x.memory, 1, x.size, x.dtype));
 }
 
 /**
- * The numbers from `start` (0 unless given) up to but without `end`, `step` apart (1 unless given): `arange(end)` or `arange(start, end, step)`.
- * Throws a RangeError for a step of 0 or one that leads away from the end.
+ * The numbers from `start` (0 unless given) up to but without `end`, `step` apart (1 unless given): `arange(end)` or `arange(start, end, step)`. Throws a
+ * TypeError for what is no number and a wrong dtype, a RangeError for a step of 0 or one that leads away from the end, and for numbers that an integer dtype
+ * does not hold.
+ *
+ * @example
+ * ```ts
+ * import { arange, init } from "@limbeck/limbeck";
+ *
+ * await init();
+ * console.log(await arange(3).array(), await arange(1, 2, 0.25).array()); // [0, 1, 2] [1, 1.25, 1.5, 1.75]
+ * ```
  */
 export function arange(start: number, end?: number, step = 1, options: TensorOptions = {}): Tensor {
   const [from, to] = end === undefined ? [0, start] : [start, end];
@@ -218,7 +258,17 @@ function checkBindable(op: string, shape: readonly number[]): void {
   );
 }
 
-/** The identity matrix [n, n]. */
+/**
+ * The identity matrix [n, n]. Throws a TypeError for a wrong dtype, a RangeError for an n that is no whole number or more than the adapter binds at once.
+ *
+ * @example
+ * ```ts
+ * import { eye, init } from "@limbeck/limbeck";
+ *
+ * await init();
+ * console.log(await eye(2).array()); // [[1, 0], [0, 1]]
+ * ```
+ */
 export function eye(n: number, options: TensorOptions = {}): Tensor {
   checkNumber("eye", "n", n, { integer: true, min: 0, below: 2 ** 31 });
   checkTensorOptions("eye", options);
@@ -248,21 +298,51 @@ function drawn(
 
 const REAL: readonly DType[] = ["f32", "f16"];
 
-/** Uniform random numbers in [0, 1), f32 (multiples of 2⁻²⁴) or f16 (of 2⁻¹¹), from the seed of `manualSeed`. Source of randomness: the counter-based hash pcg4d (Jarzynski & Olano 2020). */
+/**
+ * Uniform random numbers in [0, 1), f32 (multiples of 2⁻²⁴) or f16 (of 2⁻¹¹), from the seed of `manualSeed`. Throws a TypeError for a wrong dtype, a
+ * RangeError for a wrong size. Source of randomness: the counter-based hash pcg4d (Jarzynski & Olano 2020).
+ *
+ * @example
+ * ```ts
+ * import { init, rand } from "@limbeck/limbeck";
+ *
+ * await init();
+ * console.log(await rand([1000]).mean().item()); // about 0.5
+ * ```
+ */
 export function rand(shape: readonly number[], options: TensorOptions = {}): Tensor {
   checkTensorOptions("rand", options, REAL);
   return drawn("rand", "uniform", shape, options);
 }
 
-/** Normal random numbers with mean 0 and deviation 1 (Box–Muller), f32 or f16, from the seed of `manualSeed`. */
+/**
+ * Normal random numbers with mean 0 and deviation 1 (Box–Muller, from the bits of `rand`), f32 or f16, from the seed of `manualSeed`. Throws a TypeError for
+ * a wrong dtype, a RangeError for a wrong size.
+ *
+ * @example
+ * ```ts
+ * import { init, randn } from "@limbeck/limbeck";
+ *
+ * await init();
+ * console.log(await randn([1000]).square().mean().item()); // about 1
+ * ```
+ */
 export function randn(shape: readonly number[], options: TensorOptions = {}): Tensor {
   checkTensorOptions("randn", options, REAL);
   return drawn("randn", "normal", shape, options);
 }
 
 /**
- * Whole random numbers from `low` up to but without `high`, as i32 unless another dtype is given. Throws a RangeError for a range that the dtype does not hold exactly:
- * f16 ends at ±2¹¹, f32 at ±2²⁴.
+ * Whole random numbers from `low` up to but without `high`, as i32 unless another dtype is given, from the seed of `manualSeed`. Throws a TypeError for a
+ * wrong dtype, a RangeError for a wrong size and a range that is empty or that the dtype does not hold exactly: f16 ends at ±2¹¹, f32 at ±2²⁴.
+ *
+ * @example
+ * ```ts
+ * import { init, randint } from "@limbeck/limbeck";
+ *
+ * await init();
+ * console.log(await randint(0, 6, [10]).data()); // ten of 0, 1, 2, 3, 4, 5
+ * ```
  */
 export function randint(low: number, high: number, shape: readonly number[], options: TensorOptions = {}): Tensor {
   checkTensorOptions("randint", options);
