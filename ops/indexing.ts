@@ -16,9 +16,11 @@ function checkIndex(op: string, index: Tensor, size: number): void {
 }
 
 /**
- * The rows of `weight` [V, D] that `index` [...] names → [..., D]. The gradient adds up the rows of equal indices in their order: the same bits every time.
+ * The rows of `weight` [V, D] that `index` [...] (i32) names → [..., D]. Gradient: dWeight[v] = Σ dY over the places where index = v, added in their order:
+ * the same bits every time.
  *
- * Throws a RangeError for an index outside [0, V) that the host wrote; one that only the GPU has seen gives a row of NaN. Source: `torch.nn.functional.embedding`.
+ * Throws a TypeError for wrong shapes or dtypes, a RangeError for an index outside [0, V) that the host wrote; one that only the GPU has seen gives a row of
+ * NaN. Source: `torch.nn.functional.embedding`.
  *
  * @example
  * ```ts
@@ -52,8 +54,20 @@ export function embedding(weight: Tensor, index: Tensor): Tensor {
 }
 
 /**
- * y[…, j, …] = x[…, index[…, j, …], …] along `dim`: index has x's shape but for `dim`. The gradient adds up equal indices in their order.
- * Errors as `embedding`; integers have no NaN, and give 0 there. Source: `torch.gather`, with equal sizes outside `dim`.
+ * y[…, j, …] = x[…, index[…, j, …], …] along `dim`: index (i32) has x's shape but for `dim`. Gradient: dX[…, k, …] = Σ dY over the places where index = k,
+ * added in their order.
+ *
+ * Throws a TypeError for wrong shapes or dtypes, a RangeError for a dimension that x lacks and for an index out of range that the host wrote; one that only
+ * the GPU has seen gives NaN, or 0 where x holds integers. Source: `torch.gather`, with equal sizes outside `dim`.
+ *
+ * @example
+ * ```ts
+ * import { gather, init, tensor } from "@limbeck/limbeck";
+ *
+ * await init();
+ * const y = gather(tensor([[1, 2], [3, 4]]), 1, tensor(new Int32Array([1, 0]), [2, 1]));
+ * console.log(await y.array()); // [[2], [3]]
+ * ```
  */
 export function gather(x: Tensor, dim: number, index: Tensor): Tensor {
   checkTensor("gather", "x", x, DTYPES);
@@ -88,7 +102,18 @@ export function gather(x: Tensor, dim: number, index: Tensor): Tensor {
   });
 }
 
-/** f32 [..., classes]: 1 at each index [...], 0 elsewhere (everywhere for an index out of range). */
+/**
+ * f32 [..., classes]: 1 at each index [...] (i32), 0 elsewhere (everywhere for an index out of range). No gradient. Throws a TypeError for an index of
+ * another dtype, a RangeError unless 1 ≤ classes ≤ 2²⁴. Source: `torch.nn.functional.one_hot`, in f32.
+ *
+ * @example
+ * ```ts
+ * import { init, oneHot, tensor } from "@limbeck/limbeck";
+ *
+ * await init();
+ * console.log(await oneHot(tensor(new Int32Array([2, 0])), 3).array()); // [[0, 0, 1], [1, 0, 0]]
+ * ```
+ */
 export function oneHot(index: Tensor, classes: number): Tensor {
   checkTensor("oneHot", "index", index, ["i32", "u32"]);
   checkNumber("oneHot", "classes", classes, { integer: true, min: 1, max: 2 ** 24 });
