@@ -65,8 +65,11 @@ function norm(
 }
 
 /**
- * (x − mean)/√(variance + eps)·weight + bias over the last dimension; weight and bias [D], eps 1e-5 unless given. Two numbers a row are kept for the gradient.
- * Throws a TypeError for wrong shapes. Source: Ba, Kiros & Hinton 2016; `torch.nn.functional.layer_norm`.
+ * x̂·weight + bias over the last dimension, with x̂ = (x − mean)·r, r = 1/√(Σ(x − mean)²/D + eps); x [..., D], weight and bias [D], eps 1e-5 unless given.
+ * Two numbers a row are kept for the gradient.
+ *
+ * Gradients: dX = r·(g − mean g − x̂·mean(g·x̂)) with g = dY·weight; dWeight = Σ dY·x̂, dBias = Σ dY over the rows. Throws a TypeError for wrong shapes or
+ * dtypes, a RangeError for an eps below 0 and rows of no columns. Source: Ba, Kiros & Hinton 2016; `torch.nn.functional.layer_norm`.
  *
  * @example
  * ```ts
@@ -81,7 +84,20 @@ export function layerNorm(x: Tensor, weight: Tensor, bias: Tensor, options: Norm
   return composed("layerNorm", () => norm("layerNorm", x, weight, bias, options));
 }
 
-/** x/√(mean x² + eps)·weight over the last dimension; weight [D], eps 1e-5 unless given. Source: Zhang & Sennrich 2019. */
+/**
+ * x̂·weight over the last dimension, with x̂ = x·r, r = 1/√(mean x² + eps); x [..., D], weight [D], eps 1e-5 unless given.
+ *
+ * Gradients: dX = r·(g − x̂·mean(g·x̂)) with g = dY·weight; dWeight = Σ dY·x̂ over the rows. Throws a TypeError for wrong shapes or dtypes, a RangeError for
+ * an eps below 0 and rows of no columns. Source: Zhang & Sennrich 2019; `torch.nn.functional.rms_norm`.
+ *
+ * @example
+ * ```ts
+ * import { init, rmsNorm, tensor } from "@limbeck/limbeck";
+ *
+ * await init();
+ * console.log(await rmsNorm(tensor([[3, -3]]), tensor([1, 2])).array()); // nearly [[1, -2]]
+ * ```
+ */
 export function rmsNorm(x: Tensor, weight: Tensor, options: NormOptions = {}): Tensor {
   return composed("rmsNorm", () => norm("rmsNorm", x, weight, null, options));
 }
