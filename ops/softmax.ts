@@ -30,21 +30,33 @@ function soft(kind: "softmax" | "logSoftmax", x: Tensor, dim: number): Tensor {
 }
 
 /**
- * eˣ / Σ eˣ over `dim` (the last unless given). Gradient: dX = y·(dY − Σ dY·y). A −∞ has probability 0.
+ * eˣ / Σ eˣ over `dim` (the last unless given), in x's shape. Gradient: dX = y·(dY − Σ dY·y). A −∞ has probability 0. Throws a TypeError for integers and for
+ * a scalar, a RangeError for a dimension that x lacks. Source: `torch.softmax`.
  *
  * @example
  * ```ts
  * import { init, softmax, tensor } from "@limbeck/limbeck";
  *
  * await init();
- * console.log(await softmax(tensor([0, Math.log(3)]), -1).array()); // [0.25, 0.75]
+ * console.log(await softmax(tensor([0, Math.log(3)]), -1).array()); // nearly [0.25, 0.75]
  * ```
  */
 export function softmax(x: Tensor, dim = -1): Tensor {
   return soft("softmax", x, dim);
 }
 
-/** x − ln Σ eˣ over `dim` (the last unless given). Gradient: dX = dY − eʸ·Σ dY. */
+/**
+ * x − ln Σ eˣ over `dim` (the last unless given), in x's shape. Gradient: dX = dY − eʸ·Σ dY. Throws a TypeError for integers and for a scalar, a RangeError
+ * for a dimension that x lacks. Source: `torch.log_softmax`.
+ *
+ * @example
+ * ```ts
+ * import { init, logSoftmax, tensor } from "@limbeck/limbeck";
+ *
+ * await init();
+ * console.log(await logSoftmax(tensor([0, 0])).array()); // nearly [-0.693147, -0.693147]
+ * ```
+ */
 export function logSoftmax(x: Tensor, dim = -1): Tensor {
   return soft("logSoftmax", x, dim);
 }
