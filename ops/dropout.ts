@@ -15,10 +15,11 @@ export interface DropoutOptions {
 }
 
 /**
- * Zeroes each element with probability p and scales the others by 1/(1 − p), so that the expectation stays. The mask is a hash of
- * (seed, step, number of the op in its tape, element): it is never stored, and the backward pass computes it again. Where nothing is dropped the result is a view of x.
+ * Zeroes each element with probability p and scales the others by 1/(1 − p), so that the expectation stays. The mask is a hash of (seed, step, number of the
+ * op in its tape, element): it is never stored, and the backward pass computes it again. Where nothing is dropped the result is a view of x.
  *
- * Throws a RangeError unless 0 ≤ p < 1. Source: Srivastava et al. 2014.
+ * Gradient: dX = dY/(1 − p) where the element was kept, else 0. Throws a TypeError unless x is a tensor of f32 or f16, a RangeError unless 0 ≤ p < 1. Source:
+ * Srivastava et al. 2014.
  *
  * @example
  * ```ts
