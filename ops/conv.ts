@@ -29,10 +29,12 @@ function imageSizes(op: string, x: Tensor): [number, number, number, number] {
 }
 
 /**
- * The correlation of images x [N, C, H, W] with weight [O, C, h, w], plus bias [O] → [N, O, H', W'] with H' = ⌊(H + 2·padding − h)/stride⌋ + 1. `bias` may be null.
+ * The correlation of images x [N, C, H, W] with weight [O, C, h, w], plus bias [O] → [N, O, H', W'] with H' = ⌊(H + 2·padding − h)/stride⌋ + 1. `bias` may be
+ * null: y[n, o, i, j] = bias[o] + Σ x[n, c, stride·i + a − padding, stride·j + b − padding]·weight[o, c, a, b] over c, a, b.
  *
- * Gradients for x, weight and bias. Throws a TypeError for wrong shapes, a RangeError where the window is larger than the padded image.
- * Source: `torch.nn.functional.conv2d` (without dilation and groups).
+ * Gradients: dX and dWeight are the sums of dY·weight and dY·x over the products that x and weight were part of, dBias = Σ dY over n, i, j. Throws a
+ * TypeError for wrong shapes, a RangeError where the window is larger than the padded image. Source: `torch.nn.functional.conv2d` (without dilation and
+ * groups).
  *
  * @example
  * ```ts
@@ -105,9 +107,19 @@ export function conv2d(x: Tensor, weight: Tensor, bias?: Tensor | null, options:
 }
 
 /**
- * The largest element of each window of `kernel`×`kernel` pixels, `stride` apart (the kernel's size unless given): [N, C, H, W] → [N, C, H', W'] with H' = ⌊(H − kernel)/stride⌋ + 1.
+ * The largest element of each window of `kernel`×`kernel` pixels, `stride` apart (the kernel's size unless given): [N, C, H, W] → [N, C, H', W'] with H' =
+ * ⌊(H − kernel)/stride⌋ + 1.
  *
- * The gradient goes to the first of equal elements. Throws a RangeError where the window is larger than the image. Source: `torch.nn.functional.max_pool2d`.
+ * Gradient: dX = Σ dY of the windows whose largest element it is, the first of equal ones. Throws a TypeError for another number of dimensions, a RangeError
+ * where the window is larger than the image. Source: `torch.nn.functional.max_pool2d`.
+ *
+ * @example
+ * ```ts
+ * import { init, maxPool2d, tensor } from "@limbeck/limbeck";
+ *
+ * await init();
+ * console.log(await maxPool2d(tensor([[[[1, 2], [3, 4]]]]), { kernel: 2 }).array()); // [[[[4]]]]
+ * ```
  */
 export function maxPool2d(x: Tensor, options: { kernel: number; stride?: number }): Tensor {
   checkOptions("maxPool2d", options, ["kernel", "stride"]);
