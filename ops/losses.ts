@@ -229,7 +229,7 @@ export interface NllOptions {
  *
  * await init();
  * const x = logSoftmax(tensor([[0, 0], [1, 3]]));
- * console.log(await nllLoss(x, tensor(new Int32Array([0, 1]))).item());
+ * console.log(await nllLoss(x, tensor(new Int32Array([0, 1]))).item()); // 0.410038
  * ```
  */
 export function nllLoss(logProbabilities: Tensor, target: Tensor, options: NllOptions = {}): Tensor {
@@ -267,8 +267,8 @@ export function nllLoss(logProbabilities: Tensor, target: Tensor, options: NllOp
 }
 
 /**
- * a·b / (max(‖a‖, eps)·max(‖b‖, eps)) over `dim` (1 unless given, as in PyTorch), with broadcasting; eps is 1e-8 unless given, and at least 2⁻⁶³. Both get gradients. Throws a TypeError for shapes
- * that do not broadcast, a RangeError for a dimension that is not there. Source: `torch.nn.functional.cosine_similarity`.
+ * a·b / (max(‖a‖, eps)·max(‖b‖, eps)) over `dim` (1 unless given, as in PyTorch), with broadcasting; eps is 1e-8 unless given, and at least 2⁻⁶³. Gradients: (b/‖b‖ − cos·a/‖a‖)/‖a‖ for a
+ * (without the second term below eps), likewise for b. Throws a TypeError for shapes that do not broadcast, a RangeError for a dimension that is not there. Source: `torch.nn.functional.cosine_similarity`.
  *
  * @example
  * ```ts
@@ -299,6 +299,7 @@ export function cosineSimilarity(a: Tensor, b: Tensor, options: { dim?: number; 
  * 1 − cos(a, b) where y is 1, max(0, cos(a, b) − margin) where y is −1; a and b [N, D], y [N], margin 0 unless given. Averaged over rows (or `"sum"`, `"none"`).
  * a and b get gradients. Throws a TypeError for wrong shapes, a RangeError for a margin outside [−1, 1] and for another y if the host wrote it as i32; else that row is
  * NaN. Source: `torch.nn.functional.cosine_embedding_loss`.
+ * Gradients: those of `cosineSimilarity`, times −1 where y is 1 and 1 where y is −1 and the loss above 0. Throws a TypeError for wrong shapes, a RangeError for a margin outside [−1, 1] and another y where the host wrote it as i32; elsewhere its row is NaN. Source: `torch.nn.functional.cosine_embedding_loss`.
  *
  * @example
  * ```ts
@@ -421,7 +422,7 @@ export function entropy(logits: Tensor, options: RowOptions = {}): Tensor {
  *
  * await init();
  * const teacher = tensor([[0, 1]]), student = tensor([[1, 0]]);
- * console.log(await crossEntropyOfDistributions(student, teacher).item());
+ * console.log(await crossEntropyOfDistributions(student, teacher).item()); // 1.04432
  * ```
  */
 export function crossEntropyOfDistributions(student: Tensor, teacher: Tensor, options: RowOptions = {}): Tensor {
@@ -449,8 +450,12 @@ const distance = binary(
 );
 
 /**
- * KL(N(mean, e^logVariance) ‖ N(otherMean, e^otherLogVariance)) of diagonal Gaussians, summed over the last dimension and averaged over the rows (0 where there is none); the other is N(0, 1) unless given:
- * ½Σ[e^δ − 1 − δ + (μ − μ')²/σ'²] with δ = logVariance − otherLogVariance. All arguments get gradients; identical ones give exactly 0. Source: Kingma & Welling 2014.
+ * KL(N(mean, e^logVariance) ‖ N(otherMean, e^otherLogVariance)) of diagonal Gaussians [..., D], summed over the last dimension and averaged over the rows (0
+ * where there is none); the other is N(0, 1) unless given: ½Σ[e^δ − 1 − δ + (μ − μ')²/σ'²] with δ = logVariance − otherLogVariance. In nats; identical ones
+ * give exactly 0.
+ *
+ * Gradients, over the number of rows: (μ − μ')/σ'² for the mean, ½(e^δ − 1) for logVariance, −(μ − μ')/σ'² and ½(1 − e^δ − (μ − μ')²/σ'²) for the others.
+ * Throws a TypeError for different shapes or dtypes, a RangeError for rows of no columns. Source: Kingma & Welling 2014.
  *
  * @example
  * ```ts
