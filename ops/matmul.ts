@@ -53,7 +53,7 @@ function productOf(
  * The matrix product of the last two dimensions, with the leading dimensions broadcast: [..., M, K] · [..., K, N] → [..., M, N]. A
  * vector on the left counts as a row, on the right as a column. `transposeA` and `transposeB` take a matrix transposed without moving it.
  *
- * Gradient: dA = dC·Bᵀ, dB = Aᵀ·dC. Sums run in float32 whatever the storage. Throws a TypeError where the inner sizes differ.
+ * Gradient: dA = dC·Bᵀ, dB = Aᵀ·dC. Sums run in float32 whatever the storage. Throws a TypeError where the inner sizes or dtypes differ. Source: `torch.matmul`.
  *
  * @example
  * ```ts
@@ -292,7 +292,7 @@ function layered(op: string, x: Tensor, layers: readonly Layer[], residual?: Ten
 /**
  * y = x·weightᵀ + bias over the last dimension: x [..., in], weight [out, in], bias [out] → [..., out]. The bias is added inside the product's kernel.
  *
- * Gradients: dX = dY·weight, dWeight = dYᵀ·x, dBias = Σ dY. Throws a TypeError where the shapes do not fit.
+ * Gradients: dX = dY·weight, dWeight = dYᵀ·x, dBias = Σ dY. Throws a TypeError where the shapes or dtypes do not fit. Source: `torch.nn.functional.linear`.
  *
  * @example
  * ```ts
