@@ -364,7 +364,7 @@ export const DIVERGENCES: readonly DivergenceName[] = [
  * using tape = new Tape();
  * const loss = distillation(student, teacher, labels, { alpha: 0.3, temperature: 4 });
  * loss.backward();
- * console.log(await loss.item(), await student.grad!.array());
+ * console.log(await loss.item(), await student.grad!.array()); // nearly 0.396132, [[-0.253211, 0.0814302, 0.171781], [0.110681, -0.120254, 0.00957248]]
  * ```
  */
 export function distillation(
