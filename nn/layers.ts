@@ -29,8 +29,16 @@ export interface LinearOptions {
 }
 
 /**
- * y = x·weightᵀ + bias over the last dimension, [..., in] → [..., out]. Weight [out, in] and bias [out] start uniform in ±1/√in, as in PyTorch.
- * Throws a RangeError for sizes below 1.
+ * y = x·weightᵀ + bias over the last dimension, [..., in] → [..., out]. Weight [out, in] and bias [out] start uniform in ±1/√in, as in PyTorch. Gradients as
+ * `linear`. Throws a RangeError for sizes below 1, `forward` a TypeError where the shapes do not fit. Source: `torch.nn.Linear`.
+ *
+ * @example
+ * ```ts
+ * import { init, nn, randn } from "@limbeck/limbeck";
+ *
+ * await init();
+ * console.log(new nn.Linear(4, 2).forward(randn([3, 4])).shape); // [3, 2]
+ * ```
  */
 export class Linear extends Module {
   /** [out, in] */
@@ -67,7 +75,20 @@ export interface Conv2dOptions {
   bias?: boolean;
 }
 
-/** Convolution of images [N, in, H, W] → [N, out, H', W']. Weight [out, in, kernel, kernel] and bias [out] start uniform in ±1/√(in·kernel²), as in PyTorch. */
+/**
+ * Convolution of images as `conv2d`, [N, in, H, W] → [N, out, H', W'] with H' = ⌊(H + 2·padding − kernel)/stride⌋ + 1. Weight [out, in, kernel, kernel] and
+ * bias [out] start uniform in ±1/√(in·kernel²), as in PyTorch. Gradients as `conv2d`. Throws a RangeError for sizes below 1 and a negative padding, `forward`
+ * as `conv2d`. Source: `torch.nn.Conv2d`.
+ *
+ * @example
+ * ```ts
+ * import { init, nn, randn } from "@limbeck/limbeck";
+ *
+ * await init();
+ * const conv = new nn.Conv2d(1, 8, 3, { padding: 1 });
+ * console.log(conv.forward(randn([2, 1, 28, 28])).shape); // [2, 8, 28, 28]
+ * ```
+ */
 export class Conv2d extends Module {
   /** [out, in, kernel, kernel] */
   weight: Tensor;
@@ -102,7 +123,20 @@ export class Conv2d extends Module {
   }
 }
 
-/** Dropout with probability p while training, nothing in evaluation. */
+/**
+ * Dropout with probability p (0.5 unless given) while training, nothing in evaluation; shape and gradient as `dropout`. Throws a RangeError unless 0 ≤ p < 1.
+ * Source: `torch.nn.Dropout`.
+ *
+ * @example
+ * ```ts
+ * import { init, nn, ones } from "@limbeck/limbeck";
+ *
+ * await init();
+ * const layer = new nn.Dropout(0.5);
+ * console.log(await layer.forward(ones([4])).array()); // zeros and twos
+ * console.log(await layer.eval().forward(ones([4])).array()); // [1, 1, 1, 1]
+ * ```
+ */
 export class Dropout extends Module {
   constructor(readonly p = 0.5) {
     super();
@@ -119,7 +153,8 @@ export const isPlain = (layer: unknown, type: { prototype: Module }): boolean =>
   (layer as Module | undefined)?.constructor === type && (layer as Module).forward === type.prototype.forward;
 
 /**
- * Modules and functions one after the other; state names are `0.weight`, `2.weight`, … by position.
+ * Modules and functions one after the other; state names are `0.weight`, `2.weight`, … by position. Throws a TypeError for a step that is neither, `forward`
+ * for one that returns no Tensor. Source: `torch.nn.Sequential`.
  *
  * @example
  * ```ts
