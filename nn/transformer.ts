@@ -14,7 +14,18 @@ import { constant, normal, xavierUniform } from "./init.ts";
 import { isPlain, Linear, parameter, parameters } from "./layers.ts";
 import { Module } from "./module.ts";
 
-/** Rows of a table by index: [...] → [..., width]. The table starts N(0, 1), as in PyTorch. */
+/**
+ * Rows of a table by index (i32): [...] → [..., width]. The table [count, width] starts N(0, 1), as in PyTorch. Gradient and errors of `forward` as
+ * `embedding`. Throws a RangeError for sizes below 1. Source: `torch.nn.Embedding`.
+ *
+ * @example
+ * ```ts
+ * import { init, nn, tensor } from "@limbeck/limbeck";
+ *
+ * await init();
+ * console.log(new nn.Embedding(10, 4).forward(tensor(new Int32Array([7, 1, 7]))).shape); // [3, 4]
+ * ```
+ */
 export class Embedding extends Module {
   /** [count, width] */
   weight: Tensor;
@@ -31,7 +42,18 @@ export class Embedding extends Module {
   }
 }
 
-/** Layer norm over the last dimension, with weight 1 and bias 0 at first. */
+/**
+ * Layer norm over the last dimension, [..., width] → the same, with weight 1 and bias 0 at first: formula, gradients and errors of `forward` as `layerNorm`.
+ * Throws a RangeError for a width below 1 and a negative eps. Source: `torch.nn.LayerNorm`.
+ *
+ * @example
+ * ```ts
+ * import { init, nn, tensor } from "@limbeck/limbeck";
+ *
+ * await init();
+ * console.log(await new nn.LayerNorm(2).forward(tensor([[1, 3]])).array()); // nearly [[-1, 1]]
+ * ```
+ */
 export class LayerNorm extends Module {
   /** [width] */
   weight: Tensor;
@@ -50,7 +72,18 @@ export class LayerNorm extends Module {
   }
 }
 
-/** RMS norm over the last dimension, with weight 1 at first. */
+/**
+ * RMS norm over the last dimension, [..., width] → the same, with weight 1 at first: formula, gradients and errors of `forward` as `rmsNorm`. Throws a
+ * RangeError for a width below 1 and a negative eps. Source: `torch.nn.RMSNorm`, with eps 1e-5 unless given.
+ *
+ * @example
+ * ```ts
+ * import { init, nn, tensor } from "@limbeck/limbeck";
+ *
+ * await init();
+ * console.log(await new nn.RMSNorm(2).forward(tensor([[3, -3]])).array()); // nearly [[1, -1]]
+ * ```
+ */
 export class RMSNorm extends Module {
   /** [width] */
   weight: Tensor;
@@ -88,7 +121,22 @@ function checkBlock(op: string, width: number, heads: number, options: Transform
   checkNumber(op, p, dropout, { min: 0, below: 1 });
 }
 
-/** Multi-head self-attention, [batch, T, width] → the same. States as `torch.nn.MultiheadAttention`. */
+/**
+ * Multi-head self-attention, [batch, T, width] → the same: with Q, K, V the heads' parts of x·inProjWeightᵀ + inProjBias, softmax(QKᵀ/√depth)·V by head, side
+ * by side and through `outProj`. In training its weights are dropped with probability p (0 unless given).
+ *
+ * Throws a RangeError where the heads do not divide the width and unless 0 ≤ p < 1, `forward` a TypeError for another shape and a RangeError for heads above
+ * 128 wide. States as `torch.nn.MultiheadAttention`. Source: Vaswani et al. 2017.
+ *
+ * @example
+ * ```ts
+ * import { init, nn, randn } from "@limbeck/limbeck";
+ *
+ * await init();
+ * const attention = new nn.MultiHeadAttention(8, 2);
+ * console.log(attention.forward(randn([3, 5, 8]), { causal: true }).shape); // [3, 5, 8]
+ * ```
+ */
 export class MultiHeadAttention extends Module {
   /** [3·width, width]: queries, keys, values. */
   inProjWeight: Tensor;
@@ -162,7 +210,20 @@ export interface TransformerBlockOptions {
   dropout?: number;
 }
 
-/** A pre-norm block: x + attention(norm1(x)), then x + linear2(gelu(linear1(norm2(x)))). States as `torch.nn.TransformerEncoderLayer(norm_first, gelu, batch_first)`. */
+/**
+ * A pre-norm block, [batch, T, width] → the same: x + attention(norm1(x)), then x + linear2(gelu(linear1(norm2(x)))). States as
+ * `torch.nn.TransformerEncoderLayer(norm_first, gelu, batch_first)`. Throws a RangeError for sizes below 1, where the heads do not divide the width and
+ * unless 0 ≤ dropout < 1; `forward` as `MultiHeadAttention`. Source: Vaswani et al. 2017; pre-norm: Xiong et al. 2020.
+ *
+ * @example
+ * ```ts
+ * import { init, nn, randn } from "@limbeck/limbeck";
+ *
+ * await init();
+ * const block = new nn.TransformerBlock(8, 2, { hidden: 16 });
+ * console.log(block.forward(randn([3, 5, 8]), { causal: true }).shape); // [3, 5, 8]
+ * ```
+ */
 export class TransformerBlock extends Module {
   /** The attention. */
   selfAttn: MultiHeadAttention;
@@ -263,10 +324,12 @@ export interface GptOptions {
 }
 
 /**
- * A decoder: token and learned position embeddings, pre-norm blocks, a final norm and a head without bias. [batch, T] tokens (i32) → [batch, T, vocabulary] logits. States:
- * `tokens.weight`, `positions.weight`, `blocks.N.…`, `norm.…`, `head.weight` (absent when tied). Weights start N(0, 0.02), biases 0, as in GPT-2.
+ * A decoder: token and learned position embeddings, pre-norm blocks, a final norm and a head without bias. [batch, T] tokens (i32) → [batch, T, vocabulary]
+ * logits. States: `tokens.weight`, `positions.weight`, `blocks.N.…`, `norm.…`, `head.weight` (absent when tied). Weights start N(0, 0.02), biases 0, as in
+ * GPT-2.
  *
- * Source: Radford et al. 2019.
+ * Throws a RangeError for sizes below 1, where the heads do not divide the width and unless 0 ≤ dropout < 1; `forward` a TypeError for tokens of another
+ * shape or dtype, a RangeError for more than the context and for tokens outside the vocabulary that the host wrote. Source: Radford et al. 2019.
  *
  * @example
  * ```ts
