@@ -72,7 +72,13 @@ function checkRates(op: string, { lr, weightDecay }: Rates): void {
   if (weightDecay !== undefined) checkNumber(op, "weightDecay", weightDecay, { min: 0 });
 }
 
-/** An optimizer: groups of parameters, flat blocks, and steps over them by a rule that each has of its own. */
+/**
+ * What all optimizers share: groups, flat blocks, skipping, and the one dispatch.
+ *
+ * A constructor throws a TypeError for parameters that are no f32 leaves, a RangeError for none at all, for one in two groups or that shares its memory with
+ * another, and for numbers out of range. `step` throws an Error after `dispose()`, where the device is gone and where another optimizer took a parameter
+ * since, a TypeError for a gradient of another shape. `SGD` and `AdamW` show the use.
+ */
 export abstract class Optimizer {
   #lr = 0;
   #segments: Segment[];
@@ -367,4 +373,303 @@ export abstract class Optimizer {
   [Symbol.dispose](): void {
     this.dispose();
   }
+}
+
+/** Options of `SGD`. */
+export interface SgdOptions {
+  /** 1e-3 unless given. */
+  lr?: number;
+  momentum?: number;
+  dampening?: number;
+  nesterov?: boolean;
+  /** Added to the gradient, times the parameter. */
+  weightDecay?: number;
+}
+
+/**
+ * Stochastic gradient descent: g ← g + λp; with momentum μ and dampening τ b ← μb + (1−τ)g (b ← g in the first step) and g ← b, or with Nesterov's g ← g +
+ * μb; p ← p − lr·g. Throws as `Optimizer`, and a RangeError for `nesterov` without momentum or with dampening. Source: `torch.optim.SGD`; Sutskever et al.
+ * 2013.
+ *
+ * @example
+ * ```ts
+ * import { init, optim, Tape, tensor } from "@limbeck/limbeck";
+ *
+ * await init();
+ * const w = tensor([3], { requiresGrad: true });
+ * const optimizer = new optim.SGD([w], { lr: 0.1 });
+ * for (let step = 0; step < 50; step++) {
+ *   using tape = new Tape();
+ *   optimizer.zeroGrad();
+ *   w.sub(1).square().sum().backward();
+ *   optimizer.step();
+ * }
+ * console.log(await w.item()); // nearly 1
+ * ```
+ */
+export class SGD extends Optimizer {
+  #momentum: number;
+  #dampening: number;
+  #nesterov: boolean;
+
+  constructor(params: Iterable<Tensor> | readonly ParameterGroup[], options: SgdOptions = {}) {
+    checkOptions("SGD", options, ["lr", "momentum", "dampening", "nesterov", "weightDecay"]);
+    const { lr = 1e-3, momentum = 0, dampening = 0, nesterov = false, weightDecay = 0 } = options;
+    checkNumber("SGD", "momentum", momentum, { min: 0 });
+    checkNumber("SGD", "dampening", dampening);
+    checkBoolean("SGD", "nesterov", nesterov);
+    if (nesterov && (momentum === 0 || dampening !== 0)) {
+      throw new RangeError("SGD: nesterov needs a momentum and no dampening");
+    }
+    super("SGD", params, lr, weightDecay, momentum === 0 ? "sgd" : "sgdMomentum");
+    this.#momentum = momentum;
+    this.#dampening = dampening;
+    this.#nesterov = nesterov;
+  }
+
+  protected override settings(lr: number, weightDecay: number, step: number): number[] {
+    return [lr, weightDecay, this.#momentum, step === 1 ? 1 : 1 - this.#dampening, this.#nesterov ? 1 : 0];
+  }
+}
+
+/** Options of `Adam` and `AdamW`. */
+export interface AdamOptions {
+  /** 1e-3 unless given. */
+  lr?: number;
+  /** Decay of the two moments; [0.9, 0.999] unless given. */
+  betas?: readonly [number, number];
+  /** Added to the denominator; 1e-8 unless given. */
+  eps?: number;
+  /** λ: 0 for Adam (added to the gradient), 0.01 for AdamW (decoupled) unless given. */
+  weightDecay?: number;
+  /** Whether the largest second moment so far is used. */
+  amsgrad?: boolean;
+}
+
+class AdamFamily extends Optimizer {
+  #betas: readonly [number, number];
+  #eps: number;
+
+  constructor(
+    name: string,
+    readonly decoupled: boolean,
+    params: Iterable<Tensor> | readonly ParameterGroup[],
+    options: AdamOptions,
+  ) {
+    checkOptions(name, options, ["lr", "betas", "eps", "weightDecay", "amsgrad"]);
+    const {
+      lr = 1e-3,
+      betas = [0.9, 0.999] as const,
+      eps = 1e-8,
+      weightDecay = decoupled ? 0.01 : 0,
+      amsgrad = false,
+    } = options;
+    if (!Array.isArray(betas) || betas.length !== 2) {
+      throw new TypeError(`${name}: betas must be two numbers, got ${describe(betas)}`);
+    }
+    betas.forEach((beta, i) => checkNumber(name, `betas[${i}]`, beta, { min: 0, below: 1 }));
+    checkNumber(name, "eps", eps, { min: 0 });
+    checkBoolean(name, "amsgrad", amsgrad);
+    super(name, params, lr, weightDecay, amsgrad ? "amsgrad" : "adam");
+    this.#betas = [betas[0], betas[1]];
+    this.#eps = eps;
+  }
+
+  protected override settings(lr: number, weightDecay: number, step: number): number[] {
+    const [beta1, beta2] = this.#betas;
+    const decay = this.decoupled ? [0, 1 - lr * weightDecay] : [weightDecay, 1];
+    return [lr / (1 - beta1 ** step), ...decay, 1 - beta1, 1 - beta2, this.#eps, 1 / Math.sqrt(1 - beta2 ** step)];
+  }
+}
+
+/**
+ * Adam: m ← β₁m + (1−β₁)g, v ← β₂v + (1−β₂)g², p ← p − lr·m̂/(√v̂ + ε) with m̂ = m/(1−β₁ᵗ), v̂ = v/(1−β₂ᵗ); weight decay is added to g, and `amsgrad` takes
+ * the largest v so far. Throws as `Optimizer`, and a RangeError for a β outside [0, 1). Source: Kingma & Ba 2015; `torch.optim.Adam`.
+ *
+ * @example
+ * ```ts
+ * import { init, optim, Tape, tensor } from "@limbeck/limbeck";
+ *
+ * await init();
+ * const w = tensor([3], { requiresGrad: true }), optimizer = new optim.Adam([w], { lr: 0.1 });
+ * using tape = new Tape();
+ * w.square().sum().backward();
+ * optimizer.step();
+ * console.log(await w.item()); // nearly 2.9
+ * ```
+ */
+export class Adam extends AdamFamily {
+  constructor(params: Iterable<Tensor> | readonly ParameterGroup[], options: AdamOptions = {}) {
+    super("Adam", false, params, options);
+  }
+}
+
+/**
+ * AdamW: `Adam` with decoupled weight decay p ← p·(1 − lr·λ) before the step, λ 0.01 unless given. Throws as `Adam`. Source: Loshchilov & Hutter 2019;
+ * `torch.optim.AdamW`.
+ *
+ * @example
+ * ```ts
+ * import { init, nn, optim, randn, Tape } from "@limbeck/limbeck";
+ *
+ * await init();
+ * const model = new nn.Linear(4, 2);
+ * const optimizer = new optim.AdamW([{ params: [model.weight], weightDecay: 0.1 }, { params: [model.bias!], weightDecay: 0 }], { lr: 1e-2 });
+ * {
+ *   using tape = new Tape();
+ *   optimizer.zeroGrad();
+ *   model.forward(randn([8, 4])).square().mean().backward();
+ *   optimizer.step(); // one dispatch for both
+ * }
+ * ```
+ */
+export class AdamW extends AdamFamily {
+  constructor(params: Iterable<Tensor> | readonly ParameterGroup[], options: AdamOptions = {}) {
+    super("AdamW", true, params, options);
+  }
+}
+
+/** Options of `RMSprop`. */
+export interface RmspropOptions {
+  /** 0.01 unless given. */
+  lr?: number;
+  /** Decay of the mean square; 0.99 unless given. */
+  alpha?: number;
+  /** 1e-8 unless given. */
+  eps?: number;
+  /** Added to the gradient, times the parameter. */
+  weightDecay?: number;
+  /** Factor of the previous update; 0 unless given. */
+  momentum?: number;
+  /** Whether the mean gradient's square is taken off the mean square. */
+  centered?: boolean;
+}
+
+/**
+ * RMSprop: v ← αv + (1−α)g², p ← p − lr·g/(√v + ε); weight decay is added to g. `centered` takes the mean gradient's square off v; with momentum μ b ← μb +
+ * g/(√v + ε), p ← p − lr·b. Throws as `Optimizer`, and a RangeError for an α outside [0, 1]. Source: Tieleman & Hinton 2012; `torch.optim.RMSprop`.
+ *
+ * @example
+ * ```ts
+ * import { init, optim, Tape, tensor } from "@limbeck/limbeck";
+ *
+ * await init();
+ * const w = tensor([3], { requiresGrad: true }), optimizer = new optim.RMSprop([w], { lr: 0.01 });
+ * using tape = new Tape();
+ * w.square().sum().backward();
+ * optimizer.step();
+ * console.log(await w.item()); // nearly 2.9
+ * ```
+ */
+export class RMSprop extends Optimizer {
+  #numbers: [rest: number, eps: number, momentum: number, centered: number];
+
+  constructor(params: Iterable<Tensor> | readonly ParameterGroup[], options: RmspropOptions = {}) {
+    checkOptions("RMSprop", options, ["lr", "alpha", "eps", "weightDecay", "momentum", "centered"]);
+    const { lr = 0.01, alpha = 0.99, eps = 1e-8, weightDecay = 0, momentum = 0, centered = false } = options;
+    checkNumber("RMSprop", "alpha", alpha, { min: 0, max: 1 });
+    checkNumber("RMSprop", "eps", eps, { min: 0 });
+    checkNumber("RMSprop", "momentum", momentum, { min: 0 });
+    checkBoolean("RMSprop", "centered", centered);
+    super("RMSprop", params, lr, weightDecay, momentum > 0 || centered ? "rmspropFull" : "rmsprop");
+    this.#numbers = [1 - alpha, eps, momentum, centered ? 1 : 0];
+  }
+
+  protected override settings(lr: number, weightDecay: number): number[] {
+    return [lr, weightDecay, ...this.#numbers];
+  }
+}
+
+/** Options of `Adagrad`. */
+export interface AdagradOptions {
+  /** 0.01 unless given. */
+  lr?: number;
+  /** The rate is lr/(1 + (t − 1)·lrDecay). */
+  lrDecay?: number;
+  /** Added to the gradient, times the parameter. */
+  weightDecay?: number;
+  /** What the sum of squares starts at; 0 unless given. */
+  initialAccumulatorValue?: number;
+  /** 1e-10 unless given. */
+  eps?: number;
+}
+
+/**
+ * Adagrad: s ← s + g², p ← p − lr/(1 + (t−1)·lrDecay)·g/(√s + ε); weight decay is added to g. Throws as `Optimizer`. Source: Duchi, Hazan & Singer 2011;
+ * `torch.optim.Adagrad`.
+ *
+ * @example
+ * ```ts
+ * import { init, optim, Tape, tensor } from "@limbeck/limbeck";
+ *
+ * await init();
+ * const w = tensor([3], { requiresGrad: true }), optimizer = new optim.Adagrad([w], { lr: 0.1 });
+ * using tape = new Tape();
+ * w.square().sum().backward();
+ * optimizer.step();
+ * console.log(await w.item()); // nearly 2.9
+ * ```
+ */
+export class Adagrad extends Optimizer {
+  #decay: number;
+  #eps: number;
+
+  constructor(params: Iterable<Tensor> | readonly ParameterGroup[], options: AdagradOptions = {}) {
+    checkOptions("Adagrad", options, ["lr", "lrDecay", "weightDecay", "initialAccumulatorValue", "eps"]);
+    const { lr = 0.01, lrDecay = 0, weightDecay = 0, initialAccumulatorValue = 0, eps = 1e-10 } = options;
+    checkNumber("Adagrad", "lrDecay", lrDecay, { min: 0 });
+    checkNumber("Adagrad", "initialAccumulatorValue", initialAccumulatorValue, { min: 0 });
+    checkNumber("Adagrad", "eps", eps, { min: 0 });
+    super("Adagrad", params, lr, weightDecay, "adagrad", initialAccumulatorValue);
+    this.#decay = lrDecay;
+    this.#eps = eps;
+  }
+
+  protected override settings(lr: number, weightDecay: number, step: number): number[] {
+    return [lr / (1 + (step - 1) * this.#decay), weightDecay, this.#eps];
+  }
+}
+
+/**
+ * Scales the gradients so that their norm √Σ‖g‖² is at most `maxNorm`, and returns the norm before that as a scalar, all on the GPU: g ← g·min(1,
+ * maxNorm/(norm + 1e-6)). With `maxNorm` Infinity it only measures. Parameters without a gradient are left out. Throws a TypeError for parameters that are no
+ * tensors, a RangeError for a negative `maxNorm`. Source: Pascanu, Mikolov & Bengio 2013; `torch.nn.utils.clip_grad_norm_`.
+ *
+ * @example
+ * ```ts
+ * import { init, optim, Tape, tensor } from "@limbeck/limbeck";
+ *
+ * await init();
+ * const w = tensor([3, 4], { requiresGrad: true });
+ * using tape = new Tape();
+ * w.square().sum().mul(0.5).backward(); // the gradient is w
+ * console.log(await optim.clipGradNorm([w], 1).item(), await w.grad!.array()); // 5, nearly [0.6, 0.8]
+ * ```
+ */
+export function clipGradNorm(params: Iterable<Tensor>, maxNorm: number): Tensor {
+  checkIterable("clipGradNorm", params);
+  if (maxNorm !== Infinity) checkNumber("clipGradNorm", "maxNorm", maxNorm, { min: 0 });
+  const gradients: Tensor[] = [];
+  for (const x of params) {
+    checkTensor("clipGradNorm", "params", x);
+    if (!x.grad) continue;
+    checkTensor("clipGradNorm", "grad", x.grad); // it may have been set by hand
+    gradients.push(x.grad);
+  }
+  return noGrad(() => {
+    if (gradients.length === 0) return zeros([]);
+    const norm = stack(gradients.map((g) => sumOfSquares(g))).sum().sqrt();
+    if (maxNorm === Infinity) return norm; // no factor: where the norm is infinite too, it would be NaN
+    const factor = norm.add(1e-6).pow(-1).mul(maxNorm).minimum(1);
+    for (const g of gradients) {
+      scale(g.storage.writable(), factor.memory, g.size, g.dtype, factor.dtype);
+    }
+    return norm;
+  });
+}
+
+function sumOfSquares(x: Tensor): Tensor {
+  const y = zeros([]);
+  reduce("sumOfSquares", x.memory, x.dtype, y.memory, "f32", 1, x.size, 1);
+  return y;
 }
