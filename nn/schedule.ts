@@ -34,7 +34,9 @@ function decay(op: string, options: DecayOptions, shape: (progress: number) => n
 }
 
 /**
- * Half a cosine from 1 to `final` over `steps`, after a linear warm-up. Source: Loshchilov & Hutter 2017.
+ * Half a cosine from 1 to `final` (0 unless given) over `steps`, after a linear warm-up: final + (1 − final)·½(1 + cos πt), t the share of the steps behind
+ * the warm-up. Throws a RangeError for fewer than 1 step, a warm-up outside [0, steps] and a negative `final`, the schedule itself for a negative step.
+ * Source: Loshchilov & Hutter 2017.
  *
  * @example
  * ```ts
@@ -48,12 +50,34 @@ export function cosine(options: DecayOptions): Schedule {
   return decay("cosine", options, (t) => (1 + Math.cos(Math.PI * t)) / 2);
 }
 
-/** A straight line from 1 to `final` over `steps`, after a linear warm-up. */
+/**
+ * A straight line from 1 to `final` (0 unless given) over `steps`, after a linear warm-up: final + (1 − final)·(1 − t), t the share of the steps behind the
+ * warm-up. Throws a RangeError for fewer than 1 step, a warm-up outside [0, steps] and a negative `final`, the schedule itself for a negative step.
+ *
+ * @example
+ * ```ts
+ * import { optim } from "@limbeck/limbeck";
+ *
+ * const schedule = optim.linear({ steps: 4, final: 0.5 });
+ * console.log(schedule(0), schedule(2), schedule(4)); // 1, 0.75, 0.5
+ * ```
+ */
 export function linear(options: DecayOptions): Schedule {
   return decay("linear", options, (t) => 1 - t);
 }
 
-/** Linear from 1/steps to 1 over `steps`, then 1. */
+/**
+ * Linear from 1/steps to 1 over `steps`, then 1: min(1, (step + 1)/steps). Throws a RangeError for fewer than 1 step, the schedule itself for a negative
+ * step.
+ *
+ * @example
+ * ```ts
+ * import { optim } from "@limbeck/limbeck";
+ *
+ * const schedule = optim.warmup({ steps: 4 });
+ * console.log(schedule(0), schedule(1), schedule(9)); // 0.25, 0.5, 1
+ * ```
+ */
 export function warmup(options: { steps: number }): Schedule {
   checkOptions("warmup", options, ["steps"]);
   checkNumber("warmup", "steps", options.steps, { integer: true, min: 1 });
@@ -64,7 +88,18 @@ export function warmup(options: { steps: number }): Schedule {
   };
 }
 
-/** The factor `gamma` (0.1 unless given) once more every `every` steps. */
+/**
+ * The factor `gamma` (0.1 unless given) once more every `every` steps: gamma^⌊step/every⌋. Throws a RangeError for an `every` below 1 and a gamma that is not
+ * above 0, the schedule itself for a negative step. Source: `torch.optim.lr_scheduler.StepLR`.
+ *
+ * @example
+ * ```ts
+ * import { optim } from "@limbeck/limbeck";
+ *
+ * const schedule = optim.step({ every: 10, gamma: 0.5 });
+ * console.log(schedule(9), schedule(10), schedule(20)); // 1, 0.5, 0.25
+ * ```
+ */
 export function step(options: { every: number; gamma?: number }): Schedule {
   checkOptions("step", options, ["every", "gamma"]);
   const { every, gamma = 0.1 } = options;
