@@ -97,6 +97,16 @@ export async function saveCheckpoint(
 /**
  * Loads what `saveCheckpoint` saved into a model and optimizer of the same make, and sets the random state and the tuning. Returns the step and `extra`.
  * Throws an Error where the file is no checkpoint or does not fit; then the random state is as it was.
+ *
+ * @example
+ * ```ts
+ * import { init, loadCheckpoint, nn, saveCheckpoint } from "@limbeck/limbeck";
+ *
+ * await init();
+ * const model = new nn.Linear(4, 2), path = await Deno.makeTempFile();
+ * await saveCheckpoint(path, { model, step: 3, extra: { epoch: 1 } });
+ * console.log(await loadCheckpoint(path, { model })); // { step: 3, extra: { epoch: 1 } }
+ * ```
  */
 export async function loadCheckpoint(
   path: string,

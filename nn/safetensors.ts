@@ -208,7 +208,19 @@ export async function loadSafetensors(pathOrBytes: string | URL | Uint8Array): P
   return tensors;
 }
 
-/** The metadata of a safetensors file, from a path or from bytes. Errors as `loadSafetensors`. */
+/**
+ * The metadata of a safetensors file, from a path or from bytes: the strings that `saveSafetensors` was given. Errors as `loadSafetensors`.
+ *
+ * @example
+ * ```ts
+ * import { init, loadSafetensorsMetadata, saveSafetensors, tensor } from "@limbeck/limbeck";
+ *
+ * await init();
+ * const path = await Deno.makeTempFile();
+ * await saveSafetensors(path, { x: tensor([1, 2]) }, { unit: "nats" });
+ * console.log(await loadSafetensorsMetadata(path)); // { unit: "nats" }
+ * ```
+ */
 export async function loadSafetensorsMetadata(pathOrBytes: string | URL | Uint8Array): Promise<Record<string, string>> {
   return await openSafetensors("loadSafetensorsMetadata", pathOrBytes, ({ metadata }) => metadata);
 }
@@ -260,9 +272,21 @@ export async function encode(
 }
 
 /**
- * Writes tensors to a safetensors file. It is written under a temporary name beside it and renamed, so that a kill leaves the old file or the new one whole; what a killed
- * save left behind, the next one removes.
- * Throws a TypeError for what is no tensor. See `loadSafetensors` for an example.
+ * Writes tensors to a safetensors file. It is written under a temporary name beside it and renamed, so that a kill leaves the old file or the new one whole;
+ * what a killed save left behind, the next one removes.
+ *
+ * Throws a TypeError for what is no tensor and metadata that are no strings, a RangeError for the names `__metadata__` and `__proto__`. Format:
+ * https://github.com/huggingface/safetensors.
+ *
+ * @example
+ * ```ts
+ * import { init, loadSafetensors, saveSafetensors, tensor } from "@limbeck/limbeck";
+ *
+ * await init();
+ * const path = await Deno.makeTempFile();
+ * await saveSafetensors(path, { x: tensor([1, 2]) });
+ * console.log(await (await loadSafetensors(path)).x.array()); // [1, 2]
+ * ```
  */
 export async function saveSafetensors(
   path: string,
