@@ -13,8 +13,10 @@ interface List {
 }
 
 /**
- * Collects scalars by name on the GPU and reads many at once: a training step adds its loss and goes on, and every so many
- * steps one read fetches them all. A read waits for the GPU (11 ms at least in some runtimes), an `add` never does.
+ * Collects scalars by name on the GPU and reads many at once: a training step adds its loss and goes on, and every so many steps one read fetches them all. A
+ * read waits for the GPU (11 ms at least in some runtimes), an `add` never does.
+ *
+ * `add` throws a TypeError for what is no scalar of f32, `read` where the device of the values was disposed or lost.
  *
  * @example
  * ```ts
