@@ -28,8 +28,8 @@ export interface Stats extends Counters {
 }
 
 /**
- * A snapshot of the engine's counters: tensors and bytes alive, bytes waiting in the pool, and what was created and dispatched since `init`.
- * With `init({ debug: true })` also the forgotten tensors, each with the line that made it.
+ * A snapshot of the engine's counters: tensors and bytes alive, bytes waiting in the pool, and what was created and dispatched since `init`. With `init({
+ * debug: true })` also the forgotten tensors, each with the line that made it. Throws an Error before `init`.
  *
  * @example
  * ```ts
@@ -53,13 +53,37 @@ export function stats(): Stats {
   return { ...counters, forgotten };
 }
 
-/** Starts `stats().peakBytes` anew from what is live now. */
+/**
+ * Starts `stats().peakBytes` anew from what is live now. Throws an Error before `init`.
+ *
+ * @example
+ * ```ts
+ * import { init, resetPeak, stats, zeros } from "@limbeck/limbeck";
+ *
+ * await init();
+ * zeros([1000]).dispose();
+ * resetPeak();
+ * console.log(stats().peakBytes === stats().liveBytes); // true
+ * ```
+ */
 export function resetPeak(): void {
   const { counters } = gpu();
   counters.peakBytes = counters.liveBytes;
 }
 
-/** Gives the buffers that wait in the pool back to the device. The next allocations make new ones. */
+/**
+ * Gives the buffers that wait in the pool back to the device. The next allocations make new ones. Throws an Error before `init`.
+ *
+ * @example
+ * ```ts
+ * import { init, stats, trimPool, zeros } from "@limbeck/limbeck";
+ *
+ * await init();
+ * zeros([1000]).dispose();
+ * trimPool();
+ * console.log(stats().pooledBytes); // 0
+ * ```
+ */
 export function trimPool(): void {
   gpu().pool.trim();
 }

@@ -338,8 +338,9 @@ methods.backward = (loss: Tensor, dOutput?: Tensor): void => {
 };
 
 /**
- * Makes `output` differentiable with respect to `inputs`. Where no tape is open, or no input needs a gradient, it
- * frees `hidden` and does nothing else. Returns the output. Every op of this package ends with it, and so does an op of yours.
+ * Makes `output` differentiable with respect to `inputs`. Where no tape is open, or no input needs a gradient, it frees `hidden` and does nothing else.
+ * Returns the output. Every op of this package ends with it, and so does an op of yours. Throws a TypeError for a spec with wrong or unknown members, a
+ * closed tensor among them, and an output that is one of the inputs.
  *
  * @example
  * ```ts

@@ -39,8 +39,9 @@ let warned = false;
 /**
  * An n-dimensional array on the GPU: `f32`, or `f16`, `i32`, `u32`. Elements lie in row-major order.
  *
- * Make tensors with `tensor`, `zeros`, `randn` and their like. A tensor made while a tape or scope is open belongs to it;
- * `keep()` takes it out, `dispose()` frees it early. Reading (`data`, `item`, `array`) is the only thing that waits for the GPU.
+ * Make tensors with `tensor`, `zeros`, `randn` and their like. A tensor made while a tape or scope is open belongs to it; `keep()` takes it out, `dispose()`
+ * frees it early. Reading (`data`, `item`, `array`) is the only thing that waits for the GPU. Using a tensor that was closed, or whose device is gone, throws
+ * a TypeError.
  *
  * @example
  * ```ts
