@@ -123,7 +123,18 @@ async function start(options: InitOptions): Promise<GpuInfo> {
   return info;
 }
 
-/** Ends the engine: frees its GPU memory and, unless it was handed in, destroys the device. Tensors made before are gone, and the tapes and scopes that are open close. Throws what the device has reported and no call has said. */
+/**
+ * Ends the engine: frees its GPU memory and, unless it was handed in, destroys the device. Tensors made before are gone. Throws what the device has reported
+ * and no call has said.
+ *
+ * @example
+ * ```ts
+ * import { dispose, init } from "@limbeck/limbeck";
+ *
+ * await init();
+ * await dispose(); // a later init() opens the GPU again
+ * ```
+ */
 export async function dispose(): Promise<void> {
   const ending = current;
   current = null;
@@ -149,7 +160,19 @@ export async function dispose(): Promise<void> {
   }
 }
 
-/** Submits everything that was encoded so far and throws what the device has reported; does not wait for the results. */
+/**
+ * Submits everything that was encoded so far and throws what the device has reported; does not wait for the results.
+ *
+ * @example
+ * ```ts
+ * import { flush, init, tensor } from "@limbeck/limbeck";
+ *
+ * await init();
+ * const y = tensor([1, 2]).mul(2);
+ * await flush(); // the GPU begins; the host goes on
+ * console.log(await y.array()); // [2, 4]
+ * ```
+ */
 export async function flush(): Promise<void> {
   const { queue, errors } = gpu();
   queue.submit();
