@@ -11,8 +11,7 @@ const snake = (name: string) => name.replace(/(?<=[a-z0-9][A-Z]*)[A-Z]/g, (c) =>
  * PyTorch's: `outProj.weight` is saved as `out_proj.weight`, and `A_log` as it is.
  *
  * Parameters belong to the module, not to a scope: `dispose()` frees them. The layers of this package see to that; a tensor of your own needs `keep()` where a tape or
- * a scope (`noGrad` is one) may be open when the module is made: `scale = ones([1], { requiresGrad: true }).keep()`.
- * Parameters belong to the module, not to a scope: `dispose()` frees them. Two parameters of one state name are a RangeError where names are asked for.
+ * a scope (`noGrad` is one) may be open when the module is made: `scale = ones([1], { requiresGrad: true }).keep()`. Two parameters of one state name are a RangeError where names are asked for.
  *
  * @example
  * ```ts

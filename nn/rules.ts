@@ -18,8 +18,9 @@ export interface SgdOptions {
 }
 
 /**
- * Stochastic gradient descent: g ← g + λp; with momentum μ and dampening τ b ← μb + (1−τ)g (b ← g in the first step) and g ← b, or with Nesterov's g ← g + μb; p ← p − lr·g.
- * Source: `torch.optim.SGD`; Sutskever et al. 2013.
+ * Stochastic gradient descent: g ← g + λp; with momentum μ and dampening τ b ← μb + (1−τ)g (b ← g in the first step) and g ← b, or with Nesterov's g ← g +
+ * μb; p ← p − lr·g. Throws as `Optimizer`, and a RangeError for `nesterov` without momentum or with dampening. Source: `torch.optim.SGD`; Sutskever et al.
+ * 2013.
  *
  * @example
  * ```ts
@@ -115,8 +116,20 @@ class AdamFamily extends Optimizer {
 }
 
 /**
- * Adam: m ← β₁m + (1−β₁)g, v ← β₂v + (1−β₂)g², p ← p − lr·m̂/(√v̂ + ε) with m̂ = m/(1−β₁ᵗ), v̂ = v/(1−β₂ᵗ); weight decay is added to g.
- * Source: Kingma & Ba 2015; `torch.optim.Adam`.
+ * Adam: m ← β₁m + (1−β₁)g, v ← β₂v + (1−β₂)g², p ← p − lr·m̂/(√v̂ + ε) with m̂ = m/(1−β₁ᵗ), v̂ = v/(1−β₂ᵗ); weight decay is added to g, and `amsgrad` takes
+ * the largest v so far. Throws as `Optimizer`, and a RangeError for a β outside [0, 1). Source: Kingma & Ba 2015; `torch.optim.Adam`.
+ *
+ * @example
+ * ```ts
+ * import { init, optim, Tape, tensor } from "@limbeck/limbeck";
+ *
+ * await init();
+ * const w = tensor([3], { requiresGrad: true }), optimizer = new optim.Adam([w], { lr: 0.1 });
+ * using tape = new Tape();
+ * w.square().sum().backward();
+ * optimizer.step();
+ * console.log(await w.item()); // nearly 2.9
+ * ```
  */
 export class Adam extends AdamFamily {
   constructor(params: Iterable<Tensor> | readonly ParameterGroup[], options: AdamOptions = {}) {
@@ -125,7 +138,8 @@ export class Adam extends AdamFamily {
 }
 
 /**
- * AdamW: Adam with decoupled weight decay p ← p·(1 − lr·λ) before the step. Source: Loshchilov & Hutter 2019; `torch.optim.AdamW`.
+ * AdamW: `Adam` with decoupled weight decay p ← p·(1 − lr·λ) before the step, λ 0.01 unless given. Throws as `Adam`. Source: Loshchilov & Hutter 2019;
+ * `torch.optim.AdamW`.
  *
  * @example
  * ```ts
@@ -164,7 +178,22 @@ export interface RmspropOptions {
   centered?: boolean;
 }
 
-/** RMSprop: v ← αv + (1−α)g², p ← p − lr·g/(√v + ε), with momentum and centring as options. Source: Tieleman & Hinton 2012; `torch.optim.RMSprop`. */
+/**
+ * RMSprop: v ← αv + (1−α)g², p ← p − lr·g/(√v + ε); weight decay is added to g. `centered` takes the mean gradient's square off v; with momentum μ b ← μb +
+ * g/(√v + ε), p ← p − lr·b. Throws as `Optimizer`, and a RangeError for an α outside [0, 1]. Source: Tieleman & Hinton 2012; `torch.optim.RMSprop`.
+ *
+ * @example
+ * ```ts
+ * import { init, optim, Tape, tensor } from "@limbeck/limbeck";
+ *
+ * await init();
+ * const w = tensor([3], { requiresGrad: true }), optimizer = new optim.RMSprop([w], { lr: 0.01 });
+ * using tape = new Tape();
+ * w.square().sum().backward();
+ * optimizer.step();
+ * console.log(await w.item()); // nearly 2.9
+ * ```
+ */
 export class RMSprop extends Optimizer {
   #numbers: [rest: number, eps: number, momentum: number, centered: number];
 
@@ -198,7 +227,22 @@ export interface AdagradOptions {
   eps?: number;
 }
 
-/** Adagrad: s ← s + g², p ← p − lr·g/(√s + ε). Source: Duchi, Hazan & Singer 2011; `torch.optim.Adagrad`. */
+/**
+ * Adagrad: s ← s + g², p ← p − lr/(1 + (t−1)·lrDecay)·g/(√s + ε); weight decay is added to g. Throws as `Optimizer`. Source: Duchi, Hazan & Singer 2011;
+ * `torch.optim.Adagrad`.
+ *
+ * @example
+ * ```ts
+ * import { init, optim, Tape, tensor } from "@limbeck/limbeck";
+ *
+ * await init();
+ * const w = tensor([3], { requiresGrad: true }), optimizer = new optim.Adagrad([w], { lr: 0.1 });
+ * using tape = new Tape();
+ * w.square().sum().backward();
+ * optimizer.step();
+ * console.log(await w.item()); // nearly 2.9
+ * ```
+ */
 export class Adagrad extends Optimizer {
   #decay: number;
   #eps: number;

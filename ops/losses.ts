@@ -297,8 +297,6 @@ export function cosineSimilarity(a: Tensor, b: Tensor, options: { dim?: number; 
 
 /**
  * 1 − cos(a, b) where y is 1, max(0, cos(a, b) − margin) where y is −1; a and b [N, D], y [N], margin 0 unless given. Averaged over rows (or `"sum"`, `"none"`).
- * a and b get gradients. Throws a TypeError for wrong shapes, a RangeError for a margin outside [−1, 1] and for another y if the host wrote it as i32; else that row is
- * NaN. Source: `torch.nn.functional.cosine_embedding_loss`.
  * Gradients: those of `cosineSimilarity`, times −1 where y is 1 and 1 where y is −1 and the loss above 0. Throws a TypeError for wrong shapes, a RangeError for a margin outside [−1, 1] and another y where the host wrote it as i32; elsewhere its row is NaN. Source: `torch.nn.functional.cosine_embedding_loss`.
  *
  * @example

@@ -11,8 +11,6 @@ import { arange, checkShapeArgument, tensor } from "./create.ts";
 import { broadcastShape, mapped } from "./elementwise.ts";
 import { checkDim, sumTo } from "./reduce.ts";
 
-const ANY: readonly DType[] = ["f32", "f16", "i32", "u32"];
-
 /**
  * The same elements in another shape, as a view; one size may be −1 and is worked out. Gradient: dX = dY in x's shape. Throws a TypeError where the counts
  * differ. Source: `torch.reshape`.
@@ -222,10 +220,6 @@ function checkTensors(op: string, xs: readonly Tensor[]): void {
   for (const [i, x] of xs.entries()) checkTensor(op, `xs[${i}]`, x, i === 0 ? DTYPES : [xs[0].dtype]); // holes too
 }
 
-/** Tensors behind each other along `dim`; they must agree in all other dimensions. */
-export function concat(xs: readonly Tensor[], dim = 0): Tensor {
-  checkTensors("concat", xs);
-  xs = [...xs]; // the caller may clear the list before the backward pass
 /**
  * Tensors behind each other along `dim` (0 unless given); they agree in dtype and all other dimensions. Gradients: each its part of dY. Throws a TypeError
  * for an empty list and for tensors that do not agree, a RangeError for a dimension that they lack. Source: `torch.cat`.
@@ -238,9 +232,9 @@ export function concat(xs: readonly Tensor[], dim = 0): Tensor {
  * console.log(await concat([tensor([1, 2]), tensor([3])]).array()); // [1, 2, 3]
  * ```
  */
-export function concat(tensors: readonly Tensor[], dim = 0): Tensor {
-  checkTensors("concat", tensors);
-  const xs = [...tensors]; // the caller may clear the list before the backward pass
+export function concat(xs: readonly Tensor[], dim = 0): Tensor {
+  checkTensors("concat", xs);
+  xs = [...xs]; // the caller may clear the list before the backward pass
   const along = checkDim("concat", dim, xs[0].rank);
   for (const [i, x] of xs.entries()) {
     checkShape(

@@ -124,8 +124,8 @@ async function start(options: InitOptions): Promise<GpuInfo> {
 }
 
 /**
- * Ends the engine: frees its GPU memory and, unless it was handed in, destroys the device. Tensors made before are gone. Throws what the device has reported
- * and no call has said.
+ * Ends the engine: frees its GPU memory and, unless it was handed in, destroys the device. Tensors made before are gone, and the tapes and scopes that are open
+ * close. Throws what the device has reported and no call has said.
  *
  * @example
  * ```ts
