@@ -33,7 +33,7 @@ import {
 } from "@limbeck/limbeck";
 // @ts-types="@types/d3-array"
 import { median, range } from "d3-array";
-import { failOption, readOptions } from "../examples/support/cli.ts";
+import { failOption, makeFolder, readOptions } from "../examples/support/cli.ts";
 import { limitsOf } from "../kernels/gpu/device.ts";
 import { gpu } from "../kernels/gpu/gpu.ts";
 import { extraBytes, measureArithmetic, measureBandwidth, measureLaunch, type Pace, time } from "./measure.ts";
@@ -481,10 +481,7 @@ async function main(): Promise<void> {
 
   // what stands in bench/results is a whole report
   const out = options.text("out", `${import.meta.dirname}/${lacks.length > 0 ? "../out/report" : "results"}`);
-  // whether it may be written shows before the minutes pass
-  await Deno.mkdir(out, { recursive: true }).catch(({ message }) =>
-    failOption("--out", "a folder to write to", message)
-  );
+  await makeFolder(out);
   const dawn = options.given("dawn");
   if (dawn) await import("../testing/dawn/preload.ts");
   manualSeed(1);

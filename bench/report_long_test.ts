@@ -94,6 +94,6 @@ Deno.test("report: a part alone, and options that are wrong", async () => {
   assertStringIncludes(wrong.stderr, '--only: wanted losses,matmul,linear,steps, got "lasses"');
   const elsewhere = await report(out, "--quick", "--out", `${out}/../elsewhere`);
   assertEquals(elsewhere.code, 2);
-  assertStringIncludes(elsewhere.stderr, "--out: wanted a folder to write to, got Requires write access");
+  assertStringIncludes(elsewhere.stderr, "--out: wanted a folder that can be written, got Requires write access");
   await Deno.remove(out, { recursive: true });
 });

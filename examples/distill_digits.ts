@@ -40,6 +40,7 @@ import {
 import { mean, range, sum } from "d3-array";
 import {
   failOption,
+  makeFolder,
   type Progress,
   quote,
   readOptions,
@@ -326,7 +327,7 @@ async function main(): Promise<void> {
     epochs: options.count("epochs", quick ? QUICK.epochs : EPOCHS, 1),
   };
   const out = options.text("out", "out");
-  await Deno.mkdir(out, { recursive: true }).catch(({ message }) => failOption("--out", "a folder", message));
+  await makeFolder(out);
 
   const checkpoint = `${out}/distill_digits.safetensors`;
 

@@ -58,6 +58,8 @@ Deno.test("distill_digits: the quick run", async (t) => {
 
 Deno.test("distill_digits: a bad option is named, with exit code 2", async () => {
   const out = await Deno.makeTempDir();
+  // a folder that can be made and not written, by root either: its path leaves no room for a file's
+  const full = `${out}${`/${"x".repeat(200)}`.repeat(21)}`.slice(0, 4090);
   for (
     const [args, said] of [
       [
@@ -70,7 +72,9 @@ Deno.test("distill_digits: a bad option is named, with exit code 2", async () =>
       [["--seed", "-5"], '--seed: wanted a whole number of at least 0, got "-5"'],
       [["--seed"], "--seed: wanted a whole number of at least 0, got nothing"],
       [["--out", ""], "--out: wanted a value, got nothing"],
+      [["--out", full, "--seeds", "1", "--epochs", "1"], "--out: wanted a folder that can be written, got "],
       [["digits"], 'got "digits"'],
+      [["--quick", "--", "--seeds", "3"], 'got "--seeds"'],
     ] as const
   ) {
     const { code, stderr } = await distill(out, ...args);

@@ -47,6 +47,7 @@ import {
 import { mean, range, sum } from "d3-array";
 import {
   failOption,
+  makeFolder,
   type Options,
   type Progress,
   quote,
@@ -595,7 +596,7 @@ async function main(): Promise<void> {
   const resuming = options.given("resume");
   const profiling = options.given("profile");
   const out = options.text("out", "out");
-  await Deno.mkdir(out, { recursive: true }).catch(({ message }) => failOption("--out", "a folder", message));
+  await makeFolder(out);
   const checkpoint = `${out}/distill_text_checkpoint.safetensors`;
 
   const { adapter } = await init();

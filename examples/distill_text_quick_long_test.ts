@@ -155,6 +155,7 @@ Deno.test("distill_text: a bad option is named, with exit code 2", async () => {
       [["--students=some"], '--students: wanted one of few, all, got "some"'],
       [["--on-policy", "2"], '--on-policy: wanted a number from 0 to 1, got "2"'],
       [["--temperature", "warm"], '--temperature: wanted a number of at least 0, got "warm"'],
+      [["--quick", "--temperature", "Infinity"], '--temperature: wanted a number of at least 0, got "Infinity"'],
       [["--top-k", "0"], '--top-k: wanted a whole number of at least 1, got "0"'],
       [["--top-p", "0"], '--top-p: wanted a number above 0, got "0"'],
       [["--text", `${out}/none.txt`], "--text: wanted a file of UTF-8 text, got No such file"],

@@ -3,7 +3,7 @@ import { parseArgs } from "@std/cli/parse-args";
 
 const names = [...Deno.readDirSync("examples")].map(({ name }) => name)
   .filter((file) => file.endsWith(".ts") && !file.endsWith("_test.ts")).map((file) => file.slice(0, -3)).sort();
-const [chosen, ...options] = Deno.args;
+const [chosen, ...options] = Deno.args.filter((argument, i) => argument !== "--" || i > 1); // npm hands options on behind a --
 
 if (chosen === undefined || chosen === "--help" || chosen === "-h") {
   const width = Math.max(...names.map(({ length }) => length));

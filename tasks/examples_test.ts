@@ -20,9 +20,11 @@ Deno.test("examples: an example gets its options and gives its exit code; an unk
   const help = await run("asymmetry", "--help");
   assertEquals(help.code, 0);
   assertStringIncludes(new TextDecoder().decode(help.stdout), "asymmetry.svg");
+  assertEquals((await run("--", "asymmetry", "--help")).stdout, help.stdout);
+  assertEquals((await run("asymmetry", "--", "--help")).stdout, help.stdout);
   assertEquals((await run("asymmetry", "--sede", "3")).code, 2);
   assertEquals((await run("asymetry")).code, 2);
-  const parted = await run("asymmetry", "--out", "here,there");
+  const parted = await run("asymmetry", "--", "--out", "here,there");
   assertEquals(parted.code, 2);
   assertStringIncludes(new TextDecoder().decode(parted.stderr), "wanted paths without commas");
 });

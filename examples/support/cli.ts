@@ -17,7 +17,7 @@ export interface Options {
   given(name: string): boolean;
   /** A whole number of at least `least`. */
   count(name: string, otherwise: number, least: number): number;
-  /** A number between two bounds. */
+  /** A finite number between two bounds. */
   number(name: string, otherwise: number, least: number, most: number): number;
   /** A text, such as a folder. */
   text(name: string, otherwise: string): string;
@@ -32,10 +32,11 @@ export interface Options {
 export function readOptions(help: string, args: string[] = Deno.args): Options {
   const names = new Set(Array.from(help.matchAll(/^ *--([a-z]+(?:-[a-z]+)*)/gm), ([, name]) => name));
   const unknown: string[] = [];
+  const given = args[0] === "--" ? args.slice(1) : args; // npm's way of handing options on
   // in `--seed -5` the -5 is a value, not an option, and so is the nothing of `--out ""`
-  const joined = args.length === 0 ? [] : args.join("\0").replace(/\0(?=-\d|\0|$)/g, "=").split("\0");
+  const joined = given.length === 0 ? [] : given.join("\0").replace(/\0(?=-\d|\0|$)/g, "=").split("\0");
   // everything is read as text, so that `--seeds few` and `--quick=perhaps` are refused here and not guessed at
-  const values: Record<string, string | undefined> = parseArgs(joined, {
+  const { _: rest, ...values }: { _: string[] } & Record<string, string | undefined> = parseArgs(joined, {
     string: [...names],
     alias: { help: "h" },
     unknown: (argument: string) => (unknown.push(argument), false),
@@ -45,6 +46,7 @@ export function readOptions(help: string, args: string[] = Deno.args): Options {
     Deno.exit(0);
   }
   const wanted = [...names].map((name) => `--${name}`).join(", ");
+  unknown.push(...rest); // what stands behind a later --
   if (unknown.length > 0) failOption("unknown option", `one of ${wanted}`, `"${unknown[0]}"`);
   return {
     given(name) {
@@ -62,11 +64,12 @@ export function readOptions(help: string, args: string[] = Deno.args): Options {
     number(name, otherwise, least, most) {
       const value = values[name];
       if (value === undefined) return otherwise;
-      if (value.trim() === "" || !(Number(value) >= least && Number(value) <= most)) {
+      const read = Number(value);
+      if (value.trim() === "" || !Number.isFinite(read) || read < least || read > most) {
         const wanted = most === Infinity ? `a number of at least ${least}` : `a number from ${least} to ${most}`;
         failOption(`--${name}`, wanted, value ? `"${value}"` : "nothing");
       }
-      return Number(value);
+      return read;
     },
     choice(name, otherwise, words) {
       const value = values[name];
@@ -85,6 +88,16 @@ export function readOptions(help: string, args: string[] = Deno.args): Options {
 export function failOption(option: string, wanted: string, got: string): never {
   console.error(`${option}: wanted ${wanted}, got ${got} (--help lists the options)`);
   Deno.exit(2);
+}
+
+/** Makes the folder of `--out` and, so that one which cannot be written shows before the minutes pass, a file that goes again. */
+export async function makeFolder(path: string): Promise<void> {
+  try {
+    await Deno.mkdir(path, { recursive: true });
+    await Deno.remove(await Deno.makeTempFile({ dir: path }));
+  } catch (error) {
+    failOption("--out", "a folder that can be written", (error as Error).message);
+  }
 }
 
 /** Arguments as a shell takes them. */

@@ -27,6 +27,10 @@ Deno.test("readOptions: everything given", () => {
   assertEquals(options.number("top-p", 1, 0, 1), 0.5);
 });
 
+Deno.test("readOptions: npm's -- in front of the options is dropped", () => {
+  assert(readOptions(HELP, ["--", "--quick"]).given("quick"));
+});
+
 Deno.test("quote: a shell gets the arguments that were given", () => {
   const given = ["--text", "call me.txt", "--out=a,b/c", "it's", "", "$HOME", "*", "β"];
   assertEquals(quote(given), `--text 'call me.txt' --out=a,b/c 'it'\\''s' '' '$HOME' '*' 'β'`);

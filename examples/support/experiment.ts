@@ -6,7 +6,7 @@
 
 import { dispose, init } from "@limbeck/limbeck";
 import type { TopLevelSpec } from "vega-lite";
-import { failOption, readOptions } from "./cli.ts";
+import { makeFolder, readOptions } from "./cli.ts";
 import { alignTable, drawSpec } from "./report.ts";
 
 /** What every experiment takes: the same seed gives the same numbers, and a quick run is a smaller one. */
@@ -47,7 +47,7 @@ export async function present<Result>(
   --help     this text`);
   const setting = { seed: options.count("seed", 1, 0), quick: options.given("quick") };
   const out = options.text("out", `out/${name}`);
-  await Deno.mkdir(out, { recursive: true }).catch(({ message }) => failOption("--out", "a folder", message));
+  await makeFolder(out);
 
   const { adapter } = await init();
   const { title, subtitle, picture, tables, notes = [] } = describe(await run(setting));
