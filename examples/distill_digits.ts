@@ -254,7 +254,7 @@ async function trainAll(setting: Setting, checkpoint: string, resume: boolean): 
     const saved: Saved = { setting, runs };
     await saveCheckpoint(checkpoint, { model: teacher, extra: saved }, { overwrite: true }); // also that of another run
     const again = [...Deno.args.filter((argument) => argument !== "--resume"), "--resume"];
-    console.log(`Stopped. Go on with: deno task distill ${quote(again)}`);
+    console.log(`Stopped. Go on with: ./run distill ${quote(again)}`);
     Deno.exit(130); // as a shell calls a program that Ctrl-C ended
   };
   if (runs.length === 0) {

@@ -51,7 +51,7 @@ Deno.test("distill_digits: what Ctrl-C stopped goes on to the same numbers", asy
   const { code, stdout } = await stopped.output();
   clearTimeout(timer);
   assertEquals(code, 130);
-  assertStringIncludes(new TextDecoder().decode(stdout), "Go on with: deno task distill --out");
+  assertStringIncludes(new TextDecoder().decode(stdout), "Go on with: ./run distill --out");
   assertEquals((await start("--resume").output()).code, 0);
   assertEquals(await curves(), unbroken);
   assert(![...Deno.readDirSync(out)].some(({ name }) => name.endsWith(".safetensors")), "nobody needs the checkpoint");

@@ -639,7 +639,7 @@ async function main(): Promise<void> {
       !/^--(stop-after|resume)/.test(argument) && all[i - 1] !== "--stop-after"
     );
     console.log(`\n${error.message}; saved ${checkpoint}`);
-    console.log(`Go on with: deno task distill-text ${quote([...again, "--resume"])}`);
+    console.log(`Go on with: ./run distill-text ${quote([...again, "--resume"])}`);
     Deno.exit(stop.interrupted ? 130 : 0);
   }
   comparison.progress.stop();

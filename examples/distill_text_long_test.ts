@@ -38,7 +38,7 @@ Deno.test("distill_text: a run that is stopped, twice, and resumed repeats the u
   assertStringIncludes(said, "stopped behind step 30 of 60 of forward KL");
   assertStringIncludes(
     said,
-    `Go on with: deno task distill-text --out ${broken} --quick --steps 60 --on-policy 0.2 --resume`,
+    `Go on with: ./run distill-text --out ${broken} --quick --steps 60 --on-policy 0.2 --resume`,
   );
   await distill(broken, ...options, "--resume");
   assertEquals(await readNumbers(broken), await readNumbers(unbroken));

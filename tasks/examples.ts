@@ -11,7 +11,7 @@ if (chosen === undefined || chosen === "--help" || chosen === "-h") {
     const [, about] = /^\/\*\*\s+(?:\* )?(.*)/.exec(Deno.readTextFileSync(`examples/${name}.ts`))!;
     console.log(`${name.padEnd(width)}  ${about}`);
   }
-  console.log("\ndeno task examples NAME runs one (--help lists its options), deno task examples all runs every one.");
+  console.log("\n./run examples NAME runs one (--help lists its options), ./run examples all runs every one.");
 } else if (chosen === "all") {
   for (const name of names) {
     console.log(`\n${name}\n`);
