@@ -25,13 +25,13 @@ import {
   tensor,
 } from "@limbeck/limbeck";
 // @ts-types="@types/d3-array"
-import { cumsum, range, sum } from "d3-array";
+import { range } from "d3-array";
 // @ts-types="@types/d3-random"
 import { randomLcg, randomNormal, randomUniform } from "d3-random";
 import { present, type Setting } from "./support/experiment.ts";
+import { BINS, compare, drawPeaks, type Fit, histogram, normal, TRUTH } from "./support/peaks.ts";
 import { describe } from "./pictures/diffusion.ts";
 
-const PEAKS = [{ mean: -2, deviation: 0.3, share: 0.4 }, { mean: 1.5, deviation: 0.5, share: 0.6 }];
 const STEPS = 40; // T
 const BETAS = range(STEPS).map((t) => 0.005 + 0.22 * t / (STEPS - 1)); // variances of the noise that each step adds
 const KEPT: number[] = BETAS.map((_, t) => BETAS.slice(0, t + 1).reduce((kept, beta) => kept * (1 - beta), 1)); // ᾱ
@@ -39,17 +39,6 @@ const SIZES = { full: { updates: 1500, samples: 20000 }, quick: { updates: 300, 
 const BATCH_SIZE = 512;
 const LEARNING_RATE = 3e-3; // its peak
 const FREQUENCIES = [1, 2, 4, 8]; // of the time's features
-const BIN = 0.1;
-const BINS = range(-4, 4, BIN);
-
-/** A histogram beside the truth, as densities over the bins. */
-export interface Fit {
-  name: string;
-  density: number[];
-  /** ½Σ|p − q| and ∫|F − G|: total variation and Wasserstein's distance from the truth. */
-  totalVariation: number;
-  wasserstein: number;
-}
 
 export interface Found {
   bins: number[];
@@ -124,16 +113,6 @@ async function sample(model: Denoiser, count: number): Promise<Float32Array[]> {
   return states;
 }
 
-const normal = (x: number, mean: number, deviation: number) =>
-  Math.exp(-(((x - mean) / deviation) ** 2) / 2) / (deviation * Math.sqrt(2 * Math.PI));
-const TRUTH = BINS.map((x) => sum(PEAKS, (peak) => peak.share * normal(x + BIN / 2, peak.mean, peak.deviation)));
-
-function compare(name: string, density: number[]): Fit {
-  const gap = density.map((p, i) => (p - TRUTH[i]) * BIN);
-  const wasserstein = BIN * sum(cumsum(gap), Math.abs);
-  return { name, density, totalVariation: sum(gap, Math.abs) / 2, wasserstein };
-}
-
 /** Trains the model and draws from it. */
 export async function diffusion({ seed, quick }: Setting): Promise<Found> {
   const { updates, samples } = quick ? SIZES.quick : SIZES.full, source = randomLcg(seed);
@@ -144,9 +123,7 @@ export async function diffusion({ seed, quick }: Setting): Promise<Found> {
   let kl = 0, weighted = 0;
   for (const update of range(updates)) {
     using _tape = new Tape();
-    const data = range(BATCH_SIZE).map(() => PEAKS[uniform() < PEAKS[0].share ? 0 : 1]).map(({ mean, deviation }) =>
-      mean + deviation * gaussian()
-    );
+    const data = drawPeaks(BATCH_SIZE, uniform, gaussian);
     const steps = data.map(() => 1 + Math.floor(uniform() * (STEPS - 1)));
     const loss = klOfStep(model, data, data.map(() => gaussian()), steps);
     loss.kl.backward();
@@ -156,13 +133,10 @@ export async function diffusion({ seed, quick }: Setting): Promise<Found> {
     if (update === updates - 1) [kl, weighted] = [await loss.kl.item(), await loss.weighted.item()];
   }
   const states = await sample(model, samples);
-  const density = BINS.map((x) =>
-    states.at(-1)!.filter((value) => value >= x && value < x + BIN).length / samples / BIN
-  );
-  const fits = [compare("samples", density), compare("noise", BINS.map((x) => normal(x + BIN / 2, 0, 1)))];
+  const fits = [compare("samples", histogram(states.at(-1)!)), compare("noise", BINS.map((x) => normal(x, 0, 1)))];
   model.dispose();
   const paths = range(40).map((i) => states.map((state) => state[i]));
-  return { bins: BINS.map((x) => x + BIN / 2), truth: TRUTH, fits, paths, kl, weighted };
+  return { bins: BINS, truth: TRUTH, fits, paths, kl, weighted };
 }
 
 if (import.meta.main) {

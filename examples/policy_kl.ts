@@ -30,18 +30,9 @@ import { deviation, mean, range, rollup } from "d3-array";
 // @ts-types="@types/d3-random"
 import { randomLcg } from "d3-random";
 import { present, type Setting } from "./support/experiment.ts";
+import { act, LONGEST, SLIP, STATES } from "./support/lake.ts";
 import { describe } from "./pictures/policy_kl.ts";
 
-const GRID = [
-  "S...",
-  ".O.O",
-  "...O",
-  "O..G",
-].join(""); // start, holes, goal
-const SIDE = 4;
-const MOVES = [[0, -1], [1, 0], [0, 1], [-1, 0]];
-const SLIP = 0.1; // of the moves go anywhere
-const LONGEST = 50; // steps of an episode
 const DISCOUNT = 0.98;
 
 export const SAMPLES = 400; // steps that an update plays
@@ -67,15 +58,6 @@ export const OBJECTIVES: Record<string, (update: Update) => Tensor> = {
   "clipped": ({ ratio, advantage }) =>
     minimum(ratio.mul(advantage), ratio.clamp({ min: 1 - CLIP, max: 1 + CLIP }).mul(advantage)).mean(),
 };
-
-/** Where a move leads, and what it earns. */
-function act(state: number, move: number): { next: number; reward: number; end: boolean } {
-  const [x, y] = [state % SIDE + MOVES[move][0], Math.floor(state / SIDE) + MOVES[move][1]];
-  const next = x < 0 || y < 0 || x >= SIDE || y >= SIDE ? state : y * SIDE + x;
-  if (GRID[next] === "G") return { next, reward: 1, end: true };
-  if (GRID[next] === "O") return { next, reward: 0, end: true };
-  return { next, reward: 0, end: false };
-}
 
 /** Plays episodes by the policy's probabilities until there are enough samples. */
 function play(policy: Float32Array, random: () => number) {
@@ -119,7 +101,7 @@ export interface Point {
 async function learn(method: string, seed: number, updates: number): Promise<Point[]> {
   const random = randomLcg(seed / 1000);
   using _scope = new Scope(); // frees the tensors
-  const policy = zeros([SIDE * SIDE, 4], { requiresGrad: true }); // logits: every move is equally likely at first
+  const policy = zeros([STATES, 4], { requiresGrad: true }); // logits: every move is equally likely at first
   using optimizer = new optim.Adam([policy], { lr: LEARNING_RATE });
   const points: Point[] = [];
   for (const update of range(updates)) {
@@ -144,20 +126,6 @@ async function learn(method: string, seed: number, updates: number): Promise<Poi
   return points;
 }
 
-/** The best policy's chance of reaching the goal in time, by dynamic programming. */
-export function optimum(): number {
-  let chances: number[] = GRID.split("").map(() => 0);
-  for (const _ of range(LONGEST)) {
-    chances = GRID.split("").map((_, state) => {
-      const after = MOVES.map((_, move) => act(state, move)).map(({ next, reward, end }) =>
-        end ? reward : chances[next]
-      );
-      return (1 - SLIP) * Math.max(...after) + SLIP * mean(after)!;
-    });
-  }
-  return chances[0];
-}
-
 /** Every method from every seed. */
 export async function policyKl({ seed, quick }: Setting): Promise<Point[]> {
   const [seeds, updates] = quick ? [SEEDS.quick, UPDATES.quick] : [SEEDS.full, UPDATES.full];
@@ -173,6 +141,6 @@ if (import.meta.main) {
     "policy_kl",
     "Learns a small task with and without a constraint on the policy's KL.",
     policyKl,
-    (found) => describe(found, { SAMPLES, GRADIENT_STEPS, OBJECTIVES, optimum }),
+    (found) => describe(found, { SAMPLES, GRADIENT_STEPS, OBJECTIVES }),
   );
 }

@@ -1,5 +1,6 @@
 /** What gaussian_fit shows of its numbers. */
 import type { Findings } from "../support/experiment.ts";
+import { normal } from "../support/peaks.ts";
 import { COLORS, encodeNames, linePanel, type Panel } from "../support/report.ts";
 import type * as Example from "../gaussian_fit.ts";
 
@@ -13,8 +14,6 @@ export function describe(
     `${mean.toFixed(2)} ± ${deviation.toFixed(2)}`.replace("-", "−");
   const fitsOf = (loss: string) => fits.filter((fit) => fit.loss === loss);
   const near = DISTANCES.indexOf(2), far = DISTANCES.indexOf(12);
-  const normal = (x: number, mean: number, deviation: number) =>
-    Math.exp(-(((x - mean) / deviation) ** 2) / 2) / (deviation * Math.sqrt(2 * Math.PI));
   const seen = GRID.filter((x) => x >= -23 && x <= 33);
 
   const panel = (loss: string): Panel => ({

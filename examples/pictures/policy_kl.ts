@@ -2,15 +2,13 @@
 // @ts-types="@types/d3-array"
 import { group, max, mean, min, range } from "d3-array";
 import type { Findings } from "../support/experiment.ts";
+import { optimum } from "../support/lake.ts";
 import { COLORS, linePanel } from "../support/report.ts";
 import type * as Example from "../policy_kl.ts";
 
 export function describe(
   points: Example.Point[],
-  { SAMPLES, GRADIENT_STEPS, OBJECTIVES, optimum }: Pick<
-    typeof Example,
-    "SAMPLES" | "GRADIENT_STEPS" | "OBJECTIVES" | "optimum"
-  >,
+  { SAMPLES, GRADIENT_STEPS, OBJECTIVES }: Pick<typeof Example, "SAMPLES" | "GRADIENT_STEPS" | "OBJECTIVES">,
 ): Findings {
   const methods = Object.keys(OBJECTIVES);
   const updates = range(max(points, ({ update }) => update)! + 1);
