@@ -94,6 +94,7 @@ Deno.test("report: a part alone, and options that are wrong", async () => {
   assertStringIncludes(wrong.stderr, '--only: wanted losses,matmul,linear,steps, got "lasses"');
   const elsewhere = await report(out, "--quick", "--out", `${out}/../elsewhere`);
   assertEquals(elsewhere.code, 2);
-  assertStringIncludes(elsewhere.stderr, "--out: wanted a folder that can be written, got Requires write access");
+  const refused = `--out: wanted a folder that can be written, got "${out}/../elsewhere": Requires write access`;
+  assertStringIncludes(elsewhere.stderr, refused);
   await Deno.remove(out, { recursive: true });
 });

@@ -72,7 +72,7 @@ Deno.test("distill_digits: a bad option is named, with exit code 2", async () =>
       [["--seed", "-5"], '--seed: wanted a whole number of at least 0, got "-5"'],
       [["--seed"], "--seed: wanted a whole number of at least 0, got nothing"],
       [["--out", ""], "--out: wanted a value, got nothing"],
-      [["--out", full, "--seeds", "1", "--epochs", "1"], "--out: wanted a folder that can be written, got "],
+      [["--out", full, "--seeds", "1", "--epochs", "1"], `--out: wanted a folder that can be written, got "${full}": `],
       [["digits"], 'got "digits"'],
       [["--quick", "--", "--seeds", "3"], 'got "--seeds"'],
     ] as const

@@ -96,7 +96,7 @@ export async function makeFolder(path: string): Promise<void> {
     await Deno.mkdir(path, { recursive: true });
     await Deno.remove(await Deno.makeTempFile({ dir: path }));
   } catch (error) {
-    failOption("--out", "a folder that can be written", (error as Error).message);
+    failOption("--out", "a folder that can be written", `"${path}": ${(error as Error).message}`);
   }
 }
 
