@@ -261,7 +261,8 @@ export function fast({ v, plan, formula, row, student, teacher, writeStudent, wr
       "g4.x",
     )
   } }`;
-  const finishMean = !mean
+  // and at its end the value of a mean, and `widest`
+  const ends = !mean
     ? measured && !v.inPlace ? `let met = ${row.max("vec4f(LOW, widest, LOW)")};` : ""
     : `${measured ? `let met = ${row.sumAndMost("vec4f(part.x, widest, 0.0)")};` : ""}
     let value = ${measured ? "met.x" : row.sum("part.x", "f32")}${drift ? " + drift" : ""};
@@ -290,7 +291,7 @@ export function fast({ v, plan, formula, row, student, teacher, writeStudent, wr
     ${widestFirst}
     ${gradients}
     ${labelColumn}
-    ${finishMean}
+    ${ends}
     ${!measured ? "return;" : v.inPlace ? "return; }" : `${ifWide("met.yz")} return; }`}
   }`;
 }
