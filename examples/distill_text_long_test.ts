@@ -49,9 +49,11 @@ Deno.test("distill_text: a run that is stopped, twice, and resumed repeats the u
 Deno.test("distill_text: Ctrl-C saves a checkpoint and says how to go on", async () => {
   const out = await Deno.makeTempDir();
   const child = command(out).spawn();
-  const timer = setTimeout(() => child.kill("SIGINT"), 8000); // it is training by then
+  const said = child.stderr.getReader();
+  await said.read(); // the first line of progress: it is training
+  said.releaseLock();
+  child.kill("SIGINT");
   const { code, stdout } = await child.output();
-  clearTimeout(timer);
   assertEquals(code, 130);
   assertStringIncludes(new TextDecoder().decode(stdout), "--quick --resume");
   await distill(out, "--steps", "1"); // another setting: the checkpoint stays

@@ -35,7 +35,7 @@ const VALUE = 2e-6, GRADIENT = 6e-6;
 type Op = (student: Tensor, teacher: Tensor) => Tensor;
 const OPS: Record<DivergenceName, Op> = { forwardKl, reverseKl, jsd, skewForwardKl, skewReverseKl, totalVariation };
 const NAMES = Object.keys(OPS) as DivergenceName[];
-const COUNTS = [1, 2, 3, 4, 5, 7, 8, 31, 32, 33, 127, 255, 256, 257, 1000, 1023, 1025, 4099];
+const COUNTS = [1, 2, 3, 4, 5, 7, 31, 32, 33, 127, 256, 257, 1023, 4099];
 
 /** Every loss on rows of V classes. The floors: of a loss 1e-2, and of a row's gradient `floor`, where 1 is the most. */
 async function checkAll(rows: number, V: number, what: string, names = NAMES, floor = 1e-4): Promise<void> {
