@@ -39,9 +39,11 @@ Deno.test("report: the quick run writes a page, numbers and a picture", async (t
   await t.step("every loss has been timed in every way", () => {
     const plain = numbers.losses.filter(({ variant }) => variant === "plain");
     assertEquals(plain.map(({ name }) => name), ["crossEntropy", "forwardKl", "reverseKl", "jsd", "distillation"]);
+    const counted = (variant: string) => numbers.losses.filter((loss) => loss.variant === variant).length;
     for (const variant of ["every option", ...f16 ? ["f16"] : []]) {
-      assertEquals(numbers.losses.filter((loss) => loss.variant === variant).length, plain.length, variant);
+      assertEquals(counted(variant), plain.length, variant);
     }
+    assertEquals(counted("close rows"), plain.length - 1, "cross-entropy has one side");
     for (const { rows, classes, mustMove, milliseconds, rate, share, gradientBytes, extraBytes, name } of plain) {
       const elements = rows * classes;
       assertEquals(mustMove, 4 * elements * (name === "crossEntropy" ? 2 : 3));
