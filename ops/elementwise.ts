@@ -518,8 +518,8 @@ export function minimum(a: Operand, b: Operand): Tensor {
 
 /**
  * `a` where `condition` is not 0, else `b`, with broadcasting; `condition` has any dtype and gets no gradient. Gradients: dA = dY where `condition` is not 0,
- * else 0; dB = dY − dA; what was broadcast gets their sum. Throws a TypeError for what is no tensor, `a` and `b` of different dtypes or of integers, and
- * shapes that do not broadcast. Source: `torch.where`.
+ * else 0; dB = dY − dA; what was broadcast gets their sum. Integers, as labels are, keep every bit and get no gradient. Throws a TypeError for what is no
+ * tensor, `a` and `b` of different dtypes, and shapes that do not broadcast. Source: `torch.where`.
  *
  * @example
  * ```ts
