@@ -1,6 +1,6 @@
 /**
- * A small tensor and autograd engine on WebGPU in which fused cross-entropy, KL and Jensen–Shannon losses are first-class ops,
- * for training distillation models on the GPU that is there.
+ * A small tensor and autograd engine on WebGPU, for distilling models on the GPU you have. Fused cross-entropy, KL and
+ * Jensen–Shannon losses are first-class ops.
  *
  * @module
  */
