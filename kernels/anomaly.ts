@@ -1,4 +1,4 @@
-/** Looking for NaN and infinity. */
+/** Searching for NaN and infinity. */
 import type { Element } from "./elementwise.ts";
 import { type Kernel, type KernelSpec, variants } from "./gpu/kernel.ts";
 import type { Memory } from "./gpu/memory.ts";

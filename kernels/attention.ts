@@ -1,10 +1,11 @@
 /**
- * Scaled dot-product attention without the T×S matrix: O = softmax(scale·Q·Kᵀ + mask)·V, a tile of queries against a tile of keys at a time, with a running
- * maximum and sum (Milakov & Gimelshein 2018; Dao et al. 2022). The forward pass keeps one number a query, lse; the backward pass computes
- * the weights again from it: one kernel walks the keys for dQ, one walks the queries for dK and dV, so that every sum has a fixed order and one writer.
+ * Scaled dot-product attention without the T×S score matrix: O = softmax(scale·Q·Kᵀ + mask)·V. A tile of queries meets one tile of keys at a time, with a
+ * running maximum and sum (Milakov & Gimelshein 2018; Dao et al. 2022). The forward pass keeps one number per query, lse, from which the backward pass
+ * recomputes the weights. One backward kernel loops over the keys for dQ, another over the queries for dK and dV, so that every sum has a fixed order and one
+ * writer.
  *
- * A thread computes 2×4 or 4×4 scores of a tile. Of the results it has two or four rows, and of those one vec4 in every few. Tiles lie in workgroup memory row by
- * row, with the rows r, r + 4, … next to each other. A row is an odd number of vec4s long, so that neighbouring threads read from different banks.
+ * A thread computes 2×4 or 4×4 scores of a tile. It holds two or four rows of the result, and of each row one vec4 in every few. Tiles are stored in workgroup
+ * memory row by row, with the rows r, r + 4, … next to each other. A row is an odd number of vec4s long, so that neighbouring threads read from different banks.
  */
 import { type Element, lanes, vectorOf } from "./elementwise.ts";
 import { gpu } from "./gpu/gpu.ts";

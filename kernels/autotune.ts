@@ -1,4 +1,4 @@
-/** `init`, and the measurement of what differs between adapters: how rows are walked, and what the tiles of matrix products take. */
+/** `init`, and the measurement of the numbers that differ between adapters: how rows are walked, and how long each tile of matrix products takes. */
 import { crossEntropyRows } from "./cross_entropy.ts";
 import { divergenceRows } from "./divergence.ts";
 import type { GpuInfo, InitOptions } from "./gpu/device.ts";

@@ -1,4 +1,4 @@
-/** Writing new keys or values into a cache: the place is data, not a parameter, so that every token's launch is the same. */
+/** Writing new keys or values into a cache. The position is data, not a parameter, so that the launch is the same for every token. */
 import type { Element } from "./elementwise.ts";
 import { type Kernel, type KernelSpec, variants } from "./gpu/kernel.ts";
 import type { Memory } from "./gpu/memory.ts";

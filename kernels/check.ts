@@ -1,4 +1,4 @@
-/** Checks of arguments that every layer shares: what they throw names the op, the argument, what was wanted and what came. */
+/** Argument checks that all layers share. Their errors name the op, the argument, what was expected and what was given. */
 
 /** What came, in words short enough for an error message. Arrays are shown to a depth of two: they may hold themselves. */
 export function describe(value: unknown, depth = 0): string {

@@ -1,4 +1,4 @@
-/** Convolution and max pooling of images [N, C, H, W], a thread an output (or, backward, an input) element. */
+/** Convolution and max pooling of images [N, C, H, W]: one thread per output element, in the backward pass one per input element. */
 import type { Element } from "./elementwise.ts";
 import { type BufferType, type Kernel, type KernelSpec, spans, variants } from "./gpu/kernel.ts";
 import type { Memory } from "./gpu/memory.ts";

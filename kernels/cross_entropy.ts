@@ -1,11 +1,11 @@
 /**
- * Cross-entropy of rows of logits: the loss, and where it is wanted the gradient, from one trip over the logits.
+ * Cross-entropy of rows of logits: the loss and, if wanted, its gradient, from one pass over the logits.
  *
  *   x = softcap·tanh(logits/T/softcap) or logits/T,  lse = log Σ eˣ = m + log1p(rest),  prob = eˣ⁻ˡˢᵉ
  *   row = (1−ε)·w_y·(lse − x_y) + (ε/V)·Σ w_c·(lse − x_c),  z = λ·lse²,  result = row·scale + z·zScale
  *   d_logits = {[(1−ε)·w_y·(prob − 1_y) + (ε/V)·(W·prob − w)]·scale + 2λ·lse·prob·zScale}·(1 − tanh²)/T · upstream
  *
- * or with soft targets t' = (1−ε)t + ε/V: row = Σ w_c·t'_c·(lse − x_c), d_logits = (Σ_j w_j t'_j)·prob − w·t'.
+ * With soft targets t' = (1−ε)t + ε/V: row = Σ w_c·t'_c·(lse − x_c), d_logits = (Σ_j w_j t'_j)·prob − w·t'.
  */
 import type { Element } from "./elementwise.ts";
 import { gpu } from "./gpu/gpu.ts";

@@ -1,17 +1,18 @@
 /**
- * Divergences of rows of student logits from rows of teacher logits at temperature T, alone or with cross-entropy beside them
- * (distillation): values and gradients from one trip over both.
+ * Divergences between rows of student logits and rows of teacher logits at temperature T, alone or with cross-entropy added (distillation). One kernel
+ * computes values and gradients.
  *
  *   p = softmax(teacher/T), q = softmax(student/T), d = log q − log p, m = βp + (1−β)q, u = log(m/p), v = log(m/q), r = (q−p)/m
  *
- * Nothing is a difference of logarithms. d is (student − teacher)/T less a normaliser c. For close rows c = log1p(Σ p·expm1(…)), so that d keeps its
- * digits and identical rows give exactly 0. Every term of a sum is p·F(d) ≥ 0: a KL, for example, is Σ p·(eᵈ − 1 − d), where the added eᵈ − 1 sums to
- * Σq − Σp = 0. Where |d| < 1, F(d)/d² and the like are polynomials in d that the host fits for the β at hand: there is no logarithm, and nothing cancels.
- * Beyond, the formulas are taken as they stand.
+ * The careful formulas subtract no logarithms. d is (student − teacher)/T minus a normaliser c. For close rows c = log1p(Σ p·expm1(…)), so that d keeps its
+ * digits and identical rows give exactly 0. Every term of a sum is p·F(d) ≥ 0. A KL, for example, is Σ p·(eᵈ − 1 − d); the added eᵈ − 1 sums to Σq − Σp = 0.
+ * For |d| < 1, F(d)/d² and the like are polynomials in d, which the host fits for the given β: they need no logarithm, and nothing cancels. For larger |d| the
+ * formulas are used as written.
  *
- * Most rows need none of this care: it is for rows that are close, or all but settled on one class. So the first loops over a row take the formulas as they
- * stand, with sums relative to the largest of the first logits instead of the row's. If what they find is large enough to be trusted, they end with the
- * gradient. Else the row is read again, with care. So forwardKl of 4096×32000 takes an H100 0.54 ms (a copy's speed) instead of 0.91, jsd 0.58 instead of 1.58.
+ * Most rows do not need this care, only rows that are close or have nearly all probability in one class. So the first loops over a row use the formulas as
+ * written, with sums relative to the largest of the first logits instead of the row's largest. If their result is large enough to be trusted, they write the
+ * gradient and end. Otherwise the careful formulas read the row again. With this, forwardKl of 4096×32000 takes 0.54 ms on an H100 (the speed of a copy)
+ * instead of 0.91, jsd 0.58 instead of 1.58.
  */
 import type { Element } from "./elementwise.ts";
 import { type BufferType, type Kernel, type KernelSpec, variants } from "./gpu/kernel.ts";

@@ -1,5 +1,5 @@
 /**
- * Divergences of rows as WGSL: values and gradients in p, q and d, which `kernels/divergence.ts` makes loops of.
+ * The divergences of rows as WGSL expressions: values and gradients in terms of p, q and d. `kernels/divergence.ts` puts them into loops.
  *
  *   p = softmax(teacher/T), q = softmax(student/T), d = log q − log p, m = βp + (1−β)q, u = log(m/p), v = log(m/q), r = (q−p)/m
  */

@@ -1,5 +1,6 @@
 /**
- * The two ways of `kernels/divergence.ts` through a row: fast for most rows, and careful for those that are close or all but settled on one class.
+ * The two ways in which `kernels/divergence.ts` processes a row: a fast one for most rows, and a careful one for rows that are close or have nearly all
+ * probability in one class.
  */
 import {
   type DivergenceName,

@@ -1,8 +1,8 @@
 /**
- * Elementwise kernels: y[i] = f(a[i], b[i], …) with broadcasting, from an expression.
+ * Elementwise kernels, made from an expression: y[i] = f(a[i], b[i], …) with broadcasting.
  *
- * One factory serves every elementwise op and its gradients. Where the inputs have the output's shape or a single element, a
- * thread computes four neighbours (`vec4`); otherwise each output index is taken apart into its dimensions.
+ * One factory makes the kernels of all elementwise ops and of their gradients. If every input has the output's shape or a single element, a thread computes
+ * four neighbouring elements (`vec4`). Otherwise each output index is split into its dimensions.
  */
 import { gpu } from "./gpu/gpu.ts";
 import { type BufferType, type Kernel, type KernelSpec, variants } from "./gpu/kernel.ts";

@@ -1,4 +1,4 @@
-/** Operands of matrix products, and what can follow a product without a trip of its own. */
+/** Operands of matrix products, and their epilogues: what can follow a product without a pass of its own. */
 import { type Element, lanes, vectorOf } from "./elementwise.ts";
 import type { BufferType } from "./gpu/kernel.ts";
 import type { Memory } from "./gpu/memory.ts";

@@ -1,6 +1,6 @@
 /**
- * Taking rows and elements by index, and the gradients of that. A gradient of repeated indices adds up in a fixed order: no float
- * atomics. An index out of range gives NaN.
+ * Gathering rows and elements by index, and the gradients. If an index occurs more than once, its gradients are added in a fixed order, without float atomics.
+ * An index out of range gives NaN, or 0 in integers.
  */
 import type { Element } from "./elementwise.ts";
 import { type Kernel, type KernelSpec, spans, variants } from "./gpu/kernel.ts";

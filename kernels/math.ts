@@ -1,7 +1,7 @@
 /**
- * Elementary functions for WGSL, because the built-in ones do not promise enough: `log` may err by 2⁻²¹ near 1
- * (Mesa's software driver does), `tanh` loses small arguments, `expm1`, `log1p` and `erf` do not exist. Each is good to a few ulp, keeps NaN, and comes
- * for `f32` and `vec4f` (suffix `4`). `exp` stays the built-in one: it errs by (3 + 2|x|) ulp, and where |x| is large the result weighs nothing in a sum.
+ * Elementary functions for WGSL. The built-in ones guarantee too little: `log` may be off by 2⁻²¹ near 1 (as it is in Mesa's software driver), `tanh` loses
+ * small arguments, and `expm1`, `log1p` and `erf` do not exist. Each function here is accurate to a few ulp, keeps NaN, and exists for `f32` and `vec4f`
+ * (suffix `4`). `exp` stays the built-in one: its error is (3 + 2|x|) ulp, and where |x| is large the result has no weight in a sum.
  */
 
 interface Lane {

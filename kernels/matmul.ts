@@ -1,17 +1,17 @@
 /**
- * Matrix products C[b] = A[b]·B[b], each operand with any strides, so that transposes cost nothing, and what can follow a product without a
- * trip of its own: bias, activation, residual, the slope of an activation, and the row sums of A (the gradient of a bias beside that of its weight).
+ * Matrix products C[b] = A[b]·B[b]. Operands may have any strides, so transposes cost nothing. What follows a product needs no pass of its own: bias,
+ * activation, residual, the slope of an activation, and the row sums of A (the gradient of a bias, together with that of its weight).
  *
- * A workgroup computes a tile of C, a thread 4×4, 8×8 or 8×12 elements of it. In each turn, 16 or 32 steps of k, the workgroup copies a slab of A and one
- * of B to its memory, as vec4s along m and along n, as threads read them. The next slab is fetched into registers while this one is multiplied.
+ * A workgroup computes a tile of C, a thread 4×4, 8×8 or 8×12 elements of it. In each iteration (16 or 32 steps of k) the workgroup copies a slab of A and one
+ * of B to workgroup memory, as vec4s along m and along n, as threads read them. The next slabs are fetched into registers while these are multiplied.
  *
- * A copy moves blocks of 4×4 (of f16 as many bytes), which are transposed in registers where k is the contiguous direction. Neighbouring threads take
- * blocks that are neighbours in memory: with 128 bytes of each row at a time 4096³ reaches 47 TFLOP/s in f32 on an H100, whatever is transposed; with 64
- * bytes of twice as many rows it reached 41.
+ * A copy moves blocks of 4×4 (of f16 as many bytes), which are transposed in registers if k is the contiguous direction. Neighbouring threads take blocks that
+ * are neighbours in memory. With 128 bytes of each row at a time, 4096³ reaches 47 TFLOP/s in f32 on an H100, whatever is transposed; with 64 bytes of twice as
+ * many rows it reached 41.
  *
- * Products of few tiles have other ways to fill the GPU. The slices of a workgroup share a tile: each takes every slices-th slab, and their sums meet in a
- * fixed order. With a long k, a product is cut into pieces along k, which are products of their own, and a second launch adds them up. Two small products, as
- * the gradients of a layer's input and weight are, share a launch.
+ * Products with few tiles have other ways to fill the GPU. The slices of a workgroup share a tile: each takes every slices-th slab, and their sums are added in
+ * a fixed order. A product with a long k is cut along k into products of their own, and a second launch adds them up. Two small products, such as the gradients
+ * of a layer's input and weight, share a launch.
  */
 import { type Element, lanes, vectorOf } from "./elementwise.ts";
 import { type Epilogue, epilogueCode, epilogueKey, epilogueMemories, type Plain, type Strided } from "./epilogue.ts";

@@ -1,4 +1,4 @@
-/** A list of scalars that grows on the GPU, so that adding to it has the same parameters every step. */
+/** A growing list of scalars on the GPU. The list knows its own length, so that appending has the same parameters in every step. */
 import { defineKernel, type Kernel } from "./gpu/kernel.ts";
 import type { Memory } from "./gpu/memory.ts";
 

@@ -1,4 +1,4 @@
-/** −w_y·x_y of rows of log-probabilities, and its gradient, which is 0 but for the label's column. A thread an element. */
+/** −w_y·x_y of rows of log-probabilities, and its gradient, which is 0 except in the label's column. One thread per element. */
 import type { Element } from "./elementwise.ts";
 import { type BufferType, type Kernel, type KernelSpec, variants } from "./gpu/kernel.ts";
 import type { Memory } from "./gpu/memory.ts";

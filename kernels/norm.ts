@@ -1,6 +1,6 @@
 /**
- * Layer norm and RMS norm of rows: y = (x − mean)·rstd·weight + bias, with mean 0 and no bias for RMS. The forward pass keeps mean and rstd, two
- * numbers a row.
+ * Layer norm and RMS norm of rows: y = (x − mean)·rstd·weight + bias; RMS norm has mean 0 and no bias. The forward pass keeps two numbers per row, mean and
+ * rstd.
  */
 import { type Element, vectorOf } from "./elementwise.ts";
 import { gpu } from "./gpu/gpu.ts";

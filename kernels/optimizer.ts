@@ -1,7 +1,7 @@
 /**
- * Optimizer steps over flat blocks: one dispatch updates every parameter of a segment. Parameters, gradients and state lie in
- * slots of multiples of 64 floats; `slot_of` says to which slot each 64 floats belong, and `settings` holds 8 numbers a slot that
- * change from step to step (learning rate, bias corrections, whether the slot takes part).
+ * Optimizer steps over flat blocks: one dispatch updates all parameters of a segment. Parameters, gradients and state lie in slots whose sizes are multiples of
+ * 64 floats. `slot_of` gives the slot of each 64 floats. `settings` holds 8 numbers per slot that change from step to step (learning rate, bias corrections,
+ * whether the slot takes part).
  */
 import { type BufferType, type Kernel, type KernelSpec, variants } from "./gpu/kernel.ts";
 import type { Memory } from "./gpu/memory.ts";

@@ -1,4 +1,4 @@
-/** Filling memory: with a constant, and with random numbers from a counter. */
+/** Filling memory with a constant or with counter-based random numbers. */
 import { gpu } from "./gpu/gpu.ts";
 import { type Kernel, variants } from "./gpu/kernel.ts";
 import { WIDE_PRODUCT } from "./math.ts";

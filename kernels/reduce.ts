@@ -1,7 +1,7 @@
 /**
- * Reductions of [outer, length, inner] over the middle. A workgroup of 256 threads holds `columns` neighbouring results (1 where inner
- * is 1, else 16) and 256 / columns lanes along the length; the lanes meet in a tree. Long reductions with few results are cut
- * into pieces first, so that many workgroups share them. The order of additions is fixed by the sizes.
+ * Reductions of [outer, length, inner] over the middle dimension. A workgroup of 256 threads computes `columns` neighbouring results (1 if inner is 1, else
+ * 16) with 256 / columns lanes along the length; a tree combines the lanes. Long reductions with few results are first cut into pieces, so that many workgroups
+ * share them. The sizes alone decide the order of additions.
  */
 import type { Element } from "./elementwise.ts";
 import { gpu } from "./gpu/gpu.ts";

@@ -1,7 +1,7 @@
 /**
- * What kernels that work a row at a time share: a workgroup takes a row, its threads take columns four at a time, and loops over the row
- * are written once as `each(body)`. A plan says how a body becomes code: unrolled copies for the part of the row that the workgroup keeps in
- * registers, which is read once, and a real loop that reads memory each time for the rest, if there is one.
+ * What all kernels over rows share. One workgroup takes a row; its threads take four columns at a time. Loops over the row are written once, as `each(body)`. A
+ * plan says how a body becomes code: unrolled copies for the part of the row that the workgroup keeps in registers, which is read once, and, if the row is
+ * longer, a loop for the rest, which reads memory each time.
  */
 import { type Element, lanes, vectorOf } from "./elementwise.ts";
 import { gpu } from "./gpu/gpu.ts";

@@ -1,4 +1,4 @@
-/** The tiles of matrix products, and which of them a product is computed in: what a model of the device expects the least time of. */
+/** The tiles of matrix products, and the choice of one for a product: the tile for which a model of the device predicts the least time. */
 import type { GpuInfo } from "./gpu/device.ts";
 import { gpu } from "./gpu/gpu.ts";
 import { MULTIPROCESSORS, type Tuning } from "./gpu/tuning.ts";

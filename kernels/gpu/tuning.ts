@@ -1,4 +1,4 @@
-/** The numbers that differ between adapters: what they are; `kernels/autotune.ts` measures them. */
+/** The numbers that differ between adapters: their definition and checks. `kernels/autotune.ts` measures them. */
 import { checkNumber, checkOptions, describe } from "../check.ts";
 
 /** Multiprocessors of the GPU that the choice of tiles and pieces of products was fitted to, an H100. */
