@@ -1,6 +1,6 @@
 /**
- * Anomaly mode, `init({ debug: true })`: the GPU searches what ops compute for NaN and infinity, and the engine's next await throws the first that was
- * found.
+ * Anomaly mode, `init({ debug: true })`: the GPU searches the results of ops for NaN and infinity. The engine's next await throws an error that names the first
+ * one found.
  */
 import { findNonFinite } from "../kernels/anomaly.ts";
 import type { Gpu } from "../kernels/gpu/gpu.ts";

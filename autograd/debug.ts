@@ -1,4 +1,4 @@
-/** Looking after memory: the counters, forgotten tensors, and a check for tests that nothing stays. */
+/** Memory debugging: the counters, forgotten tensors, and a check for tests that no tensor is left behind. */
 import { checkFunction } from "../kernels/check.ts";
 import { type Gpu, gpu, openGpu } from "../kernels/gpu/gpu.ts";
 import type { Counters } from "../kernels/gpu/memory.ts";

@@ -1,4 +1,4 @@
-/** Where gradients lie and how they add up: in the optimizer's slots if possible, in place if nobody else holds the sum. */
+/** Where gradients are stored and how they are accumulated: in the optimizer's slots if possible, in place if nobody else holds the sum. */
 import { describe } from "../kernels/check.ts";
 import { accumulate } from "../kernels/elementwise.ts";
 import { gpu } from "../kernels/gpu/gpu.ts";

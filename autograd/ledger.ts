@@ -1,4 +1,4 @@
-/** How live tensors came to be: kept only in debug mode and while `expectNoLeaks` runs. */
+/** Which op made each live tensor, in debug mode also on which line. Kept only in debug mode and while `expectNoLeaks` runs. */
 import type { Gpu, Made } from "../kernels/gpu/gpu.ts";
 import type { Tensor } from "./tensor.ts";
 
