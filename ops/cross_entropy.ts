@@ -103,7 +103,7 @@ export function furtherReturns(
 }
 
 /**
- * Cross-entropy of logits [..., V] with class indices [...] (i32) or with a probability matrix [..., V].
+ * Cross-entropy of logits [..., V] with class indices [...] (i32 or u32) or with a probability matrix [..., V].
  *
  * With x = logits/T (or softcap·tanh(logits/T/softcap)), lse = ln Σ eˣ, prob = softmax(x), class weights w (1 unless given), W = Σ w, and ε, λ as named below:
  *

@@ -346,7 +346,7 @@ export const DIVERGENCES: readonly DivergenceName[] = [
 /**
  * α·crossEntropy(student, labels) + (1−α)·T²·divergence(student/T, teacher/T), in one kernel and one trip over both.
  *
- * Student and teacher [..., V], labels [...] (i32). A row whose label is `ignoreIndex` loses its cross-entropy only: unlabelled rows still learn from the teacher;
+ * Student and teacher [..., V], labels [...] (i32 or u32). A row whose label is `ignoreIndex` loses its cross-entropy only: unlabelled rows still learn from the teacher;
  * `dropIgnored` drops both. The mean divides the cross-entropy by the labelled rows and the divergence by all (or, with `dropIgnored`, by the kept ones).
  *
  * Gradients: α·(softmax(student) − 1_label) and (1−α)·T² times the divergence's own, for student and teacher. T² keeps the size of the divergence's gradient

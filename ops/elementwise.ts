@@ -1,6 +1,6 @@
 /**
- * Elementwise ops. Each stands here with its value and its derivatives, as WGSL expressions of a and b (the inputs), y (the output), dY (its
- * gradient) and numbers; kernels/elementwise.ts turns them into kernels, broadcasting included.
+ * Elementwise ops. Each is given by its value and its derivatives, as WGSL expressions of a and b (the inputs), y (the output), dY (the output's gradient) and
+ * numbers. `kernels/elementwise.ts` makes kernels of them, broadcasting included.
  */
 import { checkNumber, checkOneOf, checkOptions, describe } from "../kernels/check.ts";
 import { map } from "../kernels/elementwise.ts";

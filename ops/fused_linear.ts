@@ -1,6 +1,6 @@
 /**
- * A model's head and its loss in one op. It goes through the rows in chunks: a chunk's logits are computed, the loss turns them in place into their
- * gradient, and from that come the gradients of hidden states and weights. So [N, V] logits never exist.
+ * A model's head and its loss in one op. It takes the rows in chunks: it computes a chunk's logits, the loss overwrites them with their gradient, and from that
+ * come the gradients of hidden states and weights. The full [N, V] logits never exist.
  */
 import { checkNumber, checkOneOf, checkOptions } from "../kernels/check.ts";
 import { countRows, crossEntropyRows } from "../kernels/cross_entropy.ts";
@@ -229,7 +229,7 @@ function chunked(
 /**
  * `crossEntropy(linear(hidden, weight, bias), target)` without the [N, V] logits: chunks of rows are computed, used and forgotten.
  *
- * hidden [..., D], weight [V, D], bias [V], target [...] (i32). Every option, reduction and further return of `crossEntropy`, but no soft targets; the mean is over all rows, not
+ * hidden [..., D], weight [V, D], bias [V], target [...] (i32 or u32). Every option, reduction and further return of `crossEntropy`, but no soft targets; the mean is over all rows, not
  * over a chunk. Gradients: dHidden = dLogits·weight, dWeight = dLogitsᵀ·hidden, dBias = Σ dLogits, with dLogits as `crossEntropy` has them. Value and gradients equal the unfused ones to float32; beyond the gradients it
  * takes one chunk of logits. Errors as `crossEntropy`, and a RangeError for a chunk size below 1.
  *

@@ -1,4 +1,7 @@
-/** Taking elements by index. Indices are i32 tensors and get no gradient. One out of range is a RangeError if the host wrote it, else its result is NaN. */
+/**
+ * Gathering elements by index. Indices are i32 or u32 tensors and get no gradient. An index out of range is a RangeError if the host wrote it; otherwise its
+ * result is NaN, or 0 in integers and in `oneHot`.
+ */
 import { checkNumber } from "../kernels/check.ts";
 import { embedding as lookUp, embeddingBackward, gather as take, gatherBackward } from "../kernels/indexing.ts";
 import { DTYPES } from "../autograd/storage.ts";
@@ -16,7 +19,7 @@ function checkIndex(op: string, index: Tensor, size: number): void {
 }
 
 /**
- * The rows of `weight` [V, D] that `index` [...] (i32) names → [..., D]. Gradient: dWeight[v] = Σ dY over the places where index = v, added in their order:
+ * The rows of `weight` [V, D] that `index` [...] (i32 or u32) names → [..., D]. Gradient: dWeight[v] = Σ dY over the places where index = v, added in their order:
  * the same bits every time.
  *
  * Throws a TypeError for wrong shapes or dtypes, a RangeError for an index outside [0, V) that the host wrote; one that only the GPU has seen gives a row of
@@ -54,7 +57,7 @@ export function embedding(weight: Tensor, index: Tensor): Tensor {
 }
 
 /**
- * y[…, j, …] = x[…, index[…, j, …], …] along `dim`: index (i32) has x's shape but for `dim`. Gradient: dX[…, k, …] = Σ dY over the places where index = k,
+ * y[…, j, …] = x[…, index[…, j, …], …] along `dim`: index (i32 or u32) has x's shape but for `dim`. Gradient: dX[…, k, …] = Σ dY over the places where index = k,
  * added in their order.
  *
  * Throws a TypeError for wrong shapes or dtypes, a RangeError for a dimension that x lacks and for an index out of range that the host wrote; one that only
@@ -103,7 +106,7 @@ export function gather(x: Tensor, dim: number, index: Tensor): Tensor {
 }
 
 /**
- * f32 [..., classes]: 1 at each index [...] (i32), 0 elsewhere (everywhere for an index out of range). No gradient. Throws a TypeError for an index of
+ * f32 [..., classes]: 1 at each index [...] (i32 or u32), 0 elsewhere (everywhere for an index out of range). No gradient. Throws a TypeError for an index of
  * another dtype, a RangeError unless 1 ≤ classes ≤ 2²⁴. Source: `torch.nn.functional.one_hot`, in f32.
  *
  * @example

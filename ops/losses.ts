@@ -1,6 +1,6 @@
 /**
- * Losses that a reader of the field expects beside the fused ones. Each is one elementwise expression and a reduction, or made of primitive ops. The loss of
- * f16 tensors is f32 too.
+ * The usual losses beside the fused ones. Each is one elementwise expression and a reduction, or is composed of primitive ops. The loss of f16 tensors is f32
+ * too.
  */
 import { checkBoolean, checkNumber, checkOneOf, checkOptions } from "../kernels/check.ts";
 import { countRows } from "../kernels/cross_entropy.ts";
@@ -218,7 +218,7 @@ export interface NllOptions {
 }
 
 /**
- * −w_y·x_y by row, from log-probabilities x [..., V], class indices y [...] (i32) and class weights w [V] (1 unless given). Rows of `ignoreIndex` (−100) count nowhere.
+ * −w_y·x_y by row, from log-probabilities x [..., V], class indices y [...] (i32 or u32) and class weights w [V] (1 unless given). Rows of `ignoreIndex` (−100) count nowhere.
  * The mean divides by the sum of the kept rows' weights. Where that is 0 (no row, all ignored, all of weight 0) loss and gradient are 0; in PyTorch they are NaN. Gradient:
  * −w_y at the label's column, 0 elsewhere. Errors as `crossEntropy`, which takes logits and is exact.
  * Source: `torch.nn.functional.nll_loss`.
