@@ -1,4 +1,4 @@
-/** Cutting data into batches. */
+/** Splitting data into batches. */
 import { checkBoolean, checkNumber, checkOptions, describe, isRecord } from "../kernels/check.ts";
 import { ARRAYS, type TypedArray } from "../autograd/storage.ts";
 import { sizeOf, type Tensor } from "../autograd/tensor.ts";

@@ -1,4 +1,4 @@
-/** Checkpoints: everything that a training run needs to go on as if it had not stopped. */
+/** Checkpoints: everything that a training run needs to continue as if it had not stopped. */
 import { checkBoolean, checkNumber, checkOptions, describe, isRecord } from "../kernels/check.ts";
 import { gpu } from "../kernels/gpu/gpu.ts";
 import { checkTuning, type Tuning } from "../kernels/gpu/tuning.ts";

@@ -1,4 +1,4 @@
-/** Clipping gradients. */
+/** Gradient clipping. */
 import { checkNumber } from "../kernels/check.ts";
 import { scale } from "../kernels/elementwise.ts";
 import { reduce } from "../kernels/reduce.ts";

@@ -1,4 +1,4 @@
-/** Sampling from a decoder, a token at a time. */
+/** Sampling from a decoder, one token at a time. */
 import { checkNumber, checkOptions, describe } from "../kernels/check.ts";
 import { cacheWrite } from "../kernels/cache.ts";
 import { noGrad } from "../autograd/tape.ts";

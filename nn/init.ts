@@ -1,4 +1,4 @@
-/** Initial values of parameters, written in place; random ones follow `manualSeed`. Fans are those of a weight [out, in, …]. */
+/** Initial values of parameters, written in place; random ones follow `manualSeed`. Fan-in and fan-out are those of a weight [out, in, …]. */
 import { checkNumber, describe } from "../kernels/check.ts";
 import { noGrad } from "../autograd/tape.ts";
 import { checkTensor, sizeOf, type Tensor } from "../autograd/tensor.ts";

@@ -1,4 +1,4 @@
-/** Watching scalars without waiting for the GPU. */
+/** Collecting scalars, such as a loss, without waiting for the GPU. */
 import { describe } from "../kernels/check.ts";
 import { gpu } from "../kernels/gpu/gpu.ts";
 import type { Memory } from "../kernels/gpu/memory.ts";

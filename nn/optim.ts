@@ -1,6 +1,6 @@
 /**
- * What all optimizers share. Their parameters move into flat blocks (segments below the binding limit). A second block holds the gradients, which
- * backward writes there directly, so that a step is one dispatch a segment. A parameter whose `.grad` is null sits the step out, weight decay included.
+ * What all optimizers share. Parameters move into flat blocks (segments below the binding limit). A second block holds the gradients, which backward writes
+ * there directly, so that a step is one dispatch per segment. A step skips a parameter whose `.grad` is null, including its weight decay.
  */
 import { checkNumber, checkOptions, describe, isRecord } from "../kernels/check.ts";
 import { type Gpu, gpu } from "../kernels/gpu/gpu.ts";

@@ -1,6 +1,6 @@
 /**
- * The optimizers: of each its options, their checks, and the numbers of a step. The arithmetic of a step is in `kernels/optimizer.ts`, what all
- * share in `nn/optim.ts`.
+ * The optimizers: the options of each, their checks, and the numbers of a step. `kernels/optimizer.ts` has the arithmetic of a step, `nn/optim.ts` what all
+ * optimizers share.
  */
 import { checkBoolean, checkNumber, checkOptions, describe } from "../kernels/check.ts";
 import type { Tensor } from "../autograd/tensor.ts";

@@ -1,6 +1,6 @@
 /**
- * Learning-rate schedules: functions from the step to a factor of the base rate, so that a loop says
- * `optimizer.lr = LR * schedule(step)` and a resumed run needs no state.
+ * Learning-rate schedules: functions from the step to a factor of the base rate. A loop sets `optimizer.lr = LR * schedule(step)`; a resumed run needs no
+ * saved state.
  */
 import { checkNumber, checkOptions } from "../kernels/check.ts";
 

@@ -1,4 +1,4 @@
-/** Numbers in [0, 1) from a seed (splitmix32), on the host: shuffles and draws of tokens. Source: Steele, Lea & Flood 2014. */
+/** Random numbers in [0, 1) from a seed (splitmix32), on the host, for shuffles and for drawing tokens. Source: Steele, Lea & Flood 2014. */
 export function splitmix32(seed: number): () => number {
   let state = seed >>> 0;
   return () => {

@@ -15,7 +15,7 @@ import { isPlain, Linear, parameter, parameters } from "./layers.ts";
 import { Module } from "./module.ts";
 
 /**
- * Rows of a table by index (i32): [...] → [..., width]. The table [count, width] starts N(0, 1), as in PyTorch. Gradient and errors of `forward` as
+ * Rows of a table by index (i32 or u32): [...] → [..., width]. The table [count, width] starts N(0, 1), as in PyTorch. Gradient and errors of `forward` as
  * `embedding`. Throws a RangeError for sizes below 1. Source: `torch.nn.Embedding`.
  *
  * @example
@@ -324,7 +324,7 @@ export interface GptOptions {
 }
 
 /**
- * A decoder: token and learned position embeddings, pre-norm blocks, a final norm and a head without bias. [batch, T] tokens (i32) → [batch, T, vocabulary]
+ * A decoder: token and learned position embeddings, pre-norm blocks, a final norm and a head without bias. [batch, T] tokens (i32 or u32) → [batch, T, vocabulary]
  * logits. States: `tokens.weight`, `positions.weight`, `blocks.N.…`, `norm.…`, `head.weight` (absent when tied). Weights start N(0, 0.02), biases 0, as in
  * GPT-2.
  *
