@@ -25,11 +25,11 @@ export interface GradcheckResult {
 const stepAt = (x: number, step: number) => Math.max(step, 2 ** (Math.floor(Math.log2(Math.abs(x))) - 17));
 
 /**
- * Compares the gradients of `fn` with differences of its values: (L(x + h·eᵢ) − L(x − h·eᵢ)) / 2h for every element, with L a
- * fixed random weighting of the output. Values are f32, so the step is large and the tolerance wide: a check
- * for wrong formulas, not for lost digits. `fn` must give the same value each time (no dropout).
+ * Compares the gradients of `fn` with finite differences: (L(x + h·eᵢ) − L(x − h·eᵢ)) / 2h for every element, where L is a fixed random weighting of the
+ * output. Values are f32, so the step is large and the tolerance wide: the check finds wrong formulas, not lost digits. `fn` must give the same value each time
+ * (no dropout).
  *
- * Throws a TypeError where an input is no f32 tensor.
+ * Throws a TypeError unless every input is an f32 tensor.
  *
  * @example
  * ```ts

@@ -6,7 +6,7 @@ import { Tensor } from "./tensor.ts";
 
 /**
  * Seeds everything random: `rand`, `randn`, `randint`, dropout, initial weights. The same seed gives the same numbers, also inside an open tape. Throws a
- * TypeError for what is no number, a RangeError unless it is a whole one in [0, 2³²).
+ * TypeError unless the seed is a number, a RangeError unless it is an integer in [0, 2³²).
  *
  * @example
  * ```ts

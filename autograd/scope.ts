@@ -15,9 +15,10 @@ export function innermost(): Scope | null {
 }
 
 /**
- * Owns the tensors that are made while it is open and closes them with itself. What a tape records meanwhile is the tape's.
+ * Owns the tensors that are made while it is open, and frees them when it closes. What a tape records meanwhile belongs to the tape.
  *
- * Closing a scope closes those opened after it and never throws. The end of the device closes those that were opened on it. `tensor.keep()` takes a tensor out.
+ * Closing a scope also closes those opened after it, and never throws. When a device ends, the scopes that were opened on it close. `tensor.keep()` takes a
+ * tensor out.
  *
  * @example
  * ```ts

@@ -105,11 +105,11 @@ function activeTape(): Tape | null {
 }
 
 /**
- * Records every op that needs a gradient while it is open, and is the memory of one training step: what recorded ops made is
- * freed when it closes. Parameters, `.grad` and optimizer state belong to their objects, not to the tape.
+ * Records every op that needs a gradient while it is open. It is also the memory of one training step: closing it frees what recorded ops made. Parameters,
+ * `.grad` and optimizer state belong to their objects, not to the tape.
  *
- * One tape at a time: a second throws and says where the first was opened. Closing waits for nothing; it submits the step to the GPU unless that is so short
- * that a few are submitted together.
+ * Only one tape can be open: a second throws and says where the first was opened. Closing a tape does not wait for the GPU. It submits the step; very short
+ * steps are submitted a few at a time.
  *
  * @example
  * ```ts
@@ -338,9 +338,9 @@ methods.backward = (loss: Tensor, dOutput?: Tensor): void => {
 };
 
 /**
- * Makes `output` differentiable with respect to `inputs`. Where no tape is open, or no input needs a gradient, it frees `hidden` and does nothing else.
- * Returns the output. Every op of this package ends with it, and so does an op of yours. Throws a TypeError for a spec with wrong or unknown members, a
- * closed tensor among them, and an output that is one of the inputs.
+ * Makes `output` differentiable with respect to `inputs`, and returns it. If no tape is open or no input needs a gradient, it only frees `hidden`. Every op of
+ * this package ends with it, and so does an op of yours. Throws a TypeError for a spec with wrong or unknown members, for a closed tensor in it, and for an
+ * output that is one of the inputs.
  *
  * @example
  * ```ts

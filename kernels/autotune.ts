@@ -11,11 +11,12 @@ import { expectedOf, fittingTiles, matmulTuning } from "./tiles.ts";
 import { fill, random } from "./random.ts";
 
 /**
- * Opens the GPU. Call it once, before the first tensor; a second call returns the same until `dispose()` or device loss.
+ * Opens the GPU. Call it once, before the first tensor. A second call returns the same until `dispose()` or device loss.
  *
- * It asks the adapter for its full limits and, where present, for `timestamp-query` and `shader-f16`. With `autotune: true` it measures, the first time on an
- * adapter, which threads, registers and tiles are fast there (some 10 s), unless a memoryLimit below 2 GiB (8 MiB on software) leaves too little to measure with.
- * Throws an Error that says what to install where there is no adapter, a RangeError for a feature that the adapter lacks, a TypeError for a wrong option.
+ * It asks the adapter for its full limits and, if available, for `timestamp-query` and `shader-f16`. With `autotune: true` it measures, the first time on an
+ * adapter, which threads, registers and tiles are fast there (about 10 s), unless a memoryLimit below 2 GiB (8 MiB on a software adapter) leaves too little
+ * memory for that. Throws an Error that says what to install if there is no adapter, a RangeError for a feature that the adapter lacks, a TypeError for a wrong
+ * option.
  *
  * @example
  * ```ts

@@ -7,11 +7,12 @@ import { assign } from "../ops/shape.ts";
 const snake = (name: string) => name.replace(/(?<=[a-z0-9][A-Z]*)[A-Z]/g, (c) => `_${c.toLowerCase()}`);
 
 /**
- * Something with parameters and a `forward`. A tensor in a property is a parameter, a module (or array of modules) in a property is a child; state names are
- * PyTorch's: `outProj.weight` is saved as `out_proj.weight`, and `A_log` as it is.
+ * The base class of everything with parameters and a `forward`. A tensor in a property is a parameter; a module (or array of modules) in a property is a child.
+ * State names are PyTorch's: `outProj.weight` is saved as `out_proj.weight`, and `A_log` as it is.
  *
- * Parameters belong to the module, not to a scope: `dispose()` frees them. The layers of this package see to that; a tensor of your own needs `keep()` where a tape or
- * a scope (`noGrad` is one) may be open when the module is made: `scale = ones([1], { requiresGrad: true }).keep()`. Two parameters of one state name are a RangeError where names are asked for.
+ * Parameters belong to the module, not to a scope: `dispose()` frees them. The layers of this package see to that. A tensor of your own needs `keep()` if a tape
+ * or a scope (`noGrad` is one) may be open when the module is made: `scale = ones([1], { requiresGrad: true }).keep()`. If two parameters have the same state
+ * name, asking for names throws a RangeError.
  *
  * @example
  * ```ts
