@@ -175,8 +175,9 @@ export class Tape extends Scope {
    * @internal
    */
   walk(last: Record, dOutput: Tensor): void {
-    // of a leaf's gradient a copy: that grows while this one waits
-    last.gradient = dOutput.owner instanceof Tensor ? copyOf(dOutput) : dOutput.view(dOutput.shape, "backward").keep();
+    // of what may be a leaf's gradient or a view of one a copy: that grows while this one waits
+    const isAlone = dOutput.owner instanceof Scope && dOutput.storage.owners === 1;
+    last.gradient = isAlone ? dOutput.view(dOutput.shape, "backward").keep() : copyOf(dOutput);
     last.gradient.isUnit = dOutput.isUnit;
     const touched: Record[] = [], { lent } = Tensor;
     try {

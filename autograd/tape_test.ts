@@ -300,6 +300,13 @@ Deno.test("tape: dOutput stays as it was", async () => {
   x.add(v).backward(x.grad!); // which grows meanwhile
   assertEquals(await v.grad!.array(), [2, 4]);
   assertEquals(await x.grad!.array(), [4, 8]);
+  const grad = x.grad = tensor([1, 2]).keep();
+  for (const own of [grad, grad.detach(), grad.reshape([2])]) {
+    x.grad.assign(dOutput);
+    x.add(x.mul(2)).backward(own);
+    assertEquals(await x.grad.array(), [4, 8]); // (1 + 1 + 2)·dOutput
+  }
+  grad.dispose();
 });
 
 Deno.test("tape: two losses on the same logits", async () => {
