@@ -232,6 +232,7 @@ export class Tensor implements Disposable {
     let given = gradient ?? null;
     if (given === this.#grad) return;
     if (given !== null) {
+      if (this.closed) throw this.#closedError("grad"); // nobody would free it
       checkTensor("grad", "the value", given, [this.dtype]);
       checkShape("grad", "the value", given, this.shape);
     }

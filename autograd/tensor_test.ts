@@ -174,6 +174,8 @@ Deno.test("tensor: what is set by hand must fit", async () => {
   assertEquals(await x.grad.array(), [3, 4]);
   set(undefined)();
   assertEquals(x.grad, null);
+  x.dispose();
+  assertThrows(set(tensor([3, 4])), TypeError, "grad: this tensor of shape [2] was closed by dispose()");
   assertThrows(() => whole.requiresGrad = true, TypeError, "only f32 and f16 tensors can require a gradient, got");
   assertThrows(() => x.requiresGrad = 1, TypeError, "requiresGrad: the value must be true or false, got 1");
 });
