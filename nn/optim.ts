@@ -195,10 +195,10 @@ export abstract class Optimizer {
     });
   }
 
-  /** Makes `gradient` the place where backward leaves the parameter's gradient; one that the parameter has already moves there. */
+  /** Makes `gradient` the place where backward leaves the parameter's gradient; one that the parameter has already moves there, unless others lie in its memory. */
   #lend(parameter: Tensor, gradient: Memory): void {
     const { storage, grad } = parameter;
-    if (grad) grad.storage.moveTo(gradient, parameter.size * 4, true);
+    if (grad?.storage.owners === 1 && grad !== parameter) grad.storage.moveTo(gradient, parameter.size * 4, true);
     storage.gradientHome?.leave();
     storage.gradientHome = gradient;
   }

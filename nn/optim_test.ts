@@ -122,6 +122,12 @@ Deno.test("optim: gradients set by hand", async () => {
     optimizer.zeroGrad();
   }
   assertEquals(await read(a), [0.25, 0.5]); // halved by each step
+  const [c, d, e] = [leaf([1, 2]), leaf([3, 4]), leaf([5, 6])];
+  c.grad = c.detach(); // decay alone
+  d.grad = c.detach();
+  e.grad = e;
+  new optim.SGD([c, d, e], { lr: 0.5 }).step();
+  assertEquals([await read(c), await read(d), await read(e)], [[0.5, 1], [2.5, 3], [2.5, 3]]);
 });
 
 Deno.test("optim: a step that throws has changed nothing", async () => {
