@@ -235,12 +235,18 @@ function layered(op: string, x: Tensor, layers: readonly Layer[], residual?: Ten
   });
   const inputs = [x, ...layers.flatMap(({ weight, bias }) => bias ? [weight, bias] : [weight])];
   if (residual) inputs.push(residual);
-  const [first, ...others] = layers.map(({ weight }) => weight);
+  // a weight is read where a gradient goes on to what lies before it, x for the first weight's
+  const saved = layers[0].weight.requiresGrad ? [x] : [];
+  let isPassing = x.requiresGrad;
+  for (const { weight, bias } of layers) {
+    if (isPassing) saved.push(weight);
+    isPassing ||= weight.requiresGrad || bias?.requiresGrad === true;
+  }
   return record({
     op,
     inputs,
     output: y,
-    saved: [...first.requiresGrad ? [x] : [], ...x.requiresGrad ? [first] : [], ...others],
+    saved,
     hidden: own,
     backward: (dY, wants, gradientOf) => {
       const gradients: (Tensor | null)[] = inputs.map(() => null);

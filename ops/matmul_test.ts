@@ -333,3 +333,21 @@ Deno.test("matmul, linear, conv2d, mul, div: what no wanted gradient needs may c
     }
   }
 });
+
+Deno.test("perceptron: a weight before which nothing takes a gradient may change before the backward pass", async () => {
+  await init();
+  using _scope = new Scope();
+  const [x, w1, b1, w2] = [[2, 3], [4, 3], [4], [3, 4]].map((shape) => randn(shape));
+  const layers: Layer[] = [{ weight: w1, bias: b1, activation: "relu" }, { weight: w2 }];
+  for (const [trained, changeable] of [[[w2], [x, w1, w2]], [[b1], [x, w1]], [[w1], [w1]], [[x], [x]]]) {
+    for (const leaf of trained) leaf.requiresGrad = true;
+    for (const changed of [x, w1, w2]) {
+      using _tape = new Tape();
+      const y = perceptron("linear", x, layers).sum();
+      changed.assign(changed.mul(1));
+      if (changeable.includes(changed)) y.backward();
+      else assertThrows(() => y.backward(), Error, "changed in place");
+    }
+    for (const leaf of trained) leaf.requiresGrad = false;
+  }
+});
