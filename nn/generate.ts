@@ -125,7 +125,7 @@ function checkCached(block: TransformerBlock, i: number): void {
   const { prototype: plain } = TransformerBlock, { prototype: attention } = MultiHeadAttention, { selfAttn } = block;
   const isPlain = block.forward === plain.forward && selfAttn.forward === attention.forward &&
     selfAttn.attend === attention.attend;
-  if (isPlain || block.forwardCached !== plain.forwardCached) return;
+  if (isPlain || ![undefined, plain.forwardCached].includes(block.forwardCached)) return;
   throw new TypeError(
     `generate: blocks[${i}] must have a forwardCached of its own where its forward or its attention's is replaced, got none`,
   );

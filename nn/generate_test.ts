@@ -234,5 +234,8 @@ Deno.test("generate: layers that were replaced, and blocks with a forward of the
   assertEquals((await nn.generate(gpt, prompts, { length: 1 }))[0].length, 4);
   first.selfAttn.attend = (x) => x;
   await assertRejects(() => nn.generate(gpt, prompts, { length: 1 }), TypeError, "generate: blocks[0] must");
+  gpt.blocks[0] = linear1 as unknown as nn.TransformerBlock; // a module of another class
+  await assertRejects(() => nn.generate(gpt, prompts, { length: 1 }), TypeError, "generate: blocks[0] must");
+  first.dispose();
   gpt.dispose();
 });
