@@ -26,6 +26,7 @@ Deno.test("composed: without a scope an op leaves its result alone, and nothing 
   const block = new nn.TransformerBlock(6, 2, { dropout: 0.5 });
   const gpt = new nn.Gpt({ vocabulary: 6, context: 4, layers: 1, width: 6, heads: 2 });
   const mlp = new nn.Sequential(linear, limbeck.gelu, linear, limbeck.relu, linear);
+  const steps = new nn.Sequential(linear, (x: limbeck.Tensor) => x.mul(2).add(1), new nn.Dropout(), linear);
   const sides = [[x, y], ...halves ? [[halves, halves]] : []];
   const losses: [string, () => unknown][] = sides.flatMap(([x, y]) =>
     ([
@@ -76,10 +77,13 @@ Deno.test("composed: without a scope an op leaves its result alone, and nothing 
       }
     }],
     ["Sequential", () => mlp.forward(x)],
+    ["Sequential of steps", () => steps.forward(x)],
     ["MultiHeadAttention", () => attention.forward(q)],
     ["its project", () => attention.project(q)],
     ["TransformerBlock", () => block.forward(q)],
+    ["its feedForward", () => block.feedForward(q)],
     ["Gpt", () => gpt.forward(tokens)],
+    ["its hiddenStates", () => gpt.hiddenStates(tokens)],
   ];
   const { pool } = gpu(), take = pool.take.bind(pool), wrong: string[] = [];
   for (const [name, fn] of ops) {

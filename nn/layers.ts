@@ -1,5 +1,6 @@
 /** The layers of a multilayer perceptron. */
 import { checkBoolean, checkNumber, checkOptions, describe } from "../kernels/check.ts";
+import { composed } from "../autograd/composed.ts";
 import { noGrad } from "../autograd/tape.ts";
 import { Tensor } from "../autograd/tensor.ts";
 import { zeros } from "../ops/create.ts";
@@ -185,16 +186,18 @@ export class Sequential extends Module {
   }
 
   override forward(x: Tensor): Tensor {
-    let y = x;
-    for (let i = 0; i < this.steps.length;) {
-      const step = this.steps[i], layers = this.#perceptron(i);
-      y = layers.length > 1 ? perceptron("linear", y, layers) : step instanceof Module ? step.forward(y) : step(y);
-      if (!(y instanceof Tensor)) {
-        throw new TypeError(`Sequential: step ${i} must return a Tensor, got ${describe(y)}`);
+    return composed("Sequential", () => {
+      let y = x;
+      for (let i = 0; i < this.steps.length;) {
+        const step = this.steps[i], layers = this.#perceptron(i);
+        y = layers.length > 1 ? perceptron("linear", y, layers) : step instanceof Module ? step.forward(y) : step(y);
+        if (!(y instanceof Tensor)) {
+          throw new TypeError(`Sequential: step ${i} must return a Tensor, got ${describe(y)}`);
+        }
+        i += Math.max(1, 2 * layers.length - 1);
       }
-      i += Math.max(1, 2 * layers.length - 1);
-    }
-    return y;
+      return y;
+    });
   }
 
   /** The linear layers from step `i` on that have nothing but an activation between them: each is one kernel with it. */

@@ -11,8 +11,8 @@ const snake = (name: string) => name.replace(/(?<=[a-z0-9][A-Z]*)[A-Z]/g, (c) =>
  * State names are PyTorch's: `outProj.weight` is saved as `out_proj.weight`, and `A_log` as it is.
  *
  * Parameters belong to the module, not to a scope: `dispose()` frees them. The layers of this package see to that. A tensor of your own needs `keep()` if a tape
- * or a scope (`noGrad` is one) may be open when the module is made: `scale = ones([1], { requiresGrad: true }).keep()`. If two parameters have the same state
- * name, asking for names throws a RangeError.
+ * or a scope (`noGrad` is one) may be open when the module is made: `scale = ones([1], { requiresGrad: true }).keep()`. So does a tensor that `forward` remembers:
+ * a model around it frees all but its result. If two parameters have the same state name, asking for names throws a RangeError.
  *
  * @example
  * ```ts

@@ -284,16 +284,19 @@ export class TransformerBlock extends Module {
 
   /** The second half of the block. */
   feedForward(x: Tensor): Tensor {
-    const { linear1, linear2 } = this, inner = this.norm2.forward(x);
-    if (this.#dropping || !isPlain(linear1, Linear) || !isPlain(linear2, Linear)) {
-      return x.add(this.#drop(linear2.forward(this.#drop(linear1.forward(inner).gelu()))));
-    }
-    return perceptron(
-      "linear",
-      inner,
-      [{ weight: linear1.weight, bias: linear1.bias, activation: "gelu" }, linear2],
-      x,
-    );
+    const { linear1, linear2 } = this;
+    return composed("TransformerBlock", () => {
+      const inner = this.norm2.forward(x);
+      if (this.#dropping || !isPlain(linear1, Linear) || !isPlain(linear2, Linear)) {
+        return x.add(this.#drop(linear2.forward(this.#drop(linear1.forward(inner).gelu()))));
+      }
+      return perceptron(
+        "linear",
+        inner,
+        [{ weight: linear1.weight, bias: linear1.bias, activation: "gelu" }, linear2],
+        x,
+      );
+    });
   }
 
   /** The block for tokens behind those in a cache, which takes up their keys and values at `position`. */
@@ -387,9 +390,11 @@ export class Gpt extends Module {
   hiddenStates(tokens: Tensor): Tensor {
     const [, length] = this.#checked(tokens);
     const p = { p: this.options.dropout, training: this.training };
-    let x = dropout(this.tokens.forward(tokens).add(this.#places(length)), p);
-    for (const block of this.blocks) x = block.forward(x, { causal: true });
-    return this.norm.forward(x);
+    return composed("Gpt", () => {
+      let x = dropout(this.tokens.forward(tokens).add(this.#places(length)), p);
+      for (const block of this.blocks) x = block.forward(x, { causal: true });
+      return this.norm.forward(x);
+    });
   }
 
   /** The embeddings of the first positions. */
