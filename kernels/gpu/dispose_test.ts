@@ -48,6 +48,9 @@ Deno.test("init: a second call returns the same, also while the first runs", asy
   }
   assertEquals(said.slice(1), ["limbeck: init() was called before: debug changes nothing until dispose()"]);
   await dispose();
+  const several = await Promise.allSettled([init({ features: ["none"] }), init(), init()]); // the first alone asks in vain
+  assertEquals(several.map(({ status }) => status), ["rejected", "fulfilled", "fulfilled"]);
+  await dispose();
 });
 
 Deno.test("dispose: then init gives a fresh engine, and old tensors say so", async () => {

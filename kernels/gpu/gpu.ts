@@ -63,7 +63,7 @@ export const atEnd: ((ended: Gpu) => void)[] = [];
 export async function open(options: InitOptions, prepare: () => Promise<void>): Promise<GpuInfo> {
   checkInitOptions(options);
   if (current && !starting) await current.errors.news();
-  while (starting) await starting; // by another call, perhaps meanwhile
+  while (starting) await starting.catch(() => {}); // by another call, perhaps meanwhile; what that lacks it says itself
   if (current && current.errors.lost === null) {
     const { options: first, info } = current, names = Object.keys(options) as (keyof InitOptions)[];
     const other = names.filter((n) => (first[n] ?? DEFAULTS[n]) !== (options[n] ?? DEFAULTS[n]));
