@@ -236,6 +236,8 @@ Deno.test("generate: layers that were replaced, and blocks with a forward of the
   await assertRejects(() => nn.generate(gpt, prompts, { length: 1 }), TypeError, "generate: blocks[0] must");
   gpt.blocks[0] = linear1 as unknown as nn.TransformerBlock; // a module of another class
   await assertRejects(() => nn.generate(gpt, prompts, { length: 1 }), TypeError, "generate: blocks[0] must");
-  first.dispose();
+  gpt.blocks[0] = first;
+  gpt.hiddenStates = (tokens) => gpt.tokens.forward(tokens);
+  await assertRejects(() => nn.generate(gpt, prompts, { length: 1 }), TypeError, "generate: gpt must have Gpt's own");
   gpt.dispose();
 });
