@@ -176,8 +176,10 @@ export function fast({ v, plan, formula, row, student, teacher, writeStudent, wr
   const ofLeft = left === student
     ? { log: "s4", power: "es4", h: "of_student4", scale: "q_scale", mean: "sums.y", at: "d_student" }
     : { log: "t4", power: "et4", h: "of_teacher4", scale: "p_scale", mean: "sums.z", at: "d_teacher" };
+  const gradientOfLeft = (power: string, h: string) =>
+    `${power} * (${ofLeft.scale} * ${h} - ${ofLeft.scale} * ${ofLeft.mean})`;
   const writeLeft = (power: string, h: string) => {
-    const gradient = `${power} * (${ofLeft.scale} * ${h} - ${ofLeft.scale} * ${ofLeft.mean})`;
+    const gradient = gradientOfLeft(power, h);
     return `${measureOf(gradient)} ${left === student ? writeStudent(gradient, "") : writeTeacher(gradient)}`;
   };
   const waits = left && !v.inPlace && (left === student ? v.student : v.teacher) === "f32" && plan.wide;
@@ -236,9 +238,12 @@ export function fast({ v, plan, formula, row, student, teacher, writeStudent, wr
   const ifWide = (widest: string) =>
     `if (lane == 0u) { trusted = select(0u, 1u, 16.0 * ${widest}.x >= ${widest}.y); } if (workgroupUniformLoad(&trusted) == 1u) {`;
   const widestFirst = measured && v.inPlace
-    ? `${row.each(`${scaled} ${terms} ${measure}`)} let row_widest = ${row.max("widest", "vec2f")}; ${
-      ifWide("row_widest")
-    }`
+    ? `${
+      row.each(
+        `${scaled} ${terms} ${measure}`,
+        left ? measureOf(gradientOfLeft("student4", "teacher4")) : `${scaledKept} ${terms} ${measure}`,
+      )
+    } let row_widest = ${row.max("widest", "vec2f")}; ${ifWide("row_widest")}`
     : "";
 
   // the loop that writes the gradients, and the label's column once more

@@ -288,6 +288,23 @@ Deno.test("linearDistillation: many classes, whose gradients overwrite logits th
   });
 });
 
+Deno.test("linearDistillation: a skew whose gradient is small next to what it is made of", async () => {
+  await init();
+  const V = 130, alpha = 0.3, one = tensor([[1]]);
+  // each side is sure of a class of its own
+  const [student, teacher] = [0, 1].map((likely) =>
+    normals(V, 1, likely).map((x, c) => Math.fround(c === likely ? -5 : x - 20))
+  );
+  const want = divergenceReference("skewReverseKl", student, teacher, V, { alpha });
+  await underAllPlans(async (plan) => {
+    const { gradients } = await measure(
+      (w) => linearDistillation(one, w, one, tensor(teacher, [V, 1]), { divergence: "skewReverseKl", alpha }),
+      [{ values: student, shape: [V, 1] }],
+    );
+    assertSmall([[plan, rowError(gradients[0], want.dStudent, V), GRADIENT]]);
+  });
+});
+
 Deno.test("linear losses: shapes, no row, no kept row, labels outside the classes", async () => {
   await init();
   const head = new Head(HIDDEN, WEIGHT, DEPTH);
