@@ -211,7 +211,11 @@ export const FORMULAS: Record<DivergenceName | "halfJsd", Formula> = {
     },
     scale: "alpha * alpha",
     first: MIXTURE,
-    fast: { first: FAST_MIXTURE, value: "alpha * diff4 - p4 * u4", drift: "alpha" },
+    fast: { // where p has the larger weight, m/p is at hand as 1 + x4: p·(x − log(1 + x)) has no part in the roundings that drift tells
+      first: FAST_MIXTURE,
+      value: "select(alpha * diff4 - p4 * u4, p4 * log_gap4_(x4, log4), vec4<bool>(flip) & (x4 < vec4f(1.0)))",
+      drift: "select(alpha, 0.0, flip)",
+    },
   },
   skewReverseKl: { // m = (1−α)p + αq: β = 1−α; m − q − q·v, likewise
     value: `select(${times("q4", "gap4")}, -beta * diff4 - ${times("q4", "v4")}, over_p4)`,
@@ -232,7 +236,11 @@ export const FORMULAS: Record<DivergenceName | "halfJsd", Formula> = {
     },
     scale: "beta * beta",
     first: MIXTURE,
-    fast: { first: FAST_MIXTURE, value: "-beta * diff4 - q4 * v4", drift: "-beta" },
+    fast: {
+      first: FAST_MIXTURE,
+      value: "select(-beta * diff4 - q4 * v4, q4 * log_gap4_(x4, log4), vec4<bool>(!flip) & (x4 < vec4f(1.0)))",
+      drift: "select(0.0, -beta, flip)",
+    },
   },
   totalVariation: {
     value: "0.5 * abs(diff4)",

@@ -1216,3 +1216,22 @@ Deno.test("divergences: gradients of the skews where an unlikely class makes all
     }
   }
 });
+
+Deno.test("divergences: values of the skews where little of the other side is mixed in", async () => {
+  await init();
+  const V = 256, shape = [1, V], alpha = 0.9;
+  const rows = [1, 2, 4, 8, 11].map((seed) => {
+    const near = normals(V, 1, seed);
+    return [normals(V, 0.7, seed + 30).map((x, c) => Math.fround(near[c] + x)), near];
+  });
+  for (const [s, t] of rows) {
+    for (const name of ["skewForwardKl", "skewReverseKl"] as const) {
+      const want = reference(name, s, t, V, { alpha });
+      for (const wanted of [0, 1]) { // whose gradient
+        const inputs = [s, t].map((values, side) => ({ values, shape, requiresGrad: side === wanted }));
+        const { loss } = await measure((s, t) => OPS[name](s, t, gpuOptions({ alpha })), inputs);
+        assertSmall([[name, rowError(loss, want.loss, 1), VALUE]]);
+      }
+    }
+  }
+});
