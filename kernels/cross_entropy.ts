@@ -119,8 +119,10 @@ const kernel: (key: string) => Kernel = variants((key: string): KernelSpec => {
   const w = weighted
     ? `let w4 = ${plan.wide ? "weight_at(columns4)" : "select(vec4f(0.0), weight_at(columns4), live4)"};`
     : ones;
+  // w·t' also as a multiple of 2⁻¹⁰, of which sums are exact, and the rest: what all classes but one have together keeps its digits then
   const t =
-    "let t4 = select(vec4f(0.0), (1.0 - params.smoothing) * probability4 + params.smoothing / f32(params.columns), live4);";
+    `let t4 = select(vec4f(0.0), (1.0 - params.smoothing) * probability4 + params.smoothing / f32(params.columns), live4);
+    let wt4 = w4 * t4; let coarse4 = floor(wt4 * 1024.0) * 0.0009765625; let fine4 = wt4 - coarse4;`;
   // What they add to −Σ w·t'·(m − x) or −Σ w·(m − x). A logit of −∞ adds 0 and, if it has a weight, is counted apart: so 0·∞ is 0. With a softcap there is no −∞
   const spread = (w: string) =>
     v.softcap ? `spread += dot(${w}, select(vec4f(0.0), x4 - m, live4));` : `let endless4 = x4 < vec4f(-3.4e38);
@@ -130,9 +132,10 @@ const kernel: (key: string) => Kernel = variants((key: string): KernelSpec => {
     `let prob4 = exp2((x4 - m) * k2 - log_sum2);
     ${
       soft
-        ? `var over4 = mass * prob4 - w4 * t4;
+        ? `var over4 = mass * prob4 - wt4;
     if (max_of(prob4) > 0.5) { // a row's only likely class: prob − 1 keeps its digits
-      over4 = select(over4, (mass - w4 * t4) + mass * expm1_series4_((x4 - m) * k - log_sum), prob4 > vec4f(0.5));
+      let others4 = (masses.x - coarse4) + (masses.y - fine4);
+      over4 = select(over4, others4 + mass * expm1_series4_((x4 - m) * k - log_sum), prob4 > vec4f(0.5));
     }
     let g4 = level * over4 + slope * prob4;`
         : `let g4 = slope * prob4 - level${weighted ? " * w4" : ""};`
@@ -175,11 +178,12 @@ const kernel: (key: string) => Kernel = variants((key: string): KernelSpec => {
       k: "k",
       becomes: capped ? squashed : undefined,
     }],
-    (soft ? `{ ${w} ${t} mass_part += sum_of(w4 * t4); }` : "") +
+    (soft ? `{ ${w} ${t} mass_part += vec2f(sum_of(coarse4), sum_of(fine4)); }` : "") +
       (capped ? "let bent4 = select(vec4f(0.0), x4, live4); steep = max(steep, dot(bent4, bent4));" : ""),
   );
   const labelOrMass = soft
-    ? `let mass = ${sum("mass_part", "f32")};`
+    ? `let masses = ${sum("mass_part", "vec2f")};
+  let mass = masses.x + masses.y;`
     : `// a label that is no class poisons its row: it came from the GPU and nobody could check it
   var nan_bits = 0x7fc00000u;
   let known = label < params.columns;
@@ -203,7 +207,7 @@ const kernel: (key: string) => Kernel = variants((key: string): KernelSpec => {
   }`;
 
   // the loop that writes the gradient and sums what smoothing and soft targets need
-  const spreading = soft ? spread("w4 * t4") : v.smooth ? spread("w4") : "";
+  const spreading = soft ? spread("wt4") : v.smooth ? spread("w4") : "";
   const gradientLoop = () =>
     each(`${x} ${soft || weighted ? w : ""} ${soft ? t : ""}
     ${!soft && v.smooth && !weighted ? ones : ""}${spreading}
@@ -339,7 +343,7 @@ fn capped(logit: f32) -> f32 {
     let up = select(1.0, upstream[at * params.upstream_stride], params.scaled == 1u);
     ${scales}
   }
-  var mass_part = 0.0;
+  ${soft ? "var mass_part = vec2f(0.0);" : ""}
   ${capped ? "var steep = 0.0;" : ""}
   ${touched ? `let touched = ${touched};` : ""}
   var spread = ${v.softcap ? "0.0" : "vec2f(0.0)"};

@@ -281,6 +281,11 @@ Deno.test("crossEntropy: a small loss keeps its digits", async () => {
   );
   assert(rowError(softGot.loss, softWant.loss, 1) <= 163 * 2 ** -24, `${softGot.loss} ${softWant.loss}`);
   assert(rowError(softGot.gradients[0], softWant.dLogits, 3) <= 163 * 2 ** -24, `${softGot.gradients}`);
+  // of a target that is as sure of the class, all others together keep theirs
+  const sure = [0.9999, 0.00005, 0.00003, 3, 0.0005, 0, 0.3, 0.00002, 0.00001].map(Math.fround);
+  const sureWant = reference(values, sure, 3, { ...o, soft: true });
+  const sureGot = await measure((x) => crossEntropy(x, tensor(sure, [3, 3]), o), [{ values, shape }], [1, 1, 1]);
+  assert(rowError(sureGot.gradients[0], sureWant.dLogits, 3) <= GRADIENT, `${sureGot.gradients} ${sureWant.dLogits}`);
 });
 
 Deno.test("crossEntropy: labels outside the classes", async () => {
