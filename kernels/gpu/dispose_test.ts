@@ -172,14 +172,16 @@ Deno.test("dispose: says that the device was lost if nobody has heard it", async
   for (const heard of [true, false]) {
     const device = await (await navigator.gpu.requestAdapter())!.requestDevice();
     const { promise: lost, resolve: lose } = Promise.withResolvers<GPUDeviceLostInfo>();
-    Object.defineProperty(device, "lost", { value: lost });
+    Object.defineProperty(device, "lost", { value: lost, configurable: true });
     await init({ device });
     lose({ reason: "unknown", message: "driver reset" } as GPUDeviceLostInfo);
     await lost;
     if (heard) assertThrows(() => zeros([1]), Error, "the device was lost (unknown: driver reset)");
     else await assertRejects(() => dispose(), Error, "the device was lost (unknown: driver reset)");
     await dispose();
+    Reflect.deleteProperty(device, "lost");
     device.destroy();
+    await device.lost;
   }
 });
 

@@ -94,8 +94,12 @@ const adapter = run("deno", ["run", ...leave, `${HERE}/preload.ts`], env);
 if (!adapter.ok) notRun("Dawn finds no adapter", adapter.output);
 console.log(`test:dawn: ${adapter.output.trim()}`);
 
-// the examples and what else runs in a process of its own runs on Deno's WebGPU
-const everything = ["--doc", "--ignore=**/*_long_test.ts,examples,tasks"];
+// the examples and what else runs in a process of its own runs on Deno's WebGPU; so does what opens and ends some twenty devices: Deno's node API panics in about a
+// third of the runs when it has collected so many of Dawn's
+const everything = [
+  "--doc",
+  "--ignore=**/*_long_test.ts,examples,tasks,kernels/gpu/dispose_test.ts",
+];
 const child = new Deno.Command("deno", {
   args: [
     "test",
