@@ -55,7 +55,7 @@ export function added(total: Tensor | null, gradient: Tensor, input: Tensor): Te
   }
   let sum = total;
   if (total.storage.owners > 1) {
-    sum = copyOf(total);
+    sum = copyOf(total).keep();
     total.dispose();
   }
   sum.isUnit = false;
@@ -64,7 +64,7 @@ export function added(total: Tensor | null, gradient: Tensor, input: Tensor): Te
 }
 
 export function copyOf(x: Tensor): Tensor {
-  const copy = Tensor.empty(x.shape, x.dtype, "backward").keep();
+  const copy = Tensor.empty(x.shape, x.dtype, "backward");
   methods.assign(copy, x);
   return copy;
 }
@@ -83,14 +83,13 @@ export function addToLeaf(leaf: Tensor, gradient: Tensor, isFreed: boolean): voi
   const home = leaf.storage.gradientHome;
   if (home && gradient.storage.memory !== home) {
     freeHome(leaf);
-    leaf.grad = Tensor.owned(new Storage(home, true), leaf.shape, leaf.dtype, "backward").keep();
+    leaf.grad = Tensor.owned(new Storage(home, true), leaf.shape, leaf.dtype, "backward");
     methods.assign(leaf.grad, gradient);
   } else {
     // another leaf's, dOutput's, a view's or kept by the rule: a copy, so that in-place changes stay this leaf's
     const isOurs = isFreed && gradient.storage.owners === 1 && !gradient.isUnit;
-    leaf.grad = isOurs ? gradient.view(leaf.shape, "backward").keep() : copyOf(gradient);
+    leaf.grad = isOurs ? gradient.view(leaf.shape, "backward") : copyOf(gradient);
   }
-  leaf.grad.owner = leaf;
 }
 
 /** The gradient 1 that `backward()` of a scalar starts with. */

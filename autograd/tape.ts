@@ -177,7 +177,7 @@ export class Tape extends Scope {
   walk(last: Record, dOutput: Tensor): void {
     // of what may be a leaf's gradient or a view of one a copy: that grows while this one waits
     const isAlone = dOutput.owner instanceof Scope && dOutput.storage.owners === 1;
-    last.gradient = isAlone ? dOutput.view(dOutput.shape, "backward").keep() : copyOf(dOutput);
+    last.gradient = (isAlone ? dOutput.view(dOutput.shape, "backward") : copyOf(dOutput)).keep();
     last.gradient.isUnit = dOutput.isUnit;
     const touched: Record[] = [], { lent } = Tensor;
     try {
