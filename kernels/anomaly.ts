@@ -1,12 +1,12 @@
 /** Searching for NaN and infinity. */
 import type { Element } from "./elementwise.ts";
-import { type Kernel, type KernelSpec, variants } from "./gpu/kernel.ts";
+import { variants } from "./gpu/kernel.ts";
 import type { Memory } from "./gpu/memory.ts";
 
 // the exponent's bits tell: `x != x` is false for NaN in some compilers
-const kernel: (element: string) => Kernel = variants((element: string): KernelSpec => ({
+const kernel = variants((element: Element) => ({
   name: "find non-finite",
-  buffers: { x: `read ${element as Element}`, found: "write u32" },
+  buffers: { x: `read ${element}`, found: "write u32" },
   params: { size: "u32", check: "u32" },
   main: `if (thread < params.size) {
     let bits = bitcast<u32>(f32(x[thread])) & 0x7fffffffu;

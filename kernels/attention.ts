@@ -9,7 +9,7 @@
  */
 import { type Element, lanes, vectorOf } from "./elementwise.ts";
 import { gpu } from "./gpu/gpu.ts";
-import { type BufferType, type Kernel, type KernelSpec, variants } from "./gpu/kernel.ts";
+import { type BufferType, variants } from "./gpu/kernel.ts";
 import type { Memory } from "./gpu/memory.ts";
 import { PCG4D } from "./random.ts";
 
@@ -60,6 +60,7 @@ export interface AttentionBuffers {
 /** Overrides for tests: whether kernels are made as for GPUs. */
 export const attentionTuning: { unrolled: boolean | null } = { unrolled: null };
 
+/** Compile-time choices. */
 interface Shape {
   element: Element;
   /** vec4s of a row. */
@@ -97,30 +98,22 @@ function tilesFor(quads: number, sides: number, tables: number): [number, number
   );
 }
 
-function shapeKey(element: Element, s: AttentionSizes, b: AttentionBuffers, [rows, others]: [number, number]): string {
-  const wide = [s.q, s.k, s.v, s.o].every((r) => (r.offset | r.batch | r.head | r.row) % 4 === 0) && s.depth % 4 === 0;
+function shapeOf(element: Element, s: AttentionSizes, b: AttentionBuffers, [rows, others]: [number, number]): Shape {
   const unrolled = attentionTuning.unrolled ?? !gpu().info.isSoftware;
-  return `${element},${quadsOf(s)},${wide ? "wide" : ""},${b.mask ? "mask" : ""},${
-    b.state ? "dropout" : ""
-  },${rows},${others},${unrolled ? "unrolled" : ""}`;
-}
-
-const quadsOf = (s: AttentionSizes) => Math.ceil(s.depth / 4);
-
-function parseShape(key: string): Shape {
-  const [element, quads, wide, mask, dropout, rows, others, unrolled] = key.split(",");
   return {
-    element: element as Element,
-    quads: Number(quads),
-    wide: wide !== "",
-    mask: mask !== "",
-    dropout: dropout !== "",
-    rows: Number(rows),
-    others: Number(others),
-    unrolled: unrolled !== "",
+    element,
+    quads: quadsOf(s),
+    wide: [s.q, s.k, s.v, s.o].every((r) => (r.offset | r.batch | r.head | r.row) % 4 === 0) && s.depth % 4 === 0,
+    mask: b.mask !== null,
+    dropout: b.state !== null,
+    rows,
+    others,
+    unrolled,
     high: unrolled ? 2 : 4,
   };
 }
+
+const quadsOf = (s: AttentionSizes) => Math.ceil(s.depth / 4);
 
 const PARAMS = {
   batches: "u32",
@@ -351,8 +344,8 @@ const perRow = (high: number) => high === 4 ? "vec4f" : "vec2f";
 const meetings = ({ rows, others, high }: Shape) =>
   `var<workgroup> meeting: array<${perRow(high)}, ${rows / high * others / 4}>;`;
 
-const forwardKernel: (key: string) => Kernel = variants((key: string): KernelSpec => {
-  const shape = parseShape(key), { rows, others, high } = shape, t = tiles(shape), V = perRow(high);
+const forwardKernel = variants((shape: Shape) => {
+  const { rows, others, high } = shape, t = tiles(shape), V = perRow(high);
   const own = t.copy(["q"], ["query_tile"], rows, high);
   const [k, v] = ["k", "v"].map((name) => t.copy([name], ["key_tile"], others, 4));
   return {
@@ -439,7 +432,7 @@ ${meetings(shape)}`,
 /** o and lse [batches, heads, queries]. */
 export function attention(element: Element, b: AttentionBuffers, s: AttentionSizes): void {
   const { q, k, v, o, lse } = b, tile = tilesFor(quadsOf(s), 1, 1);
-  forwardKernel(shapeKey(element, s, b, tile)).run(
+  forwardKernel(shapeOf(element, s, b, tile)).run(
     { q, k, v, o, lse, ...present(b) },
     parameters(s),
     s.batches * s.heads * Math.ceil(s.queries / tile[0]),
@@ -470,9 +463,8 @@ function parameters({ q, k, v, o, causal, ...s }: AttentionSizes): Record<string
  * One backward kernel: a tile of own rows (queries for dQ, keys for dK and dV) stays, tiles of the other side pass. With
  * w = exp(score − lse), the gradient of a score is w·(kept·dO·v − delta)·scale, delta = Σ dO·O, which the queries' kernel leaves for the keys'.
  */
-const backwardKernel: (key: string) => Kernel = variants((key: string): KernelSpec => {
-  const [side, rest] = key.split(":"), shape = parseShape(rest), { rows, others, high } = shape, t = tiles(shape);
-  const forQueries = side === "queries", packed = side === "keys, packed";
+const backwardKernel = variants((shape: Shape & { forQueries: boolean; packed: boolean }) => {
+  const { forQueries, packed, rows, others, high } = shape, t = tiles(shape);
   const sides = [["q", "d_o"], ["k", "v"]], [ownNames, otherNames] = forQueries ? sides : sides.toReversed();
   const own = t.copy(ownNames, ["own_a", "own_b"], rows, high), V = perRow(high);
   const other = t.copy(otherNames, ["other_a", "other_b"], others, 4);
@@ -584,14 +576,15 @@ export function attentionBackward(
   const { q, k, v, o, lse } = b, { dO, delta, dQ, dK, dV } = d;
   const inputs = { q, k, v, dO, lse, delta, ...present(b) }, heads = s.batches * s.heads, numbers = parameters(s);
   const ofQueries = tilesFor(quadsOf(s), 2, 1), ofKeys = tilesFor(quadsOf(s), 2, 2);
-  backwardKernel(`queries:${shapeKey(element, s, b, ofQueries)}`).run(
+  const packed = dK === dV;
+  backwardKernel({ ...shapeOf(element, s, b, ofQueries), forQueries: true, packed }).run(
     { ...inputs, o, dQ },
     numbers,
     heads * Math.ceil(s.queries / ofQueries[0]),
   );
   if (!dK || !dV) return;
-  backwardKernel(`${dK === dV ? "keys, packed" : "keys"}:${shapeKey(element, s, b, ofKeys)}`).run(
-    { ...inputs, dK, ...dK === dV ? {} : { dV } },
+  backwardKernel({ ...shapeOf(element, s, b, ofKeys), forQueries: false, packed }).run(
+    { ...inputs, dK, ...packed ? {} : { dV } },
     numbers,
     heads * Math.ceil(s.keys / ofKeys[0]),
   );

@@ -1,9 +1,9 @@
 /** Writing new keys or values into a cache. The position is data, not a parameter, so that the launch is the same for every token. */
 import type { Element } from "./elementwise.ts";
-import { type Kernel, type KernelSpec, variants } from "./gpu/kernel.ts";
+import { variants } from "./gpu/kernel.ts";
 import type { Memory } from "./gpu/memory.ts";
 
-const kernel: (element: Element) => Kernel = variants((element: Element): KernelSpec => ({
+const kernel = variants((element: Element) => ({
   name: "cache write",
   buffers: { x: `read ${element}`, position: "read u32", cache: `write ${element}` },
   params: { size: "u32", fresh: "u32", length: "u32", depth: "u32" },

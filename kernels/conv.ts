@@ -1,6 +1,6 @@
 /** Convolution and max pooling of images [N, C, H, W]: one thread per output element, in the backward pass one per input element. */
 import type { Element } from "./elementwise.ts";
-import { type BufferType, type Kernel, type KernelSpec, spans, variants } from "./gpu/kernel.ts";
+import { spans, variants } from "./gpu/kernel.ts";
 import type { Memory } from "./gpu/memory.ts";
 
 /** Sizes of a convolution (or pooling, where `outs` is the channels): images → [images, outs, outHeight, outWidth]. */
@@ -39,18 +39,16 @@ const apart = (planes: string, rows: string, columns: string) =>
   let plane = thread / (params.${columns} * params.${rows}) % params.${planes};
   let image = thread / (params.${columns} * params.${rows} * params.${planes});`;
 
-const forwardKernel: (key: string) => Kernel = variants((key: string): KernelSpec => {
-  const [element, bias] = key.split(",") as [Element, string];
-  return {
-    name: "conv2d",
-    buffers: {
-      x: `read ${element}`,
-      weight: `read ${element}`,
-      ...bias ? { bias: `read ${element}` as BufferType } : {},
-      y: `write ${element}`,
-    },
-    params: PARAMS,
-    main: `if (thread >= params.images * params.outs * params.out_height * params.out_width) { return; }
+const forwardKernel = variants(({ element, bias }: { element: Element; bias: boolean }) => ({
+  name: "conv2d",
+  buffers: {
+    x: `read ${element}`,
+    weight: `read ${element}`,
+    ...bias ? { bias: `read ${element}` as const } : {},
+    y: `write ${element}`,
+  },
+  params: PARAMS,
+  main: `if (thread >= params.images * params.outs * params.out_height * params.out_width) { return; }
   ${apart("outs", "out_height", "out_width")}
   var sum = ${bias ? "f32(bias[plane])" : "0.0"};
   for (var c = 0u; c < params.channels; c++) {
@@ -66,8 +64,7 @@ const forwardKernel: (key: string) => Kernel = variants((key: string): KernelSpe
     }
   }
   y[thread] = ${element}(sum);`,
-  };
-});
+}));
 
 /** y = x convolved with weight [outs, channels, kernelHeight, kernelWidth] (as a correlation), plus bias. */
 export function conv2d(
@@ -79,14 +76,14 @@ export function conv2d(
   s: ConvSizes,
 ): void {
   const size = s.images * s.outs * s.outHeight * s.outWidth;
-  forwardKernel(`${element},${bias ? "bias" : ""}`).run(
+  forwardKernel({ element, bias: bias !== null }).run(
     bias ? { x, weight, bias, y } : { x, weight, y },
     { ...s },
     Math.ceil(size / 256),
   );
 }
 
-const inputKernel: (element: Element) => Kernel = variants((element: Element): KernelSpec => ({
+const inputKernel = variants((element: Element) => ({
   name: "conv2d backward (x)",
   buffers: { weight: `read ${element}`, dY: `read ${element}`, dX: `write ${element}` },
   params: PARAMS,
@@ -115,7 +112,7 @@ export function conv2dBackwardInput(element: Element, weight: Memory, dY: Memory
 }
 
 // a workgroup an element of the weight: its lanes share the images' output positions
-const weightKernel: (element: Element) => Kernel = variants((element: Element): KernelSpec => ({
+const weightKernel = variants((element: Element) => ({
   name: "conv2d backward (weight)",
   buffers: { x: `read ${element}`, dY: `read ${element}`, dWeight: `write ${element}` },
   params: { ...PARAMS, start: "u32", end: "u32" },
@@ -158,7 +155,7 @@ export function conv2dBackwardWeight(element: Element, x: Memory, dY: Memory, dW
   }
 }
 
-const poolKernel: (element: Element) => Kernel = variants((element: Element): KernelSpec => ({
+const poolKernel = variants((element: Element) => ({
   name: "maxPool2d",
   buffers: { x: `read ${element}`, y: `write ${element}`, chosen: "write u32" },
   params: PARAMS,
@@ -183,7 +180,7 @@ export function maxPool2d(element: Element, x: Memory, y: Memory, chosen: Memory
   poolKernel(element).run({ x, y, chosen }, { ...s }, Math.ceil(s.images * s.outs * s.outHeight * s.outWidth / 256));
 }
 
-const poolBackwardKernel: (element: Element) => Kernel = variants((element: Element): KernelSpec => ({
+const poolBackwardKernel = variants((element: Element) => ({
   name: "maxPool2d backward",
   buffers: { chosen: "read u32", dY: `read ${element}`, dX: `write ${element}` },
   params: PARAMS,

@@ -9,16 +9,16 @@
  */
 import type { Element } from "./elementwise.ts";
 import { gpu } from "./gpu/gpu.ts";
-import { type BufferType, type Kernel, type KernelSpec, variants } from "./gpu/kernel.ts";
+import { type BufferType, variants } from "./gpu/kernel.ts";
 import type { Memory } from "./gpu/memory.ts";
 import { MATH, MATH4 } from "./math.ts";
-import { columnReader, parsePlan, planKey, planRow, rowBuffer, rowCode } from "./row.ts";
+import { columnReader, planRow, rowBuffer, rowCode, type RowPlan } from "./row.ts";
 
 // loads that a thread has on their way at once. One after the other, 16,384 labels took 256 threads 33 µs on an H200, 128,256 weights 120 µs
 const AHEAD = [0, 1, 2, 3, 4, 5, 6, 7];
 
 /** What means are divided by: counts = [kept rows, the sum of their weights Σ w_y, that of all classes W]. One workgroup. */
-const countKernel: (threads: number) => Kernel = variants((threads: number): KernelSpec => ({
+const countKernel = variants((threads: number) => ({
   name: "count kept rows",
   workgroup: threads,
   buffers: { labels: "read i32", weight: "read f32", counts: "write f32" },
@@ -99,9 +99,8 @@ interface Variant {
 // y of a softcap has no place in f16
 const inHalves = (v: Variant) => v.logits === "f16" && v.target === "index" && !v.softcap;
 
-const kernel: (key: string) => Kernel = variants((key: string): KernelSpec => {
-  const { plan: planText, ...v } = JSON.parse(key) as Variant & { plan: string };
-  const plan = parsePlan(planText), soft = v.target !== "index", dLogits = v.inPlace ? "logits" : "d_logits";
+const kernel = variants(({ plan, ...v }: Variant & { plan: RowPlan }) => {
+  const soft = v.target !== "index", dLogits = v.inPlace ? "logits" : "d_logits";
   const streams: Record<string, Element> = { logits: v.logits, ...soft ? { probability: v.target as Element } : {} };
   const outputs: Record<string, Element> = v.gradient ? { [dLogits]: v.logits } : {};
   const { head, begin, each, sum, normalise, overwrite } = rowCode(plan, streams, outputs, { halves: inHalves(v) });
@@ -435,7 +434,7 @@ export function crossEntropyRows(
   if (b.weight) buffers.weight = b.weight;
   if (b.extras) Object.assign(buffers, b.extras);
   if (b.dLogits && b.dLogits !== b.logits) buffers.dLogits = b.dLogits;
-  kernel(JSON.stringify({ ...variant, plan: planKey(plan) })).run(buffers, {
+  kernel({ ...variant, plan }).run(buffers, {
     rows: n.rows,
     columns: n.columns,
     firstRow: n.firstRow,

@@ -15,7 +15,7 @@
  * instead of 0.91, jsd 0.58 instead of 1.58.
  */
 import type { Element } from "./elementwise.ts";
-import { type BufferType, type Kernel, type KernelSpec, variants } from "./gpu/kernel.ts";
+import { type BufferType, variants } from "./gpu/kernel.ts";
 import type { Memory } from "./gpu/memory.ts";
 import { type DivergenceName, FORMULAS, MIXTURE } from "./divergence_formulas.ts";
 import {
@@ -34,11 +34,10 @@ import {
   type Way,
 } from "./divergence_loops.ts";
 import { fit, MATH, MATH4 } from "./math.ts";
-import { parsePlan, planKey, planRow, rowBuffer, rowCode } from "./row.ts";
+import { planRow, rowBuffer, rowCode, type RowPlan } from "./row.ts";
 
-const kernel: (key: string) => Kernel = variants((key: string): KernelSpec => {
-  const { plan: planText, ...v } = JSON.parse(key) as Variant & { plan: string };
-  const plan = parsePlan(planText), formula = FORMULAS[v.name];
+const kernel = variants(({ plan, ...v }: Variant & { plan: RowPlan }) => {
+  const formula = FORMULAS[v.name];
   const outputs: Record<string, Element> = {};
   const [dStudentName, dTeacherName] = v.inPlace ? ["student", "teacher"] : ["d_student", "d_teacher"];
   if (v.dStudent) outputs[dStudentName] = v.student;
@@ -253,7 +252,7 @@ export function divergenceRows(
   const walk = planRow(n.columns, "two", { halves: inHalves(variant), lean: differs(variant) });
   // Where registers keep a part of the row, threads meet in trees in workgroup memory, which costs less than subgroups then: forwardKl of 4096×32000 takes an H100 0.54 ms so, else
   // 0.56; jsd of 16384×8192 in f16 0.38, else 0.42
-  const plan = planKey({ ...walk, subgroups: walk.subgroups && walk.quads === 0 });
+  const plan = { ...walk, subgroups: walk.subgroups && walk.quads === 0 };
   const buffers: Record<string, Memory> = {
     student: b.student,
     teacher: b.teacher,
@@ -269,7 +268,7 @@ export function divergenceRows(
   for (const { name, near, power } of polynomials(variant)) {
     fit((d) => near(d, n.beta) / d ** power, -1, 1, TERMS).forEach((c, i) => fitted[name + i] = c);
   }
-  kernel(JSON.stringify({ ...variant, plan })).run(buffers, {
+  kernel({ ...variant, plan }).run(buffers, {
     rows: n.rows,
     columns: n.columns,
     firstRow: n.firstRow,

@@ -5,7 +5,7 @@
  * four neighbouring elements (`vec4`). Otherwise each output index is split into its dimensions.
  */
 import { gpu } from "./gpu/gpu.ts";
-import { type BufferType, type Kernel, type KernelSpec, variants } from "./gpu/kernel.ts";
+import { type BufferType, variants } from "./gpu/kernel.ts";
 import type { Memory } from "./gpu/memory.ts";
 import { MATH, SINES_AND_POWERS } from "./math.ts";
 
@@ -54,21 +54,24 @@ function broadcastStrides(
 
 const names = ["a", "b", "c", "d"];
 
-/**
- * A key holds all compile-time choices: name, expression, elements (of the inputs, then of the output) and form. The form is a letter for each input, `v`
- * (vec4s) or `s` (one element), or else the rank of the strided kernel.
- */
-const kernel: (key: string) => Kernel = variants((key: string): KernelSpec => {
-  const [name, expression, elements, form] = key.split("@");
-  const types = elements.split(",") as Element[], output = types.pop()!;
+/** Compile-time choices. */
+interface Variant {
+  name: string;
+  expression: string;
+  /** Elements of the inputs. */
+  types: Element[];
+  output: Element;
+  /** A letter for each input, `v` (vec4s) or `s` (one element), or else the rank of the strided kernel. */
+  form: string | number;
+}
+
+const kernel = variants(({ name, expression, types, output, form }: Variant) => {
   const inputs = types.map((_, k) => names[k]);
   // f32 holds 24 bits of an integer: one stays what it is where the result is of its type
   const held = (t: Element): Element => t === output && (t === "i32" || t === "u32") ? t : "f32";
   const head = `${MATH}${/\b(sin|cos|pow)_/.test(expression) ? SINES_AND_POWERS : ""}
 fn apply(${inputs.map((x, k) => `${x}: ${held(types[k])}`).join(", ")}) -> ${held(output)} { return ${expression}; }`;
-  const rank = Number(form);
-  const buffers = Object.fromEntries(inputs.map((x, k): [string, BufferType] => [x, `read ${types[k]}`]));
-  if (Number.isNaN(rank)) {
+  if (typeof form === "string") {
     const vectors = Object.fromEntries(
       inputs.map((x, k): [string, BufferType] => [x, `read ${form[k] === "v" ? vectorOf[types[k]] : types[k]}`]),
     );
@@ -87,7 +90,8 @@ fn apply(${inputs.map((x, k) => `${x}: ${held(types[k])}`).join(", ")}) -> ${hel
   y[thread] = ${vectorOf[output]}(${vectorOf[held(output)]}(${results}));`,
     };
   }
-  const axes = Array.from({ length: rank }, (_, d) => d);
+  const buffers = Object.fromEntries(inputs.map((x, k): [string, BufferType] => [x, `read ${types[k]}`]));
+  const axes = Array.from({ length: form }, (_, d) => d);
   const params: Record<string, "u32" | "f32"> = { size: "u32", s0: "f32", s1: "f32" };
   for (const d of axes) params[`dim${d}`] = "u32";
   for (const x of inputs) for (const d of axes) params[`${x}${d}`] = "u32";
@@ -119,8 +123,12 @@ export function map(
 ): void {
   const size = shape.reduce((a, b) => a * b, 1);
   if (size === 0) return;
-  const elements = [...inputs.map((x) => x.element), output.element].join();
-  const text = expression.replace(/\bs([01])\b/g, "params.s$1");
+  const variant = {
+    name,
+    expression: expression.replace(/\bs([01])\b/g, "params.s$1"),
+    types: inputs.map((x) => x.element),
+    output: output.element,
+  };
   const buffers: Record<string, Memory> = { y: output.memory };
   inputs.forEach((x, k) => buffers[names[k]] = x.memory);
   const values: Record<string, number> = { s0: scalars[0] ?? 0, s1: scalars[1] ?? 0 };
@@ -131,13 +139,13 @@ export function map(
   }
   if (!form.includes("?")) {
     values.quads = Math.ceil(size / 4);
-    return kernel(`${name}@${text}@${elements}@${form}`).run(buffers, values, Math.ceil(values.quads / 256));
+    return kernel({ ...variant, form }).run(buffers, values, Math.ceil(values.quads / 256));
   }
   const { dims, strides } = broadcastStrides(shape, inputs.map((x) => x.shape));
   values.size = size;
   dims.forEach((dim, d) => values[`dim${d}`] = dim);
   strides.forEach((s, k) => s.forEach((stride, d) => values[`${names[k]}${d}`] = stride));
-  kernel(`${name}@${text}@${elements}@${dims.length}`).run(buffers, values, Math.ceil(size / 256));
+  kernel({ ...variant, form: dims.length }).run(buffers, values, Math.ceil(size / 256));
 }
 
 const accumulateKernel = variants((element: Element) => ({
@@ -152,27 +160,24 @@ export function accumulate(total: Memory, x: Memory, size: number, element: Elem
   accumulateKernel(element).run({ total, x }, { size }, Math.ceil(size / 256));
 }
 
-const scaleKernel = variants((key: string) => {
-  const [element, factorElement] = key.split(",") as Element[];
-  return {
-    name: "scale",
-    buffers: { factor: `read ${factorElement}`, x: `write ${element}` },
-    params: { size: "u32" },
-    main: `if (thread < params.size) { x[thread] = ${element}(f32(x[thread]) * f32(factor[0])); }`,
-  };
-});
+const scaleKernel = variants(({ element, factorElement }: { element: Element; factorElement: Element }) => ({
+  name: "scale",
+  buffers: { factor: `read ${factorElement}`, x: `write ${element}` },
+  params: { size: "u32" },
+  main: `if (thread < params.size) { x[thread] = ${element}(f32(x[thread]) * f32(factor[0])); }`,
+}));
 
 /** x[i] *= factor, in place. */
 export function scale(x: Memory, factor: Memory, size: number, element: Element, factorElement: Element): void {
-  scaleKernel(`${element},${factorElement}`).run({ x, factor }, { size }, Math.ceil(size / 256));
+  scaleKernel({ element, factorElement }).run({ x, factor }, { size }, Math.ceil(size / 256));
 }
 
-const copyKernel: (key: string) => Kernel = variants((key: string): KernelSpec => {
-  const [element, rank] = key.split(","), axes = Array.from({ length: Number(rank) }, (_, d) => d);
+const copyKernel = variants(({ element, rank }: { element: Element; rank: number }) => {
+  const axes = Array.from({ length: rank }, (_, d) => d);
   const names = ["size", "xOffset", "yOffset", ...axes.flatMap((d) => [`dim${d}`, `x${d}`, `y${d}`])];
   return {
     name: "copy",
-    buffers: { x: `read ${element as Element}`, y: `write ${element as Element}` },
+    buffers: { x: `read ${element}`, y: `write ${element}` },
     params: Object.fromEntries(names.map((name) => [name, "u32" as const])),
     main: `if (thread >= params.size) { return; }
   var rest = thread;
@@ -210,7 +215,7 @@ export function copyStrided(
     values[`x${d}`] = (from?.strides ?? contiguous)[d];
     values[`y${d}`] = (to?.strides ?? contiguous)[d];
   });
-  copyKernel(`${element},${dims.length}`).run({ x, y }, values, Math.ceil(size / 256));
+  copyKernel({ element, rank: dims.length }).run({ x, y }, values, Math.ceil(size / 256));
 }
 
 /** Copies the first `size` elements, which are all that y holds. */

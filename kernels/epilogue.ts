@@ -14,6 +14,17 @@ export interface Strided {
   column: number;
 }
 
+/** How a kernel reads an operand: by vec4s along k ("k") or along m or n ("x"), or element by element with any strides ("s"). */
+export type Mode = "k" | "x" | "s";
+
+/** The elements of both operands, and how they are read. */
+export interface Operands {
+  a: Element;
+  aMode: Mode;
+  b: Element;
+  bMode: Mode;
+}
+
 /** A vector or matrix that lies without gaps. */
 export interface Plain {
   memory: Memory;

@@ -3,12 +3,12 @@
  * An index out of range gives NaN, or 0 in integers.
  */
 import type { Element } from "./elementwise.ts";
-import { type Kernel, type KernelSpec, spans, variants } from "./gpu/kernel.ts";
+import { spans, variants } from "./gpu/kernel.ts";
 import type { Memory } from "./gpu/memory.ts";
 
 const NAN = "var nan_bits = 0x7fc00000u; let nan = bitcast<f32>(nan_bits);";
 
-const embeddingKernel: (element: Element) => Kernel = variants((element: Element): KernelSpec => ({
+const embeddingKernel = variants((element: Element) => ({
   name: "embedding",
   buffers: { weight: `read ${element}`, index: "read i32", y: `write ${element}` },
   params: { size: "u32", width: "u32", rows: "u32" },
@@ -36,9 +36,8 @@ export function embedding(
 
 // A workgroup adds up 128 columns of one row, or of eight. It marks which of 1,024 positions name each row, then walks those that do. On an H100 1,024 tokens of 32,000 took
 // 0.04 ms with eight rows a workgroup and 0.3 with one; another way (zeroing, a list of equal tokens, a walk along it) took 0.13. Few rows fill the GPU better one by one.
-const embeddingBackwardKernel: (key: string) => Kernel = variants((key: string): KernelSpec => {
-  const [element, count] = key.split("/") as [Element, string];
-  const rows = Array.from({ length: Number(count) }, (_, r) => r),
+const embeddingBackwardKernel = variants(({ element, count }: { element: Element; count: number }) => {
+  const rows = Array.from({ length: count }, (_, r) => r),
     each = (f: (r: number) => string) => rows.map(f).join("\n  ");
   return {
     name: "embedding backward",
@@ -105,7 +104,7 @@ export function embeddingBackward(
 ): void {
   const tiles = Math.ceil(width / 128), each = rows * tiles < 4096 ? 1 : 8;
   for (const [start, end] of spans(count, 2)) { // 1,024 positions take up to 1,600 turns
-    embeddingBackwardKernel(`${element}/${each}`).run(
+    embeddingBackwardKernel({ element, count: each }).run(
       { index, dY, dWeight },
       { start, end, width, rows, tiles },
       Math.ceil(rows / each) * tiles,
@@ -121,7 +120,7 @@ export interface GatherSizes {
   inner: number;
 }
 
-const gatherKernel: (element: Element) => Kernel = variants((element: Element): KernelSpec => ({
+const gatherKernel = variants((element: Element) => ({
   name: "gather",
   buffers: { x: `read ${element}`, index: "read i32", y: `write ${element}` },
   params: { size: "u32", length: "u32", taken: "u32", inner: "u32" },
@@ -148,7 +147,7 @@ export function gather(
   gatherKernel(element).run({ x, index, y }, { size, length: from, taken: to, inner }, Math.ceil(size / 256));
 }
 
-const gatherBackwardKernel: (element: Element) => Kernel = variants((element: Element): KernelSpec => ({
+const gatherBackwardKernel = variants((element: Element) => ({
   name: "gather backward",
   buffers: { index: "read i32", dY: `read ${element}`, dX: `write ${element}` },
   params: { size: "u32", length: "u32", taken: "u32", inner: "u32", start: "u32", end: "u32" },

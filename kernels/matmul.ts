@@ -14,9 +14,18 @@
  * of a layer's input and weight, share a launch.
  */
 import { type Element, lanes, vectorOf } from "./elementwise.ts";
-import { type Epilogue, epilogueCode, epilogueKey, epilogueMemories, type Plain, type Strided } from "./epilogue.ts";
+import {
+  type Epilogue,
+  epilogueCode,
+  epilogueKey,
+  epilogueMemories,
+  type Mode,
+  type Operands,
+  type Plain,
+  type Strided,
+} from "./epilogue.ts";
 import { gpu } from "./gpu/gpu.ts";
-import { type BufferType, type Kernel, type KernelSpec, type Launch, pairOf, variants } from "./gpu/kernel.ts";
+import { type BufferType, type Launch, pairOf, variants } from "./gpu/kernel.ts";
 import type { Memory } from "./gpu/memory.ts";
 import { TENSOR_DEPTH, tensorKernel, tensorTile } from "./tensor_cores.ts";
 import {
@@ -41,7 +50,7 @@ import {
  *   fetched, and so wait for them. With "x" it is two k of one slab and two of the next, `slab` steps further, so that every thread keeps half of its block
  *   of each slab (512×2048×128 takes an H100 25 µs so, 31 where half of the threads kept all of theirs).
  */
-function fetcher(name: "a" | "b", mode: string, size: string, tail: boolean, halves: boolean, slab: number): string {
+function fetcher(name: "a" | "b", mode: Mode, size: string, tail: boolean, halves: boolean, slab: number): string {
   const from = `(params.${name}_offset + batch * params.${name}_batch)`, last = `params.${size} - 1u`;
   const w = halves ? 8 : 4, vector = halves ? "vec4u" : "vec4f", block = halves ? "array<vec4u, 4>" : "mat4x4f";
   const places = {
@@ -58,7 +67,7 @@ function fetcher(name: "a" | "b", mode: string, size: string, tail: boolean, hal
     s: lanes.map((_, j) =>
       inside(j, `vec4f(${lanes.map((l) => `f32(${name}[places.${l} + ${at(j)} * params.${name}_k])`).join(", ")})`)
     ),
-  }[mode]!;
+  }[mode];
   const all = `${block}(${rows.join(", ")})`;
   return `fn places_${name}(batch: u32, x: u32) -> vec4u { return ${places}; }
 fn fetch_${name}(places: vec4u, k: u32, depth: u32) -> ${block} {
@@ -66,14 +75,18 @@ fn fetch_${name}(places: vec4u, k: u32, depth: u32) -> ${block} {
 }`;
 }
 
-const kernel: (key: string) => Kernel = variants((key: string): KernelSpec => {
-  const [index, unroll_, a, aMode, b, bMode, halves_, tail_, after] = key.split(",");
-  const tile = TILES[Number(index)],
-    { slices, depth } = tile,
-    end = epilogueCode(after),
-    halves = halves_ === "halves",
-    tail = tail_ === "tail",
-    unroll = Number(unroll_);
+/** Compile-time choices: how operands are read, the index of the tile, steps of k unrolled, the rest as in `fetcher`, and the key of the epilogue. */
+interface Variant extends Operands {
+  tile: number;
+  unroll: number;
+  halves: boolean;
+  tail: boolean;
+  epilogue: string;
+}
+
+const kernel = variants((v: Variant) => {
+  const { aMode, bMode, unroll, halves, tail } = v, tile = TILES[v.tile], { slices, depth } = tile;
+  const end = epilogueCode(v.epilogue);
   const threads = threadsOf(tile), aQuads = tile.m / 4, bQuads = tile.n / 4, quads = aQuads + bQuads;
   const across = bQuads / tile.wide, down = aQuads / tile.high; // threads
   // the row sums of a slab are shared among `parts` threads a quad
@@ -207,14 +220,14 @@ const kernel: (key: string) => Kernel = variants((key: string): KernelSpec => {
   workgroupBarrier();`;
     }).join("");
   }).join("");
-  const operand = (element: string, mode: string): BufferType =>
-    halves ? "read vec4u" : `read ${mode === "s" ? element as Element : vectorOf[element as Element]}`;
+  const operand = (element: Element, mode: Mode): BufferType =>
+    halves ? "read vec4u" : `read ${mode === "s" ? element : vectorOf[element]}`;
   const turn = depth * slices, whole = turnOf(tile, halves);
   return {
     name: "matmul",
     buffers: {
-      a: operand(a, aMode),
-      b: operand(b, bMode),
+      a: operand(v.a, aMode),
+      b: operand(v.b, bMode),
       ...end.buffers,
     },
     params: {
@@ -344,17 +357,16 @@ ${fetcher("b", bMode, "columns", tail, halves, depth)}`,
 });
 
 /** Which of the three ways an operand is read, `w` elements at a time. */
-function modeOf(x: Strided, w: number, k: number, across: number, size: number, depth: number): string {
+function modeOf(x: Strided, w: number, k: number, across: number, size: number, depth: number): Mode {
   if (((x.offset ?? 0) | x.batch) % w !== 0) return "s";
   if (k === 1 && across % w === 0 && depth % w === 0) return "k";
   if (across === 1 && k % w === 0 && size % w === 0) return "x";
   return "s";
 }
 
-const sumPieces: (key: string) => Kernel = variants((key: string): KernelSpec => {
-  const [element, sums, add] = key.split(",") as [Element, Element | "none", string];
+const sumPieces = variants(({ element, sums, add }: { element: Element; sums: Element | null; add: boolean }) => {
   const join = (from: string, to: string, element: Element, at: string, i: string, size: string) =>
-    `var sum = ${add === "add" ? `f32(${to}[${at}])` : "0.0"};
+    `var sum = ${add ? `f32(${to}[${at}])` : "0.0"};
     for (var p = 0u; p < params.pieces; p++) { sum += ${from}[p * ${size} + ${i}]; }
     ${to}[${at}] = ${element}(sum);`;
   return {
@@ -362,13 +374,13 @@ const sumPieces: (key: string) => Kernel = variants((key: string): KernelSpec =>
     buffers: {
       partial: "read f32",
       c: `write ${element}`,
-      ...sums !== "none" ? { partialSums: "read f32" as const, sums: `write ${sums}` as const } : {},
+      ...sums ? { partialSums: "read f32" as const, sums: `write ${sums}` as const } : {},
     },
     params: { size: "u32", rows: "u32", pieces: "u32", cOffset: "u32" },
     main: `if (thread < params.size) {
     ${join("partial", "c", element, "params.c_offset + thread", "thread", "params.size")}
   }${
-      sums === "none" ? "" : ` else if (thread - params.size < params.rows) {
+      !sums ? "" : ` else if (thread - params.size < params.rows) {
     let row = thread - params.size;
     ${join("partial_sums", "sums", sums, "row", "row", "params.rows")}
   }`
@@ -399,17 +411,18 @@ function reading({ a, b, c, rows, columns, depth, batches = 1, epilogue = {} }: 
   const { bias, activation, slope, plus } = epilogue, cOffset = c.offset ?? 0;
   // a compiler for CPUs takes half a second for each variant and gains little by vec4s and long bodies: there, one variant serves all strides
   const scalar = matmulTuning.scalar ?? gpu().info.isSoftware, wide = !scalar && columns % 4 === 0 && cOffset % 4 === 0;
-  const modes = (w: number) =>
+  const modes = (w: number): [Mode, Mode] =>
     scalar ? ["s", "s"] : [modeOf(a, w, a.column, a.row, rows, depth), modeOf(b, w, b.row, b.column, columns, depth)];
-  const eights = a.element === "f16" && b.element === "f16" ? modes(8) : ["s"], halves = !eights.includes("s");
-  const [aMode, bMode] = halves ? eights : modes(4);
+  const eights: [Mode, Mode] = a.element === "f16" && b.element === "f16" ? modes(8) : ["s", "s"];
+  const halves = !eights.includes("s"), [aMode, bMode] = halves ? eights : modes(4);
+  const operands: Operands = { a: a.element, aMode, b: b.element, bMode };
   const size = { rows, columns, depth, batches, cut: !bias && !activation && !slope && !plus && batches === 1, halves };
-  return { aMode, bMode, size, scalar, wide, tensors: tensorTile(a, aMode, b, bMode, size) };
+  return { operands, size, scalar, wide, tensors: tensorTile(operands, size) };
 }
 
 function recipeOf(product: Product, how: ReturnType<typeof reading>, choice: Choice): Recipe {
   const { a, b, c, rows, columns, depth, batches = 1, epilogue = {} } = product, { sums, add } = epilogue;
-  const { aMode, bMode, size: { halves }, scalar, wide, tensors } = how, part = tensors?.part ?? choice.part;
+  const { operands, size: { halves }, scalar, wide, tensors } = how, part = tensors?.part ?? choice.part;
   const cOffset = c.offset ?? 0;
   const params = {
     rows,
@@ -427,17 +440,15 @@ function recipeOf(product: Product, how: ReturnType<typeof reading>, choice: Cho
     bAcross: b.column,
     cOffset,
   };
-  const launch = (params: Record<string, number>, end: string): Launch => {
+  const launch = (params: Record<string, number>, epilogue: string): Launch => {
     const { depth, whole, batches } = params, last = Math.min(depth, whole - (batches - 1) * depth);
-    const tailOf = (turn: number) => depth % turn || last % turn ? "tail" : "whole";
+    const hasTail = (turn: number) => depth % turn > 0 || last % turn > 0;
     const tile = TILES[choice.tile], unroll = matmulTuning.unroll ?? (gpu().info.isSoftware ? 4 : tile.depth);
     const { m, n } = tensors ? { m: tensors.side, n: tensors.side } : tile;
     return {
-      kernel: tensors ? tensorKernel(`${m},${aMode},${bMode},${tailOf(TENSOR_DEPTH)},${end}`) : kernel(
-        `${choice.tile},${unroll},${a.element},${aMode},${b.element},${bMode},${halves ? "halves" : ""},${
-          tailOf(turnOf(tile, halves))
-        },${end}`,
-      ),
+      kernel: tensors
+        ? tensorKernel({ ...operands, size: tensors.side, tail: hasTail(TENSOR_DEPTH), epilogue })
+        : kernel({ ...operands, tile: choice.tile, unroll, halves, tail: hasTail(turnOf(tile, halves)), epilogue }),
       params,
       workgroups: Math.ceil(rows / m) * Math.ceil(columns / n) * batches,
     };
@@ -451,7 +462,7 @@ function recipeOf(product: Product, how: ReturnType<typeof reading>, choice: Cho
   return {
     launch: launch({ ...params, ...cut }, epilogueKey("f32", !scalar && columns % 4 === 0, partial)),
     sums: {
-      kernel: sumPieces(`${c.element},${sums?.element ?? "none"},${add ? "add" : "set"}`),
+      kernel: sumPieces({ element: c.element, sums: sums?.element ?? null, add: add ?? false }),
       params: { size, rows, pieces, cOffset },
       workgroups: Math.ceil((size + (sums ? rows : 0)) / 256),
     },

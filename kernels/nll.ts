@@ -1,23 +1,29 @@
 /** −w_y·x_y of rows of log-probabilities, and its gradient, which is 0 except in the label's column. One thread per element. */
 import type { Element } from "./elementwise.ts";
-import { type BufferType, type Kernel, type KernelSpec, variants } from "./gpu/kernel.ts";
+import { type BufferType, variants } from "./gpu/kernel.ts";
 import type { Memory } from "./gpu/memory.ts";
 
-const kernel: (key: string) => Kernel = variants((key: string): KernelSpec => {
-  const [element, weight, upstream, gradient] = key.split(",");
-  return {
-    name: "nllLoss",
-    buffers: {
-      logProbabilities: `read ${element as Element}`,
-      labels: "read i32",
-      counts: "read f32",
-      ...weight ? { weight: "read f32" as BufferType } : {},
-      ...upstream ? { upstream: "read f32" as BufferType } : {},
-      loss: "write f32",
-      ...gradient ? { gradient: `write ${element as Element}` as BufferType } : {},
-    },
-    params: { rows: "u32", columns: "u32", ignoreIndex: "i32", mean: "u32", upstreamStride: "u32" },
-    main: `let row = thread / params.columns;
+/** Compile-time choices. */
+interface Variant {
+  element: Element;
+  weight: boolean;
+  upstream: boolean;
+  gradient: boolean;
+}
+
+const kernel = variants(({ element, weight, upstream, gradient }: Variant) => ({
+  name: "nllLoss",
+  buffers: {
+    logProbabilities: `read ${element}`,
+    labels: "read i32",
+    counts: "read f32",
+    ...weight ? { weight: "read f32" as BufferType } : {},
+    ...upstream ? { upstream: "read f32" as BufferType } : {},
+    loss: "write f32",
+    ...gradient ? { gradient: `write ${element}` as const } : {},
+  },
+  params: { rows: "u32", columns: "u32", ignoreIndex: "i32", mean: "u32", upstreamStride: "u32" },
+  main: `let row = thread / params.columns;
   if (row >= params.rows) { return; }
   let column = thread % params.columns;
   let label = labels[row];
@@ -32,14 +38,13 @@ const kernel: (key: string) => Kernel = variants((key: string): KernelSpec => {
     loss[row] = select(-w * x, 0.0, w == 0.0);
   }
   ${
-      gradient
-        ? `gradient[thread] = ${element}(select(poison, -w, column == u32(label)) ${
-          upstream ? "* upstream[row * params.upstream_stride]" : ""
-        });`
-        : ""
-    }`,
-  };
-});
+    gradient
+      ? `gradient[thread] = ${element}(select(poison, -w, column == u32(label)) ${
+        upstream ? "* upstream[row * params.upstream_stride]" : ""
+      });`
+      : ""
+  }`,
+}));
 
 /** Loss of each row (scaled for the mean), and the gradient where memory is given for it. */
 export function nllRows(
@@ -60,6 +65,6 @@ export function nllRows(
   if (weight) buffers.weight = weight;
   if (upstream) buffers.upstream = upstream;
   if (gradient) buffers.gradient = gradient;
-  const key = [element, weight ? "w" : "", upstream ? "u" : "", gradient ? "g" : ""].join();
-  kernel(key).run(buffers, { ...n, mean: n.mean ? 1 : 0 }, Math.ceil(n.rows * n.columns / 256));
+  kernel({ element, weight: weight !== null, upstream: upstream !== null, gradient: gradient !== null })
+    .run(buffers, { ...n, mean: n.mean ? 1 : 0 }, Math.ceil(n.rows * n.columns / 256));
 }

@@ -4,16 +4,24 @@
  */
 import { type Element, vectorOf } from "./elementwise.ts";
 import { gpu } from "./gpu/gpu.ts";
-import { type BufferType, type Kernel, type KernelSpec, variants } from "./gpu/kernel.ts";
+import { type BufferType, variants } from "./gpu/kernel.ts";
 import type { Memory } from "./gpu/memory.ts";
-import { columnReader, parsePlan, planKey, planRow, rowBuffer, rowCode } from "./row.ts";
+import { columnReader, planRow, rowBuffer, rowCode, type RowPlan } from "./row.ts";
 
-const forwardKernel: (key: string) => Kernel = variants((key: string): KernelSpec => {
-  const [kind, element, plan_] = key.split("/") as ["layerNorm" | "rmsNorm", Element, string];
-  const plan = parsePlan(plan_), layer = kind === "layerNorm";
+/** Compile-time choices. `layer`: a layer norm, else an RMS norm. */
+interface Variant {
+  layer: boolean;
+  element: Element;
+  plan: RowPlan;
+}
+
+const nameOf = ({ layer }: Variant) => layer ? "layerNorm" : "rmsNorm";
+
+const forwardKernel = variants((v: Variant) => {
+  const { layer, element, plan } = v;
   const { head, begin, each, sum } = rowCode(plan, { x: element }, { y: element });
   return {
-    name: kind,
+    name: nameOf(v),
     buffers: {
       x: rowBuffer("read", element),
       weight: rowBuffer("read", element),
@@ -56,23 +64,18 @@ export function normRows(
   columns: number,
   eps: number,
 ): void {
-  const kind = b.bias ? "layerNorm" : "rmsNorm";
-  const { bias, ...rest } = b;
-  forwardKernel(`${kind}/${element}/${planKey(planRow(columns, "one"))}`).run(bias ? { ...rest, bias } : rest, {
-    rows,
-    columns,
-    eps,
-  }, rows);
+  const { bias, ...rest } = b, plan = planRow(columns, "one");
+  forwardKernel({ layer: bias !== null, element, plan })
+    .run(bias ? { ...rest, bias } : rest, { rows, columns, eps }, rows);
 }
 
 // with h = (x − mean)·rstd and g = dY·weight: dX = rstd·(g − mean(g) − h·mean(g·h)) + plus; RMS leaves mean(g) out
-const backwardKernel: (key: string) => Kernel = variants((key: string): KernelSpec => {
-  const [kind, element, plan_, plus] = key.split("/") as ["layerNorm" | "rmsNorm", Element, string, string];
-  const plan = parsePlan(plan_), layer = kind === "layerNorm";
+const backwardKernel = variants((v: Variant & { plus: boolean }) => {
+  const { layer, element, plan, plus } = v;
   const streams: Record<string, Element> = { x: element, d_y: element, ...plus ? { plus: element } : {} };
   const { head, begin, each, sum } = rowCode(plan, streams, { d_x: element });
   return {
-    name: `${kind} backward`,
+    name: `${nameOf(v)} backward`,
     buffers: {
       x: rowBuffer("read", element),
       weight: rowBuffer("read", element),
@@ -112,10 +115,16 @@ const backwardKernel: (key: string) => Kernel = variants((key: string): KernelSp
  */
 const COLUMNS = 8, ROWS = 4096;
 
+/** Which parameters' sums a kernel writes. */
+interface Sums {
+  element: Element;
+  weight: boolean;
+  bias: boolean;
+}
+
 // dWeight = Σ dY·h and dBias = Σ dY of eight columns, over all rows or a piece of them; eight rows of a lane are on their way at once
-const pieceKernel: (key: string) => Kernel = variants((key: string): KernelSpec => {
-  const [element, wide_, threads_, parts, weight, bias] = key.split("/") as [Element, ...string[]];
-  const wide = wide_ === "wide", threads = Number(threads_), cut = parts === "pieces";
+const pieceKernel = variants((v: Sums & { wide: boolean; threads: number; cut: boolean }) => {
+  const { element, weight, bias, wide, threads, cut } = v;
   const across = wide ? COLUMNS / 4 : COLUMNS, along = threads / across;
   const kind = wide ? "vec4f" : "f32", buffer: BufferType = `read ${wide ? vectorOf[element] : element}`;
   const turns = [0, 1, 2, 3, 4, 5, 6, 7];
@@ -178,17 +187,15 @@ const pieceKernel: (key: string) => Kernel = variants((key: string): KernelSpec 
 });
 
 // both parameters' sums over the pieces
-const parameterKernel: (key: string) => Kernel = variants((key: string): KernelSpec => {
-  const [element, weight, bias] = key.split("/") as [Element, string, string];
-  return {
-    name: "norm parameters sum",
-    buffers: {
-      pieceSums: "read f32",
-      ...weight ? { dWeight: `write ${element}` as const } : {},
-      ...bias ? { dBias: `write ${element}` as const } : {},
-    },
-    params: { columns: "u32", pieces: "u32" },
-    main: `if (thread >= params.columns) { return; }
+const parameterKernel = variants(({ element, weight, bias }: Sums) => ({
+  name: "norm parameters sum",
+  buffers: {
+    pieceSums: "read f32",
+    ...weight ? { dWeight: `write ${element}` as const } : {},
+    ...bias ? { dBias: `write ${element}` as const } : {},
+  },
+  params: { columns: "u32", pieces: "u32" },
+  main: `if (thread >= params.columns) { return; }
   var sum = vec2f(0.0);
   for (var piece = 0u; piece < params.pieces; piece++) {
     let at = 2u * piece * params.columns + thread;
@@ -196,8 +203,7 @@ const parameterKernel: (key: string) => Kernel = variants((key: string): KernelS
   }
   ${weight ? `d_weight[thread] = ${element}(sum.x);` : ""}
   ${bias ? `d_bias[thread] = ${element}(sum.y);` : ""}`,
-  };
-});
+}));
 
 /** Gradients of a norm; those without memory are left out. `plus` is added to dX. */
 export function normRowsBackward(
@@ -218,21 +224,21 @@ export function normRowsBackward(
 ): void {
   const { x, weight, stats, dY, plus, dX, dWeight, dBias } = b;
   if (dX) {
-    const key = `${layer ? "layerNorm" : "rmsNorm"}/${element}/${planKey(planRow(columns, "two"))}/${
-      plus ? "plus" : ""
-    }`;
-    backwardKernel(key).run({ x, weight, stats, dY, dX, ...plus ? { plus } : {} }, { rows, columns }, rows);
+    backwardKernel({ layer, element, plan: planRow(columns, "two"), plus: plus !== null })
+      .run({ x, weight, stats, dY, dX, ...plus ? { plus } : {} }, { rows, columns }, rows);
   }
   if (!dWeight && !dBias) return;
   const pieces = Math.max(1, Math.min(64, Math.ceil(rows / ROWS))), tiles = Math.ceil(columns / COLUMNS);
   const wanted = { ...dWeight ? { dWeight } : {}, ...dBias ? { dBias } : {} };
   const numbers = { rows, columns, piece: Math.ceil(rows / pieces), tiles, pieces };
   const { isSoftware, limits: { maxComputeInvocationsPerWorkgroup: fit } } = gpu().info;
-  const shape = `${element}/${columns % 4 === 0 ? "wide" : "narrow"}/${isSoftware ? 64 : Math.min(512, fit)}`;
-  const which = `${dWeight ? "weight" : ""}/${dBias ? "bias" : ""}`;
-  if (pieces === 1) return pieceKernel(`${shape}/all/${which}`).run({ x, stats, dY, ...wanted }, numbers, tiles);
+  const shape = { element, wide: columns % 4 === 0, threads: isSoftware ? 64 : Math.min(512, fit) };
+  const which = { weight: dWeight !== null, bias: dBias !== null };
+  if (pieces === 1) {
+    return pieceKernel({ ...shape, cut: false, ...which }).run({ x, stats, dY, ...wanted }, numbers, tiles);
+  }
   using pieceSums = gpu().pool.take(8 * pieces * columns);
-  pieceKernel(`${shape}/pieces//`).run({ x, stats, dY, pieceSums }, numbers, tiles * pieces);
-  const threads = Math.ceil(columns / 256);
-  parameterKernel(`${element}/${which}`).run({ pieceSums, ...wanted }, { columns, pieces }, threads);
+  pieceKernel({ ...shape, cut: true, weight: false, bias: false })
+    .run({ x, stats, dY, pieceSums }, numbers, tiles * pieces);
+  parameterKernel({ element, ...which }).run({ pieceSums, ...wanted }, { columns, pieces }, Math.ceil(columns / 256));
 }

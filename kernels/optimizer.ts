@@ -3,7 +3,7 @@
  * 64 floats. `slot_of` gives the slot of each 64 floats. `settings` holds 8 numbers per slot that change from step to step (learning rate, bias corrections,
  * whether the slot takes part).
  */
-import { type BufferType, type Kernel, type KernelSpec, variants } from "./gpu/kernel.ts";
+import { type BufferType, variants } from "./gpu/kernel.ts";
 import type { Memory } from "./gpu/memory.ts";
 
 /** Numbers a slot: s0 … s6 mean what the rule says, s7 is 0 where the slot sits this step out. */
@@ -59,7 +59,7 @@ export const RULES: Record<RuleName, Rule> = {
   },
 };
 
-const kernel: (key: RuleName) => Kernel = variants((key: RuleName): KernelSpec => {
+const kernel = variants((key: RuleName) => {
   const rule = RULES[key];
   const states = ["a", "b", "c"].slice(0, rule.states);
   return {

@@ -1,11 +1,11 @@
 /** Filling memory with a constant or with counter-based random numbers. */
 import { gpu } from "./gpu/gpu.ts";
-import { type Kernel, variants } from "./gpu/kernel.ts";
+import { variants } from "./gpu/kernel.ts";
 import { WIDE_PRODUCT } from "./math.ts";
 import type { Memory } from "./gpu/memory.ts";
 import type { Element } from "./elementwise.ts";
 
-const fillKernel: (element: Element) => Kernel = variants((element: Element) => ({
+const fillKernel = variants((element: Element) => ({
   name: "fill",
   buffers: { y: `write ${element}` },
   params: { value: element === "f16" ? "f32" : element, size: "u32" },
@@ -33,8 +33,9 @@ fn pcg4d(counters: vec4u) -> vec4u {
 fn unit_(bits: u32) -> f32 { return f32(bits >> 8u) * 5.9604644775390625e-8; } // [0, 1), 24 bits
 `;
 
-const randomKernel: (key: string) => Kernel = variants((key: string) => {
-  const [kind, element] = key.split(",");
+type Kind = "uniform" | "normal" | "integer";
+
+const randomKernel = variants(({ kind, element }: { kind: Kind; element: Element }) => {
   const value = {
     // what f16 holds exactly: of 24 bits the last ones would round up to 1
     uniform: element === "f16" ? "f32(bits.x >> 21u) * 4.8828125e-4" : "unit_(bits.x)",
@@ -42,10 +43,10 @@ const randomKernel: (key: string) => Kernel = variants((key: string) => {
     normal: "sqrt(-2.0 * log(1.0 - unit_(bits.x))) * cos(6.283185307179586 * unit_(bits.y))",
     // the high word of bits · count: uniform up to count / 2³²
     integer: "params.low + i32(wide_product_(bits.x, params.count).y)",
-  }[kind]!;
+  }[kind];
   return {
     name: `random ${kind}`,
-    buffers: { state: "read u32", y: `write ${element as Element}` },
+    buffers: { state: "read u32", y: `write ${element}` },
     params: { op: "u32", size: "u32", low: "i32", count: "u32" },
     head: `${PCG4D}${kind === "integer" ? WIDE_PRODUCT : ""}`,
     main: `if (thread >= params.size) { return; }
@@ -56,7 +57,7 @@ const randomKernel: (key: string) => Kernel = variants((key: string) => {
 
 /** Random numbers: uniform in [0, 1) (multiples of 2⁻²⁴, in f16 of 2⁻¹¹), normal, or integers from `low` on, `count` of them. `state` holds seed and step. */
 export function random(
-  kind: "uniform" | "normal" | "integer",
+  kind: Kind,
   y: Memory,
   state: Memory,
   op: number,
@@ -65,10 +66,10 @@ export function random(
   low: number,
   count: number,
 ): void {
-  randomKernel(`${kind},${element}`).run({ y, state }, { op, size, low, count }, Math.ceil(size / 256));
+  randomKernel({ kind, element }).run({ y, state }, { op, size, low, count }, Math.ceil(size / 256));
 }
 
-const dropoutKernel: (element: Element) => Kernel = variants((element: Element) => ({
+const dropoutKernel = variants((element: Element) => ({
   name: "dropout",
   buffers: { x: `read ${element}`, state: "read u32", y: `write ${element}` },
   params: { op: "u32", size: "u32", p: "f32" },

@@ -5,7 +5,7 @@
  */
 import type { Element } from "./elementwise.ts";
 import { gpu } from "./gpu/gpu.ts";
-import { type Kernel, type KernelSpec, variants } from "./gpu/kernel.ts";
+import { variants } from "./gpu/kernel.ts";
 import type { Memory } from "./gpu/memory.ts";
 import { MATH } from "./math.ts";
 
@@ -40,9 +40,17 @@ function fold(ahead: number, total: string, step: string, join: string): string 
   workgroupBarrier();`;
 }
 
-const kernel: (key: string) => Kernel = variants((key: string): KernelSpec => {
-  const [kind, columns, input, output, ahead] = key.split(",");
-  const folded = (total: string, step: string, join: string) => fold(Number(ahead), total, step, join);
+/** Compile-time choices: also how many results a workgroup computes, and how many elements a lane reads at once. */
+interface Variant {
+  kind: Reduction;
+  input: Element;
+  output: Element;
+  columns: number;
+  ahead: number;
+}
+
+const kernel = variants(({ kind, input, output, columns, ahead }: Variant) => {
+  const folded = (total: string, step: string, join: string) => fold(ahead, total, step, join);
   const start = "let start = f32(values[(outer * params.length + first) * params.inner + column]);";
   const body = {
     sum: `var total = 0.0; ${folded("total", "total += x;", "total += other;")} let result = shared_values[lane];`,
@@ -75,14 +83,14 @@ const kernel: (key: string) => Kernel = variants((key: string): KernelSpec => {
       if (better || tie) { total = other; }`,
       )
     } let result = bitcast<u32>(shared_values[lane].y);`,
-  }[kind as Reduction];
+  }[kind];
   return {
     name: kind,
-    buffers: { values: `read ${input as Element}`, results: `write ${output as Element}` },
+    buffers: { values: `read ${input}`, results: `write ${output}` },
     params: { length: "u32", inner: "u32", piece: "u32", pieces: "u32", tiles: "u32", groups: "u32" },
     head: `${MATH}
 const COLUMNS = ${columns}u;
-const LANES = ${256 / Number(columns)}u;
+const LANES = ${256 / columns}u;
 var<workgroup> shared_values: array<${kind === "logSumExp" || kind === "argmax" ? "vec2f" : "f32"}, 256>;
 fn join_(a: vec2f, b: vec2f) -> vec2f {
   if (b.y < 0.0) { return a; }
@@ -120,11 +128,11 @@ export function reduce(
 ): void {
   const columns = inner === 1 ? 1 : 16;
   const tiles = Math.ceil(inner / columns);
-  const run = (from: Memory, element: Element, to: Memory, toElement: Element, n: number, pieces: number) => {
+  const run = (values: Memory, input: Element, results: Memory, output: Element, n: number, pieces: number) => {
     const piece = Math.ceil(n / pieces), groups = outer * tiles * pieces;
     const ahead = piece * columns >= 8 * 256 ? 8 : 1;
-    kernel(`${kind},${columns},${element},${toElement},${ahead}`)
-      .run({ values: from, results: to }, { length: n, inner, piece, pieces, tiles, groups }, groups);
+    kernel({ kind, input, output, columns, ahead })
+      .run({ values, results }, { length: n, inner, piece, pieces, tiles, groups }, groups);
   };
   const longest = columns === 1 ? LONGEST : LONGEST / 16;
   const pieces = kind === "argmax" ? 1 : Math.ceil(length / longest);

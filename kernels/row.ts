@@ -99,27 +99,6 @@ export function planRow(
   };
 }
 
-/** A short text that names a plan, for keys of kernel variants. */
-export function planKey({ threads, quads, sure, more, wide, align, subgroups }: RowPlan): string {
-  return `${threads},${quads},${sure},${more ? "more" : "whole"},${wide ? "wide" : "narrow"},${align},${
-    subgroups ? "subgroups" : "tree"
-  }`;
-}
-
-/** The plan that `planKey` named. */
-export function parsePlan(key: string): RowPlan {
-  const [threads, quads, sure, more, wide, align, subgroups] = key.split(",");
-  return {
-    threads: Number(threads),
-    quads: Number(quads),
-    sure: Number(sure),
-    more: more === "more",
-    wide: wide === "wide",
-    align: Number(align),
-    subgroups: subgroups === "subgroups",
-  };
-}
-
 /** A WGSL function NAME_at: reads four elements, at `columns4`, of a vector with one element a column. Unless the plan is `wide` they may begin inside a vec4. */
 export function columnReader(name: string, plan: RowPlan): string {
   return `fn ${name}_at(c: vec4u) -> vec4f {

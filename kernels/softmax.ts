@@ -1,14 +1,19 @@
 /** Softmax and log-softmax of rows, forward and backward. */
 import type { Element } from "./elementwise.ts";
-import { type Kernel, type KernelSpec, variants } from "./gpu/kernel.ts";
+import { variants } from "./gpu/kernel.ts";
 import type { Memory } from "./gpu/memory.ts";
 import { MATH } from "./math.ts";
-import { parsePlan, planKey, planRow, rowBuffer, rowCode } from "./row.ts";
+import { planRow, rowBuffer, rowCode, type RowPlan } from "./row.ts";
+
+/** Compile-time choices. */
+interface Variant {
+  kind: "softmax" | "logSoftmax";
+  element: Element;
+  plan: RowPlan;
+}
 
 // y = exp(x − max) / Σ, or x − max − log Σ
-const forwardKernel: (key: string) => Kernel = variants((key: string): KernelSpec => {
-  const [kind, element, plan_] = key.split("/") as ["softmax" | "logSoftmax", Element, string];
-  const plan = parsePlan(plan_);
+const forwardKernel = variants(({ kind, element, plan }: Variant) => {
   const { head, begin, each, normalise } = rowCode(plan, { x: element }, { y: element });
   return {
     name: kind,
@@ -31,9 +36,7 @@ const forwardKernel: (key: string) => Kernel = variants((key: string): KernelSpe
 });
 
 // softmax: dX = y·(dY − Σ dY·y); log-softmax: dX = dY − exp(y)·Σ dY
-const backwardKernel: (key: string) => Kernel = variants((key: string): KernelSpec => {
-  const [kind, element, plan_] = key.split("/") as ["softmax" | "logSoftmax", Element, string];
-  const plan = parsePlan(plan_);
+const backwardKernel = variants(({ kind, element, plan }: Variant) => {
   const { head, begin, each, sum } = rowCode(plan, { y: element, d_y: element }, { d_x: element });
   const soft = kind === "softmax";
   return {
@@ -59,20 +62,19 @@ const backwardKernel: (key: string) => Kernel = variants((key: string): KernelSp
 
 /** y = softmax or log-softmax of each row of x. */
 export function softmaxRows(
-  kind: "softmax" | "logSoftmax",
+  kind: Variant["kind"],
   x: Memory,
   y: Memory,
   element: Element,
   rows: number,
   columns: number,
 ): void {
-  const plan = planRow(columns, "one");
-  forwardKernel(`${kind}/${element}/${planKey(plan)}`).run({ x, y }, { rows, columns }, rows);
+  forwardKernel({ kind, element, plan: planRow(columns, "one") }).run({ x, y }, { rows, columns }, rows);
 }
 
 /** The gradient of `softmaxRows` from its result. */
 export function softmaxRowsBackward(
-  kind: "softmax" | "logSoftmax",
+  kind: Variant["kind"],
   y: Memory,
   dY: Memory,
   dX: Memory,
@@ -80,6 +82,5 @@ export function softmaxRowsBackward(
   rows: number,
   columns: number,
 ): void {
-  const plan = planRow(columns, "two");
-  backwardKernel(`${kind}/${element}/${planKey(plan)}`).run({ y, dY, dX }, { rows, columns }, rows);
+  backwardKernel({ kind, element, plan: planRow(columns, "two") }).run({ y, dY, dX }, { rows, columns }, rows);
 }

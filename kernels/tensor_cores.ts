@@ -10,9 +10,9 @@
  * 119, slabs 16 deep 154, fragments read directly from memory 75.
  */
 import { lanes } from "./elementwise.ts";
-import { epilogueCode, type Strided } from "./epilogue.ts";
+import { epilogueCode, type Mode, type Operands } from "./epilogue.ts";
 import { gpu } from "./gpu/gpu.ts";
-import { type Kernel, type KernelSpec, variants } from "./gpu/kernel.ts";
+import { type Kernel, variants } from "./gpu/kernel.ts";
 import { MULTIPROCESSORS } from "./gpu/tuning.ts";
 import type { Size } from "./tiles.ts";
 
@@ -25,7 +25,7 @@ const LEFT = "subgroup_matrix_left<f16, 16, 16>", RIGHT = "subgroup_matrix_right
 const bytesOf = (size: number) => 2 * 2 * size * (DEPTH + PAD) + 4 * 4 * 16 * size / 2;
 
 /** A slab in workgroup memory: rows along the direction that is contiguous in memory, "k" or "x" (m or n). */
-function slab(name: "a" | "b", mode: string, size: number, sides: string, tail: boolean) {
+function slab(name: "a" | "b", mode: Mode, size: number, sides: string, tail: boolean) {
   const long = mode === "k" ? DEPTH : size, rows = DEPTH * size / long, row = long + PAD;
   const rounds = Array.from({ length: DEPTH * size / 4 / THREADS }, (_, r) => r),
     other = name === "a" ? "tile_m" : "tile_n";
@@ -60,14 +60,16 @@ function slab(name: "a" | "b", mode: string, size: number, sides: string, tail: 
   };
 }
 
-export const tensorKernel: (key: string) => Kernel = variants((key: string): KernelSpec => {
-  const [size_, aMode, bMode, tail_, after] = key.split(","),
-    size = Number(size_),
-    half = size / 2,
-    tail = tail_ === "tail";
-  const a = slab("a", aMode, size, "rows", tail),
-    b = slab("b", bMode, size, "columns", tail),
-    end = epilogueCode(after);
+/** Compile-time choices: how operands are read, the side of the tile, whether the last slab may reach beyond the depth, and the key of the epilogue. */
+interface Variant extends Operands {
+  size: number;
+  tail: boolean;
+  epilogue: string;
+}
+
+export const tensorKernel: (variant: Variant) => Kernel = variants((v: Variant) => {
+  const { size, tail } = v, half = size / 2, end = epilogueCode(v.epilogue);
+  const a = slab("a", v.aMode, size, "rows", tail), b = slab("b", v.bMode, size, "columns", tail);
   const fragments = Array.from({ length: half / 16 }, (_, i) => i);
   const each = (f: (i: number) => string) => fragments.map(f).join("\n    "),
     all = (f: (i: number, j: number) => string) => each((i) => each((j) => f(i, j)));
@@ -159,14 +161,11 @@ const LEAST_PIECE = 256, LEAST_CUT = 1024;
  * an H100 13 µs so, 23 on tensor cores).
  */
 export function tensorTile(
-  a: Strided,
-  aMode: string,
-  b: Strided,
-  bMode: string,
+  { a, aMode, b, bMode }: Operands,
   { rows, columns, depth, batches, cut }: Size,
 ): { side: number; part: number } | null {
   const { tensorCores, limits: { maxComputeWorkgroupStorageSize: most } } = gpu().info;
-  if (!tensorCores || a.element !== "f16" || b.element !== "f16" || aMode === "s" || bMode === "s") return null;
+  if (!tensorCores || a !== "f16" || b !== "f16" || aMode === "s" || bMode === "s") return null;
   for (const side of [128, 64]) {
     const tiles = Math.ceil(rows / side) * Math.ceil(columns / side) * batches;
     const wanted = Math.min(Math.floor(MULTIPROCESSORS / tiles), Math.floor(depth / LEAST_PIECE));

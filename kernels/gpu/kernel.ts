@@ -317,12 +317,13 @@ function both(a: KernelSpec, b: KernelSpec): KernelSpec {
   };
 }
 
-/** One kernel for each key, defined when it is first asked for: how a kernel takes compile-time choices. */
-export function variants<K extends string | number>(define: (key: K) => KernelSpec): (key: K) => Kernel {
-  const made = new Map<K, Kernel>();
-  return (key) => {
+/** One kernel for each choice of what is compiled in (a name, a number or a record of such), defined when it is first asked for. */
+export function variants<C extends string | number | object>(define: (choice: C) => KernelSpec): (choice: C) => Kernel {
+  const made = new Map<unknown, Kernel>();
+  return (choice) => {
+    const key = typeof choice === "object" ? JSON.stringify(choice) : choice;
     let kernel = made.get(key);
-    if (!kernel) made.set(key, kernel = defineKernel(define(key)));
+    if (!kernel) made.set(key, kernel = defineKernel(define(choice)));
     return kernel;
   };
 }
