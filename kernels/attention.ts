@@ -217,11 +217,6 @@ const optional = ({ mask, dropout }: Shape): Record<string, BufferType> => ({
   ...dropout ? { state: "read u32" } : {},
 });
 
-const present = (b: AttentionBuffers): Record<string, Memory> => ({
-  ...b.mask ? { mask: b.mask } : {},
-  ...b.state ? { state: b.state } : {},
-});
-
 const buffer = (access: "read" | "write", { element, wide }: Shape): BufferType =>
   `${access} ${wide ? vectorOf[element] : element}`;
 
@@ -431,9 +426,9 @@ ${meetings(shape)}`,
 
 /** o and lse [batches, heads, queries]. */
 export function attention(element: Element, b: AttentionBuffers, s: AttentionSizes): void {
-  const { q, k, v, o, lse } = b, tile = tilesFor(quadsOf(s), 1, 1);
+  const tile = tilesFor(quadsOf(s), 1, 1);
   forwardKernel(shapeOf(element, s, b, tile)).run(
-    { q, k, v, o, lse, ...present(b) },
+    { ...b },
     parameters(s),
     s.batches * s.heads * Math.ceil(s.queries / tile[0]),
   );
@@ -573,18 +568,17 @@ export function attentionBackward(
   d: { dO: Memory; delta: Memory; dQ: Memory; dK: Memory | null; dV: Memory | null },
   s: AttentionSizes,
 ): void {
-  const { q, k, v, o, lse } = b, { dO, delta, dQ, dK, dV } = d;
-  const inputs = { q, k, v, dO, lse, delta, ...present(b) }, heads = s.batches * s.heads, numbers = parameters(s);
+  const buffers = { ...b, ...d }, heads = s.batches * s.heads, numbers = parameters(s);
   const ofQueries = tilesFor(quadsOf(s), 2, 1), ofKeys = tilesFor(quadsOf(s), 2, 2);
-  const packed = dK === dV;
+  const packed = d.dK === d.dV;
   backwardKernel({ ...shapeOf(element, s, b, ofQueries), forQueries: true, packed }).run(
-    { ...inputs, o, dQ },
+    buffers,
     numbers,
     heads * Math.ceil(s.queries / ofQueries[0]),
   );
-  if (!dK || !dV) return;
+  if (!d.dK) return;
   backwardKernel({ ...shapeOf(element, s, b, ofKeys), forQueries: false, packed }).run(
-    { ...inputs, dK, ...packed ? {} : { dV } },
+    buffers,
     numbers,
     heads * Math.ceil(s.keys / ofKeys[0]),
   );

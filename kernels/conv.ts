@@ -76,11 +76,7 @@ export function conv2d(
   s: ConvSizes,
 ): void {
   const size = s.images * s.outs * s.outHeight * s.outWidth;
-  forwardKernel({ element, bias: bias !== null }).run(
-    bias ? { x, weight, bias, y } : { x, weight, y },
-    { ...s },
-    Math.ceil(size / 256),
-  );
+  forwardKernel({ element, bias: bias !== null }).run({ x, weight, bias, y }, { ...s }, Math.ceil(size / 256));
 }
 
 const inputKernel = variants((element: Element) => ({

@@ -424,16 +424,8 @@ export function crossEntropyRows(
     halves: inHalves(variant),
     busy: variant.softcap,
   });
-  const buffers: Record<string, Memory> = {
-    logits: b.logits,
-    counts: b.counts,
-    upstream: b.upstream ?? b.counts,
-    loss: b.loss,
-  };
-  buffers[target === "index" ? "labels" : "probability"] = b.target;
-  if (b.weight) buffers.weight = b.weight;
-  if (b.extras) Object.assign(buffers, b.extras);
-  if (b.dLogits && b.dLogits !== b.logits) buffers.dLogits = b.dLogits;
+  const { extras, ...rest } = b;
+  const buffers = { ...rest, ...extras, labels: b.target, probability: b.target, upstream: b.upstream ?? b.counts };
   kernel({ ...variant, plan }).run(buffers, {
     rows: n.rows,
     columns: n.columns,

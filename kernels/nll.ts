@@ -60,11 +60,6 @@ export function nllRows(
   },
   n: { rows: number; columns: number; ignoreIndex: number; mean: boolean; upstreamStride: number },
 ): void {
-  const { weight, upstream, gradient, ...always } = b;
-  const buffers: Record<string, Memory> = { ...always };
-  if (weight) buffers.weight = weight;
-  if (upstream) buffers.upstream = upstream;
-  if (gradient) buffers.gradient = gradient;
-  kernel({ element, weight: weight !== null, upstream: upstream !== null, gradient: gradient !== null })
-    .run(buffers, { ...n, mean: n.mean ? 1 : 0 }, Math.ceil(n.rows * n.columns / 256));
+  kernel({ element, weight: b.weight !== null, upstream: b.upstream !== null, gradient: b.gradient !== null })
+    .run(b, { ...n, mean: n.mean ? 1 : 0 }, Math.ceil(n.rows * n.columns / 256));
 }

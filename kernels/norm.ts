@@ -64,9 +64,11 @@ export function normRows(
   columns: number,
   eps: number,
 ): void {
-  const { bias, ...rest } = b, plan = planRow(columns, "one");
-  forwardKernel({ layer: bias !== null, element, plan })
-    .run(bias ? { ...rest, bias } : rest, { rows, columns, eps }, rows);
+  forwardKernel({ layer: b.bias !== null, element, plan: planRow(columns, "one") }).run(
+    b,
+    { rows, columns, eps },
+    rows,
+  );
 }
 
 // with h = (x − mean)·rstd and g = dY·weight: dX = rstd·(g − mean(g) − h·mean(g·h)) + plus; RMS leaves mean(g) out
@@ -222,23 +224,19 @@ export function normRowsBackward(
   rows: number,
   columns: number,
 ): void {
-  const { x, weight, stats, dY, plus, dX, dWeight, dBias } = b;
-  if (dX) {
-    backwardKernel({ layer, element, plan: planRow(columns, "two"), plus: plus !== null })
-      .run({ x, weight, stats, dY, dX, ...plus ? { plus } : {} }, { rows, columns }, rows);
+  if (b.dX) {
+    backwardKernel({ layer, element, plan: planRow(columns, "two"), plus: b.plus !== null })
+      .run(b, { rows, columns }, rows);
   }
-  if (!dWeight && !dBias) return;
+  const which = { weight: b.dWeight !== null, bias: b.dBias !== null };
+  if (!which.weight && !which.bias) return;
   const pieces = Math.max(1, Math.min(64, Math.ceil(rows / ROWS))), tiles = Math.ceil(columns / COLUMNS);
-  const wanted = { ...dWeight ? { dWeight } : {}, ...dBias ? { dBias } : {} };
   const numbers = { rows, columns, piece: Math.ceil(rows / pieces), tiles, pieces };
   const { isSoftware, limits: { maxComputeInvocationsPerWorkgroup: fit } } = gpu().info;
   const shape = { element, wide: columns % 4 === 0, threads: isSoftware ? 64 : Math.min(512, fit) };
-  const which = { weight: dWeight !== null, bias: dBias !== null };
-  if (pieces === 1) {
-    return pieceKernel({ ...shape, cut: false, ...which }).run({ x, stats, dY, ...wanted }, numbers, tiles);
-  }
+  if (pieces === 1) return pieceKernel({ ...shape, cut: false, ...which }).run(b, numbers, tiles);
   using pieceSums = gpu().pool.take(8 * pieces * columns);
   pieceKernel({ ...shape, cut: true, weight: false, bias: false })
-    .run({ x, stats, dY, pieceSums }, numbers, tiles * pieces);
-  parameterKernel({ element, ...which }).run({ pieceSums, ...wanted }, { columns, pieces }, Math.ceil(columns / 256));
+    .run({ ...b, pieceSums }, numbers, tiles * pieces);
+  parameterKernel({ element, ...which }).run({ ...b, pieceSums }, { columns, pieces }, Math.ceil(columns / 256));
 }

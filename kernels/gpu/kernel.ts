@@ -34,8 +34,8 @@ export interface KernelSpec {
 export interface Kernel {
   /** What it was defined by. */
   readonly spec: KernelSpec;
-  /** Encodes one dispatch of so many workgroups. Memories and params are given by name. */
-  run(buffers: Record<string, Memory>, params: Record<string, number>, workgroups: number): void;
+  /** Encodes one dispatch of so many workgroups. Memories and params are given by name; what the kernel does not bind may be null. */
+  run(buffers: Record<string, Memory | null>, params: Record<string, number>, workgroups: number): void;
 }
 
 const snake = (name: string) => name.replace(/[A-Z]/g, (c) => `_${c.toLowerCase()}`);

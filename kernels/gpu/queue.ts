@@ -18,7 +18,7 @@ export interface Pipeline {
 
 /** What a kernel is run on, by name; not checked yet. */
 interface Given {
-  buffers: Record<string, Memory>;
+  buffers: Record<string, Memory | null>;
   values: Record<string, number>;
 }
 
@@ -414,7 +414,11 @@ function namesOf(entries: Entry[]): string {
 }
 
 /** Throws unless these are memories of the device. */
-function checkMemories({ name, buffers }: Pipeline, memories: Memory[], device: GPUDevice): void {
+function checkMemories(
+  { name, buffers }: Pipeline,
+  memories: (Memory | null)[],
+  device: GPUDevice,
+): asserts memories is Memory[] {
   memories.forEach((memory, i) => {
     if (!(memory instanceof Memory)) {
       throw new TypeError(`${name}: ${buffers[i]} must be a Memory, got ${describe(memory)}`);
