@@ -61,7 +61,7 @@ function remember(tuning: Tuning): Tuning {
 
 /** Widths of rows: some stay in registers as a whole, some in part. */
 const WIDTHS = [4096, 8192, 16384, 32768, 65536];
-const NUMBERS = { mean: true, ignoreIndex: -100, temperature: 1, upstreamStride: 0 };
+const NUMBERS = { mean: true, ignoreIndex: -100, temperature: 1 };
 
 /** Null where the memory limit leaves too little to measure with. */
 async function tune(): Promise<Tuning | null> {

@@ -12,7 +12,7 @@ import { gpu } from "./gpu/gpu.ts";
 import { type BufferType, variants } from "./gpu/kernel.ts";
 import type { Memory } from "./gpu/memory.ts";
 import { MATH, MATH4 } from "./math.ts";
-import { columnReader, planRow, rowBuffer, rowCode, type RowPlan } from "./row.ts";
+import { columnReader, planRow, rowBuffer, rowCode, type RowPlan, type Upstream } from "./row.ts";
 
 // loads that a thread has on their way at once. One after the other, 16,384 labels took 256 threads 33 µs on an H200, 128,256 weights 120 µs
 const AHEAD = [0, 1, 2, 3, 4, 5, 6, 7];
@@ -379,8 +379,7 @@ export interface CrossEntropyBuffers {
   /** From `countRows` where the target is class indices; else any memory that nothing else here is. */
   counts: Memory;
   weight: Memory | null;
-  /** An upstream gradient, one a row or one for all, that the gradient is multiplied by. */
-  upstream: Memory | null;
+  upstream: Upstream | null;
   loss: Memory;
   extras: { zRows: Memory; predictions: Memory; hits: Memory } | null;
   /** May be the logits' own memory. */
@@ -400,7 +399,6 @@ export interface CrossEntropyNumbers {
   zLoss: number;
   temperature: number;
   softcap: number;
-  upstreamStride: number;
 }
 
 /** Loss of each row (scaled for the mean), and the gradient where `dLogits` is given. */
@@ -425,7 +423,13 @@ export function crossEntropyRows(
     busy: variant.softcap,
   });
   const { extras, ...rest } = b;
-  const buffers = { ...rest, ...extras, labels: b.target, probability: b.target, upstream: b.upstream ?? b.counts };
+  const buffers = {
+    ...rest,
+    ...extras,
+    labels: b.target,
+    probability: b.target,
+    upstream: b.upstream?.memory ?? b.counts,
+  };
   kernel({ ...variant, plan }).run(buffers, {
     rows: n.rows,
     columns: n.columns,
@@ -434,7 +438,7 @@ export function crossEntropyRows(
     ignoreIndex: n.ignoreIndex,
     mean: n.mean ? 1 : 0,
     scaled: b.upstream ? 1 : 0,
-    upstreamStride: n.upstreamStride,
+    upstreamStride: b.upstream?.stride ?? 0,
     smoothing: n.smoothing,
     zLoss: n.zLoss,
     inverseTemperature: 1 / n.temperature,

@@ -34,7 +34,7 @@ import {
   type Way,
 } from "./divergence_loops.ts";
 import { fit, MATH, MATH4 } from "./math.ts";
-import { planRow, rowBuffer, rowCode, type RowPlan } from "./row.ts";
+import { planRow, rowBuffer, rowCode, type RowPlan, type Upstream } from "./row.ts";
 
 const kernel = variants(({ plan, ...v }: Variant & { plan: RowPlan }) => {
   const formula = FORMULAS[v.name];
@@ -195,7 +195,7 @@ export interface DivergenceBuffers {
   labels: Memory | null;
   /** From `countRows` where there are labels; else any memory that nothing else here is. */
   counts: Memory;
-  upstream: Memory | null;
+  upstream: Upstream | null;
   loss: Memory;
   /** Rows of the two parts: distillation. */
   parts: { ceRows: Memory; divergenceRows: Memory } | null;
@@ -215,7 +215,6 @@ export interface DivergenceNumbers {
   /** Whether rows with an ignored label count nowhere; false where there are no labels. */
   drop: boolean;
   ignoreIndex: number;
-  upstreamStride: number;
   temperature: number;
   /** Weight of p in the mixture. */
   beta: number;
@@ -254,7 +253,7 @@ export function divergenceRows(
   // 0.56; jsd of 16384×8192 in f16 0.38, else 0.42
   const plan = { ...walk, subgroups: walk.subgroups && walk.quads === 0 };
   // what is not read still has a place to bind
-  const unread = { labels: b.labels ?? b.counts, upstream: b.upstream ?? b.counts };
+  const unread = { labels: b.labels ?? b.counts, upstream: b.upstream?.memory ?? b.counts };
   const buffers = { ...rest, ...parts, dStudent, dTeacher, ...unread };
   const fitted: Record<string, number> = {};
   for (const { name, near, power } of polynomials(variant)) {
@@ -270,7 +269,7 @@ export function divergenceRows(
     drop: n.drop ? 1 : 0,
     ignoreIndex: n.ignoreIndex,
     scaled: b.upstream ? 1 : 0,
-    upstreamStride: n.upstreamStride,
+    upstreamStride: b.upstream?.stride ?? 0,
     inverseTemperature: 1 / n.temperature,
     beta: n.beta,
     alpha: 1 - n.beta, // of float64: 1 − 0.9 in float32 errs by 2e-7

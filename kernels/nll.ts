@@ -2,6 +2,7 @@
 import type { Element } from "./elementwise.ts";
 import { type BufferType, variants } from "./gpu/kernel.ts";
 import type { Memory } from "./gpu/memory.ts";
+import type { Upstream } from "./row.ts";
 
 /** Compile-time choices. */
 interface Variant {
@@ -54,12 +55,16 @@ export function nllRows(
     labels: Memory;
     counts: Memory;
     weight: Memory | null;
-    upstream: Memory | null;
+    upstream: Upstream | null;
     loss: Memory;
     gradient: Memory | null;
   },
-  n: { rows: number; columns: number; ignoreIndex: number; mean: boolean; upstreamStride: number },
+  n: { rows: number; columns: number; ignoreIndex: number; mean: boolean },
 ): void {
   kernel({ element, weight: b.weight !== null, upstream: b.upstream !== null, gradient: b.gradient !== null })
-    .run(b, { ...n, mean: n.mean ? 1 : 0 }, Math.ceil(n.rows * n.columns / 256));
+    .run(
+      { ...b, upstream: b.upstream && b.upstream.memory },
+      { ...n, mean: n.mean ? 1 : 0, upstreamStride: b.upstream?.stride ?? 0 },
+      Math.ceil(n.rows * n.columns / 256),
+    );
 }

@@ -6,6 +6,7 @@
 import { type Element, lanes, vectorOf } from "./elementwise.ts";
 import { gpu } from "./gpu/gpu.ts";
 import type { BufferType } from "./gpu/kernel.ts";
+import type { Memory } from "./gpu/memory.ts";
 import type { RowLimits, RowWork } from "./gpu/tuning.ts";
 
 /** How a row is walked. */
@@ -113,6 +114,12 @@ export function columnReader(name: string, plan: RowPlan): string {
   return w;`
   }
 }`;
+}
+
+/** Upstream gradients that the rows' gradients are multiplied by: one for all rows (stride 0), or one a row (1). */
+export interface Upstream {
+  memory: Memory;
+  stride: 0 | 1;
 }
 
 /** How a buffer of rows is declared. */

@@ -101,7 +101,7 @@ function attend(
   random: ReturnType<typeof nextRandom> | null,
   sizes: AttentionSizes,
 ): Tensor {
-  const element = o.dtype as "f32" | "f16",
+  const element = o.dtype,
     [q, k, v] = inputs.length === 1 ? [inputs[0], inputs[0], inputs[0]] : inputs;
   const each = [sizes.batches, sizes.heads, sizes.queries], lse = hidden(each, "f32");
   const buffers = () => ({

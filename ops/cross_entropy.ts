@@ -1,6 +1,10 @@
 import { checkBoolean, checkOptions } from "../kernels/check.ts";
-import { countRows, type CrossEntropyNumbers, crossEntropyRows } from "../kernels/cross_entropy.ts";
-import type { Memory } from "../kernels/gpu/memory.ts";
+import {
+  countRows,
+  type CrossEntropyBuffers,
+  type CrossEntropyNumbers,
+  crossEntropyRows,
+} from "../kernels/cross_entropy.ts";
 import { composed } from "../autograd/composed.ts";
 import { DTYPES, isFloat } from "../autograd/storage.ts";
 import { hidden } from "../autograd/tape.ts";
@@ -80,7 +84,7 @@ export function furtherReturns(
   options: CrossEntropyOptions,
   shape: readonly number[],
 ): {
-  extras: { zRows: Memory; predictions: Memory; hits: Memory } | null;
+  extras: CrossEntropyBuffers["extras"];
   result: (loss: Tensor) => Tensor | CrossEntropyResult;
 } {
   const { reduction, returnZLoss = false, returnAccuracy = false, returnPredictions = false } = options;
@@ -188,12 +192,12 @@ export function crossEntropy(
     const counts = hidden([3], "f32");
     if (!soft) countRows(target.memory, weight?.memory ?? null, counts.memory, rows, columns, ignoreIndex);
     const launch: Launch = (loss, [dLogits], upstream) => {
-      crossEntropyRows(logits.dtype as "f32" | "f16", soft ? target.dtype as "f32" | "f16" : "index", {
+      crossEntropyRows(logits.dtype, soft ? target.dtype : "index", {
         logits: logits.memory,
         target: target.memory,
         counts: counts.memory,
         weight: weight?.memory ?? null,
-        upstream: upstream?.memory ?? null,
+        upstream,
         loss,
         extras: upstream ? null : extras, // the first launch, which alone has no upstream gradient, fills them
         dLogits,
@@ -203,7 +207,6 @@ export function crossEntropy(
         allRows: rows,
         columns,
         ...numbers,
-        upstreamStride: upstream?.stride ?? 0,
       });
     };
     const saved = [logits, target, ...weight ? [weight] : []];

@@ -1,7 +1,7 @@
 /** Divergences between a student's and a teacher's distributions, from logits. */
 import { checkBoolean, checkNumber, checkOneOf, checkOptions, isRecord } from "../kernels/check.ts";
 import { countRows } from "../kernels/cross_entropy.ts";
-import { divergenceRows } from "../kernels/divergence.ts";
+import { type DivergenceNumbers, divergenceRows } from "../kernels/divergence.ts";
 import type { DivergenceName } from "../kernels/divergence_formulas.ts";
 import { composed } from "../autograd/composed.ts";
 import { hidden } from "../autograd/tape.ts";
@@ -151,15 +151,7 @@ function launchDivergence(
   labels: Tensor | null,
   shape: Rows,
   reduction: LossReduction,
-  numbers: {
-    temperature: number;
-    beta: number;
-    ignoreIndex: number;
-    drop: boolean;
-    ceFactor: number;
-    divergenceFactor: number;
-    partFactor?: number;
-  },
+  numbers: Omit<DivergenceNumbers, "rows" | "firstRow" | "allRows" | "columns" | "mean">,
   parts: { ceRows: Tensor; divergenceRows: Tensor } | null,
 ): Tensor {
   const { rows, columns } = shape;
@@ -170,12 +162,12 @@ function launchDivergence(
     const again = parts?.ceRows.closed;
     using ceRows = again ? hidden([rows], "f32") : null;
     using spareRows = again ? hidden([rows], "f32") : null;
-    divergenceRows(kernel, student.dtype as "f32", teacher.dtype as "f32", {
+    divergenceRows(kernel, student.dtype, teacher.dtype, {
       student: student.memory,
       teacher: teacher.memory,
       labels: labels?.memory ?? null,
       counts: counts.memory,
-      upstream: upstream?.memory ?? null,
+      upstream,
       loss,
       parts: parts &&
         { ceRows: (ceRows ?? parts.ceRows).memory, divergenceRows: (spareRows ?? parts.divergenceRows).memory },
@@ -187,7 +179,6 @@ function launchDivergence(
       allRows: rows,
       columns,
       mean: reduction === "mean",
-      upstreamStride: upstream?.stride ?? 0,
       ...numbers,
     });
   };

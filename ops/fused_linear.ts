@@ -11,6 +11,7 @@ import { gpu } from "../kernels/gpu/gpu.ts";
 import type { Memory } from "../kernels/gpu/memory.ts";
 import { matmul } from "../kernels/matmul.ts";
 import { reduce } from "../kernels/reduce.ts";
+import type { Upstream } from "../kernels/row.ts";
 import { fill } from "../kernels/random.ts";
 import { composed } from "../autograd/composed.ts";
 import { hidden as scratchTensor } from "../autograd/tape.ts";
@@ -174,7 +175,7 @@ function chunked(
     count: number,
     into: Memory,
     gradients: boolean[],
-    upstream: Parameters<Launch>[2],
+    upstream: Upstream | null,
   ) => void,
 ): Tensor {
   const { rows, columns } = shape, { pool } = gpu();
@@ -308,7 +309,7 @@ export function linearCrossEntropy(
             target: target.memory,
             counts: counts.memory,
             weight: classWeight?.memory ?? null,
-            upstream: upstream?.memory ?? null,
+            upstream,
             loss,
             extras: filled,
             dLogits,
@@ -318,7 +319,6 @@ export function linearCrossEntropy(
             allRows: rows,
             columns,
             ...numbers,
-            upstreamStride: upstream?.stride ?? 0,
           });
         // on its own, because the kernel looks for the largest logits when their gradients are in their place
         const first = extras !== null && upstream === null;
@@ -404,7 +404,7 @@ export function linearDistillation(
           teacher: t,
           labels: labels?.memory ?? null,
           counts: counts.memory,
-          upstream: upstream?.memory ?? null,
+          upstream,
           loss: into,
           parts: null,
           dStudent: dStudent ? s : null,
@@ -417,7 +417,6 @@ export function linearDistillation(
           mean: reduction === "mean",
           drop: labels !== undefined,
           ignoreIndex,
-          upstreamStride: upstream?.stride ?? 0,
           temperature,
           beta: mixture,
           ceFactor: 0,

@@ -250,15 +250,15 @@ export function nllLoss(logProbabilities: Tensor, target: Tensor, options: NllOp
       shape,
       reduction,
       (loss, [gradient], upstream) => {
-        nllRows(logProbabilities.dtype as "f32" | "f16", {
+        nllRows(logProbabilities.dtype, {
           logProbabilities: logProbabilities.memory,
           labels: target.memory,
           counts: counts.memory,
           weight: weight?.memory ?? null,
-          upstream: upstream?.memory ?? null,
+          upstream,
           loss,
           gradient,
-        }, { rows, columns, ignoreIndex, mean: reduction === "mean", upstreamStride: upstream?.stride ?? 0 });
+        }, { rows, columns, ignoreIndex, mean: reduction === "mean" });
       },
       [counts],
       saved,

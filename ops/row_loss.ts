@@ -3,6 +3,7 @@ import { checkNumber, checkOneOf } from "../kernels/check.ts";
 import { scale } from "../kernels/elementwise.ts";
 import type { Memory } from "../kernels/gpu/memory.ts";
 import { reduce } from "../kernels/reduce.ts";
+import type { Upstream } from "../kernels/row.ts";
 import { hidden, needsGradient, record } from "../autograd/tape.ts";
 import { checkShape, checkTensor, sizeOf, Tensor } from "../autograd/tensor.ts";
 import { checkRank } from "./shape.ts";
@@ -49,18 +50,10 @@ export function checkLabels(
   });
 }
 
-/** The options of row losses whose values are checked here. Which of them an op has, it says itself to `checkOptions`. */
-interface CheckedOptions {
-  reduction?: unknown;
-  temperature?: unknown;
-  ignoreIndex?: unknown;
-  labelSmoothing?: unknown;
-  zLoss?: unknown;
-  softcap?: unknown;
-}
+type Checked = "reduction" | "temperature" | "ignoreIndex" | "labelSmoothing" | "zLoss" | "softcap";
 
-/** Checks the values of the options that row losses share. */
-export function checkLossOptions(op: string, o: CheckedOptions): void {
+/** Checks the values of the options that row losses share. Which of them an op has, it says itself to `checkOptions`. */
+export function checkLossOptions(op: string, o: { [name in Checked]?: unknown }): void {
   if (o.reduction !== undefined) checkOneOf(op, "reduction", o.reduction, ["mean", "sum", "none"]);
   if (o.temperature !== undefined) checkNumber(op, "temperature", o.temperature, { above: 0 });
   if (o.ignoreIndex !== undefined) {
@@ -81,7 +74,7 @@ export function checkClassWeight(op: string, name: string, weight: Tensor, colum
 export type Launch = (
   loss: Memory,
   gradients: readonly (Memory | null)[],
-  upstream: { memory: Memory; stride: number } | null,
+  upstream: Upstream | null,
 ) => void;
 
 /** Internal: the sum of rows, as a scalar. */
