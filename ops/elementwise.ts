@@ -1,6 +1,6 @@
 /**
- * Elementwise ops. Each is given by its value and its derivatives, as WGSL expressions of a and b (the inputs), y (the output), dY (the output's gradient) and
- * numbers. `kernels/elementwise.ts` makes kernels of them, broadcasting included.
+ * Elementwise ops. Each is given by its value and its derivatives, as WGSL expressions: `unary` and `binary` say what their letters stand for.
+ * `kernels/elementwise.ts` makes kernels of them, broadcasting included.
  */
 import { checkNumber, checkOneOf, checkOptions, describe } from "../kernels/check.ts";
 import { map } from "../kernels/elementwise.ts";
@@ -38,9 +38,8 @@ export function mapped(
   shape: readonly number[],
   scalars: readonly number[] = [],
   dtype: DType = inputs[0].dtype,
-  into?: Tensor,
 ): Tensor {
-  const y = into ?? Tensor.empty([...shape], dtype, name);
+  const y = Tensor.empty([...shape], dtype, name);
   map(name, expression, inputs.map(operand), { memory: y.memory, element: y.dtype }, shape, scalars);
   return y;
 }
@@ -64,27 +63,14 @@ export function unary(
       output: y,
       saved,
       // what the derivative does not use is bound as dY, so that nothing else need be kept
-      backward: (
-        dY,
-      ) => [mapped(`${name} backward`, derivative, [usesX ? x : dY, usesY ? y : dY, dY], x.shape, scalars)],
+      backward: (dY) => {
+        const from = [usesX ? x : dY, usesY ? y : dY, dY];
+        return [mapped(`${name} backward`, derivative, from, x.shape, scalars)];
+      },
     });
   };
 }
 
-const negation = unary("neg", "-a", "-c");
-const absolute = unary("abs", "abs(a)", "c * sign(a)");
-const exponential = unary("exp", "exp_(a)", "c * b");
-const logarithm = unary("log", "log_(a)", "c / a");
-const squareRoot = unary("sqrt", "sqrt(a)", "c * 0.5 / b");
-const reciprocalRoot = unary("rsqrt", "1.0 / sqrt(a)", "c * -0.5 * b / a");
-const squared = unary("square", "a * a", "2.0 * a * c");
-const sine = unary("sin", "sin_(a)", "c * cos_(a)");
-const cosine = unary("cos", "cos_(a)", "-c * sin_(a)");
-const hyperbolicTangent = unary("tanh", "tanh_(a)", "c * sech_squared_(a)");
-const logistic = unary("sigmoid", "sigmoid_(a)", "c * sigmoid_(a) * sigmoid_(-a)");
-const rectified = unary("relu", ACTIVATIONS.relu.value, "select(c, 0.0, b <= 0.0)");
-const swish = unary("silu", "a * sigmoid_(a)", "c * sigmoid_(a) * (1.0 + a * sigmoid_(-a))");
-const softPlus = unary("softplus", "softplus_(a)", "c * sigmoid_(a)");
 const geluExact = unary("gelu", ACTIVATIONS.gelu.value, `c * (${ACTIVATIONS.gelu.slope})`);
 // ½x(1 + tanh u), u = √(2/π)(x + 0.044715x³)
 const U = "0.79788456080 * (a + 0.044715 * a * a * a)";
@@ -116,7 +102,7 @@ const numberPower = unary("pow", "pow_(s0, a)", "select(c * b * log_(s0), 0.0, s
  * console.log(await neg(tensor([1, -2])).array()); // [-1, 2]
  * ```
  */
-export const neg = (x: Tensor): Tensor => negation(x);
+export const neg: (x: Tensor) => Tensor = unary("neg", "-a", "-c");
 /**
  * |x|, elementwise. Gradient: dX = dY·sign x, 0 at 0. Throws a TypeError unless x is a tensor of f32 or f16. Source: `torch.abs`.
  *
@@ -128,7 +114,7 @@ export const neg = (x: Tensor): Tensor => negation(x);
  * console.log(await abs(tensor([1, -2])).array()); // [1, 2]
  * ```
  */
-export const abs = (x: Tensor): Tensor => absolute(x);
+export const abs: (x: Tensor) => Tensor = unary("abs", "abs(a)", "c * sign(a)");
 /**
  * eˣ, elementwise. Gradient: dX = dY·eˣ. Throws a TypeError unless x is a tensor of f32 or f16. Source: `torch.exp`.
  *
@@ -140,7 +126,7 @@ export const abs = (x: Tensor): Tensor => absolute(x);
  * console.log(await exp(tensor([0, 1])).array()); // nearly [1, 2.71828]
  * ```
  */
-export const exp = (x: Tensor): Tensor => exponential(x);
+export const exp: (x: Tensor) => Tensor = unary("exp", "exp_(a)", "c * b");
 /**
  * ln x, elementwise; −∞ at 0, NaN below. Gradient: dX = dY/x. Throws a TypeError unless x is a tensor of f32 or f16. Source: `torch.log`.
  *
@@ -152,7 +138,7 @@ export const exp = (x: Tensor): Tensor => exponential(x);
  * console.log(await log(tensor([1, Math.E])).array()); // nearly [0, 1]
  * ```
  */
-export const log = (x: Tensor): Tensor => logarithm(x);
+export const log: (x: Tensor) => Tensor = unary("log", "log_(a)", "c / a");
 /**
  * √x, elementwise; NaN below 0. Gradient: dX = dY/(2√x). Throws a TypeError unless x is a tensor of f32 or f16. Source: `torch.sqrt`.
  *
@@ -164,7 +150,7 @@ export const log = (x: Tensor): Tensor => logarithm(x);
  * console.log(await sqrt(tensor([4, 9])).array()); // nearly [2, 3]
  * ```
  */
-export const sqrt = (x: Tensor): Tensor => squareRoot(x);
+export const sqrt: (x: Tensor) => Tensor = unary("sqrt", "sqrt(a)", "c * 0.5 / b");
 /**
  * 1/√x, elementwise; NaN below 0. Gradient: dX = −dY/(2x√x). Throws a TypeError unless x is a tensor of f32 or f16. Source: `torch.rsqrt`.
  *
@@ -176,7 +162,7 @@ export const sqrt = (x: Tensor): Tensor => squareRoot(x);
  * console.log(await rsqrt(tensor([4, 16])).array()); // nearly [0.5, 0.25]
  * ```
  */
-export const rsqrt = (x: Tensor): Tensor => reciprocalRoot(x);
+export const rsqrt: (x: Tensor) => Tensor = unary("rsqrt", "1.0 / sqrt(a)", "c * -0.5 * b / a");
 /**
  * x², elementwise. Gradient: dX = 2x·dY. Throws a TypeError unless x is a tensor of f32 or f16. Source: `torch.square`.
  *
@@ -188,7 +174,7 @@ export const rsqrt = (x: Tensor): Tensor => reciprocalRoot(x);
  * console.log(await square(tensor([2, -3])).array()); // [4, 9]
  * ```
  */
-export const square = (x: Tensor): Tensor => squared(x);
+export const square: (x: Tensor) => Tensor = unary("square", "a * a", "2.0 * a * c");
 /**
  * sin x, x in radians, elementwise. Gradient: dX = dY·cos x. Throws a TypeError unless x is a tensor of f32 or f16. Source: `torch.sin`.
  *
@@ -200,7 +186,7 @@ export const square = (x: Tensor): Tensor => squared(x);
  * console.log(await sin(tensor([0, Math.PI / 2])).array()); // nearly [0, 1]
  * ```
  */
-export const sin = (x: Tensor): Tensor => sine(x);
+export const sin: (x: Tensor) => Tensor = unary("sin", "sin_(a)", "c * cos_(a)");
 /**
  * cos x, x in radians, elementwise. Gradient: dX = −dY·sin x. Throws a TypeError unless x is a tensor of f32 or f16. Source: `torch.cos`.
  *
@@ -212,7 +198,7 @@ export const sin = (x: Tensor): Tensor => sine(x);
  * console.log(await cos(tensor([0, Math.PI])).array()); // nearly [1, -1]
  * ```
  */
-export const cos = (x: Tensor): Tensor => cosine(x);
+export const cos: (x: Tensor) => Tensor = unary("cos", "cos_(a)", "-c * sin_(a)");
 /**
  * tanh x, elementwise. Gradient: dX = dY·(1 − tanh² x). Throws a TypeError unless x is a tensor of f32 or f16. Source: `torch.tanh`.
  *
@@ -224,7 +210,7 @@ export const cos = (x: Tensor): Tensor => cosine(x);
  * console.log(await tanh(tensor([0, 1])).array()); // nearly [0, 0.761594]
  * ```
  */
-export const tanh = (x: Tensor): Tensor => hyperbolicTangent(x);
+export const tanh: (x: Tensor) => Tensor = unary("tanh", "tanh_(a)", "c * sech_squared_(a)");
 /**
  * 1/(1 + e⁻ˣ), elementwise. Gradient: dX = dY·y·(1 − y). Throws a TypeError unless x is a tensor of f32 or f16. Source: `torch.sigmoid`.
  *
@@ -236,7 +222,7 @@ export const tanh = (x: Tensor): Tensor => hyperbolicTangent(x);
  * console.log(await sigmoid(tensor([0, Math.log(3)])).array()); // nearly [0.5, 0.75]
  * ```
  */
-export const sigmoid = (x: Tensor): Tensor => logistic(x);
+export const sigmoid: (x: Tensor) => Tensor = unary("sigmoid", "sigmoid_(a)", "c * sigmoid_(a) * sigmoid_(-a)");
 /**
  * max(x, 0), elementwise. Gradient: dX = dY where x > 0, else 0. Throws a TypeError unless x is a tensor of f32 or f16. Source: `torch.nn.functional.relu`.
  *
@@ -248,7 +234,7 @@ export const sigmoid = (x: Tensor): Tensor => logistic(x);
  * console.log(await relu(tensor([2, -3])).array()); // [2, 0]
  * ```
  */
-export const relu = (x: Tensor): Tensor => rectified(x);
+export const relu: (x: Tensor) => Tensor = unary("relu", ACTIVATIONS.relu.value, "select(c, 0.0, b <= 0.0)");
 /**
  * x·σ(x), with σ = sigmoid, elementwise. Gradient: dX = dY·σ(x)·(1 + x·σ(−x)). Throws a TypeError unless x is a tensor of f32 or f16. Source:
  * `torch.nn.functional.silu`.
@@ -261,7 +247,11 @@ export const relu = (x: Tensor): Tensor => rectified(x);
  * console.log(await silu(tensor([0, 1])).array()); // nearly [0, 0.731059]
  * ```
  */
-export const silu = (x: Tensor): Tensor => swish(x);
+export const silu: (x: Tensor) => Tensor = unary(
+  "silu",
+  "a * sigmoid_(a)",
+  "c * sigmoid_(a) * (1.0 + a * sigmoid_(-a))",
+);
 /**
  * ln(1 + eˣ), elementwise. Gradient: dX = dY·sigmoid(x). Throws a TypeError unless x is a tensor of f32 or f16. Source: `torch.nn.functional.softplus`.
  *
@@ -273,8 +263,7 @@ export const silu = (x: Tensor): Tensor => swish(x);
  * console.log(await softplus(tensor([0, 100])).array()); // nearly [0.693147, 100]
  * ```
  */
-export const softplus = (x: Tensor): Tensor => softPlus(x);
-
+export const softplus: (x: Tensor) => Tensor = unary("softplus", "softplus_(a)", "c * sigmoid_(a)");
 /**
  * The Gaussian error linear unit x·Φ(x), or with `approximate: "tanh"` ½x(1 + tanh u) with u = √(2/π)(x + 0.044715x³), elementwise.
  *
