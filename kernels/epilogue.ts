@@ -25,6 +25,14 @@ export interface Operands {
   bMode: Mode;
 }
 
+// deno-fmt-ignore
+const NAMES = ["rows", "columns", "depth", "whole", "batches", "aOffset", "aBatch", "aK", "aAcross", "bOffset", "bBatch", "bK", "bAcross", "cOffset"];
+/**
+ * The parameters of a product's kernel. `whole`: the depth of which `batches` pieces of `depth` are computed. `aK` and `aAcross`: from one element of A to the
+ * next along k, and along m.
+ */
+export const PARAMS: Record<string, "u32"> = Object.fromEntries(NAMES.map((name) => [name, "u32"]));
+
 /** A vector or matrix that lies without gaps. */
 export interface Plain {
   memory: Memory;

@@ -21,6 +21,7 @@ import {
   epilogueMemories,
   type Mode,
   type Operands,
+  PARAMS,
   type Plain,
   type Strided,
 } from "./epilogue.ts";
@@ -230,22 +231,7 @@ const kernel = variants((v: Variant) => {
       b: operand(v.b, bMode),
       ...end.buffers,
     },
-    params: {
-      rows: "u32",
-      columns: "u32",
-      depth: "u32",
-      whole: "u32",
-      batches: "u32",
-      aOffset: "u32",
-      aBatch: "u32",
-      aK: "u32",
-      aAcross: "u32",
-      bOffset: "u32",
-      bBatch: "u32",
-      bK: "u32",
-      bAcross: "u32",
-      cOffset: "u32",
-    },
+    params: PARAMS,
     workgroup: threads * slices,
     head: `${end.head}
 // of each slice the rows of A's slab, four m each, then those of B's; an odd length keeps neighbours in different banks

@@ -10,7 +10,7 @@
  * 119, slabs 16 deep 154, fragments read directly from memory 75.
  */
 import { lanes } from "./elementwise.ts";
-import { epilogueCode, type Mode, type Operands } from "./epilogue.ts";
+import { epilogueCode, type Mode, type Operands, PARAMS } from "./epilogue.ts";
 import { gpu } from "./gpu/gpu.ts";
 import { type Kernel, variants } from "./gpu/kernel.ts";
 import { MULTIPROCESSORS } from "./gpu/tuning.ts";
@@ -77,7 +77,7 @@ export const tensorKernel: (variant: Variant) => Kernel = variants((v: Variant) 
     name: "matmul (tensor cores)",
     directives: "enable chromium_experimental_subgroup_matrix;\ndiagnostic(off, chromium.subgroup_matrix_uniformity);", // offsets depend on the subgroup
     buffers: { a: "read vec4h", b: "read vec4h", ...end.buffers },
-    params: Object.fromEntries(PARAMS.map((name) => [name, "u32" as const])),
+    params: PARAMS,
     workgroup: THREADS,
     subgroups: true,
     head: `${end.head}
@@ -148,9 +148,6 @@ var<workgroup> results: array<f32, ${4 * 16 * half}>;`,
     }`,
   };
 });
-
-// deno-fmt-ignore
-const PARAMS = ["rows", "columns", "depth", "whole", "batches", "aOffset", "aBatch", "aK", "aAcross", "bOffset", "bBatch", "bK", "bAcross", "cOffset"];
 
 /** The least depth of a piece, and of a product that is worth the launch that sums pieces. */
 const LEAST_PIECE = 256, LEAST_CUT = 1024;
