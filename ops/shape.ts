@@ -1,6 +1,6 @@
 /** Ops that move elements without changing them. */
 import { checkNumber, describe } from "../kernels/check.ts";
-import { copyFlat, copyStrided } from "../kernels/elementwise.ts";
+import { copyFlat, copyStrided, type Layout } from "../kernels/elementwise.ts";
 import { fill } from "../kernels/random.ts";
 import { gpu } from "../kernels/gpu/gpu.ts";
 import { composed } from "../autograd/composed.ts";
@@ -152,22 +152,24 @@ export function wrongFeatures(op: string, shape: readonly number[], weight: Tens
   );
 }
 
-/** What slice, concat and stack share: x's elements between `ranges` (one pair a dimension, already checked). */
-function cut(x: Tensor, ranges: readonly (readonly [number, number])[], op: string): Tensor {
-  const y = Tensor.empty(ranges.map(([from, to]) => to - from), x.dtype, op);
+/** One pair a dimension, already checked. */
+type Ranges = readonly (readonly [number, number])[];
+
+/** Where the elements between `ranges` lie in x. */
+function within(x: Tensor, ranges: Ranges): Layout {
   const strides = x.shape.map((_, d) => sizeOf(x.shape.slice(d + 1)));
-  const offset = ranges.reduce((sum, [from], d) => sum + from * strides[d], 0);
-  copyStrided(x.memory, y.memory, x.dtype, y.shape, { strides, offset });
+  return { strides, offset: ranges.reduce((sum, [from], d) => sum + from * strides[d], 0) };
+}
+
+/** What slice, concat and stack share: x's elements between `ranges`. */
+function cut(x: Tensor, ranges: Ranges, op: string): Tensor {
+  const y = Tensor.empty(ranges.map(([from, to]) => to - from), x.dtype, op);
+  copyStrided(x.memory, y.memory, x.dtype, y.shape, within(x, ranges));
   return y;
 }
 
 /** Zeros of `shape` with x where `ranges` say: the gradient of `cut`. */
-function padded(
-  x: Tensor,
-  ranges: readonly (readonly [number, number])[],
-  shape: readonly number[],
-  op: string,
-): Tensor {
+function padded(x: Tensor, ranges: Ranges, shape: readonly number[], op: string): Tensor {
   const y = Tensor.empty(shape, x.dtype, op);
   fill(y.memory, 0, y.size, y.dtype);
   place(x, y, ranges);
@@ -175,10 +177,8 @@ function padded(
 }
 
 /** Writes x into y between `ranges`. */
-function place(x: Tensor, y: Tensor, ranges: readonly (readonly [number, number])[]): void {
-  const strides = y.shape.map((_, d) => sizeOf(y.shape.slice(d + 1)));
-  const offset = ranges.reduce((sum, [from], d) => sum + from * strides[d], 0);
-  copyStrided(x.memory, y.memory, x.dtype, x.shape, undefined, { strides, offset });
+function place(x: Tensor, y: Tensor, ranges: Ranges): void {
+  copyStrided(x.memory, y.memory, x.dtype, x.shape, undefined, within(y, ranges));
 }
 
 /**
