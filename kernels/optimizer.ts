@@ -36,6 +36,13 @@ export const RULES: Record<RuleName, Rule> = {
     wgsl:
       "p *= s2; g += decayed_(p, s1); a += s3 * (g - a); b = (1.0 - s4) * b + s4 * g * g; p -= s0 * a / (sqrt(b) * s6 + s5);",
   },
+  // the same numbers
+  amsgrad: {
+    name: "Adam",
+    states: 3,
+    wgsl:
+      "p *= s2; g += decayed_(p, s1); a += s3 * (g - a); b = (1.0 - s4) * b + s4 * g * g; c = max(c, b); p -= s0 * a / (sqrt(c) * s6 + s5);",
+  },
   // s2 1 − α, s3 ε
   rmsprop: {
     name: "RMSprop",
@@ -51,12 +58,6 @@ export const RULES: Record<RuleName, Rule> = {
   },
   // s0 lr/(1 + (t − 1)·decay), s2 ε
   adagrad: { name: "Adagrad", states: 1, wgsl: "g += decayed_(p, s1); a += g * g; p -= s0 * g / (sqrt(a) + s2);" },
-  amsgrad: {
-    name: "Adam",
-    states: 3,
-    wgsl:
-      "p *= s2; g += decayed_(p, s1); a += s3 * (g - a); b = (1.0 - s4) * b + s4 * g * g; c = max(c, b); p -= s0 * a / (sqrt(c) * s6 + s5);",
-  },
 };
 
 const kernel = variants((key: RuleName) => {

@@ -13,8 +13,8 @@ import {
   checkClassWeight,
   checkLabels,
   checkLossOptions,
-  type Launch,
   type LossReduction,
+  type RowLaunch,
   rowLoss,
   rowsOf,
   total,
@@ -191,7 +191,7 @@ export function crossEntropy(
     const { extras, result } = furtherReturns(op, options, rowShape.shape);
     const counts = hidden([3], "f32");
     if (!soft) countRows(target.memory, weight?.memory ?? null, counts.memory, rows, columns, ignoreIndex);
-    const launch: Launch = (loss, [dLogits], upstream) => {
+    const launch: RowLaunch = (loss, [dLogits], upstream) => {
       crossEntropyRows(logits.dtype, soft ? target.dtype : "index", {
         logits: logits.memory,
         target: target.memory,

@@ -9,8 +9,8 @@ import { checkShape, checkTensor, type Tensor } from "../autograd/tensor.ts";
 import {
   checkLabels,
   checkLossOptions,
-  type Launch,
   type LossReduction,
+  type RowLaunch,
   rowLoss,
   type Rows,
   rowsOf,
@@ -157,7 +157,7 @@ function launchDivergence(
   const { rows, columns } = shape;
   const counts = hidden([3], "f32");
   if (labels) countRows(labels.memory, null, counts.memory, rows, columns, numbers.ignoreIndex);
-  const launch: Launch = (loss, [dStudent, dTeacher], upstream) => {
+  const launch: RowLaunch = (loss, [dStudent, dTeacher], upstream) => {
     // a launch in the backward pass writes the parts again: to scratch, since nobody reads them and the first are closed
     const again = parts?.ceRows.closed;
     using ceRows = again ? hidden([rows], "f32") : null;

@@ -28,8 +28,8 @@ import {
   checkClassWeight,
   checkLabels,
   checkLossOptions,
-  type Launch,
   type LossReduction,
+  type RowLaunch,
   rowLoss,
   type Rows,
   rowsOf,
@@ -180,7 +180,7 @@ function chunked(
 ): Tensor {
   const { rows, columns } = shape, { pool } = gpu();
   const inputs = heads.flatMap((h) => h.bias ? [h.hidden, h.weight, h.bias] : [h.hidden, h.weight]);
-  const launch: Launch = (into, gradients, upstream) => {
+  const launch: RowLaunch = (into, gradients, upstream) => {
     const taken: Memory[] = [];
     const take = (bytes: number) => {
       const memory = pool.take(bytes, op);

@@ -314,28 +314,22 @@ export function cosineEmbeddingLoss(
   y: Tensor,
   options: ReductionOptions & { margin?: number } = {},
 ): Tensor {
-  checkOptions("cosineEmbeddingLoss", options, ["reduction", "margin"]);
-  checkLossOptions("cosineEmbeddingLoss", options);
+  const op = "cosineEmbeddingLoss";
+  checkOptions(op, options, ["reduction", "margin"]);
+  checkLossOptions(op, options);
   const { reduction = "mean", margin = 0 } = options;
-  checkNumber("cosineEmbeddingLoss", "margin", margin, { min: -1, max: 1 });
-  checkTensor("cosineEmbeddingLoss", "a", a);
-  checkTensor("cosineEmbeddingLoss", "b", b, [a.dtype]);
-  checkTensor("cosineEmbeddingLoss", "y", y, ["f32", "f16", "i32"]);
-  checkShape("cosineEmbeddingLoss", "y", y, broadcastShape("cosineEmbeddingLoss", [a.shape, b.shape]).slice(0, -1));
+  checkNumber(op, "margin", margin, { min: -1, max: 1 });
+  checkTensor(op, "a", a);
+  checkTensor(op, "b", b, [a.dtype]);
+  checkTensor(op, "y", y, ["f32", "f16", "i32"]);
+  checkShape(op, "y", y, broadcastShape(op, [a.shape, b.shape]).slice(0, -1));
   y.storage.host?.forEach((sign, i) => {
-    if (Math.abs(sign) !== 1) throw new RangeError(`cosineEmbeddingLoss: y must be 1 or -1, got ${sign} at row ${i}`);
+    if (Math.abs(sign) !== 1) throw new RangeError(`${op}: y must be 1 or -1, got ${sign} at row ${i}`);
   });
-  return composed("cosineEmbeddingLoss", () => {
+  return composed(op, () => {
     const cosine = cosineSimilarity(a, b, { dim: -1 });
-    const same = mapped("cosineEmbeddingLoss", "max(a, 0.0)", [y], y.shape, [], "f32"); // 1 or 0
-    const known = mapped(
-      "cosineEmbeddingLoss",
-      "select(log_(-1.0 - a * a), 0.0, abs(a) == 1.0)",
-      [y],
-      y.shape,
-      [],
-      "f32",
-    ); // NaN or 0
+    const same = mapped(op, "max(a, 0.0)", [y], y.shape, [], "f32"); // 1 or 0
+    const known = mapped(op, "select(log_(-1.0 - a * a), 0.0, abs(a) == 1.0)", [y], y.shape, [], "f32"); // NaN or 0
     const rows = where(same, cosine.neg().add(1), cosine.sub(margin).relu());
     return reduced(rows.add(known), reduction);
   });

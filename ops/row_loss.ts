@@ -71,7 +71,7 @@ export function checkClassWeight(op: string, name: string, weight: Tensor, colum
 }
 
 /** One kernel launch: the rows' losses, and gradients of the inputs where memory is given for them. */
-export type Launch = (
+export type RowLaunch = (
   loss: Memory,
   gradients: readonly (Memory | null)[],
   upstream: Upstream | null,
@@ -98,7 +98,7 @@ export function rowLoss(
   inputs: readonly Tensor[],
   { rows, shape }: Rows,
   reduction: LossReduction,
-  launch: Launch,
+  launch: RowLaunch,
   scratch: Tensor[],
   saved: readonly Tensor[],
 ): Tensor {
