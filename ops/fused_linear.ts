@@ -24,6 +24,7 @@ import {
   OPTIONS,
 } from "./cross_entropy.ts";
 import { type DivergenceOptions, DIVERGENCES, resolveDivergence } from "./divergence.ts";
+import { matrix, plain } from "./matmul.ts";
 import {
   checkClassWeight,
   checkLabels,
@@ -103,13 +104,13 @@ function chunkRows(op: string, asked: number | undefined, { rows, columns }: Row
 function headForward(head: Head, logits: Memory, from: number, count: number): void {
   const { hidden, weight, bias } = head, [classes, depth] = weight.shape;
   matmul({
-    a: { memory: hidden.memory, element: hidden.dtype, offset: from * depth, batch: 0, row: depth, column: 1 },
-    b: { memory: weight.memory, element: weight.dtype, batch: 0, row: 1, column: depth },
+    a: { ...matrix(hidden, depth), offset: from * depth },
+    b: matrix(weight, depth, true),
     c: { memory: logits, element: "f32" },
     rows: count,
     columns: classes,
     depth,
-    epilogue: { bias: bias && { memory: bias.memory, element: bias.dtype } },
+    epilogue: { bias: bias && plain(bias) },
   });
 }
 
@@ -134,7 +135,7 @@ function headBackward(
   if (to.hidden) {
     matmul({
       a: { ...d, row: classes, column: 1 },
-      b: { memory: weight.memory, element: weight.dtype, batch: 0, row: depth, column: 1 },
+      b: matrix(weight, depth),
       c: { memory: to.hidden, element: hidden.dtype, offset: from * depth },
       rows: count,
       columns: depth,
@@ -144,7 +145,7 @@ function headBackward(
   if (to.weight) {
     matmul({
       a: { ...d, row: 1, column: classes },
-      b: { memory: hidden.memory, element: hidden.dtype, offset: from * depth, batch: 0, row: depth, column: 1 },
+      b: { ...matrix(hidden, depth), offset: from * depth },
       c: { memory: to.weight, element: "f32" },
       rows: classes,
       columns: depth,

@@ -1,6 +1,6 @@
 /** Matrix products. */
 import { checkBoolean, checkOptions } from "../kernels/check.ts";
-import type { Strided } from "../kernels/epilogue.ts";
+import type { Plain, Strided } from "../kernels/epilogue.ts";
 import { matmul as multiplied, type Product } from "../kernels/matmul.ts";
 import type { Activation } from "../kernels/math.ts";
 import { composed } from "../autograd/composed.ts";
@@ -11,12 +11,19 @@ import { broadcastShape } from "./elementwise.ts";
 import { sumTo } from "./reduce.ts";
 import { checkRank, expand, wrongFeatures } from "./shape.ts";
 
-/** A tensor's last two dimensions as a matrix, transposed or not, with one stride between batches (0: one matrix for all). */
-function matrix(x: Tensor, transposed: boolean): Strided {
-  const [rows, columns] = x.shape.slice(-2);
-  const batch = x.size === rows * columns ? 0 : rows * columns;
+/** Internal: a tensor as a matrix of so many columns, transposed or not; `batch` elements from one matrix to the next (0: one for all). */
+export function matrix(x: Tensor, columns: number, transposed = false, batch = 0): Strided {
   return { memory: x.memory, element: x.dtype, batch, row: transposed ? 1 : columns, column: transposed ? columns : 1 };
 }
+
+/** The last two dimensions as matrices. */
+function matrices(x: Tensor, transposed: boolean): Strided {
+  const [rows, columns] = x.shape.slice(-2);
+  return matrix(x, columns, transposed, x.size === rows * columns ? 0 : rows * columns);
+}
+
+/** Internal: a tensor's elements as they lie. */
+export const plain = (x: Tensor): Plain => ({ memory: x.memory, element: x.dtype });
 
 /** x with its batch dimensions equal to `batch`, or one matrix for all of them: what one stride can walk. */
 function walkable(x: Tensor, batch: readonly number[]): Tensor {
@@ -37,9 +44,9 @@ function productOf(
   const x = walkable(a, batch), y = walkable(b, batch);
   return {
     product: {
-      a: matrix(x, transposeA),
-      b: matrix(y, transposeB),
-      c: { memory: out.memory, element: out.dtype },
+      a: matrices(x, transposeA),
+      b: matrices(y, transposeB),
+      c: plain(out),
       rows,
       columns: b.shape.at(transposeB ? -2 : -1)!,
       depth,
@@ -197,14 +204,6 @@ function layered(op: string, x: Tensor, layers: readonly Layer[], residual?: Ten
     checkTensor(op, "residual", residual, [x.dtype]);
     checkShape(op, "residual", residual, shape);
   }
-  const flat = (t: Tensor, columns: number, transposed = false): Strided => ({
-    memory: t.memory,
-    element: t.dtype,
-    batch: 0,
-    row: transposed ? 1 : columns,
-    column: transposed ? columns : 1,
-  });
-  const plain = (t: Tensor) => ({ memory: t.memory, element: t.dtype });
   // what each layer reads, and what the slope of the activation before it is computed from
   const reads = [x], slopes: (Tensor | null)[] = [null], own: Tensor[] = [];
   layers = layers.map(({ weight, bias, activation }) => ({ weight, bias, activation })); // a module may get others before the backward pass
@@ -215,8 +214,8 @@ function layered(op: string, x: Tensor, layers: readonly Layer[], residual?: Ten
     // relu's slope can be told from its result, gelu's only from its argument
     const z = activation === "gelu" ? hidden([rows, outs], x.dtype) : null;
     multiplied({
-      a: flat(reads[i], ins),
-      b: flat(weight, ins, true),
+      a: matrix(reads[i], ins),
+      b: matrix(weight, ins, true),
       c: plain(h),
       rows,
       columns: outs,
@@ -261,8 +260,8 @@ function layered(op: string, x: Tensor, layers: readonly Layer[], residual?: Ten
         const products: Product[] = [];
         if (dWeight) {
           products.push({
-            a: flat(dZ, outs, true),
-            b: flat(reads[i], ins),
+            a: matrix(dZ, outs, true),
+            b: matrix(reads[i], ins),
             c: plain(dWeight),
             rows: outs,
             columns: ins,
@@ -272,8 +271,8 @@ function layered(op: string, x: Tensor, layers: readonly Layer[], residual?: Ten
         }
         if (dX) {
           products.push({
-            a: flat(dZ, outs),
-            b: flat(weight, ins),
+            a: matrix(dZ, outs),
+            b: matrix(weight, ins),
             c: plain(dX),
             rows,
             columns: ins,
