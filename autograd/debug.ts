@@ -92,8 +92,9 @@ export function trimPool(): void {
 const checks = new WeakMap<Gpu, number>();
 
 /**
- * Runs `fn`, which may be async, and throws an Error if tensors or GPU memory that it made are still alive after it, naming the ops (with `init({ debug: true })` also
- * the lines) that made them. Tensors that `fn` returns, also inside arrays and records, are the caller's. Returns what `fn` returns. For tests.
+ * Runs `fn`, which may be async, and throws an Error if tensors or GPU memory that it made are still alive after it, naming the ops (with `init({ debug:
+ * true })` also the lines) that made them. Tensors that `fn` returns, also inside arrays and records, are the caller's. Returns what `fn` returns. For
+ * tests.
  *
  * Gradients count too: end a training step with `zeroGrad()`, or run it once before.
  *

@@ -221,8 +221,9 @@ export class Tensor implements Disposable {
   }
 
   /**
-   * The gradient that `backward` added up, or null. Only leaves have one. It belongs to its leaf, as does one that is set by hand: it is freed with the leaf, and where
-   * another or null takes its place, unless `keep()` took it out before. One that was disposed of counts as null. What is another leaf's is set as a view.
+   * The gradient that `backward` added up, or null. Only leaves have one. It belongs to its leaf, as does one that is set by hand: it is freed with the
+   * leaf, and where another or null takes its place, unless `keep()` took it out before. One that was disposed of counts as null. What is another leaf's
+   * is set as a view.
    */
   get grad(): Tensor | null {
     return this.#grad === null || this.#grad.closed ? null : this.#grad;

@@ -168,8 +168,8 @@ async function tuneTiles([a, b, c]: Memory[], size: number): Promise<number[]> {
 }
 
 /**
- * Milliseconds of each run, which is one launch. All take turns for some 300 ms of work, and the least time in the last third of it counts: before that a GPU at rest
- * has to raise its clock, and kernels compile.
+ * Milliseconds of each run, which is one launch. All take turns for some 300 ms of work, and the least time in the last third of it counts: before that a
+ * GPU at rest has to raise its clock, and kernels compile.
  */
 async function measure(runs: (() => void)[]): Promise<number[]> {
   const { device, info: { timestamps }, queue } = gpu();

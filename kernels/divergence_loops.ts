@@ -303,8 +303,9 @@ export function fast({ v, plan, formula, row, student, teacher, writeStudent, wr
 }
 
 /**
- * h without its limit, for classes of which the other side has next to nothing: `odds` is that side's probability over the own, of d. Where such a class is the likeliest, h
- * hardly varies among the likely ones, and what it lacks of its limit makes the gradient: at d = 12 one of 1e-5 was good to 1e-3 without this, at d = 20 one of 1e-8 was noise.
+ * h without its limit, for classes of which the other side has next to nothing: `odds` is that side's probability over the own, of d. Where such a class
+ * is the likeliest, h hardly varies among the likely ones, and what it lacks of its limit makes the gradient: at d = 12 one of 1e-5 was good to 1e-3
+ * without this, at d = 20 one of 1e-8 was noise.
  */
 export function fading(side: "student" | "teacher", faded: string): string {
   const y4 = side === "student" ? "-d4" : "d4";

@@ -153,9 +153,9 @@ var<workgroup> results: array<f32, ${4 * 16 * half}>;`,
 const LEAST_PIECE = 256, LEAST_CUT = 1024;
 
 /**
- * The side of the tile for a product whose operands lie as the modes say (vec4s along "k" or "x"), and how deep the pieces are that it is cut into along k, if it
- * may be. Null where it cannot run on tensor cores, and where a few workgroups would have a long k: then slices of a tile on common cores are faster (128×784×256 takes
- * an H100 13 µs so, 23 on tensor cores).
+ * The side of the tile for a product whose operands lie as the modes say (vec4s along "k" or "x"), and how deep the pieces are that it is cut into along
+ * k, if it may be. Null where it cannot run on tensor cores, and where a few workgroups would have a long k: then slices of a tile on common cores are
+ * faster (128×784×256 takes an H100 13 µs so, 23 on tensor cores).
  */
 export function tensorTile(
   { a, aMode, b, bMode }: Operands,

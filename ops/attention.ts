@@ -23,7 +23,8 @@ export interface AttentionOptions {
  * softmax(scale·q·kᵀ + mask)·v over the last two dimensions: q [..., T, D], k and v [..., S, D], equal leading dimensions → [..., T, D]. D up to 128.
  *
  * The T×S weights are never stored: tiles of them are computed as they are needed, and again in the backward pass. A query that sees no key gives 0.
- * Gradients, with W the weights and δ = Σ dO·O by row: dV = Wᵀ·dO, dS = W∘(dO·vᵀ − δ), dQ = scale·dS·k, dK = scale·dSᵀ·q. Throws a TypeError for wrong shapes, a RangeError for wrong values and for D > 128.
+ * Gradients, with W the weights and δ = Σ dO·O by row: dV = Wᵀ·dO, dS = W∘(dO·vᵀ − δ), dQ = scale·dS·k, dK = scale·dSᵀ·q. Throws a TypeError for wrong
+ * shapes, a RangeError for wrong values and for D > 128.
  *
  * Source: Vaswani et al. 2017; tiling: Dao et al. 2022 (FlashAttention); `torch.nn.functional.scaled_dot_product_attention`.
  *

@@ -75,7 +75,8 @@ function flatten(values: unknown, shape: number[], depth: number, out: number[])
 /**
  * A tensor from a number, a flat or nested array, or a typed array (Float32Array → f32, Float16Array → f16, Int32Array → i32, Uint32Array → u32).
  *
- * The shape is taken from the nesting unless given: `tensor(values, shape, options)` or `tensor(values, options)`. Throws a TypeError for ragged values or a count that does not fit the shape.
+ * The shape is taken from the nesting unless given: `tensor(values, shape, options)` or `tensor(values, options)`. Throws a TypeError for ragged values or
+ * a count that does not fit the shape.
  *
  * @example
  * ```ts

@@ -230,11 +230,12 @@ export function reverseKl(student: Tensor, teacher: Tensor, options: DivergenceO
 /**
  * The generalised Jensen–Shannon divergence by row: β·KL(p‖m) + (1−β)·KL(q‖m) with m = βp + (1−β)q, p = softmax(teacher/T), q = softmax(student/T).
  *
- * Gradients: ∂/∂student = (1−β)·q·(ln q − ln m − KL(q‖m))/T, ∂/∂teacher = β·p·(ln p − ln m − KL(p‖m))/T. Between 0 and H(β) ≤ ln 2. Shapes, units and errors as `forwardKl`.
+ * Gradients: ∂/∂student = (1−β)·q·(ln q − ln m − KL(q‖m))/T, ∂/∂teacher = β·p·(ln p − ln m − KL(p‖m))/T. Between 0 and H(β) ≤ ln 2. Shapes, units and
+ * errors as `forwardKl`.
  *
- * The ends: at β = 0 and 1 the formula's own value is 0, which teaches nothing. As in Liger and TRL, β = 0 runs forward KL and β = 1 reverse KL. J/β tends to KL(p‖q)
- * as β → 0 and J/(1−β) to KL(q‖p) as β → 1, so that with `normalize: true`, J/(β(1−β)), the value is continuous at both ends. Some articles name the two ends the other way
- * round: here β weighs the teacher, and a small β covers modes.
+ * The ends: at β = 0 and 1 the formula's own value is 0, which teaches nothing. As in Liger and TRL, β = 0 runs forward KL and β = 1 reverse KL. J/β tends
+ * to KL(p‖q) as β → 0 and J/(1−β) to KL(q‖p) as β → 1, so that with `normalize: true`, J/(β(1−β)), the value is continuous at both ends. Some articles
+ * name the two ends the other way round: here β weighs the teacher, and a small β covers modes.
  *
  * Source: Agarwal et al. 2023 (generalised knowledge distillation).
  *
@@ -294,7 +295,8 @@ export function skewReverseKl(student: Tensor, teacher: Tensor, options: SkewOpt
 /**
  * The total variation distance ½Σ|p − q| by row, with p = softmax(teacher/T), q = softmax(student/T): between 0 and 1, and symmetric.
  *
- * Gradients: ∂/∂student = q·(h − E_q h)/T with h = ½sign(q − p), sign 0 = 0; ∂/∂teacher likewise with p and q exchanged. Shapes and errors as `forwardKl`; no unit.
+ * Gradients: ∂/∂student = q·(h − E_q h)/T with h = ½sign(q − p), sign 0 = 0; ∂/∂teacher likewise with p and q exchanged. Shapes and errors as `forwardKl`;
+ * no unit.
  *
  * Source: Wen et al. 2023 (f-divergence distillation).
  *
@@ -337,8 +339,9 @@ export const DIVERGENCES: readonly DivergenceName[] = [
 /**
  * α·crossEntropy(student, labels) + (1−α)·T²·divergence(student/T, teacher/T), in one kernel and one trip over both.
  *
- * Student and teacher [..., V], labels [...] (i32 or u32). A row whose label is `ignoreIndex` loses its cross-entropy only: unlabelled rows still learn from the teacher;
- * `dropIgnored` drops both. The mean divides the cross-entropy by the labelled rows and the divergence by all (or, with `dropIgnored`, by the kept ones).
+ * Student and teacher [..., V], labels [...] (i32 or u32). A row whose label is `ignoreIndex` loses its cross-entropy only: unlabelled rows still learn
+ * from the teacher; `dropIgnored` drops both. The mean divides the cross-entropy by the labelled rows and the divergence by all (or, with `dropIgnored`,
+ * by the kept ones).
  *
  * Gradients: α·(softmax(student) − 1_label) and (1−α)·T² times the divergence's own, for student and teacher. T² keeps the size of the divergence's gradient
  * while T changes; `temperatureSquared: false` switches it off. Units and errors as `crossEntropy` and `forwardKl`.

@@ -286,8 +286,9 @@ export function gelu(x: Tensor, options: GeluOptions = {}): Tensor {
 }
 
 /**
- * x held between `min` and `max`, elementwise: min(max(x, min), max), so `max` where `min` is above it. Either may be left out, or infinite. Gradient: dX = dY where min ≤ x ≤ max, else 0.
- * Throws a TypeError where both are missing and unless x is a tensor of f32 or f16, a RangeError for NaN. Source: `torch.clamp`.
+ * x held between `min` and `max`, elementwise: min(max(x, min), max), so `max` where `min` is above it. Either may be left out, or infinite. Gradient: dX
+ * = dY where min ≤ x ≤ max, else 0. Throws a TypeError where both are missing and unless x is a tensor of f32 or f16, a RangeError for NaN. Source:
+ * `torch.clamp`.
  *
  * @example
  * ```ts

@@ -231,9 +231,10 @@ function chunked(
 /**
  * `crossEntropy(linear(hidden, weight, bias), target)` without the [N, V] logits: chunks of rows are computed, used and forgotten.
  *
- * hidden [..., D], weight [V, D], bias [V], target [...] (i32 or u32). Every option, reduction and further return of `crossEntropy`, but no soft targets; the mean is over all rows, not
- * over a chunk. Gradients: dHidden = dLogits·weight, dWeight = dLogitsᵀ·hidden, dBias = Σ dLogits, with dLogits as `crossEntropy` has them. Value and gradients equal the unfused ones to float32; beyond the gradients it
- * takes one chunk of logits. Errors as `crossEntropy`, and a RangeError for a chunk size below 1.
+ * hidden [..., D], weight [V, D], bias [V], target [...] (i32 or u32). Every option, reduction and further return of `crossEntropy`, but no soft targets;
+ * the mean is over all rows, not over a chunk. Gradients: dHidden = dLogits·weight, dWeight = dLogitsᵀ·hidden, dBias = Σ dLogits, with dLogits as
+ * `crossEntropy` has them. Value and gradients equal the unfused ones to float32; beyond the gradients it takes one chunk of logits. Errors as
+ * `crossEntropy`, and a RangeError for a chunk size below 1.
  *
  * Source: Liger-Kernel 2024 (fused linear cross-entropy); Wijmans et al. 2024 (cut cross-entropy).
  *
@@ -334,8 +335,9 @@ export function linearCrossEntropy(
 /**
  * A divergence between the logits of two heads, without their [N, V] logits: student hidden·weightᵀ + bias against teacherHidden·teacherWeightᵀ + teacherBias.
  *
- * hidden [..., D], weight [V, D], teacherHidden [..., E], teacherWeight [V, E]. The divergence alone: no cross-entropy, no T². Every divergence, option and
- * reduction. Gradients for both hidden states, weights and biases: of each side dHidden = dLogits·weight, dWeight = dLogitsᵀ·hidden, dBias = Σ dLogits, with dLogits as the divergences have them. Memory: one chunk of logits a side. Errors as the divergences.
+ * hidden [..., D], weight [V, D], teacherHidden [..., E], teacherWeight [V, E]. The divergence alone: no cross-entropy, no T². Every divergence, option
+ * and reduction. Gradients for both hidden states, weights and biases: of each side dHidden = dLogits·weight, dWeight = dLogitsᵀ·hidden, dBias = Σ
+ * dLogits, with dLogits as the divergences have them. Memory: one chunk of logits a side. Errors as the divergences.
  *
  * Source: Liger-Kernel 2024 (fused linear JSD).
  *

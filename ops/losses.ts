@@ -100,9 +100,9 @@ export function l1Loss(prediction: Tensor, target: Tensor, options: ReductionOpt
 }
 
 /**
- * −t·ln σ(x) − (1 − t)·ln(1 − σ(x)) with σ = sigmoid, x the logits and t the target probabilities of the same shape, in nats, averaged over all
- * elements (or `"sum"`, `"none"`). Gradients σ(x) − t for the logits and −x for the target. Small losses keep their digits. Throws a TypeError for different shapes.
- * Source: `torch.nn.functional.binary_cross_entropy_with_logits`.
+ * −t·ln σ(x) − (1 − t)·ln(1 − σ(x)) with σ = sigmoid, x the logits and t the target probabilities of the same shape, in nats, averaged over all elements
+ * (or `"sum"`, `"none"`). Gradients σ(x) − t for the logits and −x for the target. Small losses keep their digits. Throws a TypeError for different
+ * shapes. Source: `torch.nn.functional.binary_cross_entropy_with_logits`.
  *
  * @example
  * ```ts
@@ -123,8 +123,9 @@ export interface SmoothL1Options extends ReductionOptions {
 }
 
 /**
- * With d = prediction − target: d²/(2β) for |d| < β, else |d| − β/2, averaged over all elements (or `"sum"`, `"none"`). β is 1 unless given; 0 is `l1Loss`. Gradient: d/β held
- * within ±1. Throws a TypeError for different shapes, a RangeError for a negative β. Source: `torch.nn.functional.smooth_l1_loss`; Girshick 2015.
+ * With d = prediction − target: d²/(2β) for |d| < β, else |d| − β/2, averaged over all elements (or `"sum"`, `"none"`). β is 1 unless given; 0 is
+ * `l1Loss`. Gradient: d/β held within ±1. Throws a TypeError for different shapes, a RangeError for a negative β. Source:
+ * `torch.nn.functional.smooth_l1_loss`; Girshick 2015.
  *
  * @example
  * ```ts
@@ -218,10 +219,10 @@ export interface NllOptions {
 }
 
 /**
- * −w_y·x_y by row, from log-probabilities x [..., V], class indices y [...] (i32 or u32) and class weights w [V] (1 unless given). Rows of `ignoreIndex` (−100) count nowhere.
- * The mean divides by the sum of the kept rows' weights. Where that is 0 (no row, all ignored, all of weight 0) loss and gradient are 0; in PyTorch they are NaN. Gradient:
- * −w_y at the label's column, 0 elsewhere. Errors as `crossEntropy`, which takes logits and is exact.
- * Source: `torch.nn.functional.nll_loss`.
+ * −w_y·x_y by row, from log-probabilities x [..., V], class indices y [...] (i32 or u32) and class weights w [V] (1 unless given). Rows of `ignoreIndex`
+ * (−100) count nowhere. The mean divides by the sum of the kept rows' weights. Where that is 0 (no row, all ignored, all of weight 0) loss and gradient
+ * are 0; in PyTorch they are NaN. Gradient: −w_y at the label's column, 0 elsewhere. Errors as `crossEntropy`, which takes logits and is exact. Source:
+ * `torch.nn.functional.nll_loss`.
  *
  * @example
  * ```ts
@@ -267,8 +268,9 @@ export function nllLoss(logProbabilities: Tensor, target: Tensor, options: NllOp
 }
 
 /**
- * a·b / (max(‖a‖, eps)·max(‖b‖, eps)) over `dim` (1 unless given, as in PyTorch), with broadcasting; eps is 1e-8 unless given, and at least 2⁻⁶³. Gradients: (b/‖b‖ − cos·a/‖a‖)/‖a‖ for a
- * (without the second term below eps), likewise for b. Throws a TypeError for shapes that do not broadcast, a RangeError for a dimension that is not there. Source: `torch.nn.functional.cosine_similarity`.
+ * a·b / (max(‖a‖, eps)·max(‖b‖, eps)) over `dim` (1 unless given, as in PyTorch), with broadcasting; eps is 1e-8 unless given, and at least 2⁻⁶³.
+ * Gradients: (b/‖b‖ − cos·a/‖a‖)/‖a‖ for a (without the second term below eps), likewise for b. Throws a TypeError for shapes that do not broadcast, a
+ * RangeError for a dimension that is not there. Source: `torch.nn.functional.cosine_similarity`.
  *
  * @example
  * ```ts
@@ -296,8 +298,10 @@ export function cosineSimilarity(a: Tensor, b: Tensor, options: { dim?: number; 
 }
 
 /**
- * 1 − cos(a, b) where y is 1, max(0, cos(a, b) − margin) where y is −1; a and b [N, D], y [N], margin 0 unless given. Averaged over rows (or `"sum"`, `"none"`).
- * Gradients: those of `cosineSimilarity`, times −1 where y is 1 and 1 where y is −1 and the loss above 0. Throws a TypeError for wrong shapes, a RangeError for a margin outside [−1, 1] and another y where the host wrote it as i32; elsewhere its row is NaN. Source: `torch.nn.functional.cosine_embedding_loss`.
+ * 1 − cos(a, b) where y is 1, max(0, cos(a, b) − margin) where y is −1; a and b [N, D], y [N], margin 0 unless given. Averaged over rows (or `"sum"`,
+ * `"none"`). Gradients: those of `cosineSimilarity`, times −1 where y is 1 and 1 where y is −1 and the loss above 0. Throws a TypeError for wrong shapes,
+ * a RangeError for a margin outside [−1, 1] and another y where the host wrote it as i32; elsewhere its row is NaN. Source:
+ * `torch.nn.functional.cosine_embedding_loss`.
  *
  * @example
  * ```ts
@@ -381,8 +385,8 @@ function cooled(x: Tensor, temperature: number): Tensor {
 }
 
 /**
- * H(p) = −Σ p·ln p by row, with p = softmax(logits/T) over the last dimension: between 0 and ln V, in nats. Averaged over rows (or `"sum"`, `"none"`); T is 1 unless given.
- * Gradient: −p·(ln p + H)/T. Throws a TypeError for what is no tensor of logits, a RangeError for T ≤ 0. Source: Shannon 1948.
+ * H(p) = −Σ p·ln p by row, with p = softmax(logits/T) over the last dimension: between 0 and ln V, in nats. Averaged over rows (or `"sum"`, `"none"`); T
+ * is 1 unless given. Gradient: −p·(ln p + H)/T. Throws a TypeError for what is no tensor of logits, a RangeError for T ≤ 0. Source: Shannon 1948.
  *
  * @example
  * ```ts
@@ -405,8 +409,9 @@ export function entropy(logits: Tensor, options: RowOptions = {}): Tensor {
 }
 
 /**
- * H(p, q) = −Σ p·ln q by row, with p = softmax(teacher/T), q = softmax(student/T), in nats: forward KL plus the teacher's entropy. Averaged over rows (or `"sum"`, `"none"`).
- * Gradients: (q − p)/T for the student, −p·(ln q + H(p, q))/T for the teacher. Throws a TypeError for different shapes, a RangeError for T ≤ 0. Source: Cover & Thomas 2006.
+ * H(p, q) = −Σ p·ln q by row, with p = softmax(teacher/T), q = softmax(student/T), in nats: forward KL plus the teacher's entropy. Averaged over rows (or
+ * `"sum"`, `"none"`). Gradients: (q − p)/T for the student, −p·(ln q + H(p, q))/T for the teacher. Throws a TypeError for different shapes, a RangeError
+ * for T ≤ 0. Source: Cover & Thomas 2006.
  *
  * @example
  * ```ts

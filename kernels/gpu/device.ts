@@ -19,8 +19,9 @@ export interface InitOptions {
    */
   debug?: boolean;
   /**
-   * Whether the numbers that differ between adapters (threads and registers of row kernels, tiles of matrix products) are measured. That takes seconds; where there
-   * is a `localStorage`, it keeps them for the next time. Or the numbers themselves, as `info.tuning` shows them. False unless given: fixed numbers.
+   * Whether the numbers that differ between adapters (threads and registers of row kernels, tiles of matrix products) are measured. That takes seconds;
+   * where there is a `localStorage`, it keeps them for the next time. Or the numbers themselves, as `info.tuning` shows them. False unless given: fixed
+   * numbers.
    */
   autotune?: boolean | Tuning;
 }

@@ -99,7 +99,8 @@ function compile(spec: KernelSpec, { device, subgroupDirective }: Gpu): Pipeline
  * cached. All kernels of this package are defined in this way. With `record` a kernel becomes a differentiable op.
  *
  * Throws a TypeError for a name that is no identifier, parameters that do not fit one 256-byte block, and a pointer to an element or member as an argument
- * (`f(&x[i])`), at which Deno's compiler aborts the process. `run` throws for what does not fit the kernel; what only the compiler sees is thrown at the next await.
+ * (`f(&x[i])`), at which Deno's compiler aborts the process. `run` throws for what does not fit the kernel; what only the compiler sees is thrown at the
+ * next await.
  *
  * @example
  * ```ts
