@@ -5,7 +5,8 @@
  * writer.
  *
  * A thread computes 2×4 or 4×4 scores of a tile. It holds two or four rows of the result, and of each row one vec4 in every few. Tiles are stored in workgroup
- * memory row by row, with the rows r, r + 4, … next to each other. A row is an odd number of vec4s long, so that neighbouring threads read from different banks.
+ * memory row by row, those that are each thread's first next to each other, then the second ones. A row is an odd number of vec4s long, so that neighbouring
+ * threads read from different banks.
  */
 import { type Element, lanes, vectorOf } from "./elementwise.ts";
 import { gpu } from "./gpu/gpu.ts";
@@ -220,7 +221,7 @@ const optional = ({ mask, dropout }: Shape): Record<string, BufferType> => ({
 const buffer = (access: "read" | "write", { element, wide }: Shape): BufferType =>
   `${access} ${wide ? vectorOf[element] : element}`;
 
-/** Pieces of text for tiles of `rows` that stay and `others` that pass; a thread has rows 4r … 4r + 3 and others 4c … 4c + 3. */
+/** Pieces of text for tiles of `rows` that stay and `others` that pass; a thread has the `high` rows from high·r on and the others 4c … 4c + 3. */
 function tiles({ quads, wide, rows, others, unrolled, high }: Shape) {
   const across = others / 4, threads = rows / high * across, long = stride(quads), mine = Math.ceil(quads / across);
   const own = (i: number, at: string) => `(${i * rows / high}u + ${at})`,
@@ -235,7 +236,7 @@ function tiles({ quads, wide, rows, others, unrolled, high }: Shape) {
     mine,
     declare: (name: string, count: number) => `var<workgroup> ${name}: array<array<vec4f, ${long}>, ${count}>;`,
     table: (name: string) => `var<workgroup> ${name}: array<vec4f, ${rows * (across + 1)}>;`,
-    /** Copies rows from some place on into tiles: `fetch(first)` begins to read them, `put(first)` has them in the tiles. */
+    /** Copies rows, of which a thread takes so many `together`, into tiles: `fetch(first)` begins to read those from `first` on, `put(first)` has them there. */
     copy: (names: string[], to: string[], count: number, together: number) => {
       const load = (unit: string, n: number, first: string) =>
         `load_${names[n]}(base_${names[n]}, ${first} + ${unit} / QUADS, ${unit} % QUADS)`;

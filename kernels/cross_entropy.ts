@@ -105,9 +105,8 @@ const kernel = variants(({ plan, ...v }: Variant & { plan: RowPlan }) => {
   const outputs: Record<string, Element> = v.gradient ? { [dLogits]: v.logits } : {};
   const { head, begin, each, sum, normalise, overwrite } = rowCode(plan, streams, outputs, { halves: inHalves(v) });
 
-  // First what the bodies of loops say of four columns: x4, where x = k·x4, their weights w4, and t' as t4.
-  // With a softcap x4 is y = tanh u and k is the cap. Registers that keep the whole row keep y: a first version took an H100 0.39 ms for 4096×32000 so, 0.49 where the tanh was
-  // computed twice
+  // First what the bodies of loops say of four columns: x4, where x = k·x4, their weights w4, and t' as t4. With a softcap x4 is y = tanh u and k is the
+  // cap. Registers that keep the whole row keep y: so 4096×32000 took an H100 0.39 ms, 0.49 where the tanh was computed twice
   const capped = v.softcap && plan.quads > 0 && !plan.more && !v.extras && !v.inPlace;
   const capping = "let u4 = logits4 * params.to_cap; let x4 = tanh4_(u4);",
     squashed = "tanh4_(logits4 * params.to_cap)";
@@ -118,15 +117,15 @@ const kernel = variants(({ plan, ...v }: Variant & { plan: RowPlan }) => {
   const w = weighted
     ? `let w4 = ${plan.wide ? "weight_at(columns4)" : "select(vec4f(0.0), weight_at(columns4), live4)"};`
     : ones;
-  // w·t' also as a multiple of 2⁻¹⁰, of which sums are exact, and the rest: what all classes but one have together keeps its digits then
+  // w·t' is also cut into a multiple of 2⁻¹⁰, of which sums are exact, and the rest: so the sum over all classes but one keeps its digits
   const t =
     `let t4 = select(vec4f(0.0), (1.0 - params.smoothing) * probability4 + params.smoothing / f32(params.columns), live4);
     let wt4 = w4 * t4; let coarse4 = floor(wt4 * 1024.0) * 0.0009765625; let fine4 = wt4 - coarse4;`;
-  // What they add to −Σ w·t'·(m − x) or −Σ w·(m − x). A logit of −∞ adds 0 and, if it has a weight, is counted apart: so 0·∞ is 0. With a softcap there is no −∞
+  // What they add to −Σ w·t'·(m − x) or −Σ w·(m − x). A logit of −∞, which no softcap leaves, adds 0 and is counted apart if it has a weight: so 0·∞ is 0
   const spread = (w: string) =>
     v.softcap ? `spread += dot(${w}, select(vec4f(0.0), x4 - m, live4));` : `let endless4 = x4 < vec4f(-3.4e38);
     spread += vec2f(dot(${w}, select(x4 - m, vec4f(0.0), endless4 | !live4)), sum_of(select(vec4f(0.0), vec4f(1.0), endless4 & live4 & (${w} > vec4f(0.0)))));`;
-  // The gradient is linear in prob: slope·prob − level·w, with soft targets slope·prob + level·(mass·prob − w·t'). `bend` multiplies it by the softcap's slope
+  // The gradient is linear in prob: slope·prob − level·w, with soft targets slope·prob + level·(mass·prob − w·t'). `bend` is the factor of a softcap
   const writing = (bend: string) =>
     `let prob4 = exp2((x4 - m) * k2 - log_sum2);
     ${
@@ -162,8 +161,8 @@ const kernel = variants(({ plan, ...v }: Variant & { plan: RowPlan }) => {
     let some_label = min(label, params.columns - 1u);
     given[1] = vec4f(element(row, some_label), ${v.weight ? "weight_of(some_label)" : "1.0"}, 0.0, 0.0);`;
 
-  // m and log Σ eˣ⁻ᵐ, and Σ w·t'. Beside the row one float in 32 bytes of the weights is read, so that the last loop finds them in the nearest cache: with every option
-  // 4096×32000 takes 0.40 ms so, 0.42 without
+  // m and log Σ eˣ⁻ᵐ, and Σ w·t'. Beside the row one float in 32 bytes of the weights is read, so that the last loop finds them in the nearest cache: every
+  // option of 4096×32000 takes 0.40 ms so, 0.42 without
   const touched = capped && weighted
     ? Array.from(
       { length: Math.ceil(plan.quads / 2) },

@@ -249,8 +249,8 @@ export function divergenceRows(
     power: parts && (n.temperature === 1 || n.temperature === 2) ? n.temperature : null,
   };
   const walk = planRow(n.columns, "two", { halves: inHalves(variant), lean: differs(variant) });
-  // Where registers keep a part of the row, threads meet in trees in workgroup memory, which costs less than subgroups then: forwardKl of 4096×32000 takes an H100 0.54 ms so, else
-  // 0.56; jsd of 16384×8192 in f16 0.38, else 0.42
+  // Where registers keep a part of the row, trees in workgroup memory cost less than subgroups: forwardKl of 4096×32000 takes an H100 0.54 ms so, else 0.56;
+  // jsd of 16384×8192 in f16 0.38, else 0.42
   const plan = { ...walk, subgroups: walk.subgroups && walk.quads === 0 };
   // what is not read still has a place to bind
   const unread = { labels: b.labels ?? b.counts, upstream: b.upstream?.memory ?? b.counts };

@@ -72,11 +72,11 @@ const { exp, expm1, log1p } = Math;
 const u: Near = (d, beta) => log1p((1 - beta) * expm1(d)), v: Near = (d, beta) => log1p(beta * expm1(-d));
 // x − log(1 + x)
 const gap = (x: number) => Math.abs(x) < 1e-4 ? x * x * (1 / 2 - x * (1 / 3 - x / 4)) : x - log1p(x);
-// −log(m/own side) and the like less the other's part of r, of x = m/own side − 1, which do not cancel where the other's weight is next to nothing
+// −log(1 + x) + (1 − weight)·x/(1 + x) for x = m/(own side) − 1, which does not cancel where the other side's weight in m is next to nothing
 const second = (x: number, weight: number) => gap(x) - x * (x + weight) / (1 + x);
 const r: Near = (d, beta) => expm1(d) / (1 + (1 - beta) * expm1(d));
 
-// of −log(m/own side), of that less the other side's part of m, and of a multiple of r
+// `faded` of −log(m/own side), of that with a term in r, and of a term in r alone
 const FADED_LOG = "-log4";
 const FADED_BOTH = "select(x4 / (1.0 + x4) - log4, log_gap4_(x4, log4) - x4 * x4 / (1.0 + x4), x4 < vec4f(0.4))";
 const FADED_RATIO = "-1.0 / (exp(-y4) + ratio)";
@@ -99,7 +99,7 @@ export const MIXTURE: string = `let y4 = select(-d4, d4, flip);
   let gap4 = log_gap4_(x4, log4);
   let r4 = select(1.0 - e4, e4 - 1.0, over_p4) / m4;`;
 
-// `second` below of the mixture
+// `second` of what the mixture has at hand
 const SECOND = "gap4 - x4 * (w4 * e4) / m4";
 
 export const SIDES: string = `let p4 = select(vec4f(0.0), exp((teacher4 - t_max) * k - log_t), live4);

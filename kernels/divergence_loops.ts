@@ -64,7 +64,8 @@ export function polynomials({ name, dStudent, dTeacher }: Variant): { name: stri
   ].filter((x): x is { name: string; near: Near; power: number } => typeof x.near === "function");
 }
 
-// the least value, as a multiple of the formula's scale, that the first loops are trusted with. It stands for |d| of some 0.35, and of 0.5 where terms of both sides cancel
+// The least value, as a multiple of the formula's scale, with which the fast way is trusted. It stands for a |d| of some 0.35, or of 0.5 in a mixture,
+// where terms of both sides cancel
 const TRUSTED = 0.06, TRUSTED_MIXTURE = 0.15;
 // the least number of columns that they are tried with: in a sum of so many terms their roundings are small next to the sum's own
 export const MANY = 64;
@@ -97,8 +98,8 @@ export function fast({ v, plan, formula, row, student, teacher, writeStudent, wr
     { first, value: formula.value };
   const halves = inHalves(v);
 
-  // First what bodies of loops say of four columns. All is made of powers of two beside a logit near the row's largest, q = 2ˢ/Σ2ˢ and p = 2ᵗ/Σ2ᵗ. Three loops are worth
-  // that registers take s and t, which spills in two
+  // First what bodies of loops say of four columns. s and t are the logits as exponents of two, less one near the row's largest: q = 2ˢ/Σ2ˢ, p = 2ᵗ/Σ2ᵗ.
+  // Where there are three loops registers take them in the logits' place; where there are two that would spill
   const scaled = "let s4 = (student4 - top.x) * k2; let t4 = (teacher4 - top.y) * k2;";
   const scaledKept = mean || halves ? scaled : "let s4 = student4; let t4 = teacher4;";
   const powers = "let gap4 = s4 - t4; let es4 = exp2(s4); let et4 = exp2(t4);";
@@ -170,8 +171,9 @@ export function fast({ v, plan, formula, row, student, teacher, writeStudent, wr
         : "let certain = 50.0 * value >= abs(mean_d) + abs(log_ratio);"
     }`;
 
-  // Else from a second loop, with each side's E h and E h² that the gradients need. Where one gradient is all that is left to do then, registers take what it is made of;
-  // of what they do not keep, h waits where the gradient will be (not of rows that share vec4s: that takes more registers than it saves)
+  // Else from a second loop, with each side's E h and E h² that the gradients need. If one gradient is all that is `left` then, registers take its power and
+  // its h in the logits' place. For columns that they do not keep, h `waits` where the gradient will be (not in rows that share vec4s, where that takes
+  // more registers than it saves)
   const left = mean || v.crossEntropy || halves ? null : v.dStudent && v.dTeacher ? null : student ?? teacher;
   const ofLeft = left === student
     ? { log: "s4", power: "es4", h: "of_student4", scale: "q_scale", mean: "sums.y", at: "d_student" }
@@ -226,8 +228,9 @@ export function fast({ v, plan, formula, row, student, teacher, writeStudent, wr
   });
   }`;
 
-  // A gradient of ±(q − p) is good to a step of q and p, one of an h that is what is left of two terms to a step of these: where they are alike in a likely class, that may be
-  // too much next to the row's largest. `widest`: that, and the largest of p or of the terms; gradients that overwrite the logits wait for it, others are written once more
+  // A gradient ±(q − p) errs by a rounding of q and p, that of a `split` h by one of its two terms. Where these are alike in all likely classes, that is too
+  // much next to the row's largest gradient, and the row is read with care. `widest`: that gradient, and the largest p or term. Gradients that overwrite the
+  // logits wait for it; others are written, and once more if need be
   const measured = differs(v) || split !== null;
   const measureOf = (gradient: string) => split ? `widest.x = max(widest.x, max_of(abs(${gradient})));` : "";
   const measure = split
@@ -303,9 +306,9 @@ export function fast({ v, plan, formula, row, student, teacher, writeStudent, wr
 }
 
 /**
- * h without its limit, for classes of which the other side has next to nothing: `odds` is that side's probability over the own, of d. Where such a class
- * is the likeliest, h hardly varies among the likely ones, and what it lacks of its limit makes the gradient: at d = 12 one of 1e-5 was good to 1e-3
- * without this, at d = 20 one of 1e-8 was noise.
+ * h less its limit, and `odds`, the other side's probability over the own: for classes of which the other side has next to nothing. Where such a class is the
+ * likeliest, h is all but its limit in every likely class, and the little that it lacks makes the gradient: without this one of 1e-5 (at d = 12) was good to
+ * 1e-3, one of 1e-8 (at d = 20) was noise.
  */
 export function fading(side: "student" | "teacher", faded: string): string {
   const y4 = side === "student" ? "-d4" : "d4";

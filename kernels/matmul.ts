@@ -47,9 +47,9 @@ import {
  * - `mode`: "k" reads vec4s along k, "x" vec4s along the other direction, "s" single elements with any strides.
  * - `places_NAME` gives where the block's rows begin (with "x" the block itself). That stays the same along k.
  * - `tail`: the slab may reach beyond the product's depth.
- * - `halves`: a block has as many bytes, and so 8 elements along the direction that is read, two in a u32: the compiler would unpack halves where they are
- *   fetched, and so wait for them. With "x" it is two k of one slab and two of the next, `slab` steps further, so that every thread keeps half of its block
- *   of each slab (512×2048×128 takes an H100 25 µs so, 31 where half of the threads kept all of theirs).
+ * - `halves`: f16 is read two in a u32, since the compiler would unpack halves where they are fetched, and so wait for them. A block has as many bytes as of
+ *   f32, and so 8 elements along the direction that is read. With "x" it is two k of one slab and two of the next, `slab` steps further, so that every
+ *   thread keeps half of its block in each (512×2048×128 takes an H100 25 µs so, 31 where half of the threads kept all of theirs).
  */
 function fetcher(name: "a" | "b", mode: Mode, size: string, tail: boolean, halves: boolean, slab: number): string {
   const from = `(params.${name}_offset + batch * params.${name}_batch)`, last = `params.${size} - 1u`;
@@ -112,11 +112,11 @@ const kernel = variants((v: Variant) => {
   // k and x (m or n) of a block: how many there are of it
   const kOf = (o: "a" | "b") => halves && operands[o].mode === "k" ? 8 : 4;
   const xOf = (o: "a" | "b") => halves && operands[o].mode === "x" ? 8 : 4;
-  // the quad of m or n that a row of the slabs holds: the two of a block of eight lie far from each other, so that neighbouring threads write to neighbouring rows
+  // the quad of m or n that a row of the slabs holds: those of a block of eight lie far apart, so that neighbouring threads write to neighbouring rows
   const quadOf = (o: "a" | "b", row: string) =>
     xOf(o) === 8 ? `((${row}) % ${operands[o].quads / 2}u * 2u + (${row}) / ${operands[o].quads / 2}u)` : `(${row})`;
-  // Neighbouring threads take blocks that are neighbours in memory. Where there are fewer than eight along k, the next ones are in rows so far apart that they fall into
-  // different banks of workgroup memory: 4096×384×1152 in tiles of 64×64 takes an H100 120 µs so, 133 without
+  // Neighbouring threads take blocks that are neighbours in memory. Where there are fewer than eight along k, the next ones are of rows so far apart that they
+  // fall into different banks of workgroup memory: 4096×384×1152 in tiles of 64×64 takes an H100 120 µs so, 133 without
   const order = (r: number, o: "a" | "b") => {
     const { mode, quads } = operands[o], ks = fetched / kOf(o), xs = quads * 4 / xOf(o);
     if (mode === "k") {
@@ -194,7 +194,7 @@ const kernel = variants((v: Variant) => {
   const multiplied = unroll === depth
     ? steps.replaceAll("u + k]", "u]") // a constant place needs no bounds check
     : `for (var k = 0u; k < ${depth / w}u; k += ${Math.max(unroll, w) / w}u) { ${steps} }`;
-  // a branch that is always taken keeps the wait for the next slab behind this one's multiplication: 1536×4096×384 of f16 takes an H100 147 µs so, 159 without (f32 gains nothing)
+  // a branch that is always taken keeps the wait for the next slab behind this one's multiplication: 1536×4096×384 of f16 takes an H100 147 µs so, else 159
   const multiply = halves && !end.sums ? `if (params.depth > 0u) { ${multiplied} }` : multiplied;
   // sums of slices meet by halves, as many at once as the slabs hold
   const halvings = numbers(Math.log2(slices)).map((n) => slices >> (n + 1));

@@ -80,8 +80,8 @@ export function planRow(
     [threads, quads] = [threads / 2, Math.ceil(quads / 2)];
   }
   const most = Math.min(threads, limits.maxComputeInvocationsPerWorkgroup);
-  // Four vec4s a thread are enough reads under way, of f16 eight, and meetings of many threads cost: jsd of 16384×8192 takes 0.54 ms with 512 threads, 0.62 with
-  // 1,024. A vec4 or two beyond are no reason for twice as many threads (cross-entropy of 16384×8191 0.37 ms, else 0.57).
+  // Four vec4s a thread (of f16 eight) are enough reads under way, and more threads meet more slowly: jsd of 16384×8192 takes 0.54 ms with 512 threads, 0.62
+  // with 1,024. A vec4 or two beyond are no reason for twice as many threads (cross-entropy of 16384×8191 0.37 ms, else 0.57).
   let n = 32;
   while (n < most && Math.floor(columns / 4) > (quads === 0 ? 2 : halves ? 8 : 4) * n) n *= 2;
   // reads of neighbouring threads begin at lines of the cache: distillation of 4096×32003 takes an H100 0.57 ms so, else 0.60
@@ -227,9 +227,9 @@ export function rowCode(
   const steps = wide
     ? `(params.columns + ${4 * threads - 1}u) / ${4 * threads}u`
     : `(units + ${threads - 1}u) / ${threads}u`;
-  // A branch that is always taken keeps compilers from moving one turn's work into another's, for which registers do not suffice. The last turn is a loop of one turn: so its
-  // place takes no registers between loops. Cross-entropy of 4096×32003 in f16 then takes an H100 58 registers and 0.20 ms, else 84 and 0.25; reverseKl of 16384×8191
-  // 0.59 ms, else 0.75. (Not so cross-entropy in f32: every option would take 0.47 ms, without such a loop 0.43.)
+  // Each turn stands in a branch that is always taken: else compilers move one turn's work into another's, and registers do not suffice. The last turn,
+  // which may reach beyond the row, is a loop of one turn, so that its place takes no registers between loops: cross-entropy of 4096×32003 in f16 takes an
+  // H100 58 registers and 0.20 ms so, else 84 and 0.25. (Not of cross-entropy in f32, where every option would take 0.47 ms instead of 0.43.)
   const keeping = (body: string, turns = held) =>
     turns.map((q) => {
       const alone = (finite || halves) && !sure(q) && q === quads - 1;

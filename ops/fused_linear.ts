@@ -84,8 +84,8 @@ function headRows(op: string, names: [string, string, string], { hidden, weight,
   return { rows, columns, shape };
 }
 
-// The bytes of a chunk of logits, and the rows of the largest tile of a product. Chunks are whole tiles: 261 rows take three tiles and fill two. They are few, since
-// each reads and writes the weight's gradient. In chunks of 261 rows 2048×1024×128256 took an H100 1.6 times as long as unfused.
+// The bytes of a chunk of logits, and the rows of a product's largest tile. Chunks are whole tiles (261 rows would take three and fill two), and few, since each
+// reads and writes the weight's gradient: in chunks of 261 rows 2048×1024×128256 took an H100 1.6 times as long as unfused.
 const CHUNK_BYTES = 2 ** 28, TILE = 128;
 
 function chunkRows(op: string, asked: number | undefined, { rows, columns }: Rows): number {
