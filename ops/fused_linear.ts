@@ -40,7 +40,7 @@ import {
 export interface LinearCrossEntropyOptions extends CrossEntropyOptions {
   /** Added to the logits, [V]. */
   bias?: Tensor;
-  /** Rows of logits that exist at a time; unless given, as many as fit 128 MiB and one binding. */
+  /** Rows of logits that exist at a time; unless given, as many as fit 256 MiB and one binding. */
   chunkSize?: number;
 }
 
@@ -58,7 +58,7 @@ export interface LinearDistillationOptions extends DivergenceOptions {
   normalize?: boolean;
   /** α where the divergence is a skewed KL; 0.1 unless given. */
   alpha?: number;
-  /** Rows of logits that exist at a time; unless given, as many as fit 128 MiB and one binding. */
+  /** Rows of logits that exist at a time; unless given, as many as fit 256 MiB and one binding. */
   chunkSize?: number;
 }
 
