@@ -37,6 +37,7 @@ import {
   remembered,
   slabsAhead,
   threadsOf,
+  type Tile,
   TILES,
   turnOf,
 } from "./tiles.ts";
@@ -85,22 +86,15 @@ interface Variant extends Operands {
   epilogue: string;
 }
 
-const kernel = variants((v: Variant) => {
-  const { aMode, bMode, unroll, halves, tail } = v, tile = TILES[v.tile], { slices, depth } = tile;
-  const end = epilogueCode(v.epilogue);
-  const threads = threadsOf(tile), aQuads = tile.m / 4, bQuads = tile.n / 4, quads = aQuads + bQuads;
-  const across = bQuads / tile.wide, down = aQuads / tile.high; // threads
-  // the row sums of a slab are shared among `parts` threads a quad
-  const parts = Math.min(depth, threads / aQuads);
-  const numbers = (n: number) => Array.from({ length: n }, (_, i) => i);
-  const hs = numbers(tile.high), ws = numbers(tile.wide), sum = (h: number, i: number, w: number) => `sum_${h}${i}${w}`;
-  const all = hs.flatMap((h) => lanes.flatMap((_, i) => ws.map((w) => [h, i, w] as const)));
-  const rowsOf = hs.flatMap((h) => lanes.map((_, i) => [h, i] as const));
-  const mOf = (h: number, i: number) => `(tile_m + ${quadOf("a", `thread_m + ${h * down}u`)} * 4u + ${i}u)`;
-  const each = (f: (h: number, i: number, w: number, n: number) => string) =>
-    all.map(([h, i, w], n) => f(h, i, w, n)).join(" ");
-  // the blocks of A's slab, then those of B's: neighbouring threads take up to eight along m or n, then those along k
-  const w = halves ? 8 : 4, ahead = slabsAhead(halves), fetched = ahead * depth;
+const numbers = (n: number) => Array.from({ length: n }, (_, i) => i);
+
+/**
+ * How the slabs get into workgroup memory: what comes in front of the loop, the fetch of the slabs from k = `begins` on, and, where they have arrived, their
+ * way into `slabs`. Blocks are those of A's slab, then those of B's: neighbouring threads take up to eight along m or n, then those along k.
+ */
+function copying({ aMode, bMode, halves }: Variant, tile: Tile) {
+  const threads = threadsOf(tile), aQuads = tile.m / 4, bQuads = tile.n / 4, { depth } = tile;
+  const w = halves ? 8 : 4, fetched = slabsAhead(halves) * depth;
   const aBlocks = aQuads * fetched / w, bBlocks = bQuads * fetched / w, blocks = aBlocks + bBlocks;
   const rounds = numbers(Math.ceil(blocks / threads));
   // which operand the blocks of a round are of; "" where that differs among threads
@@ -151,8 +145,6 @@ const kernel = variants((v: Variant) => {
   const fetch = rounds.map((r) =>
     choice(r, (o) => `block${r} = fetch_${o}(places${r}, begins + k${r} * ${xOf(o) === 8 ? 2 : kOf(o)}u, depth);`)
   ).join(" ");
-  // k lies at k % 4 · depth/4 + ⌊k / 4⌋ (of halves with 8 for 4), so that threads with blocks that are neighbours along k write beside each other
-  const placeOf = (k: number) => k % w * depth / w + Math.floor(k / w);
   const put = (r: number, row: string, place: string, x: string) => `slabs[at${r}${row}][${place}] = ${x};`;
   const unpacked = (x: string) => `unpack2x16float(${x})`;
   const keepBlock = (r: number, o: "a" | "b") => {
@@ -186,26 +178,21 @@ const kernel = variants((v: Variant) => {
   const keep = rounds.map((r) =>
     `${(r + 1) * threads <= blocks ? "" : `if (unit${r} < ${blocks}u) `}{ ${choice(r, (o) => keepBlock(r, o))} }`
   ).join("\n    ");
-  const step = (k: number) => `
-      { ${hs.map((h) => `let x${h} = slabs[at_a + ${h * down}u][${placeOf(k)}u + k];`).join(" ")}
-        ${ws.map((w) => `let y${w} = slabs[at_b + ${w * across}u][${placeOf(k)}u + k];`).join(" ")}
-        ${each((h, i, w) => `${sum(h, i, w)} += x${h}.${lanes[i]} * y${w};`)} }`;
-  const steps = Array.from({ length: Math.max(unroll, w) }, (_, k) => step(k)).join("");
-  const multiplied = unroll === depth
-    ? steps.replaceAll("u + k]", "u]") // a constant place needs no bounds check
-    : `for (var k = 0u; k < ${depth / w}u; k += ${Math.max(unroll, w) / w}u) { ${steps} }`;
-  // a branch that is always taken keeps the wait for the next slab behind this one's multiplication: 1536×4096×384 of f16 takes an H100 147 µs so, else 159
-  const multiply = halves && !end.sums ? `if (params.depth > 0u) { ${multiplied} }` : multiplied;
-  // sums of slices meet by halves, as many at once as the slabs hold
+  return { begin, fetch, keep, quadOf };
+}
+
+/** The sums of slices meet by halves, as many at once as the slabs hold. */
+function meeting(tile: Tile, sums: string[]): string {
+  const threads = threadsOf(tile), quads = (tile.m + tile.n) / 4, { slices, depth } = tile;
   const halvings = numbers(Math.log2(slices)).map((n) => slices >> (n + 1));
-  const meet = halvings.map((half) => {
-    const most = [all.length, ...[16, 8, 4, 2, 1].filter((n) => n < all.length)].find((n) =>
+  return halvings.map((half) => {
+    const most = [sums.length, ...[16, 8, 4, 2, 1].filter((n) => n < sums.length)].find((n) =>
       half * threads <= Math.floor(depth / n) * quads * slices
     )!;
     const fit = Math.floor(depth / most);
-    return numbers(Math.ceil(all.length / most)).map((part) => {
-      const some = all.slice(part * most, (part + 1) * most).map(([h, i, w], n) => [
-        sum(h, i, w),
+    return numbers(Math.ceil(sums.length / most)).map((part) => {
+      const some = sums.slice(part * most, (part + 1) * most).map((sum, n) => [
+        sum,
         `slabs[at / ${fit}u][at % ${fit}u * ${most}u + ${n}u]`,
       ]);
       return `
@@ -221,6 +208,34 @@ const kernel = variants((v: Variant) => {
   workgroupBarrier();`;
     }).join("");
   }).join("");
+}
+
+const kernel = variants((v: Variant) => {
+  const { aMode, bMode, unroll, halves, tail } = v, tile = TILES[v.tile], { slices, depth } = tile;
+  const { begin, fetch, keep, quadOf } = copying(v, tile), end = epilogueCode(v.epilogue);
+  const threads = threadsOf(tile), aQuads = tile.m / 4, bQuads = tile.n / 4, quads = aQuads + bQuads;
+  const across = bQuads / tile.wide, down = aQuads / tile.high; // threads
+  // the row sums of a slab are shared among `parts` threads a quad
+  const parts = Math.min(depth, threads / aQuads);
+  const hs = numbers(tile.high), ws = numbers(tile.wide), sum = (h: number, i: number, w: number) => `sum_${h}${i}${w}`;
+  const all = hs.flatMap((h) => lanes.flatMap((_, i) => ws.map((w) => [h, i, w] as const)));
+  const rowsOf = hs.flatMap((h) => lanes.map((_, i) => [h, i] as const));
+  const mOf = (h: number, i: number) => `(tile_m + ${quadOf("a", `thread_m + ${h * down}u`)} * 4u + ${i}u)`;
+  const each = (f: (h: number, i: number, w: number, n: number) => string) =>
+    all.map(([h, i, w], n) => f(h, i, w, n)).join(" ");
+  const w = halves ? 8 : 4, ahead = slabsAhead(halves);
+  // k lies at k % 4 · depth/4 + ⌊k / 4⌋ (of halves with 8 for 4), so that threads with blocks that are neighbours along k write beside each other
+  const placeOf = (k: number) => k % w * depth / w + Math.floor(k / w);
+  const step = (k: number) => `
+      { ${hs.map((h) => `let x${h} = slabs[at_a + ${h * down}u][${placeOf(k)}u + k];`).join(" ")}
+        ${ws.map((w) => `let y${w} = slabs[at_b + ${w * across}u][${placeOf(k)}u + k];`).join(" ")}
+        ${each((h, i, w) => `${sum(h, i, w)} += x${h}.${lanes[i]} * y${w};`)} }`;
+  const steps = Array.from({ length: Math.max(unroll, w) }, (_, k) => step(k)).join("");
+  const multiplied = unroll === depth
+    ? steps.replaceAll("u + k]", "u]") // a constant place needs no bounds check
+    : `for (var k = 0u; k < ${depth / w}u; k += ${Math.max(unroll, w) / w}u) { ${steps} }`;
+  // a branch that is always taken keeps the wait for the next slab behind this one's multiplication: 1536×4096×384 of f16 takes an H100 147 µs so, else 159
+  const multiply = halves && !end.sums ? `if (params.depth > 0u) { ${multiplied} }` : multiplied;
   const operand = (element: Element, mode: Mode): BufferType =>
     halves ? "read vec4u" : `read ${mode === "s" ? element : vectorOf[element]}`;
   const turn = depth * slices, whole = turnOf(tile, halves);
@@ -255,7 +270,7 @@ ${fetcher("b", bMode, "columns", tail, halves, depth)}`,
   ${each((h, i, w) => `var ${sum(h, i, w)} = vec4f(0.0);`)}
   ${begin}
   ${end.sums ? "var row_sums = vec4f(0.0);" : ""}
-  { let begins = slice * ${fetched}u; ${fetch} }
+  { let begins = slice * ${ahead * depth}u; ${fetch} }
   for (var first = 0u; first < ${
       whole > turn ? `(depth + ${whole - 1}u) / ${whole}u * ${whole}u` : "depth"
     }; first += ${turn}u) {
@@ -264,7 +279,7 @@ ${fetcher("b", bMode, "columns", tail, halves, depth)}`,
     ${keep}
     workgroupBarrier();
     // the next slab has until the end of this one's multiplication to arrive
-    let begins = first + ${turn}u + slice * ${fetched}u;
+    let begins = first + ${turn}u + slice * ${ahead * depth}u;
     if (first + ${turn}u < depth && phase == ${ahead - 1}u) { ${fetch} }
     ${multiply}
     ${
@@ -280,7 +295,7 @@ ${fetcher("b", bMode, "columns", tail, halves, depth)}`,
     }
   }
   workgroupBarrier();
-  ${meet}
+  ${meeting(tile, all.map(([h, i, w]) => sum(h, i, w)))}
   ${
       end.sums
         ? `if (tile_n == 0u) { slabs[slab + own % ${aQuads}u][own / ${aQuads}u] = row_sums; }
