@@ -8,7 +8,7 @@
  * memory row by row, those that are each thread's first next to each other, then the second ones. A row is an odd number of vec4s long, so that neighbouring
  * threads read from different banks.
  */
-import { type Element, lanes, vectorOf } from "./elementwise.ts";
+import { type Element, lanes, numbers, vectorOf } from "./elementwise.ts";
 import { gpu } from "./gpu/gpu.ts";
 import { type BufferType, variants } from "./gpu/kernel.ts";
 import type { Memory } from "./gpu/memory.ts";
@@ -142,7 +142,6 @@ const PARAMS = {
   op: "u32",
 } as const;
 
-const numbers = (n: number) => Array.from({ length: n }, (_, i) => i);
 const each = (n: number, text: (i: number) => string) => numbers(n).map(text).join(" ");
 // of each array: whether its rows are queries or keys, whose strides it has, and whose offset
 const LAYOUT: Record<string, ["queries" | "keys", "q" | "k" | "o", "q" | "k" | "v" | "o"]> = {
@@ -569,18 +568,18 @@ export function attentionBackward(
   d: { dO: Memory; delta: Memory; dQ: Memory; dK: Memory | null; dV: Memory | null },
   s: AttentionSizes,
 ): void {
-  const buffers = { ...b, ...d }, heads = s.batches * s.heads, numbers = parameters(s);
+  const buffers = { ...b, ...d }, heads = s.batches * s.heads, params = parameters(s);
   const ofQueries = tilesFor(quadsOf(s), 2, 1), ofKeys = tilesFor(quadsOf(s), 2, 2);
   const packed = d.dK === d.dV;
   backwardKernel({ ...shapeOf(element, s, b, ofQueries), forQueries: true, packed }).run(
     buffers,
-    numbers,
+    params,
     heads * Math.ceil(s.queries / ofQueries[0]),
   );
   if (!d.dK) return;
   backwardKernel({ ...shapeOf(element, s, b, ofKeys), forQueries: false, packed }).run(
     buffers,
-    numbers,
+    params,
     heads * Math.ceil(s.keys / ofKeys[0]),
   );
 }

@@ -15,6 +15,8 @@ export type Element = "f32" | "f16" | "i32" | "u32";
 /** Four neighbouring elements as WGSL reads them at once, and the names of those. */
 export const vectorOf = { f32: "vec4f", f16: "vec4h", i32: "vec4i", u32: "vec4u" } as const;
 export const lanes: string[] = [..."xyzw"];
+/** 0, 1, … up to but without n. */
+export const numbers = (n: number): number[] => Array.from({ length: n }, (_, i) => i);
 
 /** An input: where it lies and how it broadcasts. */
 export interface Operand {
@@ -91,7 +93,7 @@ fn apply(${inputs.map((x, k) => `${x}: ${held(types[k])}`).join(", ")}) -> ${hel
     };
   }
   const buffers = Object.fromEntries(inputs.map((x, k): [string, BufferType] => [x, `read ${types[k]}`]));
-  const axes = Array.from({ length: form }, (_, d) => d);
+  const axes = numbers(form);
   const params: Record<string, "u32" | "f32"> = { size: "u32", s0: "f32", s1: "f32" };
   for (const d of axes) params[`dim${d}`] = "u32";
   for (const x of inputs) for (const d of axes) params[`${x}${d}`] = "u32";
@@ -173,7 +175,7 @@ export function scale(x: Memory, factor: Memory, size: number, element: Element,
 }
 
 const copyKernel = variants(({ element, rank }: { element: Element; rank: number }) => {
-  const axes = Array.from({ length: rank }, (_, d) => d);
+  const axes = numbers(rank);
   const names = ["size", "xOffset", "yOffset", ...axes.flatMap((d) => [`dim${d}`, `x${d}`, `y${d}`])];
   return {
     name: "copy",

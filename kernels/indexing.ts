@@ -2,7 +2,7 @@
  * Gathering rows and elements by index, and the gradients. If an index occurs more than once, its gradients are added in a fixed order, without float atomics.
  * An index out of range gives NaN, or 0 in integers.
  */
-import type { Element } from "./elementwise.ts";
+import { type Element, numbers } from "./elementwise.ts";
 import { spans, variants } from "./gpu/kernel.ts";
 import type { Memory } from "./gpu/memory.ts";
 
@@ -37,7 +37,7 @@ export function embedding(
 // A workgroup adds up 128 columns of one row, or of eight: of every 1,024 positions it marks those that name each row, then walks these. 1,024 tokens of
 // 32,000 took an H100 0.04 ms with eight rows a workgroup, 0.3 with one, and 0.13 by lists of equal tokens. Few rows fill a GPU better one by one.
 const embeddingBackwardKernel = variants(({ element, count }: { element: Element; count: number }) => {
-  const rows = Array.from({ length: count }, (_, r) => r),
+  const rows = numbers(count),
     each = (f: (r: number) => string) => rows.map(f).join("\n  ");
   return {
     name: "embedding backward",

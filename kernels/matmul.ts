@@ -13,7 +13,7 @@
  * a fixed order. A product with a long k is cut along k into products of their own, and a second launch adds them up. Two small products, such as the gradients
  * of a layer's input and weight, share a launch.
  */
-import { type Element, lanes, vectorOf } from "./elementwise.ts";
+import { type Element, lanes, numbers, vectorOf } from "./elementwise.ts";
 import {
   type Epilogue,
   epilogueCode,
@@ -85,8 +85,6 @@ interface Variant extends Operands {
   tail: boolean;
   epilogue: string;
 }
-
-const numbers = (n: number) => Array.from({ length: n }, (_, i) => i);
 
 /**
  * How the slabs get into workgroup memory: what comes in front of the loop, the fetch of the slabs from k = `begins` on, and, where they have arrived, their

@@ -2,7 +2,7 @@
  * Layer norm and RMS norm of rows: y = (x − mean)·rstd·weight + bias; RMS norm has mean 0 and no bias. The forward pass keeps two numbers per row, mean and
  * rstd.
  */
-import { type Element, vectorOf } from "./elementwise.ts";
+import { type Element, numbers, vectorOf } from "./elementwise.ts";
 import { gpu } from "./gpu/gpu.ts";
 import { type BufferType, variants } from "./gpu/kernel.ts";
 import type { Memory } from "./gpu/memory.ts";
@@ -129,7 +129,7 @@ const pieceKernel = variants((v: Sums & { wide: boolean; threads: number; cut: b
   const { element, weight, bias, wide, threads, cut } = v;
   const across = wide ? COLUMNS / 4 : COLUMNS, along = threads / across;
   const kind = wide ? "vec4f" : "f32", buffer: BufferType = `read ${wide ? vectorOf[element] : element}`;
-  const turns = [0, 1, 2, 3, 4, 5, 6, 7];
+  const turns = numbers(8);
   const as = wide ? vectorOf[element] : element, written: BufferType = `write ${as}`;
   return {
     name: "norm parameters backward",
@@ -231,12 +231,12 @@ export function normRowsBackward(
   const which = { weight: b.dWeight !== null, bias: b.dBias !== null };
   if (!which.weight && !which.bias) return;
   const pieces = Math.max(1, Math.min(64, Math.ceil(rows / ROWS))), tiles = Math.ceil(columns / COLUMNS);
-  const numbers = { rows, columns, piece: Math.ceil(rows / pieces), tiles, pieces };
+  const params = { rows, columns, piece: Math.ceil(rows / pieces), tiles, pieces };
   const { isSoftware, limits: { maxComputeInvocationsPerWorkgroup: fit } } = gpu().info;
   const shape = { element, wide: columns % 4 === 0, threads: isSoftware ? 64 : Math.min(512, fit) };
-  if (pieces === 1) return pieceKernel({ ...shape, cut: false, ...which }).run(b, numbers, tiles);
+  if (pieces === 1) return pieceKernel({ ...shape, cut: false, ...which }).run(b, params, tiles);
   using pieceSums = gpu().pool.take(8 * pieces * columns);
   pieceKernel({ ...shape, cut: true, weight: false, bias: false })
-    .run({ ...b, pieceSums }, numbers, tiles * pieces);
+    .run({ ...b, pieceSums }, params, tiles * pieces);
   parameterKernel({ element, ...which }).run({ ...b, pieceSums }, { columns, pieces }, Math.ceil(columns / 256));
 }

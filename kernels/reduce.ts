@@ -3,7 +3,7 @@
  * 16) with 256 / columns lanes along the length; a tree combines the lanes. Long reductions with few results are first cut into pieces, so that many workgroups
  * share them. The sizes alone decide the order of additions.
  */
-import type { Element } from "./elementwise.ts";
+import { type Element, numbers } from "./elementwise.ts";
 import { gpu } from "./gpu/gpu.ts";
 import { variants } from "./gpu/kernel.ts";
 import type { Memory } from "./gpu/memory.ts";
@@ -18,7 +18,7 @@ const LONGEST = 16384; // elements that one workgroup reduces alone
  * once: one after the other, 16,384 took a workgroup 31 µs on an H200.
  */
 function fold(ahead: number, total: string, step: string, join: string): string {
-  const all = Array.from({ length: ahead }, (_, j) => j);
+  const all = numbers(ahead);
   return `
   for (var block = first + along; block < end; block += ${ahead}u * LANES) {
     ${

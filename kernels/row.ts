@@ -3,7 +3,7 @@
  * plan says how a body becomes code: unrolled copies for the part of the row that the workgroup keeps in registers, which is read once, and, if the row is
  * longer, a loop for the rest, which reads memory each time.
  */
-import { type Element, lanes, vectorOf } from "./elementwise.ts";
+import { type Element, lanes, numbers, vectorOf } from "./elementwise.ts";
 import { gpu } from "./gpu/gpu.ts";
 import type { BufferType } from "./gpu/kernel.ts";
 import type { Memory } from "./gpu/memory.ts";
@@ -200,7 +200,7 @@ export function rowCode(
       wide ? whole : `if (all(live)) { ${whole} } else { ${parts} }`
     } }`;
   }).join("\n");
-  const held = Array.from({ length: quads }, (_, q) => q);
+  const held = numbers(quads);
   const sure = (q: number) => q < plan.sure;
   // the vec4 of a turn, its columns, and which of them exist; behind the `inner` vec4s come the one at the row's end and then, backward, those of its lead
   const place = (step: string, sure: boolean) => {

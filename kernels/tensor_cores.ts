@@ -9,7 +9,7 @@
  * Tried there without epilogues, for the layout that reaches 161 TFLOP/s: tiles of 128 with padded rows reach 230, without the padding 115; tiles of 64 reach
  * 119, slabs 16 deep 154, fragments read directly from memory 75.
  */
-import { lanes } from "./elementwise.ts";
+import { lanes, numbers } from "./elementwise.ts";
 import { epilogueCode, type Mode, type Operands, PARAMS } from "./epilogue.ts";
 import { gpu } from "./gpu/gpu.ts";
 import { type Kernel, variants } from "./gpu/kernel.ts";
@@ -27,7 +27,7 @@ const bytesOf = (size: number) => 2 * 2 * size * (DEPTH + PAD) + 4 * 4 * 16 * si
 /** A slab in workgroup memory: rows along the direction that is contiguous in memory, "k" or "x" (m or n). */
 function slab(name: "a" | "b", mode: Mode, size: number, sides: string, tail: boolean) {
   const long = mode === "k" ? DEPTH : size, rows = DEPTH * size / long, row = long + PAD;
-  const rounds = Array.from({ length: DEPTH * size / 4 / THREADS }, (_, r) => r),
+  const rounds = numbers(DEPTH * size / 4 / THREADS),
     other = name === "a" ? "tile_m" : "tile_n";
   const each = (f: (r: number) => string) => rounds.map(f).join("\n    ");
   const inside = (x: string, k: string) => tail ? `select(vec4h(), ${x}, ${k} < depth)` : x;
@@ -70,7 +70,7 @@ interface Variant extends Operands {
 export const tensorKernel: (variant: Variant) => Kernel = variants((v: Variant) => {
   const { size, tail } = v, half = size / 2, end = epilogueCode(v.epilogue);
   const a = slab("a", v.aMode, size, "rows", tail), b = slab("b", v.bMode, size, "columns", tail);
-  const fragments = Array.from({ length: half / 16 }, (_, i) => i);
+  const fragments = numbers(half / 16);
   const each = (f: (i: number) => string) => fragments.map(f).join("\n    "),
     all = (f: (i: number, j: number) => string) => each((i) => each((j) => f(i, j)));
   return {
@@ -114,7 +114,7 @@ var<workgroup> results: array<f32, ${4 * 16 * half}>;`,
     ${
       end.sums
         ? `if (tile_n == 0u && lane < ${size}u) { ${
-          Array.from({ length: DEPTH }, (_, k) => `row_sum += f32(${a.element("lane", k)});`).join(" ")
+          numbers(DEPTH).map((k) => `row_sum += f32(${a.element("lane", k)});`).join(" ")
         } }`
         : ""
     }
