@@ -423,12 +423,13 @@ Deno.test("defineKernel: what it is made of and what run takes are checked", asy
   const memory = y.memory;
   assertThrows(call({ x: memory }, { size: 1 }, 1), TypeError, "k: y must be a Memory, got undefined");
   assertThrows(call({ y }, { size: 1 }, 1), TypeError, "k: y must be a Memory, got a Tensor");
+  assertThrows(call({ y: null }, { size: 1 }, 1), TypeError, "k: y must be a Memory, got null");
   assertThrows(call({ y: memory }, {}, 1), TypeError, "k: params.size must be a number, got undefined");
   assertThrows(call({ y: memory }, { size: -1 }, 1), RangeError, "k: params.size must be an integer");
   assertThrows(call({ y: memory }, { size: 1 }, -1), RangeError, "k: workgroups must be an integer, at least 0");
   assertThrows(call({ y: memory }, { size: 1 }, 2 ** 40), RangeError, "k: workgroups must be an integer, at least 0");
   const wide = defineKernel({ name: "wide", buffers: { y: "write f32" }, workgroup: 2 ** 20, main: "" });
   assertThrows(() => wide.run({ y: memory }, {}, 1), RangeError, "wide: workgroup must be a finite number, at most");
-  run({ y: memory }, { size: 7 }, 1);
+  run({ y: memory, z: null }, { size: 7 }, 1); // which binds no z
   assertEquals(await y.item(), 7);
 });
