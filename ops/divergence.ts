@@ -372,8 +372,15 @@ export function distillation(
   student: Tensor,
   teacher: Tensor,
   labels: Tensor,
-  options: DistillationOptions,
+  options: DistillationOptions & { returnParts: true },
 ): DistillationResult;
+/** Options that are not known when this is compiled: a Tensor, or a result where `returnParts` is set. */
+export function distillation(
+  student: Tensor,
+  teacher: Tensor,
+  labels: Tensor,
+  options?: DistillationOptions,
+): Tensor | DistillationResult;
 export function distillation(
   student: Tensor,
   teacher: Tensor,
