@@ -402,8 +402,10 @@ export function careful({ v, formula, exact, student, teacher, writeStudent, wri
   let ce_slope = given[1].x * params.ce_factor * given[1].y;
   if (lane == 0u) { given_ce = ce; }`;
 
-  // h of the likeliest class of each side: h is centred on it, since h − E h would lose its digits where one class has all the weight
-  const centres = !isLate ? "" : `var student_h = 0.0;
+  // h of the likeliest class of each side: h is centred on it, since h − E h would lose its digits where one class has all the weight. Where h is ±d the difference of the
+  // logits is: beside a logit of 1e4 d itself has no place for its digits, and gradients were off by 2e-4
+  const centre = formula.mean === "student" ? "s_max, s_at" : "t_at, t_max";
+  const centres = !isLate ? "" : formula.mean ? `let centre = apart_(${centre});` : `var student_h = 0.0;
   var teacher_h = 0.0;
   {
     let d4 = apart4_(vec4f(s_max, t_at, 0.0, 0.0), vec4f(s_at, t_max, 0.0, 0.0), shift) * k - c; // as in the loops, to the last bit
@@ -419,7 +421,10 @@ export function careful({ v, formula, exact, student, teacher, writeStudent, wri
 
   // the value and each side's E h, and the gradients
   const loops = (fades: boolean) => {
-    const centred = (side: "student" | "teacher") => `(${h(side, fades)} - ${side}_h)`;
+    const centred = (side: "student" | "teacher") =>
+      formula.mean
+        ? `(apart4_(student4, teacher4, centre) * ${side === "student" ? "k" : "-k"})`
+        : `(${h(side, fades)} - ${side}_h)`;
     const add = `part += vec4f(sum_of(${carefully(formula.value, formula.near, "value")}), ${
       student ? `sum_of(${weighed("q4", centred("student"))})` : "0.0"
     }, ${teacher ? `sum_of(${weighed("p4", centred("teacher"))})` : "0.0"}, 0.0);`;

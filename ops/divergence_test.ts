@@ -351,6 +351,24 @@ Deno.test("divergences: a level that one side has and the other has not costs no
   assertSmall(errors);
 });
 
+Deno.test("KLs: a logit far above all others costs the other classes no digits", async () => {
+  await init();
+  const errors: [string, number, number][] = [];
+  for (const [V, huge] of [[9, 300], [9, 1e4], [131, 3000]]) {
+    const [a, b] = [[1, -60], [2, huge]].map(([seed, x]) => normals(V, 1, seed).with(2, x));
+    for (const [name, student, teacher] of [["forwardKl", b, a], ["reverseKl", a, b]] as const) {
+      const want = reference(name, student, teacher, V);
+      const { gradients } = await measure((s, t) => OPS[name](s, t), [
+        { values: student, shape: [1, V] },
+        { values: teacher, shape: [1, V] },
+      ]);
+      errors.push([`${name}, ${huge}: dStudent`, rowError(gradients[0], want.dStudent, V), GRADIENT]);
+      errors.push([`${name}, ${huge}: dTeacher`, rowError(gradients[1], want.dTeacher, V), GRADIENT]);
+    }
+  }
+  assertSmall(errors);
+});
+
 Deno.test("divergences: two sides that are sure of the same class, and unlike in the others", async () => {
   await init();
   const V = 1024, shape = [1, V], errors: [string, number, number][] = [];
