@@ -29,10 +29,11 @@ function editDistance(a: string, b: string): number {
   return row[b.length];
 }
 
-/** The name in `known` that `name` was most likely meant to be. */
-function nearest(name: string, known: readonly string[]): string {
-  const distance = (k: string) => editDistance(name.toLowerCase(), k.toLowerCase());
-  return known.reduce((best, k) => distance(k) < distance(best) ? k : best);
+/** Asks for the name in `known` that `name` was most likely meant to be; nothing where a third of its letters would not be left. */
+function suggestion(name: string, known: readonly string[]): string {
+  const distance = (k: string) => editDistance(name.toLowerCase(), k.toLowerCase()) / Math.max(name.length, k.length);
+  const best = known.reduce((best, k) => distance(k) < distance(best) ? k : best);
+  return distance(best) < 2 / 3 ? `; did you mean ${best}?` : "";
 }
 
 /** Whether a value is a plain object: `{ … }`, also from another realm. */
@@ -54,9 +55,7 @@ export function checkOptions(op: string, options: unknown, known: readonly strin
   }
   for (const key in options) {
     if (known.includes(key)) continue;
-    const hint = known.length
-      ? `; did you mean ${nearest(key, known)}? (known: ${known.join(", ")})`
-      : "; it takes none";
+    const hint = known.length ? `${suggestion(key, known)} (known: ${known.join(", ")})` : "; it takes none";
     throw new TypeError(`${op}: unknown option ${describe(key)}${hint}`);
   }
 }
@@ -100,9 +99,7 @@ export function checkOneOf(op: string, name: string, value: unknown, known: read
   }
   if (!known.includes(value)) {
     throw new RangeError(
-      `${op}: ${name} must be one of ${known.join(", ")}, got ${describe(value)}; did you mean ${
-        nearest(value, known)
-      }?`,
+      `${op}: ${name} must be one of ${known.join(", ")}, got ${describe(value)}${suggestion(value, known)}`,
     );
   }
 }

@@ -367,7 +367,11 @@ Deno.test("checkpoint: wrong arguments", async () => {
   await assertRejects(() => saveCheckpoint(5 as any, { model }), TypeError, "path must be a string, got 5");
   // deno-lint-ignore no-explicit-any
   const forced: any = { force: true };
-  await assertRejects(() => saveCheckpoint(path, { model }, forced), TypeError, "did you mean overwrite?");
+  await assertRejects(
+    () => saveCheckpoint(path, { model }, forced),
+    TypeError,
+    'unknown option "force" (known: overwrite)',
+  );
   await assertRejects(save({ model, epoch: 1 }), TypeError, 'saveCheckpoint: unknown option "epoch"');
   // deno-lint-ignore no-explicit-any
   await assertRejects(() => loadCheckpoint(path, {} as any), TypeError, "loadCheckpoint: model must be a Module");

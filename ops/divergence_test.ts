@@ -1140,6 +1140,11 @@ Deno.test("divergences: what they throw", async () => {
       "forwardKl: labels must have shape [5], got [1]",
     ],
     [d({ alfa: 0 }), TypeError, 'distillation: unknown option "alfa"; did you mean alpha?'],
+    [
+      () => forwardKl(student, teacher, { beta: 0 } as Options),
+      TypeError,
+      'unknown option "beta" (known: temperature, ',
+    ],
     [d({ alpha: 2 }), RangeError, "distillation: alpha must be a finite number, at least 0, at most 1, got 2"],
     [d({ divergence: "forwardKL" }), RangeError, "did you mean forwardKl?"],
     [d({ divergence: "jsd", beta: -1 }), RangeError, "distillation: beta must be"],
