@@ -296,7 +296,7 @@ export function drawReport(report: Report): Promise<string> {
   ];
   const groups = [...new Set(ops.map(({ group }) => group))];
   const lows = [0.5, ...ops.map(({ intensity }) => intensity / 2)];
-  const low = Math.min(...lows), ridge = arithmetic / best;
+  const low = Math.min(...lows), ridge = arithmetic / best, slope = Math.max(low, ridge / 4);
   const high = Math.max(2 * ridge, ...ops.map(({ intensity }) => 2 * intensity));
   const roof = [low, ridge, high].map((intensity) => ({
     intensity,
@@ -310,12 +310,13 @@ export function drawReport(report: Report): Promise<string> {
   const y = { field: "rate", type: "quantitative" as const, title: "GFLOP/s (log scale)" };
   const log = { type: "log" as const, nice: false };
   const labels = [
-    { intensity: ridge / 4, rate: ridge / 4 * best / 1e9, text: `copy, ${rate(best, "B/s")}` },
-    { intensity: ridge * 1.2, rate: arithmetic / 1e9, text: `multiply-adds, ${rate(arithmetic, "FLOP/s")}` },
+    { intensity: slope, rate: slope * best / 1e9, text: `copy, ${rate(best, "B/s")}` },
+    { intensity: ridge * 1.2, rate: arithmetic / 1e9, text: `f32 multiply-adds, ${rate(arithmetic, "FLOP/s")}` },
   ];
   const subtitle = [
-    "Losses with their gradients and matrix products, below what copies and multiply-adds reach in the same run",
-    `${report.date}, ${report.commit}`,
+    "Losses with their gradients and matrix products, and what copies and f32 multiply-adds reach in the same run",
+    ...report.tensorCores ? ["f16 products run on tensor cores, whose limit is higher"] : [],
+    `Deno ${report.deno} with ${report.webgpu} WebGPU, ${report.date}, ${report.commit}`,
   ];
   return drawSpec(`Roofline of ${report.device}`, subtitle, {
     width: 760,
