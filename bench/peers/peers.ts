@@ -59,8 +59,8 @@ async function run(command: string, args: string[], seconds = 600): Promise<Outp
     clearTimeout(timer);
     const text = new TextDecoder();
     return { code, stdout: text.decode(stdout), stderr: text.decode(stderr), late };
-  } catch (error) {
-    return { code: -1, stdout: "", stderr: String(error), late };
+  } catch (error) { // there is no such program
+    return { code: -1, stdout: "", stderr: `error: ${(error as Error).message}`, late };
   }
 }
 
@@ -131,17 +131,17 @@ async function main(): Promise<void> {
   const options = readOptions(HELP);
   const { adapter, isSoftware } = await init();
   await dispose(); // the workers open it again, one after the other
-  const all: Record<"software" | "gpu", Task[]> = JSON.parse(await Deno.readTextFile(`${HERE}/tasks.json`));
+  const lists: Record<"software" | "gpu", Task[]> = JSON.parse(await Deno.readTextFile(`${HERE}/tasks.json`));
   const kind = options.choice("tasks", isSoftware ? "software" : "gpu", ["software", "gpu"]);
   const only = options.text("only", "");
-  const tasks = all[kind].filter(({ name }) => name.includes(only));
+  const tasks = lists[kind].filter(({ name }) => name.includes(only));
   if (tasks.length === 0) {
-    failOption("--only", `a part of a name (${all[kind].map(({ name }) => name).join(", ")})`, `"${only}"`);
+    failOption("--only", `a part of a name (${lists[kind].map(({ name }) => name).join(", ")})`, `"${only}"`);
   }
   const seconds = options.count("seconds", 120, 1);
   await Deno.mkdir(OUT, { recursive: true });
 
-  const notes: string[] = [], columns: Column[] = [];
+  const notes: string[] = [];
   const reason = await bundle();
   const { imports }: { imports: Record<string, string> } = JSON.parse(await Deno.readTextFile(`${HERE}/deno.json`));
   const version = (name: string) => imports[name].split("@").at(-1);
@@ -150,15 +150,20 @@ async function main(): Promise<void> {
     jax: `jax-js ${version("@jax-js/jax")}`,
     tfjs: `tfjs ${version("@tensorflow/tfjs-core")}`,
   };
-  const own = new Map<string, { milliseconds: number; result: number[][] }>();
-  for (const [file, title] of Object.entries(peers)) {
-    const found: Column["found"] = new Map();
-    columns.push({ title, found });
-    if (file !== "ours" && !await isFile(`${OUT}/${file}.js`)) {
-      notes.push(`${title} is not here: ${reason}`);
-      continue;
-    }
-    for (const task of tasks) {
+  const own = new Map<string, { result: number[][] }>();
+  const all = Object.entries(peers).map(([file, title]): Column & { file: string } => ({
+    file,
+    title,
+    found: new Map(),
+  }));
+  const here: typeof all = [];
+  for (const peer of all) {
+    if (peer.file === "ours" || await isFile(`${OUT}/${peer.file}.js`)) here.push(peer);
+    else notes.push(`${peer.title} is not here: ${reason}`);
+  }
+  for (const task of tasks) {
+    // one library behind the other, so that they meet the machine in the same state
+    for (const { file, title, found } of here) {
       const answer = await runWorker(file, task, seconds);
       console.error(`${title}: ${task.name}`);
       if (typeof answer === "string") {
@@ -166,13 +171,13 @@ async function main(): Promise<void> {
         notes.push(`${title}, ${task.name}: ${answer}`);
       } else if (file === "ours") {
         found.set(task.name, { milliseconds: answer.milliseconds! });
-        own.set(task.name, { milliseconds: answer.milliseconds!, result: answer.result });
+        own.set(task.name, answer);
       } else {
         found.set(task.name, judge(task, answer, own.get(task.name)?.result));
       }
     }
   }
-  columns.push(...await runTorch(tasks, own, notes));
+  const columns: Column[] = [...all, ...await runTorch(tasks, own, notes)];
 
   console.log(`${adapter}, ${new Date().toISOString().slice(0, 10)}, Deno ${Deno.version.deno}\n`);
   console.log(formatRatios(tasks, columns));
