@@ -118,7 +118,7 @@ async function tune(): Promise<Tuning | null> {
 async function tuneRows(walk: (columns: number) => void): Promise<RowLimits> {
   const { info } = gpu(), { isSoftware, limits: { maxComputeInvocationsPerWorkgroup: fit } } = info;
   const numbers = isSoftware // where there is no memory nearer than the cache
-    ? [[64, 0], [128, 0], [256, 0]]
+    ? [[32, 0], [64, 0], [128, 0]]
     : [[256, 0], [256, 8], [512, 4], [512, 8], [512, 12], [1024, 0], [1024, 4], [1024, 6], [1024, 8]];
   const candidates: RowLimits[] = numbers.filter(([threads]) => threads <= fit).map(([threads, quads]) => ({
     threads,

@@ -11,6 +11,7 @@ import {
   reverseKl,
   skewForwardKl,
   skewReverseKl,
+  Tape,
   type Tensor,
   tensor,
   totalVariation,
@@ -71,8 +72,24 @@ Deno.test("losses: all class counts under both row plans", async () => {
 
 Deno.test("losses: rows of 262,144 classes", async () => {
   await init();
-  // a software driver cuts loops at 65,535 rounds: these are walked in 256
+  // a software driver ends a thread's loops at 65,535 turns in all: each of these takes 2,048
   await checkAll(2, 262_144, "262,144 classes", ["forwardKl", "jsd"]);
+});
+
+Deno.test("losses: a row of 16 million classes", async () => {
+  await init();
+  using _tape = new Tape();
+  const V = 2 ** 24, few = [1, 2].map((seed) => normals(4, 1, seed)); // again and again: as if there were these four classes
+  const want = divergenceReference("jsd", few[0], few[1], 4);
+  const [student, teacher] = few.map((row) => tensor(Float32Array.from({ length: V }, (_, i) => row[i % 4]), [1, V]));
+  student.requiresGrad = true;
+  const loss = jsd(student, teacher);
+  loss.backward();
+  const end = await student.grad!.slice([[0, 1], [V - 4, V]]).mul(V / 4).data();
+  assertSmall([
+    ["loss", rowError([await loss.item()], want.loss, 1), 1e-4], // sums of 4,096 terms a thread
+    ["gradient", rowError(Array.from(end), want.dStudent, 4), 1e-4],
+  ]);
 });
 
 Deno.test("losses: 70,000 rows, more than one dimension of a dispatch", async () => {
