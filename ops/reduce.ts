@@ -189,9 +189,10 @@ function extreme(kind: "max" | "min", x: Tensor, o: ReduceOptions): Tensor {
     output: y,
     saved: [x, y],
     backward: (dY) => {
-      const hit = spread(`${kind} hits`, "select(0.0, 1.0, a == b)", [[x, x.shape], [y, kept]], x.shape);
+      const hit = spread(`${kind} hits`, "select(0.0, 1.0, a == b || is_nan_(a))", [[x, x.shape], [y, kept]], x.shape);
       const ties = reduced("sum", hit, dims, "f32");
-      return [spread(`${kind} backward`, "a * c / b", [[hit, x.shape], [ties, kept], [dY, kept]], x.shape)];
+      const inputs: [Tensor, readonly number[]][] = [[hit, x.shape], [ties, kept], [dY, kept]];
+      return [spread(`${kind} backward`, "select(c / b, 0.0, a == 0.0)", inputs, x.shape)]; // dY may be infinite
     },
   });
 }

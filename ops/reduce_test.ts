@@ -142,6 +142,16 @@ Deno.test("reduce: ties share the gradient", async () => {
   await checkValues("min", y.grad!, [0.5, 0.5, 0]);
 });
 
+Deno.test("reduce: what is not the largest has gradient 0, also beside a NaN and of an infinite gradient", async () => {
+  await init();
+  for (const [values, upstream, want] of [[[NaN, 1, NaN], 1, [0.5, 0, 0.5]], [[0, -1], Infinity, [Infinity, 0]]]) {
+    using _tape = new Tape();
+    const x = tensor(values as number[], { requiresGrad: true });
+    max(x).backward(tensor(upstream as number));
+    assertEquals(await x.grad!.array(), want);
+  }
+});
+
 Deno.test("reduce: infinities, NaN and large arguments", async () => {
   await init();
   const { NaN: nan } = Number, inf = Infinity;
