@@ -111,8 +111,9 @@ function spread(
   inputs: [Tensor, readonly number[]][],
   shape: readonly number[],
   scalars: number[] = [],
+  dtype: DType = inputs[0][0].dtype,
 ): Tensor {
-  const y = Tensor.empty([...shape], inputs[0][0].dtype, name);
+  const y = Tensor.empty([...shape], dtype, name);
   map(name, expression, inputs.map(([x, s]) => operand(x, s)), { memory: y.memory, element: y.dtype }, shape, scalars);
   return y;
 }
@@ -254,10 +255,12 @@ export function logSumExp(x: Tensor, o: ReduceOptions = {}): Tensor {
     output: y,
     saved: [x, y],
     backward: (dY) => {
-      const inputs: [Tensor, readonly number[]][] = [[x, x.shape], [y, kept], [dY, kept]];
-      return [
-        spread("logSumExp backward", "select(exp(a - b) * c, 0.0, a == b && abs(b) > 3.4028234e38)", inputs, x.shape),
-      ];
+      // y is rounded: e^(x − y) is right but for a factor, which its sum shows
+      const nearly = "select(exp(a - b), 0.0, a == b && abs(b) > 3.4028234e38)";
+      const share = spread("logSumExp shares", nearly, [[x, x.shape], [y, kept]], x.shape, [], "f32");
+      const total = reduced("sum", share, dims);
+      const inputs: [Tensor, readonly number[]][] = [[share, x.shape], [total, kept], [dY, kept]];
+      return [spread("logSumExp backward", "select(a / b * c, 0.0, a == 0.0)", inputs, x.shape, [], x.dtype)];
     },
   });
 }
