@@ -46,7 +46,6 @@ function reduced(
     if (last && last[1] === d) last[1] = d + 1;
     else runs.push([d, d + 1]);
   }
-  const sums = kind === "sum" || kind === "sumOfSquares";
   for (const [i, [start, end]] of runs.reverse().entries()) {
     const outer = sizeOf(shape.slice(0, start)),
       inner = sizeOf(shape.slice(end)),
@@ -54,9 +53,18 @@ function reduced(
     shape = shape.map((n, d) => d >= start && d < end ? 1 : n);
     using _ = i > 0 ? from : null; // what the pass before wrote
     const last = i === runs.length - 1;
-    // a sum of which there will be another sum is f32: it may be too large for f16
-    const y = last && into ? into() : Tensor.empty(shape, last || !sums ? dtype : "f32", kind);
-    reduce(sums && i > 0 ? "sum" : kind, from.memory, from.dtype, y.memory, y.dtype, outer, length, inner);
+    // what is reduced again is f32: rounded once, and a sum may be too large for f16
+    const y = last && into ? into() : Tensor.empty(shape, last ? dtype : "f32", kind);
+    reduce(
+      kind === "sumOfSquares" && i > 0 ? "sum" : kind,
+      from.memory,
+      from.dtype,
+      y.memory,
+      y.dtype,
+      outer,
+      length,
+      inner,
+    );
     from = y;
   }
   if (runs.length === 0) { // nothing to reduce: each element is its own result

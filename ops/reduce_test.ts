@@ -80,6 +80,9 @@ Deno.test("reduce: f16 sums in float32, and rounds results alone", async () => {
   if (!f16) return;
   const x = tensor(Float16Array.from({ length: 4000 }, (_, i) => i < 2000 ? 100 : -100), [2, 2, 1000]);
   await checkValues("over two runs of dimensions", sum(x, { dim: [0, 2] }), [0, 0]);
+  const z = tensor([8, 8.75, 8, 8.75], [2, 1, 2], { dtype: "f16" });
+  const exact = Math.f16round(Math.log(2 * Math.exp(8) + 2 * Math.exp(8.75)));
+  await checkValues("and logSumExp", logSumExp(z, { dim: [0, 2] }), [exact], 0);
   const y = tensor(Float16Array.from({ length: 1000 }, (_, i) => i === 0 ? 7000 : i % 2 ? 20 : -20));
   const values = Array.from(await y.data()), centre = average(values);
   const want = total(values.map((v) => (v - centre) ** 2)) / 999;
