@@ -295,9 +295,9 @@ export function variance(x: Tensor, o: VarianceOptions = {}): Tensor {
   const count = sizeOf(dims.map((d) => x.shape[d])), divisor = Math.max(0, count - correction);
   return composed("variance", () => {
     const average = divided("mean", "sum", x, dims, count, () => hidden(kept, "f32"));
-    using nearly = spread("centred", "a - b", [[x, x.shape], [average, kept]], x.shape);
+    using nearly = spread("centred", "a - b", [[x, x.shape], [average, kept]], x.shape, [], "f32");
     const rest = divided("mean", "sum", nearly, dims, count, () => hidden(kept, "f32"));
-    using centred = spread("centred", "a - b", [[nearly, x.shape], [rest, kept]], x.shape);
+    using centred = spread("centred", "a - b", [[nearly, x.shape], [rest, kept]], x.shape, [], "f32");
     const y = divided(
       "variance",
       "sumOfSquares",

@@ -87,6 +87,7 @@ Deno.test("reduce: f16 sums in float32, and rounds results alone", async () => {
   const values = Array.from(await y.data()), centre = average(values);
   const want = total(values.map((v) => (v - centre) ** 2)) / 999;
   await checkValues("variance", variance(y), [Math.fround(want)], 2 ** -10);
+  await checkValues("of few", variance(tensor([0, 0.25, 100.375], { dtype: "f16" })), [3350], 0); // 3350.04
 });
 
 Deno.test("reduce: lengths that are cut into pieces", async () => {
