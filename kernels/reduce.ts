@@ -1,6 +1,6 @@
 /**
- * Reductions of [outer, length, inner] over the middle dimension. A workgroup of 256 threads computes `columns` neighbouring results (1 if inner is 1, else
- * 16) with 256 / columns lanes along the length; a tree combines the lanes. Long reductions with few results are first cut into pieces, so that many workgroups
+ * Reductions of [outer, length, inner] over the middle dimension. A workgroup of 256 threads computes `columns` neighbouring results (1 if inner is 1 and
+ * for an argmax of millions, else 16) with 256 / columns lanes along the length; a tree combines the lanes. Long reductions with few results are first cut into pieces, so that many workgroups
  * share them. The sizes alone decide the order of additions.
  */
 import { type Element, numbers } from "./elementwise.ts";
@@ -126,7 +126,8 @@ export function reduce(
   length: number,
   inner: number,
 ): void {
-  const columns = inner === 1 ? 1 : 16;
+  // software drivers end a loop after 65,535 turns: all lanes of the one workgroup take an argmax of millions
+  const columns = inner === 1 || kind === "argmax" && length > 2 ** 22 ? 1 : 16;
   const tiles = Math.ceil(inner / columns);
   const run = (values: Memory, input: Element, results: Memory, output: Element, n: number, pieces: number) => {
     const piece = Math.ceil(n / pieces), groups = outer * tiles * pieces;

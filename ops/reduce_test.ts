@@ -1,5 +1,6 @@
 import { assertEquals, assertThrows } from "@std/assert";
 import {
+  arange,
   argmax,
   init,
   logSumExp,
@@ -199,6 +200,9 @@ Deno.test("reduce: argmax takes the first of several and NaN before all", async 
   const long = new Float32Array(70_001);
   long[70_000] = 1;
   assertEquals(await argmax(tensor(long)).item(), 70_000);
+  // more turns than a software driver's loops have, with 16 lanes a column
+  using rising = arange(2 ** 24), columns = rising.reshape([-1, 2]);
+  assertEquals(await argmax(columns, { dim: 0 }).array(), [2 ** 23 - 1, 2 ** 23 - 1]);
 });
 
 Deno.test("reduce: the variance's correction, and of values far from 0", async () => {
