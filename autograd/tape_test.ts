@@ -149,6 +149,19 @@ Deno.test("tape: an in-place change after use is found", async () => {
   assertEquals(await z.grad!.array(), [1, 1]);
 });
 
+Deno.test("tape: a result that was overwritten passes its gradient to what stands there", async () => {
+  await init();
+  using _tape = new Tape();
+  const [w, v] = [leaf([1, 2]), leaf([3, 4])], y = w.mul(2), before = y.sum();
+  y.assign(v);
+  before.add(y.mul(5).sum()).backward();
+  assertEquals([await w.grad!.array(), await v.grad!.array()], [[2, 2], [5, 5]]);
+  const z = w.mul(2).assign(tensor([6, 7])); // a constant now
+  assertEquals(z.requiresGrad, false);
+  const same = noGrad(() => w.mul(2)), parameter = leaf([0, 0]).assign(v.mul(2)); // neither has a record
+  assertEquals([same.assign(v).requiresGrad, parameter.record], [false, null]);
+});
+
 Deno.test("tape: gradients add up over backward calls and tapes", async () => {
   await init();
   const x = leaf([1, 2]).keep();

@@ -376,7 +376,10 @@ export class Tensor implements Disposable {
     methods.backward(this, dOutput);
   }
 
-  /** Overwrites the elements in place with `other`'s. Shapes and dtypes must agree. Returns this tensor. */
+  /**
+   * Overwrites the elements in place with `other`'s. Shapes and dtypes must agree. Returns this tensor. The gradient of what a tape recorded goes to `other` from then
+   * on; of anything else, as parameters and buffers, the write is not recorded.
+   */
   assign(other: Tensor): this {
     methods.assign(this, other);
     return this;

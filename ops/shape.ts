@@ -5,7 +5,7 @@ import { fill } from "../kernels/random.ts";
 import { gpu } from "../kernels/gpu/gpu.ts";
 import { composed } from "../autograd/composed.ts";
 import { BYTES, DTYPES } from "../autograd/storage.ts";
-import { record } from "../autograd/tape.ts";
+import { needsGradient, record } from "../autograd/tape.ts";
 import { checkShape, checkTensor, sizeOf, Tensor } from "../autograd/tensor.ts";
 import { arange, checkShapeArgument, tensor } from "./create.ts";
 import { broadcastShape, mapped } from "./elementwise.ts";
@@ -132,6 +132,10 @@ export function assign(x: Tensor, other: Tensor): void {
   // one dispatch cannot read and write one buffer: two slots of an optimizer's block
   if (from.buffer === to.buffer) gpu().queue.copy(from, to, x.size * BYTES[x.dtype]);
   else copyFlat(from, to, x.dtype, x.size);
+  if (!x.record || !needsGradient([x])) return;
+  x.record = null; // its gradient is no longer that of what made it
+  x.requiresGrad = false;
+  record({ op: "assign", inputs: [other], output: x, backward: (dX) => [dX] });
 }
 
 /** Internal: throws unless `x` has at least `rank` dimensions. */
