@@ -335,7 +335,8 @@ export function randn(shape: readonly number[], options: TensorOptions = {}): Te
 
 /**
  * Whole random numbers from `low` up to but without `high`, as i32 unless another dtype is given, from the seed of `manualSeed`. Throws a TypeError for a
- * wrong dtype, a RangeError for a wrong size and a range that is empty or that the dtype does not hold exactly: f16 ends at ±2¹¹, f32 at ±2²⁴.
+ * wrong dtype, a RangeError for a wrong size and a range that is empty, of 2³² numbers, or that the dtype does not hold exactly: f16 ends at ±2¹¹, f32 at
+ * ±2²⁴.
  *
  * @example
  * ```ts
@@ -349,8 +350,8 @@ export function randint(low: number, high: number, shape: readonly number[], opt
   checkTensorOptions("randint", options);
   const { dtype = "i32" } = options;
   const [min, last] =
-    { i32: [-(2 ** 31), 2 ** 31 - 1], u32: [0, 2 ** 31 - 1], f32: [-(2 ** 24), 2 ** 24], f16: [-2048, 2048] }[dtype];
+    { i32: [-(2 ** 31), 2 ** 31 - 1], u32: [0, 2 ** 32 - 1], f32: [-(2 ** 24), 2 ** 24], f16: [-2048, 2048] }[dtype];
   checkNumber("randint", "low", low, { integer: true, min, max: last });
   checkNumber("randint", "high", high, { integer: true, above: low, max: Math.min(last + 1, low + 2 ** 32 - 1) });
-  return drawn("randint", "integer", shape, { ...options, dtype }, low, high - low);
+  return drawn("randint", "integer", shape, { ...options, dtype }, low | 0, high - low); // the kernel's low is i32: its bits
 }

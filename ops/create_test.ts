@@ -155,6 +155,8 @@ Deno.test("create: random numbers lie where they should, and repeat with the see
     );
     assertEquals(await randint(most, most + 1, [1], { dtype }).array(), [most]);
   }
+  const last = await randint(2 ** 32 - 2, 2 ** 32, [99], { dtype: "u32" }).data();
+  assertEquals([...new Set(last)].sort(), [2 ** 32 - 2, 2 ** 32 - 1]);
   if (info.f16) assert((await rand([count], { dtype: "f16" }).data()).every((v) => v >= 0 && v < 1));
 });
 
