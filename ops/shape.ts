@@ -43,7 +43,7 @@ export function reshape(x: Tensor, shape: readonly number[]): Tensor {
 }
 
 /**
- * The dimensions in another order: y's dimension i is x's dimension order[i]. Gradient: dX = dY in the order of x. Throws a TypeError where `order` is no
+ * The dimensions in another order, as a copy: y's dimension i is x's dimension order[i]. Gradient: dX = dY in the order of x. Throws a TypeError where `order` is no
  * array, a RangeError unless it names each dimension once. Source: `torch.permute`.
  *
  * @example
@@ -71,7 +71,7 @@ export function permute(x: Tensor, order: readonly number[]): Tensor {
 }
 
 /**
- * Dimensions a and b exchanged. Gradient: dX = dY with them exchanged back. Throws a TypeError for what is no tensor, a RangeError for a dimension that x
+ * Dimensions a and b exchanged, as a copy. Gradient: dX = dY with them exchanged back. Throws a TypeError for what is no tensor, a RangeError for a dimension that x
  * lacks. Source: `torch.transpose`.
  *
  * @example
@@ -91,7 +91,7 @@ export function transpose(x: Tensor, a: number, b: number): Tensor {
 }
 
 /**
- * x broadcast to `shape` by NumPy's rule; −1 stands for the size that x has there. Gradient: dX = Σ dY over what was broadcast. Throws a TypeError where x
+ * x broadcast to `shape` by NumPy's rule, as a copy; −1 stands for the size that x has there. Gradient: dX = Σ dY over what was broadcast. Throws a TypeError where x
  * does not broadcast to it, a RangeError for a wrong size. Source: `torch.Tensor.expand`.
  *
  * @example
@@ -186,7 +186,7 @@ function place(x: Tensor, y: Tensor, ranges: Ranges): void {
 }
 
 /**
- * The elements between start and end (exclusive), one pair for each leading dimension; negative ends count from the back, a missing pair takes all. Gradient:
+ * A copy of the elements between start and end (exclusive), one pair for each leading dimension; negative ends count from the back, a missing pair takes all. Gradient:
  * dX = dY between them, 0 elsewhere. Throws a TypeError for what are no pairs or too many, a RangeError for a pair outside the dimension or one that ends
  * before it starts.
  *
