@@ -107,7 +107,7 @@ export function expand(x: Tensor, shape: readonly number[]): Tensor {
   const lead = Array.isArray(shape) ? shape.length - x.rank : 0;
   const wanted = Array.isArray(shape) ? shape.map((n, d) => n === -1 && d >= lead ? x.shape[d - lead] : n) : shape;
   checkShapeArgument("expand", wanted);
-  const full = broadcastShape("expand", [x.shape, wanted]);
+  const full = broadcastShape("expand", [x.shape, wanted.map((n) => n + 0)]); // −0 is 0
   if (full.length !== wanted.length || full.some((n, i) => n !== wanted[i])) {
     throw new TypeError(`expand: x of shape [${x.shape.join(", ")}] does not broadcast to [${shape.join(", ")}]`);
   }
@@ -206,7 +206,7 @@ export function slice(x: Tensor, pairs: readonly (readonly [number, number])[]):
   const ranges = x.shape.map((n, d): [number, number] => {
     const [from, to] = (pairs[d] ?? [0, n]).map((at: number, i: number) => {
       checkNumber("slice", `pairs[${d}][${i}]`, at, { integer: true, min: -n, max: n });
-      return at < 0 ? at + n : at;
+      return at < 0 ? at + n : at + 0; // −0 is 0
     });
     if (to < from) {
       throw new RangeError(`slice: pairs[${d}] must not end before it starts, got [${pairs[d].join(", ")}]`);
