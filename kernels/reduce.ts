@@ -71,7 +71,7 @@ const kernel = variants(({ kind, input, output, columns, ahead }: Variant) => {
         "total = join_(total, vec2f(x, 0.0));",
         "total = join_(total, other);",
       )
-    } let t = shared_values[lane]; let result = select(t.x + log1p_(t.y), t.x, abs(t.x) > 1e38 && !is_nan_(t.y));`,
+    } let result = shared_values[lane].x + log1p_(shared_values[lane].y);`,
     // (value, index as bits)
     argmax: `${start} var total = vec2f(start, bitcast<f32>(first));
   ${
@@ -98,7 +98,7 @@ fn join_(a: vec2f, b: vec2f) -> vec2f {
   let larger = select(b, a, a.x >= b.x);
   let smaller = select(a, b, a.x >= b.x);
   if (smaller.x == larger.x) { return vec2f(larger.x, larger.y + smaller.y + 1.0); }
-  return vec2f(larger.x, larger.y + (smaller.y + 1.0) * exp(smaller.x - larger.x));
+  return vec2f(larger.x, larger.y + (smaller.y + 1.0) * exp_(smaller.x - larger.x));
 }`,
     main: `if (group >= params.groups) { return; }
   let tile = group % params.tiles;

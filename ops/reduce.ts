@@ -264,7 +264,7 @@ export function logSumExp(x: Tensor, o: ReduceOptions = {}): Tensor {
     saved: [x, y],
     backward: (dY) => {
       // y is rounded: e^(x − y) is right but for a factor, which its sum shows
-      const nearly = "select(exp(a - b), 0.0, a == b && abs(b) > 3.4028234e38)";
+      const nearly = "select(exp_(a - b), 0.0, a == b && abs(b) > 3.4028234e38)";
       const share = spread("logSumExp shares", nearly, [[x, x.shape], [y, kept]], x.shape, [], "f32");
       const total = reduced("sum", share, dims);
       const inputs: [Tensor, readonly number[]][] = [[share, x.shape], [total, kept], [dY, kept]];

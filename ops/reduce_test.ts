@@ -73,6 +73,7 @@ Deno.test("reduce: scalars, and no dimension at all", async () => {
   ]);
   // a scalar has one dimension, as in PyTorch
   for (const op of [sum, mean, max, variance]) assertEquals(op(tensor(3), { dim: -1 }).shape, []);
+  await checkValues("mean", mean(tensor(3), { dim: 0 }), [3]);
   assertEquals(await argmax(tensor(3), { dim: 0 }).item(), 0);
 });
 
@@ -167,7 +168,7 @@ Deno.test("reduce: infinities, NaN and large arguments", async () => {
   await checkValues("sum", sum(x, rows), [nan, inf, -inf, -inf, 1e4, -3e4]);
   const third = Math.log(Math.exp(1) + Math.exp(2));
   await checkValues("logSumExp", logSumExp(x, rows), [nan, inf, third, -inf, wide, Math.log(3) - 1e4]);
-  for (const other of [inf, -inf]) await checkValues("logSumExp", logSumExp(tensor([nan, other])), [nan]);
+  for (const more of [[inf], [-inf], [1, 2]]) await checkValues("logSumExp", logSumExp(tensor([nan, ...more])), [nan]);
 });
 
 Deno.test("reduce: the gradient of logSumExp at large and infinite arguments", async () => {
@@ -196,6 +197,7 @@ Deno.test("reduce: argmax takes the first of several and NaN before all", async 
   assertEquals(await argmax(x, { dim: 1 }).array(), [1, 1, 0]);
   assertEquals(await argmax(x, { dim: 0, keepDim: true }).array(), [[0, 1, 1]]);
   assertEquals(await argmax(x).array(), 4);
+  assertEquals(await argmax(tensor([1, 3, 0, 3])).item(), 1); // a tie of which the first is in hand
   assertEquals(argmax(x).dtype, "i32");
   const long = new Float32Array(70_001);
   long[70_000] = 1;
