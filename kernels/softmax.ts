@@ -2,7 +2,7 @@
 import type { Element } from "./elementwise.ts";
 import { variants } from "./gpu/kernel.ts";
 import type { Memory } from "./gpu/memory.ts";
-import { MATH } from "./math.ts";
+import { MATH, MATH4 } from "./math.ts";
 import { planRow, rowBuffer, rowCode, type RowPlan } from "./row.ts";
 
 /** Compile-time choices. */
@@ -21,15 +21,17 @@ const forwardKernel = variants(({ kind, element, plan }: Variant) => {
     params: { rows: "u32", columns: "u32" },
     workgroup: plan.threads,
     subgroups: plan.subgroups,
-    head: MATH + head,
+    head: MATH + MATH4 + head,
     main: `let row = group;
   if (row >= params.rows) { return; }
   ${begin}
   ${normalise([{ name: "row", value: "x4", k: "1.0" }])}
-  let log_sum = log1p_(row_rest);
+  // an infinite largest or a NaN makes the row NaN, also where exp of it is +∞ (SwiftShader's) and max passes it over
+  var nan = 0x7fc00000u;
+  let log_sum = select(log1p_(row_rest), bitcast<f32>(nan), is_nan_(row_rest) || max(row_rest, abs(row_max)) > 3.4028234e38);
   ${
       each(
-        `store_y(at4, live4, ${kind === "softmax" ? "exp(x4 - row_max - log_sum)" : "x4 - row_max - log_sum"});`,
+        `store_y(at4, live4, ${kind === "softmax" ? "exp4_(x4 - row_max - log_sum)" : "x4 - row_max - log_sum"});`,
       )
     }`,
   };
@@ -49,14 +51,14 @@ const backwardKernel = variants(({ kind, element, plan }: Variant) => {
     params: { rows: "u32", columns: "u32" },
     workgroup: plan.threads,
     subgroups: plan.subgroups,
-    head,
+    head: MATH4 + head,
     main: `let row = group;
   if (row >= params.rows) { return; }
   ${begin}
   var part = 0.0;
   ${each(`part += sum_of(select(vec4f(0.0), ${soft ? "d_y4 * y4" : "d_y4"}, live4));`)}
   let total = ${sum("part", "f32")};
-  ${each(`store_d_x(at4, live4, ${soft ? "y4 * (d_y4 - total)" : "d_y4 - exp(y4) * total"});`)}`,
+  ${each(`store_d_x(at4, live4, ${soft ? "y4 * (d_y4 - total)" : "d_y4 - exp4_(y4) * total"});`)}`,
   };
 });
 

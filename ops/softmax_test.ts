@@ -1,4 +1,4 @@
-import { assertEquals, assertThrows } from "@std/assert";
+import { assert, assertEquals, assertThrows } from "@std/assert";
 import { init, logSoftmax, softmax, Tape, type Tensor, tensor, zeros } from "@limbeck/limbeck";
 import { checkOps, checkValues } from "../testing/op.ts";
 import { lines } from "../testing/reference.ts";
@@ -71,6 +71,22 @@ Deno.test("softmax: large, infinite and missing arguments", async () => {
     ...[-Math.log(3), -Math.log(3), -Math.log(3)],
     ...[NaN, NaN, NaN],
   ]);
+});
+
+Deno.test("softmax: a NaN or a +∞, or nothing but −∞, makes its whole row NaN, and the gradients", async () => {
+  await init();
+  for (const [a, b] of [[NaN, 1], [Infinity, 1], [Infinity, Infinity], [-Infinity, -Infinity]]) {
+    for (const columns of [2, 5000]) {
+      const values = new Float32Array(columns).fill(b);
+      values[columns - 1] = a;
+      for (const op of [softmax, logSoftmax]) {
+        using _tape = new Tape();
+        const x = tensor(values, { requiresGrad: true }), y = op(x);
+        y.slice([[0, 1]]).sum().backward();
+        for (const got of [y, x.grad!]) assert((await got.data()).every(Number.isNaN), `${op.name} of ${[a, b]}`);
+      }
+    }
+  }
 });
 
 Deno.test("softmax: a −∞ has gradient 0", async () => {

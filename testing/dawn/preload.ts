@@ -3,12 +3,6 @@
  * Run by itself it prints the adapter that Dawn finds, and ends with exit code 1 where there is none.
  */
 
-/** Tests that cannot hold on Dawn or its driver, each with the reason. */
-const SKIPPED: Record<string, string> = {
-  "softmax: large, infinite and missing arguments":
-    "SwiftShader's exp(NaN) is no NaN, and WGSL lets it: a row with a NaN comes out partly finite",
-};
-
 // subgroup matrices, where there are tensor cores; and timestamps as the GPU takes them, for `bench:report --dawn`
 const TOGGLES = [
   "enable-dawn-features=allow_unsafe_apis,vulkan_enable_f16_on_nvidia",
@@ -54,13 +48,4 @@ if (import.meta.main) {
   );
 } else {
   Deno.test.afterAll(destroyAll);
-  const { test } = Deno;
-  // deno-lint-ignore no-explicit-any
-  const skipping = (first: any, ...more: any[]) => {
-    const name = typeof first === "string" ? first : first.name;
-    if (!(name in SKIPPED)) return test(first, ...more as [() => void]);
-    console.log(`skipped: ${name}: ${SKIPPED[name]}`);
-    test.ignore(name, () => {});
-  };
-  Object.defineProperty(Deno, "test", { value: Object.assign(skipping, test) });
 }
