@@ -238,7 +238,6 @@ function checkTensors(op: string, xs: readonly Tensor[]): void {
  */
 export function concat(xs: readonly Tensor[], dim = 0): Tensor {
   checkTensors("concat", xs);
-  xs = [...xs]; // the caller may clear the list before the backward pass
   const along = checkDim("concat", dim, xs[0].rank);
   for (const [i, x] of xs.entries()) {
     checkShape(
@@ -261,7 +260,7 @@ export function concat(xs: readonly Tensor[], dim = 0): Tensor {
     op: "concat",
     inputs: xs,
     output: y,
-    backward: (dY, wants) => xs.map((_, i) => wants[i] ? cut(dY, parts[i], "concat") : null),
+    backward: (dY, wants) => parts.map((part, i) => wants[i] ? cut(dY, part, "concat") : null),
   });
 }
 
