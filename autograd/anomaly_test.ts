@@ -39,6 +39,15 @@ Deno.test("debug: the op that first made an infinity is named, not those that pa
     assertStringIncludes(said, "anomaly_test.ts");
   }));
 
+Deno.test("debug: ops that need no gradient are named too", () =>
+  debugging(async () => {
+    using _scope = new Scope();
+    const zero = tensor([[0, 0]]), labels = tensor([0], { dtype: "i32" });
+    assertStringIncludes(await message(() => zero.div(zero).add(1).array()), "debug: div: the forward pass of step");
+    const logits = tensor([[NaN, 0]]);
+    assertStringIncludes(await message(() => crossEntropy(logits, labels).item()), "debug: crossEntropy: input 0");
+  }));
+
 Deno.test("debug: a gradient that the backward pass made infinite is named", () =>
   debugging(async () => {
     using _tape = new Tape();

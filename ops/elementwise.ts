@@ -7,7 +7,7 @@ import { map } from "../kernels/elementwise.ts";
 import { ACTIVATIONS } from "../kernels/math.ts";
 import type { ClampOptions, GeluOptions, Operand } from "../autograd/methods.ts";
 import { type DType, DTYPES } from "../autograd/storage.ts";
-import { needsGradient, record } from "../autograd/tape.ts";
+import { record } from "../autograd/tape.ts";
 import { checkTensor, Tensor } from "../autograd/tensor.ts";
 import { sumTo } from "./reduce.ts";
 
@@ -322,7 +322,6 @@ export function binary(name: string, value: string, byA: string, byB: string): (
     if (a.dtype !== b.dtype) throw new TypeError(`${name}: b must have dtype ${a.dtype} as a, got ${b.dtype}`);
     const shape = broadcastShape(name, [a.shape, b.shape]);
     const y = mapped(name, value, [a, b], shape);
-    if (!needsGradient([a, b])) return y;
     const [wantsA, wantsB] = [a.requiresGrad, b.requiresGrad];
     const isSaved = (i: number) => wantsA && used[0][i] || wantsB && used[1][i];
     return record({

@@ -111,7 +111,6 @@ export function rowLoss(
   const loss = scalar ? total(lossRows, op) : lossRows;
   if (scalar) lossRows.dispose();
   if (once) { for (const x of scratch) x.dispose(); }
-  if (!wanted) return loss;
   return record({
     op,
     inputs,
