@@ -196,6 +196,12 @@ export class Pool {
     const memory = new Memory(buffer, 0, bytes, this, list.made++, list);
     this.errors.close(() => {
       memory.refused = true;
+      const at = list.free.indexOf(memory);
+      if (at >= 0) { // given back before the device said so
+        list.free.splice(at, 1);
+        this.counters.pooledBytes -= bytes;
+        this.#destroy(memory);
+      }
       return `${op}, which asked for ${ofShape(bytes, shape)} with ${this.counters.liveBytes} bytes live`;
     });
     return memory;
