@@ -65,6 +65,28 @@ Deno.test("gpu: small uploads of new sizes need no submit, however many others t
   assertEquals((await sums.data())[299], 49 * 50 / 2);
 });
 
+Deno.test("gpu: of the arena a submit writes what is new, not what lies between", async () => {
+  await init();
+  using _scope = new Scope();
+  tensor([1]).dispose(); // the place of the next one
+  for (let i = 0; i < 70; i++) tensor(new Float32Array(16_000)); // more than a page
+  zeros([1]);
+  await flush();
+  const queue = GPUQueue.prototype, { writeBuffer } = queue;
+  let written = 0;
+  queue.writeBuffer = function (...given: Parameters<GPUQueue["writeBuffer"]>) {
+    written += given[4]!;
+    return writeBuffer.apply(this, given);
+  };
+  try {
+    const far = tensor(new Float32Array(16_000).fill(3)), near = tensor([2]);
+    assertEquals([await far.add(near).sum().item(), (await near.data())[0]], [5 * 16_000, 2]);
+  } finally {
+    queue.writeBuffer = writeBuffer;
+  }
+  assert(written < 2 ** 18, `${written} bytes`);
+});
+
 Deno.test("gpu: writable uploads behind dispatches that read their memory", async () => {
   await init();
   using _scope = new Scope();

@@ -237,10 +237,10 @@ export class Pool {
 
 /** A buffer that the host writes: what it puts here goes to the GPU at `write`, all at once. */
 export class Mirror {
+  static readonly #GAP = 2 ** 16; // copying so many bytes takes about as long as one more write
   readonly #bytes: Uint8Array<ArrayBuffer>;
   /** Where it is newer than the GPU's. */
-  #from = Infinity;
-  #to = 0;
+  #newer: { from: number; to: number }[] = [];
 
   constructor(readonly buffer: GPUBuffer) {
     this.#bytes = new Uint8Array(buffer.size);
@@ -249,15 +249,17 @@ export class Mirror {
   /** Puts data at the start of a range of so many bytes. */
   put(data: Uint8Array, offset: number, bytes: number): void {
     this.#bytes.set(data, offset);
-    this.#from = Math.min(this.#from, offset);
-    this.#to = Math.max(this.#to, offset + bytes);
+    const end = offset + bytes;
+    const near = this.#newer.find(({ from, to }) => offset - to <= Mirror.#GAP && from - end <= Mirror.#GAP);
+    if (near) {
+      near.from = Math.min(near.from, offset);
+      near.to = Math.max(near.to, end);
+    } else this.#newer.push({ from: offset, to: end });
   }
 
   write(queue: GPUQueue): void {
-    if (this.#from >= this.#to) return;
-    queue.writeBuffer(this.buffer, this.#from, this.#bytes, this.#from, this.#to - this.#from);
-    this.#from = Infinity;
-    this.#to = 0;
+    for (const { from, to } of this.#newer) queue.writeBuffer(this.buffer, from, this.#bytes, from, to - from);
+    this.#newer.length = 0;
   }
 }
 
