@@ -1,3 +1,4 @@
+import { pathToFileURL } from "node:url";
 import { assert, assertEquals, assertRejects, assertStringIncludes, assertThrows } from "@std/assert";
 import {
   argmax,
@@ -151,6 +152,19 @@ Deno.test("memory: debug mode lists forgotten tensors with the lines that made t
   await dispose();
   await init();
   assertEquals(stats().forgotten, undefined);
+});
+
+Deno.test("memory: the lines are found whatever the folder of the package is called", async () => {
+  const directory = `${await Deno.makeTempDir()}/c++ (1 50% é#`, copy = `${directory}/autograd/ledger.ts`;
+  try {
+    await Deno.mkdir(`${directory}/autograd`, { recursive: true });
+    await Deno.copyFile(new URL("ledger.ts", import.meta.url), copy);
+    const { enter } = await import(pathToFileURL(copy).href), ledger = new Map();
+    enter({}, { ledger, debug: true }, "mul");
+    assertStringIncludes([...ledger.values()][0].place, "debug_test.ts");
+  } finally {
+    await Deno.remove(directory, { recursive: true });
+  }
 });
 
 Deno.test("memory: the limit's error names the op, the shape and the bytes", async () => {

@@ -12,7 +12,9 @@ export function entries({ ledger }: Gpu): [Tensor, Made][] {
   return [...ledger ?? []] as [Tensor, Made][];
 }
 
-const OWN = new RegExp(`${new URL("../", import.meta.url).href}(mod|(kernels|autograd|ops|nn)/(?!.*_test)[^:]*)\\.ts`);
+/** The folder of this package as stacks show it, which is not always as the URL does. */
+const HERE = /(?:at |@)(.*)autograd\/ledger\.ts/.exec(new Error().stack ?? "")?.[1] ?? "";
+const OWN = new RegExp(`${RegExp.escape(HERE)}(mod|(kernels|autograd|ops|nn)/(?!.*_test)[^:]*)\\.ts`);
 
 /** The first line of the stack that is outside of this package. */
 function callingLine(): string {
