@@ -244,10 +244,7 @@ export class DeviceErrors {
   lost: string | null = null;
 
   constructor(readonly device: GPUDevice) {
-    device.addEventListener("uncapturederror", (event) => {
-      event.preventDefault?.();
-      this.#messages.push((event as GPUUncapturedErrorEvent).error.message);
-    });
+    device.addEventListener("uncapturederror", this.#hear);
     device.lost.then((info) => {
       this.lost = `${info.reason || "unknown"}: ${info.message}`;
       this.#unsaid ||= info.reason !== "destroyed";
@@ -255,14 +252,20 @@ export class DeviceErrors {
     globalThis.addEventListener?.("unload", this.end);
   }
 
+  readonly #hear = (event: Event): void => {
+    event.preventDefault?.();
+    this.#messages.push((event as GPUUncapturedErrorEvent).error.message);
+  };
+
   /** Throws what no call has said: a program that ends without an await after the error must not look as if all had gone well. */
   readonly end = (): void => {
     if (this.#messages.length > 0 || this.#unsaid) this.raise();
   };
 
-  /** Nothing is left to be said at the end of the program. */
+  /** Nothing is left to be said at the end of the program, and what else the device reports is its maker's. */
   forget(): void {
     globalThis.removeEventListener?.("unload", this.end);
+    this.device.removeEventListener("uncapturederror", this.#hear);
   }
 
   /** Opens error scopes over what follows; `close` collects what they caught, under a label. */

@@ -294,12 +294,24 @@ Deno.test("init: where the memory limit ends a constructor in the middle, nothin
 Deno.test("init: an injected device stays its maker's", async () => {
   const adapter = await navigator.gpu.requestAdapter();
   const device = await adapter!.requestDevice();
+  const listeners = new Set<unknown>(); // an error that one of ours took would stay unheard after dispose()
+  const { addEventListener, removeEventListener } = device;
+  device.addEventListener = (type: string, listener: unknown) => {
+    listeners.add(listener);
+    addEventListener.call(device, type, listener as EventListener);
+  };
+  device.removeEventListener = (type: string, listener: unknown) => {
+    listeners.delete(listener);
+    removeEventListener.call(device, type, listener as EventListener);
+  };
   await init({ device });
+  assertEquals(listeners.size, 1);
   {
     using _scope = new Scope();
     assertEquals(await tensor([1, 2]).add(1).array(), [2, 3]);
   }
   await dispose();
+  assertEquals(listeners.size, 0);
   const make = device.createBuffer, held = new Set<GPUBuffer>();
   device.createBuffer = (descriptor) => {
     const buffer = make.call(device, descriptor), { destroy } = buffer;
