@@ -190,6 +190,7 @@ export class Pool {
 
   #create(bytes: number, list: FreeList, op: string, shape?: readonly number[]): Memory {
     this.counters.buffersCreated++;
+    const { liveBytes } = this.counters; // by the time the device says so, a scope may have closed
     this.errors.open();
     const buffer = this.device.createBuffer({ size: bytes, usage: STORAGE });
     this.#buffers.add(buffer);
@@ -202,7 +203,7 @@ export class Pool {
         this.counters.pooledBytes -= bytes;
         this.#destroy(memory);
       }
-      return `${op}, which asked for ${ofShape(bytes, shape)} with ${this.counters.liveBytes} bytes live`;
+      return `${op}, which asked for ${ofShape(bytes, shape)} with ${liveBytes} bytes live`;
     });
     return memory;
   }

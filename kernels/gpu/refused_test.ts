@@ -70,16 +70,17 @@ Deno.test("refused: no memory for a result names the op, the shape and the bytes
   assertEquals((await matmul(a, b).data())[149_999], 20);
   assertEquals(await a.add(1).sum().item(), before);
 
-  const { pooledBytes } = stats();
+  const gone = zeros([4]), { liveBytes, pooledBytes } = stats();
   await refusing("out-of-memory", outOfMemory, (refuse) => {
     device.createBuffer = function (descriptor) {
       return refuse(this, () => createBuffer.call(this, { ...descriptor, size: 2 ** 50 }));
     };
   }, async () => {
-    zeros([200_000]).dispose(); // back in the pool before the device has said so
-    await assertRejects(() => flush(), Error, "GPU: out-of-memory error in zeros");
+    for (const x of [zeros([200_000]), gone]) x.dispose(); // back in the pool before the device has said so
+    const asked = "zeros, which asked for 917504 bytes (shape [200000]) with ";
+    await assertRejects(() => flush(), Error, `GPU: out-of-memory error in ${asked}${liveBytes} bytes live`);
   });
-  assertEquals([stats().pooledBytes, (await zeros([200_000]).add(1).data())[199_999]], [pooledBytes, 1]);
+  assertEquals([stats().pooledBytes, (await zeros([200_000]).add(1).data())[199_999]], [pooledBytes + 256, 1]);
 });
 
 Deno.test("refused: of reads at once, none gives the numbers of a refused batch before the device has said so", async () => {
