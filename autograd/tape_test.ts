@@ -160,6 +160,9 @@ Deno.test("tape: a result that was overwritten passes its gradient to what stand
   assertEquals(z.requiresGrad, false);
   const same = noGrad(() => w.mul(2)), parameter = leaf([0, 0]).assign(v.mul(2)); // neither has a record
   assertEquals([same.assign(v).requiresGrad, parameter.record], [false, null]);
+  const u = leaf([1, 2]), again = u.mul(9);
+  again.assign(u).assign(again.add(u)).square().sum().backward(); // (2u)²
+  assertEquals([await again.array(), await u.grad!.array()], [[2, 4], [8, 16]]);
 });
 
 Deno.test("tape: gradients add up over backward calls and tapes", async () => {

@@ -377,8 +377,8 @@ export class Tensor implements Disposable {
   }
 
   /**
-   * Overwrites the elements in place with `other`'s. Shapes and dtypes must agree. Returns this tensor. The gradient of what a tape recorded goes to `other` from then
-   * on; of anything else, as parameters and buffers, the write is not recorded.
+   * Overwrites the elements in place with `other`'s. Shapes and dtypes must agree. Returns this tensor. What a recorded op had made takes `other`'s history,
+   * as in PyTorch: gradients flow to `other`. A leaf or a constant that is overwritten stays what it is.
    */
   assign(other: Tensor): this {
     methods.assign(this, other);
