@@ -48,17 +48,12 @@ function freeHome(leaf: Tensor): Memory | null {
 
 /** total + gradient as a tensor that nothing owns; in place where nobody else holds the total. */
 export function added(total: Tensor | null, gradient: Tensor, input: Tensor): Tensor {
-  if (total === null) {
-    const first = gradient.view(input.shape, "backward").keep();
-    first.isUnit = gradient.isUnit;
-    return first;
-  }
+  if (total === null) return gradient.view(input.shape, "backward").keep();
   let sum = total;
   if (total.storage.owners > 1) {
     sum = copyOf(total).keep();
     total.dispose();
   }
-  sum.isUnit = false;
   accumulate(sum.storage.writable(), gradient.memory, sum.size, sum.dtype); // a rule may have given what the host wrote
   return sum;
 }
@@ -87,7 +82,7 @@ export function addToLeaf(leaf: Tensor, gradient: Tensor, isFreed: boolean): voi
     methods.assign(leaf.grad, gradient);
   } else {
     // another leaf's, dOutput's, a view's or kept by the rule: a copy, so that in-place changes stay this leaf's
-    const isOurs = isFreed && gradient.storage.owners === 1 && !gradient.isUnit;
+    const isOurs = isFreed && gradient.storage.owners === 1 && !gradient.storage.isUnit;
     leaf.grad = isOurs ? gradient.view(leaf.shape, "backward") : copyOf(gradient);
   }
 }
@@ -95,7 +90,7 @@ export function addToLeaf(leaf: Tensor, gradient: Tensor, isFreed: boolean): voi
 /** The gradient 1 that `backward()` of a scalar starts with. */
 export function unit(loss: Tensor): Tensor {
   const one = new Uint8Array(ARRAYS[loss.dtype].of(1).buffer);
-  const tensor = Tensor.owned(new Storage(gpu().queue.upload(one, false, "unit")), loss.shape, loss.dtype, "backward");
-  tensor.isUnit = true;
-  return tensor;
+  const storage = new Storage(gpu().queue.upload(one, false, "unit"));
+  storage.isUnit = true;
+  return Tensor.owned(storage, loss.shape, loss.dtype, "backward");
 }

@@ -31,6 +31,8 @@ export class Storage {
   #changes = 0;
   owners = 1;
   #host: { values: TypedArray; version: number } | null = null;
+  /** Whether this is the gradient 1 that `backward()` starts with, as long as nothing writes there. */
+  isUnit = false;
   /** Where an optimizer wants the gradient: a slot of its flat block. */
   gradientHome: Memory | null = null;
   readonly gpu: Gpu;
@@ -83,6 +85,7 @@ export class Storage {
     if (this.memory.owner.readOnly) this.vacate();
     this.#changes++; // behind what may throw
     this.#host = null;
+    this.isUnit = false;
     return this.memory;
   }
 

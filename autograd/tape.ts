@@ -28,6 +28,7 @@ export interface RecordSpec {
   hidden?: readonly Tensor[];
   /**
    * Gives the gradients of the inputs, in their order and with their shapes and dtypes; null where there is none or `wants[i]` is false. Runs unrecorded.
+   * `dOutput` is lent: other gradients may share its memory, so do not write to it or keep it.
    *
    * `gradientOf(i)` makes a tensor for the gradient of input i: where that is a parameter of an optimizer, writing there saves a copy. `earlier(i)` is the
    * gradient that input i already has from later ops, or null. Whoever asks for it must add it to the result, which saves a launch that adds
@@ -178,7 +179,6 @@ export class Tape extends Scope {
     // of what may be a leaf's gradient or a view of one a copy: that grows while this one waits
     const isAlone = dOutput.owner instanceof Scope && dOutput.storage.owners === 1;
     last.gradient = (isAlone ? dOutput.view(dOutput.shape, "backward") : copyOf(dOutput)).keep();
-    last.gradient.isUnit = dOutput.isUnit;
     const touched: Record[] = [], { lent } = Tensor;
     try {
       for (let i = last.index; i >= 0; i--) {

@@ -430,6 +430,12 @@ Deno.test("tape: a gradient that a rule keeps for itself stays as it was", async
   custom(y, () => own!).sum().backward();
   assertEquals([await y.grad!.array(), await own!.array()], [[20, 20], [10, 10]]);
   own!.dispose();
+  // nor is the 1 that backward() starts with taken for one once a rule has written to it
+  const logits = tensor([[0, 0]], { requiresGrad: true }), loss = crossEntropy(logits, tensor(new Int32Array([0])));
+  const twice = noGrad(() => loss.mul(2));
+  const backward = (d: Tensor) => [d.assign(d.mul(2))];
+  record({ op: "twice", inputs: [loss], output: twice, backward }).backward();
+  assertEquals(await logits.grad!.array(), [[-1, 1]]);
 });
 
 Deno.test("tape: a gradient that the host wrote adds up with others", async () => {

@@ -86,11 +86,6 @@ export class Tensor implements Disposable {
    * @internal
    */
   record: Recorded | null = null;
-  /**
-   * Whether this is the gradient 1 that `backward()` starts with.
-   * @internal
-   */
-  isUnit = false;
   #requiresGrad = false;
   #grad: Tensor | null = null;
   #storage: Storage | null;

@@ -118,7 +118,7 @@ export function rowLoss(
     saved: once ? [] : saved,
     hidden: [...early.filter((g) => g !== null), ...once ? [] : scratch],
     backward: (dLoss, wants, gradientOf) => {
-      if (scalar && dLoss.isUnit) return early;
+      if (scalar && dLoss.storage.isUnit) return early;
       if (scalable) {
         for (const g of early) if (g) scale(g.memory, dLoss.memory, g.size, g.dtype, dLoss.dtype);
         return early;
