@@ -241,8 +241,9 @@ export class Tape extends Scope {
       wants,
       (i) => gradientFor(spec.inputs[i], record.sources[i] === null), // a closed input has lost its own record
       (i) => {
-        const earlier = record.sources[i]?.gradient ?? null;
-        if (earlier) whole.add(i);
+        const { sources } = record, earlier = sources[i]?.gradient ?? null;
+        if (earlier === null || sources.indexOf(sources[i]) !== i) return null; // it is in the sum once if inputs are the same
+        whole.add(i);
         return earlier;
       },
     );

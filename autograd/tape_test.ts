@@ -438,6 +438,24 @@ Deno.test("tape: a gradient that a rule keeps for itself stays as it was", async
   assertEquals(await logits.grad!.array(), [[-1, 1]]);
 });
 
+Deno.test("record: a rule that adds the earlier gradients itself, of the same tensor twice", async () => {
+  await init();
+  using _tape = new Tape();
+  const x = leaf([1, 2]), h = x.mul(1), output = noGrad(() => h.mul(3));
+  const y = record({
+    op: "sum of three",
+    inputs: [h, h],
+    output,
+    backward: (dY, _wants, _gradientOf, earlier) =>
+      [1, 2].map((factor, i) => {
+        const own = dY.mul(factor), before = earlier(i);
+        return before ? own.add(before) : own;
+      }),
+  });
+  y.add(h.mul(10)).sum().backward();
+  assertEquals(await x.grad!.array(), [13, 13]);
+});
+
 Deno.test("tape: a gradient that the host wrote adds up with others", async () => {
   await init();
   using _tape = new Tape();
