@@ -77,7 +77,8 @@ export class Scope implements Disposable {
     while (open[open.length - 1] !== this) open[open.length - 1][Symbol.dispose]();
     open.pop();
     this.#closed = true;
-    for (const owned of this.#owned) if (owned.owner === this) owned.closeWith(this.kind);
+    // the last one first, which the pool takes back without moving others
+    for (const owned of this.#owned.reverse()) if (owned.owner === this) owned.closeWith(this.kind);
     this.#owned = [];
   }
 
