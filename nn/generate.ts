@@ -5,10 +5,10 @@ import { noGrad } from "../autograd/tape.ts";
 import type { Tensor } from "../autograd/tensor.ts";
 import { tensor, zeros } from "../ops/create.ts";
 import { slice } from "../ops/shape.ts";
-import { parameters } from "./layers.ts";
+import { isPlain, parameters } from "./layers.ts";
 import type { Module } from "./module.ts";
 import { splitmix32 } from "./splitmix.ts";
-import { Gpt, type KeyValueCache, MultiHeadAttention, TransformerBlock } from "./transformer.ts";
+import { Embedding, Gpt, type KeyValueCache, MultiHeadAttention, TransformerBlock } from "./transformer.ts";
 
 /** Options of `generate`. */
 export interface GenerateOptions {
@@ -72,8 +72,8 @@ export async function generate(
   const op = "generate";
   if (!(gpt instanceof Gpt)) throw new TypeError(`${op}: gpt must be a Gpt, got ${describe(gpt)}`);
   checkOptions(op, options, ["length", "temperature", "topK", "topP", "seed", "stop"]);
-  const { length, temperature = 1, topK, topP, seed = 0, stop } = options,
-    { context, vocabulary, layers, heads, width } = gpt.options;
+  const { length, temperature = 1, topK, topP, seed = 0, stop } = options, { context, heads, width } = gpt.options;
+  const vocabulary = isPlain(gpt.tokens, Embedding) ? gpt.tokens.weight.shape[0] : gpt.options.vocabulary; // as it is now
   checkNumber(op, "length", length, { integer: true, min: 0 });
   checkNumber(op, "temperature", temperature, { min: 0 });
   checkNumber(op, "seed", seed, { integer: true });
@@ -96,19 +96,24 @@ export async function generate(
     throw new RangeError(`${op}: prompt and length must fit the context ${context}, got ${start} + ${length}`);
   }
 
-  const random = splitmix32(seed), shape = [prompts.length, heads, context, width / heads];
+  const random = splitmix32(seed);
   // no scope is open, and no flag switched, while this waits for a read: others run meanwhile
-  const memories = parameters(() => Array.from({ length: 2 * layers }, () => zeros(shape)));
-  const caches = Array.from({ length: layers }, (_, i) => ({ keys: memories[2 * i], values: memories[2 * i + 1] }));
+  const memories = parameters(() =>
+    gpt.blocks.flatMap(({ selfAttn: attention }) => { // which a block of another class may lack
+      const own = attention?.heads ?? heads, dtype = attention?.inProjWeight?.dtype === "f16" ? "f16" : "f32";
+      return [0, 1].map(() => zeros([prompts.length, own, context, width / own], { dtype }));
+    })
+  );
+  const caches = gpt.blocks.map((_, i) => ({ keys: memories[2 * i], values: memories[2 * i + 1] }));
   const texts = prompts.map((prompt) => [...prompt]), ended = prompts.map(() => false);
   try {
     let fresh = prompts.map((prompt) => [...prompt]);
     while (texts[0].length < start + length && !ended.every(Boolean)) {
       const at = texts[0].length - fresh[0].length;
       using last = noGrad(() => evaluating(gpt, () => cachedLogits(gpt, caches, fresh, at))).keep();
-      const logits = await last.data();
+      const logits = await last.data(), classes = last.shape[2];
       fresh = texts.map((text, b) => {
-        const next = sample(logits.subarray(b * vocabulary, (b + 1) * vocabulary), { temperature, topK, topP }, random);
+        const next = sample(logits.subarray(b * classes, (b + 1) * classes), { temperature, topK, topP }, random);
         text.push(next);
         return [next];
       });
@@ -126,9 +131,9 @@ export async function generate(
 /** Throws where a block has a forward of its own, which the pass with a cache would leave out. */
 function checkCached(block: TransformerBlock, i: number): void {
   const { prototype: plain } = TransformerBlock, { prototype: attention } = MultiHeadAttention, { selfAttn } = block;
-  const isPlain = block.forward === plain.forward && selfAttn.forward === attention.forward &&
+  const isOwn = block.forward === plain.forward && selfAttn.forward === attention.forward &&
     selfAttn.attend === attention.attend;
-  if (isPlain || ![undefined, plain.forwardCached].includes(block.forwardCached)) return;
+  if (isOwn || ![undefined, plain.forwardCached].includes(block.forwardCached)) return;
   throw new TypeError(
     `generate: blocks[${i}] must have a forwardCached of its own where its forward or its attention's is replaced, got none`,
   );
@@ -151,12 +156,12 @@ function evaluating<T>(model: Module, fn: () => T): T {
   }
 }
 
-/** Logits [batch, vocabulary] behind the last of the fresh tokens, which stand at `position` and take their places in the caches. */
+/** Logits [batch, 1, vocabulary] behind the last of the fresh tokens, which stand at `position` and take their places in the caches. */
 function cachedLogits(gpt: Gpt, caches: KeyValueCache[], fresh: number[][], position: number): Tensor {
-  const { context, heads, width, vocabulary } = gpt.options, batch = fresh.length, count = fresh[0].length;
+  const { context } = gpt.options, batch = fresh.length, count = fresh[0].length;
   const place = tensor(new Uint32Array([position]));
   const write = (cache: Tensor, x: Tensor) => {
-    const sizes = { heads: batch * heads, fresh: count, length: context, depth: width / heads };
+    const [, heads, length, depth] = cache.shape, sizes = { heads: batch * heads, fresh: count, length, depth };
     cacheWrite(x.memory, place.memory, cache.memory, cache.dtype, sizes);
   };
   const seen = Int32Array.from(
@@ -169,5 +174,5 @@ function cachedLogits(gpt: Gpt, caches: KeyValueCache[], fresh: number[][], posi
   let x = gpt.tokens.forward(tokens).add(gpt.positions.forward(places));
   gpt.blocks.forEach((block, i) => x = block.forwardCached(x, caches[i], write, mask));
   const last = slice(gpt.norm.forward(x), [[0, batch], [count - 1, count]]);
-  return gpt.logits(last).reshape([batch, vocabulary]);
+  return gpt.logits(last);
 }

@@ -1,5 +1,5 @@
 import { assert, assertEquals, assertRejects } from "@std/assert";
-import { init, manualSeed, nn, noGrad, Scope, stats, Tape, tensor } from "@limbeck/limbeck";
+import { init, manualSeed, nn, noGrad, Scope, stats, Tape, Tensor, tensor } from "@limbeck/limbeck";
 import { random } from "../testing/op.ts";
 import { sample } from "./generate.ts";
 
@@ -240,4 +240,35 @@ Deno.test("generate: layers that were replaced, and blocks with a forward of the
   gpt.hiddenStates = (tokens) => gpt.tokens.forward(tokens);
   await assertRejects(() => nn.generate(gpt, prompts, { length: 1 }), TypeError, "generate: gpt must have Gpt's own");
   gpt.dispose();
+});
+
+Deno.test("generate: a decoder that is no longer what it was made as", async () => {
+  const { f16 } = await init();
+  using _scope = new Scope();
+  const block = (heads: number) => {
+    const made = new nn.TransformerBlock(16, heads);
+    for (const x of made.parameters()) if (x.rank > 1) nn.init.normal(x, 0, 0.4);
+    return made;
+  };
+  const changes: [string, (gpt: nn.Gpt) => void][] = [
+    ["a block more", (gpt) => gpt.blocks.push(block(2))],
+    ["other heads", (gpt) => gpt.blocks[0] = block(4)],
+    ["more tokens", (gpt) => [gpt.tokens, gpt.head] = [new nn.Embedding(25, 16), new nn.Linear(16, 25)]],
+    ["a longer table of positions", (gpt) => gpt.positions = new nn.Embedding(32, 16)],
+  ];
+  for (const [what, change] of changes) {
+    const gpt = makeGpt(16);
+    change(gpt);
+    const prompts = [new Int32Array([1, gpt.tokens.weight.shape[0] - 1, 3])];
+    const want = await greedy(gpt, prompts, 13);
+    assertEquals(arrays(await nn.generate(gpt, prompts, { length: 13, temperature: 0 })), want, what);
+  }
+  if (!f16) return;
+  const gpt = makeGpt(16), all = (m: nn.Module): nn.Module[] => [m, ...m.children().flatMap(([, child]) => all(child))];
+  for (const module of all(gpt) as unknown as Record<string, Tensor>[]) {
+    for (const [name, x] of Object.entries(module)) {
+      if (x instanceof Tensor) module[name] = tensor(Float16Array.from(await x.data()), x.shape);
+    }
+  }
+  assertEquals(arrays(await nn.generate(gpt, PROMPTS, { length: 13, temperature: 0 })), await greedy(gpt, PROMPTS, 13));
 });

@@ -401,7 +401,7 @@ export class Gpt extends Module {
   #places(length: number): Tensor {
     const { positions } = this;
     if (!isPlain(positions, Embedding)) return positions.forward(arange(0, length, 1, { dtype: "i32" }));
-    return length < this.options.context ? slice(positions.weight, [[0, length]]) : positions.weight;
+    return length < positions.weight.shape[0] ? slice(positions.weight, [[0, length]]) : positions.weight;
   }
 
   #checked(tokens: Tensor): readonly number[] {
