@@ -80,8 +80,9 @@ export async function generate(
   if (topK !== undefined) checkNumber(op, "topK", topK, { integer: true, min: 1 });
   if (topP !== undefined) checkNumber(op, "topP", topP, { above: 0, max: 1 });
   if (stop !== undefined) checkNumber(op, "stop", stop, { integer: true, min: 0, below: vocabulary });
-  if (gpt.hiddenStates !== Gpt.prototype.hiddenStates) {
-    throw new TypeError(`${op}: gpt must have Gpt's own hiddenStates, as the pass with a cache has; got another`);
+  for (const name of ["forward", "hiddenStates"] as const) {
+    if (gpt[name] === Gpt.prototype[name]) continue;
+    throw new TypeError(`${op}: gpt must have Gpt's own ${name}, as the pass with a cache has; got another`);
   }
   gpt.blocks.forEach(checkCached);
   const start = prompts?.[0]?.length;

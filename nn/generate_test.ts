@@ -237,8 +237,12 @@ Deno.test("generate: layers that were replaced, and blocks with a forward of the
   gpt.blocks[0] = linear1 as unknown as nn.TransformerBlock; // a module of another class
   await assertRejects(() => nn.generate(gpt, prompts, { length: 1 }), TypeError, "generate: blocks[0] must");
   gpt.blocks[0] = first;
-  gpt.hiddenStates = (tokens) => gpt.tokens.forward(tokens);
-  await assertRejects(() => nn.generate(gpt, prompts, { length: 1 }), TypeError, "generate: gpt must have Gpt's own");
+  for (const name of ["forward", "hiddenStates"] as const) {
+    gpt[name] = (tokens) => gpt.tokens.forward(tokens);
+    const own = `generate: gpt must have Gpt's own ${name}`;
+    await assertRejects(() => nn.generate(gpt, prompts, { length: 1 }), TypeError, own);
+    gpt[name] = nn.Gpt.prototype[name];
+  }
   gpt.dispose();
 });
 
