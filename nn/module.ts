@@ -1,4 +1,5 @@
 import { checkBoolean, checkOptions, describe, isRecord } from "../kernels/check.ts";
+import { isFloat } from "../autograd/storage.ts";
 import { noGrad } from "../autograd/tape.ts";
 import { checkShape, checkTensor, Tensor } from "../autograd/tensor.ts";
 import { assign } from "../ops/shape.ts";
@@ -7,7 +8,9 @@ import { assign } from "../ops/shape.ts";
 const snake = (name: string) => name.replace(/(?<=[a-z0-9][A-Z]*)[A-Z]/g, (c) => `_${c.toLowerCase()}`);
 
 /**
- * The base class of everything with parameters and a `forward`. A tensor in a property is a parameter; a module (or array of modules) in a property is a child.
+ * The base class of everything with parameters and a `forward`. A tensor in a property is a parameter, one of integers a buffer, which is saved and no more; a
+ * module (or array of modules) in a property is a child. What lies elsewhere (arrays of tensors, a Map, a private field such as `#mask`) is neither: nothing
+ * trains, saves or frees it.
  * State names are PyTorch's: `outProj.weight` is saved as `out_proj.weight`, and `A_log` as it is.
  *
  * Parameters belong to the module, not to a scope: `dispose()` frees them. The layers of this package see to that. A tensor of your own needs `keep()` if a tape
@@ -52,10 +55,10 @@ export abstract class Module {
   /** Every parameter with its name, those of children behind the module's own. A shared one comes once, under its first name. */
   namedParameters(): [string, Tensor][] {
     const found = new Set<Tensor>();
-    return [...this.#named()].filter(([, x]) => !found.has(x) && found.add(x));
+    return [...this.#named()].filter(([, x]) => isFloat(x.dtype) && !found.has(x) && found.add(x));
   }
 
-  /** Every parameter under each of its names. */
+  /** Every parameter and buffer under each of its names. */
   #named(): Map<string, Tensor> {
     const found = new Map<string, Tensor>(), around = new Set<Module>();
     const walk = (module: Module, prefix: string) => {
@@ -100,14 +103,15 @@ export abstract class Module {
     return this.train(false);
   }
 
-  /** The parameters by name: the live tensors, not copies. A shared one comes under each of its names. */
+  /** The parameters and buffers by name: the live tensors, not copies. A shared one comes under each of its names. */
   stateDict(): Record<string, Tensor> {
     return Object.fromEntries(this.#named());
   }
 
   /**
-   * Copies tensors into the parameters of the same names. A shared parameter may come under any of its names; of several the last counts. Throws a RangeError
-   * that names what is missing or unexpected (unless `strict` is false), and a TypeError for a wrong shape or dtype; then nothing has been copied.
+   * Copies tensors into the parameters and buffers of the same names. A shared one may come under any of its names; of several
+   * the last counts. Throws a RangeError that names what is missing or unexpected (unless `strict` is false), and a TypeError for a wrong shape or dtype; then
+   * nothing has been copied.
    */
   loadStateDict(state: Record<string, Tensor>, options: { strict?: boolean } = {}): void {
     checkOptions("loadStateDict", options, ["strict"]);
@@ -117,25 +121,25 @@ export abstract class Module {
       throw new TypeError(`loadStateDict: state must be an object of tensors, got ${describe(state)}`);
     }
     const own = this.#named(), pairs = [...own].filter(([name]) => Object.hasOwn(state, name));
-    const given = new Set(pairs.map(([, parameter]) => parameter));
-    const missing = this.namedParameters().filter(([, parameter]) => !given.has(parameter)).map(([name]) => name),
+    const given = new Set(pairs.map(([, x]) => x));
+    const missing = [...own].filter(([, x]) => !given.has(x) && given.add(x)).map(([name]) => name),
       unexpected = Object.keys(state).filter((name) => !own.has(name));
     if (strict && missing.length + unexpected.length > 0) {
       throw new RangeError(
         `loadStateDict: missing ${missing.join(", ") || "nothing"}; unexpected ${unexpected.join(", ") || "nothing"}`,
       );
     }
-    for (const [name, parameter] of pairs) {
-      checkTensor("loadStateDict", name, state[name], [parameter.dtype]);
-      checkShape("loadStateDict", name, state[name], parameter.shape);
+    for (const [name, { dtype, shape }] of pairs) {
+      checkTensor("loadStateDict", name, state[name], [dtype]);
+      checkShape("loadStateDict", name, state[name], shape);
     }
     noGrad(() => {
-      for (const [name, parameter] of pairs) assign(parameter, state[name]);
+      for (const [name, x] of pairs) assign(x, state[name]);
     });
   }
 
-  /** Frees the parameters and their gradients. */
+  /** Frees the parameters, their gradients and the buffers. */
   dispose(): void {
-    for (const parameter of this.parameters()) parameter.dispose();
+    for (const x of this.#named().values()) x.dispose();
   }
 }

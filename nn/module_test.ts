@@ -1,5 +1,5 @@
 import { assert, assertEquals, assertThrows } from "@std/assert";
-import { init, manualSeed, nn, relu, stats, Tape, type Tensor, tensor, zeros } from "@limbeck/limbeck";
+import { init, manualSeed, nn, optim, relu, stats, Tape, type Tensor, tensor, zeros } from "@limbeck/limbeck";
 
 class Inner extends nn.Module {
   outProj: nn.Linear = new nn.Linear(2, 2);
@@ -63,6 +63,25 @@ Deno.test("module: a Sequential's own modules are children beside its steps", as
   assertEquals([model.extra.training, model.more[0].training], [false, false]);
   model.dispose();
   assert(model.extra.weight.closed);
+});
+
+Deno.test("module: a tensor of integers is a buffer: saved, loaded and freed, but no parameter", async () => {
+  await init();
+  class Masked extends nn.Module {
+    mask: Tensor = tensor(new Int32Array([1, 0])).keep();
+    linear: nn.Linear = new nn.Linear(2, 2, { bias: false });
+    override forward = (x: Tensor): Tensor => x;
+  }
+  const model = new Masked(), other = new Masked();
+  assertEquals(model.namedParameters().map(([name]) => name), ["linear.weight"]);
+  new optim.SGD(model.parameters()).dispose();
+  model.mask.assign(tensor(new Int32Array([0, 7])));
+  other.loadStateDict(model.stateDict());
+  assertEquals(await other.mask.array(), [0, 7]);
+  const { weight } = model.linear;
+  assertThrows(() => other.loadStateDict({ "linear.weight": weight }), RangeError, "missing mask; unexpected nothing");
+  for (const x of [model, other]) x.dispose();
+  assert(model.mask.closed);
 });
 
 Deno.test("module: a shared parameter comes once, under its first name", async () => {
