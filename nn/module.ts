@@ -2,6 +2,7 @@ import { checkBoolean, checkOptions, describe, isRecord } from "../kernels/check
 import { isFloat } from "../autograd/storage.ts";
 import { noGrad } from "../autograd/tape.ts";
 import { checkShape, checkTensor, Tensor } from "../autograd/tensor.ts";
+import { mapped } from "../ops/elementwise.ts";
 import { assign } from "../ops/shape.ts";
 
 /** PyTorch's name of a property. A capital in front, as in `A_log` and `W_q`, is one in PyTorch's name as well. */
@@ -109,9 +110,9 @@ export abstract class Module {
   }
 
   /**
-   * Copies tensors into the parameters and buffers of the same names. A shared one may come under any of its names; of several
-   * the last counts. Throws a RangeError that names what is missing or unexpected (unless `strict` is false), and a TypeError for a wrong shape or dtype; then
-   * nothing has been copied.
+   * Copies tensors into the parameters and buffers of the same names; floats take on the dtype that is there. A shared one may come under any of its names; of
+   * several the last counts. Throws a RangeError that names what is missing or unexpected (unless `strict` is false), and a TypeError for a wrong shape or
+   * dtype; then nothing has been copied.
    */
   loadStateDict(state: Record<string, Tensor>, options: { strict?: boolean } = {}): void {
     checkOptions("loadStateDict", options, ["strict"]);
@@ -130,11 +131,14 @@ export abstract class Module {
       );
     }
     for (const [name, { dtype, shape }] of pairs) {
-      checkTensor("loadStateDict", name, state[name], [dtype]);
+      checkTensor("loadStateDict", name, state[name], isFloat(dtype) ? undefined : [dtype]);
       checkShape("loadStateDict", name, state[name], shape);
     }
     noGrad(() => {
-      for (const [name, x] of pairs) assign(x, state[name]);
+      for (const [name, x] of pairs) {
+        const from = state[name];
+        assign(x, from.dtype === x.dtype ? from : mapped("loadStateDict", "a", [from], x.shape, [], x.dtype));
+      }
     });
   }
 

@@ -194,11 +194,25 @@ Deno.test("module: a state dict that does not fit copies nothing", async () => {
   const misshapen = { ...good(), "1.bias": tensor([1, 2]) }; // the last one, behind good ones
   assertThrows(() => model.loadStateDict(misshapen), TypeError, "loadStateDict: 1.bias must have shape [1], got [2]");
   const integers = { ...good(), "1.bias": tensor(new Int32Array(1)) };
-  assertThrows(() => model.loadStateDict(integers), TypeError, "loadStateDict: 1.bias must have dtype f32, got i32");
+  assertThrows(() => model.loadStateDict(integers), TypeError, "1.bias must have dtype f32 or f16, got i32");
   assertEquals(await values(), before);
   model.loadStateDict(missing, { strict: false });
   assertEquals(await values(), [[0, 0, 0, 0], [0, 0], [0, 0], before[3]]);
   model.dispose();
+});
+
+Deno.test("module: a state dict in f16 goes into f32 parameters, and back", async () => {
+  const { f16 } = await init();
+  if (!f16) return;
+  const values = [[0.1, -65504], [6e-8, NaN]], expected = Float16Array.from(values.flat());
+  const single = new nn.Linear(2, 2, { bias: false }), half = new nn.Linear(2, 2, { bias: false });
+  half.weight.dispose();
+  half.weight = tensor(expected, [2, 2]).keep();
+  single.loadStateDict(half.stateDict());
+  assertEquals(await single.weight.data(), Float32Array.from(expected));
+  half.loadStateDict({ weight: tensor(values) }); // rounded
+  assertEquals(await half.weight.data(), expected);
+  for (const model of [single, half]) model.dispose();
 });
 
 Deno.test("module: Linear starts within ±1/√in and dispose frees all", async () => {
