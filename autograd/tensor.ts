@@ -11,7 +11,7 @@ import {
   type ReduceOptions,
   type VarianceOptions,
 } from "./methods.ts";
-import { innermost, type Scope } from "./scope.ts";
+import { innermost } from "./scope.ts";
 import { ARRAYS, BYTES, type DType, isFloat, Storage, type TypedArray } from "./storage.ts";
 
 /** One recorded op, as its result remembers it. The tape's own file says what it holds. */
@@ -77,10 +77,10 @@ export class Tensor implements Disposable {
    */
   readonly number: number = Tensor.count++;
   /**
-   * What closes this tensor: a scope, or the leaf whose gradient it is.
+   * What closes this tensor: a scope, the leaf whose gradient it is, or an epoch of batches.
    * @internal
    */
-  owner: Scope | Tensor | null = null;
+  owner: object | null = null;
   /**
    * The op that made this tensor, if a tape recorded it.
    * @internal

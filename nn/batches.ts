@@ -35,7 +35,7 @@ function shuffled(n: number, seed: number): Uint32Array {
 
 /**
  * One epoch of batches: for each, a tensor by field. The next batch is uploaded while the current one is used; a
- * batch is freed when the next is taken. Take a batch first and open the tape inside the loop.
+ * batch is freed when the next is taken, but for what you `keep()`. Take a batch first and open the tape inside the loop.
  *
  * A batch's `size` is the number of its rows. Throws a TypeError for fields of different lengths, a RangeError for a batch size below 1 and a field named `size`.
  *
@@ -93,7 +93,7 @@ function* cutting<K extends string>(
   fields: [K, Column][],
   { batchSize, shuffle, seed, dropLast }: Required<BatchOptions>,
 ): ReturnType<typeof batches<K>> {
-  const rows = fields[0][1].shape[0], order = shuffle ? shuffled(rows, seed) : null;
+  const rows = fields[0][1].shape[0], order = shuffle ? shuffled(rows, seed) : null, epoch = {};
   const upload = (from: number, to: number) => {
     const batch: Record<string, Tensor> = {};
     for (const [name, { data, shape }] of fields) {
@@ -105,11 +105,12 @@ function* cutting<K extends string>(
         }
       }
       batch[name] = tensor(part as TypedArray, [to - from, ...shape.slice(1)]).keep();
+      batch[name].owner = epoch;
     }
     return batch;
   };
   const free = (batch: Record<string, Tensor> | null) => {
-    for (const x of Object.values(batch ?? {})) x.dispose();
+    for (const x of Object.values(batch ?? {})) if (x.owner === epoch) x.dispose(); // else it was kept
   };
   const end = dropLast ? rows - rows % batchSize : rows;
   const at = (from: number) => from < end ? upload(from, Math.min(from + batchSize, end)) : null;

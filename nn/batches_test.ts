@@ -78,6 +78,15 @@ Deno.test("batches: a batch is freed when the next is taken, and live bytes stay
   assertEquals(stats().liveBytes, before);
 });
 
+Deno.test("batches: what is kept stays", async () => {
+  await init();
+  const before = stats().liveTensors, kept: Tensor[] = [];
+  for (const { y } of nn.batches(data(), { batchSize: 4 })) kept.push(y.keep());
+  assertEquals(await Promise.all(kept.map((y) => y.array())), [all.slice(0, 4), all.slice(4, 8)]);
+  assertEquals(stats().liveTensors, before + 2);
+  for (const y of kept) y.dispose();
+});
+
 Deno.test("batches: leaving the loop frees everything", async () => {
   await init();
   const before = stats();
