@@ -16,7 +16,8 @@ export interface Source {
 /** Opens a file, or bytes as if they were one. */
 export async function openSource(op: string, pathOrBytes: string | URL | Uint8Array): Promise<Source> {
   if (pathOrBytes instanceof Uint8Array) {
-    const read = (from: number, to: number) => Promise.resolve(pathOrBytes.slice(from, to));
+    // a Buffer of Node's is a Uint8Array whose slice is no copy
+    const read = (from: number, to: number) => Promise.resolve(new Uint8Array(pathOrBytes.subarray(from, to)));
     return { name: "the data", size: pathOrBytes.byteLength, read, close: () => {} };
   }
   if (typeof pathOrBytes !== "string" && !(pathOrBytes instanceof URL)) {

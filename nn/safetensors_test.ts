@@ -1,3 +1,4 @@
+import { Buffer } from "node:buffer";
 import { assert, assertEquals, assertRejects } from "@std/assert";
 import {
   dispose,
@@ -122,6 +123,8 @@ Deno.test("safetensors: files of other writers", async () => {
   assertEquals(await contents(await load(entries)), wanted);
   assertEquals(await contents(await load(JSON.stringify(entries, null, 3) + "   ")), wanted); // padded
   assertEquals(await loadSafetensorsMetadata(file({ __metadata__: { format: "pt" } })), { format: "pt" });
+  const parts = data.flatMap((part) => [...part]), buffer = Buffer.concat([Buffer.of(1), file(entries, parts)]);
+  assertEquals(await contents(await loadSafetensors(buffer.subarray(1))), wanted); // as Node's fs reads files
 });
 
 Deno.test("safetensors: malformed files take no memory", async () => {
