@@ -213,6 +213,10 @@ export abstract class Optimizer {
     }
   }
 
+  get #slots(): Slot[] {
+    return this.#segments.flatMap(({ slots }) => slots);
+  }
+
   /** Updates every parameter that has a gradient. */
   step(): void {
     this.#checkUsable();
@@ -264,11 +268,7 @@ export abstract class Optimizer {
 
   /** Forgets the gradients: `.grad` becomes null. */
   zeroGrad(): void {
-    for (const { slots } of this.#segments) {
-      for (const { parameter } of slots) {
-        parameter.grad = null;
-      }
-    }
+    for (const { parameter } of this.#slots) parameter.grad = null;
   }
 
   /**
@@ -277,7 +277,6 @@ export abstract class Optimizer {
    */
   stateDict(): OptimizerState {
     this.#checkUsable();
-    const slots = this.#segments.flatMap((segment) => segment.slots);
     const tensors = noGrad(() => { // where memory does not suffice for all, none stays
       const copies: Record<string, Tensor> = {};
       this.#eachState((name, memory, { shape }) => {
@@ -287,17 +286,17 @@ export abstract class Optimizer {
     });
     for (const copy of Object.values(tensors)) copy.keep();
     const groups = this.#groups.map(({ lr, weightDecay }) => ({ lr, weightDecay }));
-    return { name: this.name, lr: this.lr, groups, steps: slots.map((slot) => slot.steps), tensors };
+    return { name: this.name, lr: this.lr, groups, steps: this.#slots.map(({ steps }) => steps), tensors };
   }
 
   /** Takes up what `stateDict` gave, for parameters of the same shapes in the same order. Throws an Error where it does not fit; then nothing has changed. */
   loadStateDict(state: OptimizerState): void {
     this.checkState(state);
-    const slots = this.#segments.flatMap((segment) => segment.slots), { lr, groups, steps, tensors } = state;
+    const { lr, groups, steps, tensors } = state;
     groups?.forEach(({ lr, weightDecay }, i) => Object.assign(this.#groups[i], { lr, weightDecay }));
     this.#eachState((key, memory, { size }) => copyFlat(tensors[key].memory, memory, "f32", size));
     this.lr = lr;
-    slots.forEach((slot, i) => slot.steps = steps[i]);
+    this.#slots.forEach((slot, i) => slot.steps = steps[i]);
   }
 
   /**
@@ -309,10 +308,10 @@ export abstract class Optimizer {
     if (!isRecord(state)) {
       throw new TypeError(`${this.name}: state must be what stateDict() gave, got ${describe(state)}`);
     }
-    const slots = this.#segments.flatMap((segment) => segment.slots), { name, lr, groups, steps, tensors } = state;
-    if (name !== this.name || !Array.isArray(steps) || steps.length !== slots.length) {
+    const { name, lr, groups, steps, tensors } = state, { length: count } = this.#slots;
+    if (name !== this.name || !Array.isArray(steps) || steps.length !== count) {
       throw new RangeError(
-        `${this.name}: state must be of ${this.name} with ${slots.length} parameters, got ${
+        `${this.name}: state must be of ${this.name} with ${count} parameters, got ${
           String(name)
         } with ${steps?.length}`,
       );
