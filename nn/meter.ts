@@ -12,11 +12,16 @@ interface List {
   count: number;
 }
 
+function checkDevice(op: string, { memory }: List): void {
+  if (memory.owner.device === gpu().device) return;
+  throw new TypeError(`Meter.${op}: the values are on a device that was disposed or lost; dispose() of the Meter`);
+}
+
 /**
  * Collects scalars by name on the GPU and reads many at once: a training step adds its loss and goes on, and every so many steps one read fetches them all. A
  * read waits for the GPU (11 ms at least in some runtimes), an `add` never does.
  *
- * `add` throws a TypeError for what is no scalar of f32, `read` where the device of the values was disposed or lost.
+ * `add` throws a TypeError for what is no scalar of f32, both where the device of the values so far was disposed or lost.
  *
  * @example
  * ```ts
@@ -40,7 +45,8 @@ export class Meter implements Disposable {
       throw new TypeError(`Meter.add: scalar must have one element, got shape [${scalar.shape.join(", ")}]`);
     }
     let list = this.#lists.get(name);
-    if (!list) this.#lists.set(name, list = this.#made(255));
+    if (list) checkDevice("add", list);
+    else this.#lists.set(name, list = this.#made(255));
     if (list.count === list.capacity) {
       const larger = this.#made(2 * list.capacity + 1);
       gpu().queue.copy(list.memory, larger.memory, 4 * (1 + list.count));
@@ -60,11 +66,8 @@ export class Meter implements Disposable {
 
   /** The values added since the last read, by name and in order. */
   async read(): Promise<Record<string, number[]>> {
-    const { queue, device } = gpu();
-    for (const { memory } of this.#lists.values()) {
-      if (memory.owner.device === device) continue;
-      throw new TypeError("Meter.read: the values are on a device that was disposed or lost; dispose() of the Meter");
-    }
+    const { queue } = gpu();
+    for (const list of this.#lists.values()) checkDevice("read", list);
     const entries = [...this.#lists].map(async ([name, list]) => {
       const count = list.count;
       list.count = 0;

@@ -98,12 +98,11 @@ Deno.test("dispose: in the middle of training, everything old can still be freed
   await dispose();
   tape.close(); // never throws
   await init();
-  await assertRejects(
-    () => meter.read(),
-    TypeError,
-    "Meter.read: the values are on a device that was disposed or lost",
-  );
-  for (const old of [optimizer, layer, meter]) old.dispose();
+  const gone = "the values are on a device that was disposed or lost";
+  await assertRejects(() => meter.read(), TypeError, `Meter.read: ${gone}`);
+  const late = tensor(1);
+  assertThrows(() => meter.add("loss", late), TypeError, `Meter.add: ${gone}`);
+  for (const old of [optimizer, layer, meter, late]) old.dispose();
   assertEquals([stats().liveTensors, stats().liveBytes], [0, 0]);
   using _tape = new Tape();
   const x = tensor([3], { requiresGrad: true });
