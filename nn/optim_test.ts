@@ -15,6 +15,7 @@ import {
   tensor,
   where,
 } from "@limbeck/limbeck";
+import { gpu } from "../kernels/gpu/gpu.ts";
 import { largestError } from "../testing/compare.ts";
 import { random } from "../testing/op.ts";
 
@@ -30,6 +31,29 @@ function step(optimizer: optim.Optimizer, parameters: Tensor[], gradients: (numb
   });
   optimizer.step();
 }
+
+Deno.test("optim: segments, where one binding cannot hold all parameters, change nothing", async () => {
+  const { limits } = await init(), draw = random(1);
+  const [small, large] = [3, 100].map((n) => Array.from({ length: n }, () => draw() - 0.5));
+  const run = async (most: number) => {
+    const given = [small, large, small].map(leaf);
+    gpu().info.limits = { ...limits, maxStorageBufferBindingSize: most };
+    const optimizer = new optim.Adam([{ params: given.slice(0, 2) }, { params: [given[2]], lr: 0.1 }]);
+    gpu().info.limits = limits;
+    step(optimizer, given, [small, null, small]);
+    const state = optimizer.stateDict();
+    step(optimizer, given, [small, large, null]);
+    optimizer.loadStateDict(state);
+    const before = stats().dispatches;
+    optimizer.step();
+    const launches = stats().dispatches - before, values = await Promise.all(given.map(read));
+    for (const x of [...given, optimizer, ...Object.values(state.tensors)]) x.dispose();
+    return { launches, rest: [state.steps, Object.keys(state.tensors).sort(), values] };
+  };
+  const [one, three] = [await run(limits.maxStorageBufferBindingSize), await run(256)];
+  assertEquals([one.launches, three.launches], [1, 2]); // the last segment has no gradient
+  assertEquals(three.rest, one.rest);
+});
 
 Deno.test("optim: groups have rates and decays of their own", async () => {
   await init();
@@ -530,6 +554,16 @@ Deno.test("optim: clipGradNorm only measures where the bound is infinite", async
     assertEquals(await optim.clipGradNorm([p], Infinity).item(), norm);
     assertEquals(await read(p.grad!), [...gradient]);
     p.dispose();
+  }
+});
+
+Deno.test("optim: clipGradNorm of gradients that are not finite, as torch's", async () => {
+  await init();
+  for (const [gradient, want] of [[[1, -Infinity], [0, NaN]], [[1, NaN], [NaN, NaN]]]) {
+    const [p, q] = withGradients([gradient, [2]]);
+    optim.clipGradNorm([p, q], 1).dispose();
+    assertEquals([await read(p.grad!), await read(q.grad!)], [want, [want[0]]]);
+    for (const x of [p, q]) x.dispose();
   }
 });
 
