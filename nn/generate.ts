@@ -52,7 +52,8 @@ export function sample(
  * so that a token costs one position and one read.
  *
  * Prompts have equal lengths; prompt and new tokens together fit the decoder's context. The same seed draws the same tokens. Throws a TypeError for prompts that are no
- * Int32Arrays of one length, a RangeError for wrong numbers, where the context is too short and where logits are NaN. Source of top-p: Holtzman et al. 2020.
+ * Int32Arrays of one length and for a decoder, or a block without a `forwardCached` of its own, whose `forward` was replaced; a RangeError for wrong numbers, where the
+ * context is too short and where logits are NaN. Source of top-p: Holtzman et al. 2020.
  *
  * @example
  * ```ts

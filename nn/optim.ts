@@ -77,7 +77,7 @@ function checkRates(op: string, { lr, weightDecay }: Rates): void {
  *
  * A constructor throws a TypeError for parameters that are no f32 leaves, a RangeError for none at all, for one in two groups or that shares its memory with
  * another, and for numbers out of range. `step` throws an Error after `dispose()`, where the device is gone and where another optimizer took a parameter
- * since, a TypeError for a gradient of another shape. `SGD` and `AdamW` show the use.
+ * since, a RangeError for a group's rate or decay out of range. `SGD` and `AdamW` show the use.
  */
 export abstract class Optimizer {
   #lr = 0;
