@@ -1,6 +1,7 @@
 /** Splitting data into batches. */
 import { checkBoolean, checkNumber, checkOptions, describe, isRecord } from "../kernels/check.ts";
 import { ARRAYS, type TypedArray } from "../autograd/storage.ts";
+import { noGrad } from "../autograd/tape.ts";
 import { sizeOf, type Tensor } from "../autograd/tensor.ts";
 import { checkShapeArgument, tensor } from "../ops/create.ts";
 import { splitmix32 } from "./splitmix.ts";
@@ -94,19 +95,24 @@ function* cutting<K extends string>(
   { batchSize, shuffle, seed, dropLast }: Required<BatchOptions>,
 ): ReturnType<typeof batches<K>> {
   const rows = fields[0][1].shape[0], order = shuffle ? shuffled(rows, seed) : null, epoch = {};
-  const upload = (from: number, to: number) => {
-    const batch: Record<string, Tensor> = {};
-    for (const [name, { data, shape }] of fields) {
-      const width = sizeOf(shape.slice(1));
-      const part = order ? data.slice(0, (to - from) * width) : data.subarray(from * width, to * width);
-      if (order) {
-        for (let i = from; i < to; i++) {
-          part.set(data.subarray(order[i] * width, (order[i] + 1) * width), (i - from) * width);
-        }
-      }
-      batch[name] = tensor(part as TypedArray, [to - from, ...shape.slice(1)]).keep();
-      batch[name].owner = epoch;
+  const rowsOf = ({ data, shape }: Column, from: number, to: number) => {
+    const width = sizeOf(shape.slice(1));
+    if (!order) return data.subarray(from * width, to * width);
+    const part = data.slice(0, (to - from) * width);
+    for (let i = from; i < to; i++) {
+      part.set(data.subarray(order[i] * width, (order[i] + 1) * width), (i - from) * width);
     }
+    return part;
+  };
+  const upload = (from: number, to: number) => {
+    const batch: Record<string, Tensor> = noGrad(() =>
+      // where there is too little memory for all fields, none stays
+      Object.fromEntries(fields.map(([name, column]) => {
+        const shape = [to - from, ...column.shape.slice(1)];
+        return [name, tensor(rowsOf(column, from, to) as TypedArray, shape)];
+      }))
+    );
+    for (const x of Object.values(batch)) x.keep().owner = epoch;
     return batch;
   };
   const free = (batch: Record<string, Tensor> | null) => {

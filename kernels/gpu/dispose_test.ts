@@ -258,7 +258,7 @@ Deno.test("init: an assign that the memory limit refuses is no in-place change",
   await dispose();
 });
 
-Deno.test("init: where the memory limit ends a constructor in the middle, nothing of it stays", async () => {
+Deno.test("init: where the memory limit ends a constructor or a batch in the middle, nothing of it stays", async () => {
   const make: Record<string, () => void> = {
     Linear: () => new nn.Linear(40, 30).dispose(),
     Conv2d: () => new nn.Conv2d(8, 8, 3).dispose(),
@@ -267,6 +267,10 @@ Deno.test("init: where the memory limit ends a constructor in the middle, nothin
       using _scope = new Scope();
       using optimizer = new optim.Adam([zeros([100, 10], { requiresGrad: true })]);
       for (const x of Object.values(optimizer.stateDict().tensors)) x.dispose();
+    },
+    batches: () => {
+      const column = { data: new Float32Array(900), shape: [3, 300] };
+      for (const _ of nn.batches({ x: column, y: column }, { batchSize: 1 }));
     },
   };
   for (const [name, fn] of Object.entries(make)) {
