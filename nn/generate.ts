@@ -133,9 +133,9 @@ export async function generate(
 /** Throws where a block has a forward of its own, which the pass with a cache would leave out. */
 function checkCached(block: TransformerBlock, i: number): void {
   const { prototype: plain } = TransformerBlock, { prototype: attention } = MultiHeadAttention, { selfAttn } = block;
-  const isOwn = block.forward === plain.forward && selfAttn.forward === attention.forward &&
+  const isUnchanged = block.forward === plain.forward && selfAttn.forward === attention.forward &&
     selfAttn.attend === attention.attend;
-  if (isOwn || ![undefined, plain.forwardCached].includes(block.forwardCached)) return;
+  if (isUnchanged || ![undefined, plain.forwardCached].includes(block.forwardCached)) return;
   throw new TypeError(
     `generate: blocks[${i}] must have a forwardCached of its own where its forward or its attention's is replaced, got none`,
   );

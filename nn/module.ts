@@ -130,9 +130,10 @@ export abstract class Module {
         `loadStateDict: missing ${missing.join(", ") || "nothing"}; unexpected ${unexpected.join(", ") || "nothing"}`,
       );
     }
-    for (const [name, { dtype, shape }] of pairs) {
-      checkTensor("loadStateDict", name, state[name], isFloat(dtype) ? undefined : [dtype]);
-      checkShape("loadStateDict", name, state[name], shape);
+    for (const [name, x] of pairs) {
+      checkTensor("loadStateDict", `the module's ${name}`, x, [x.dtype]); // it may have been disposed of
+      checkTensor("loadStateDict", name, state[name], isFloat(x.dtype) ? undefined : [x.dtype]);
+      checkShape("loadStateDict", name, state[name], x.shape);
     }
     noGrad(() => {
       for (const [name, x] of pairs) {

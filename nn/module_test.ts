@@ -195,6 +195,12 @@ Deno.test("module: a state dict that does not fit copies nothing", async () => {
   assertThrows(() => model.loadStateDict(misshapen), TypeError, "loadStateDict: 1.bias must have shape [1], got [2]");
   const integers = { ...good(), "1.bias": tensor(new Int32Array(1)) };
   assertThrows(() => model.loadStateDict(integers), TypeError, "1.bias must have dtype f32 or f16, got i32");
+  const { bias } = model.steps[1] as nn.Linear, state = good(), closed = tensor([1]);
+  closed.dispose();
+  Object.assign(model.steps[1], { bias: closed });
+  const gone = "loadStateDict: the module's 1.bias (shape [1]) was closed";
+  assertThrows(() => model.loadStateDict(state), TypeError, gone);
+  Object.assign(model.steps[1], { bias });
   assertEquals(await values(), before);
   model.loadStateDict(missing, { strict: false });
   assertEquals(await values(), [[0, 0, 0, 0], [0, 0], [0, 0], before[3]]);
