@@ -68,6 +68,7 @@ import {
   loadMobyDick,
   makeVocabulary,
   ngramBits,
+  RARE,
   spreadStarts,
 } from "./support/text.ts";
 import { drawTextReport, formatTextTable, type TextRun, type Yardsticks } from "./support/text_report.ts";
@@ -547,7 +548,7 @@ const HELP = `Distils a GPT that learns a novel character by character into smal
   --students WHICH       few: labels alone, forward KL and one jsd; all: the whole sweep over β too (few)
   --steps N              training steps of each model (by size)
   --seed N               of weights, batches and samples (${SEED})
-  --text FILE            learn this UTF-8 text (Moby Dick)
+  --text FILE            learn this UTF-8 text (Moby Dick); characters in it fewer than ${RARE} times share one class, �
   --teacher-logits FILE  learn from a teacher's logits in a safetensors file, dense or top-k, in place of a teacher of
                          one's own: tokens [N] and logits [N, V], or values and indices [N, K] and if known
                          logSumExp [N]. Of top-k rows the rest of the mass is spread evenly over the other classes;

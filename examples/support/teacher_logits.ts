@@ -103,10 +103,12 @@ export async function loadTeacherLogits(path: string, ownVocabulary: string[]): 
     if (new Set(own).size < k) throw new Error(`indices must differ within a row, got [${own}] in row ${row}`);
     if (logSumExp === null) continue;
     const { known, largest, seen } = knownOf(row);
-    const least = largest + Math.log(seen);
+    // as little as if there were no other classes, as much as if all others were as likely as the least of these
+    const sums = [seen, seen + (classes - k) * Math.exp(Math.min(...known) - largest)];
+    const [least, most] = sums.map((sum) => largest + Math.log(sum));
     const rounding = 2 ** -10 * Math.max(1, Math.abs(logSumExp[row]), ...known.map(Math.abs)); // of halves
-    if (logSumExp[row] < least - rounding) {
-      const wanted = `at least ln Σ exp(values), ${least} in row ${row}`;
+    if (logSumExp[row] < least - rounding || logSumExp[row] > most + rounding) {
+      const wanted = `that of a row whose largest are the values, ${least} to ${most} in row ${row}`;
       throw new Error(`logSumExp must be ${wanted}, got ${logSumExp[row]}`);
     }
   }

@@ -16,7 +16,7 @@ Deno.test("teacher logits: what is no teacher is refused when it is read", async
   const top = (more: Record<string, Tensor>) => ({ tokens, values, indices, ...more });
 
   const rows = new Float32Array(8);
-  (await load(top({ logSumExp: tensor(Float32Array.of(least - 5e-4, 2)) }))).copyRows(0, 2, rows);
+  (await load(top({ logSumExp: tensor(Float32Array.of(least - 5e-4, 1.7)) }))).copyRows(0, 2, rows);
   assertEquals([...rows.subarray(0, 2), ...rows.subarray(6)], [1, 0, 1, 0]);
   const { tokens: read } = await load({ ...dense(0), tokens: tensor(Uint32Array.of(0, 1), [2]) });
   assertEquals(read, Int32Array.of(0, 1)); // what `nn.generate` takes
@@ -35,7 +35,11 @@ Deno.test("teacher logits: what is no teacher is refused when it is read", async
         top({ indices: tensor(Int32Array.of(0, 1, 2, 2), [2, 2]) }),
         "indices must differ within a row, got [2,2] in row 1",
       ],
-      [top({ logSumExp: tensor(Float32Array.of(2, 1)) }), "logSumExp must be at least ln Σ exp(values), 1.313"],
+      [
+        top({ logSumExp: tensor(Float32Array.of(2, 1)) }),
+        "logSumExp must be that of a row whose largest are the values, 1.313",
+      ],
+      [top({ logSumExp: tensor(Float32Array.of(1.7, 800)) }), "to 1.7436683806286792 in row 1, got 800"],
     ] as [Record<string, Tensor>, string][]
   ) await assertRejects(() => load(tensors), Error, message);
   await Deno.remove(out, { recursive: true });

