@@ -621,6 +621,9 @@ export function tensorsIn(value: unknown): Set<Tensor> {
   return tensors;
 }
 
+/** For errors about labels, tokens and indices: whole numbers become f32 too. */
+export const HOW_I32 = ' (tensor(values, { dtype: "i32" }) makes i32)';
+
 /** Throws a TypeError unless `x` is a tensor of one of the dtypes that is open and on the open device. */
 export function checkTensor(
   op: string,
@@ -630,7 +633,8 @@ export function checkTensor(
 ): asserts x is Tensor {
   if (!(x instanceof Tensor)) throw new TypeError(`${op}: ${name} must be a Tensor, got ${describe(x)}`);
   if (!dtypes.includes(x.dtype)) {
-    throw new TypeError(`${op}: ${name} must have dtype ${dtypes.join(" or ")}, got ${x.dtype}`);
+    const how = x.dtype === "f32" && dtypes.includes("i32") ? HOW_I32 : "";
+    throw new TypeError(`${op}: ${name} must have dtype ${dtypes.join(" or ")}, got ${x.dtype}${how}`);
   }
   if (!x.isReadable) {
     throw new TypeError(`${op}: ${name} (shape [${x.shape.join(", ")}]) was closed; keep() it if it must live longer`);

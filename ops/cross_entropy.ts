@@ -8,7 +8,7 @@ import {
 import { composed } from "../autograd/composed.ts";
 import { DTYPES, isFloat } from "../autograd/storage.ts";
 import { hidden } from "../autograd/tape.ts";
-import { checkShape, checkTensor, type Tensor } from "../autograd/tensor.ts";
+import { checkShape, checkTensor, HOW_I32, type Tensor } from "../autograd/tensor.ts";
 import {
   checkClassWeight,
   checkLabels,
@@ -176,7 +176,7 @@ export function crossEntropy(
     if (target.shape.join() === rowShape.shape.join()) { // tensor([0, 1]) is f32
       const wanted = `dtype i32 or u32 as class indices (or shape [${logits.shape.join(", ")}] as probabilities)`;
       throw new TypeError(
-        `${op}: target must have ${wanted}, got ${target.dtype} of shape [${target.shape.join(", ")}]`,
+        `${op}: target must have ${wanted}, got ${target.dtype} of shape [${target.shape.join(", ")}]${HOW_I32}`,
       );
     }
     checkShape(op, "target", target, logits.shape);

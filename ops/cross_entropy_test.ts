@@ -621,7 +621,7 @@ Deno.test("crossEntropy: what it throws", async () => {
     [
       call({}, logits, zeros([5])),
       TypeError,
-      `target must have dtype i32 or u32 as class indices (or shape [5, ${CLASSES}] as probabilities), got f32 of shape [5]`,
+      `target must have dtype i32 or u32 as class indices (or shape [5, ${CLASSES}] as probabilities), got f32 of shape [5] (tensor(values, { dtype: "i32" }) makes i32)`,
     ],
     [call({}, logits, zeros([5, 1])), TypeError, `crossEntropy: target must have shape [5, ${CLASSES}], got [5, 1]`],
     [

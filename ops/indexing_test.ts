@@ -156,7 +156,11 @@ Deno.test("indexing: what they throw", async () => {
   using _scope = new Scope();
   const weight = tensor([[1, 2], [3, 4]]), index = tensor(new Int32Array([0, 1])), floats = tensor([0, 1]);
   assertThrows(() => embedding(floats, index), TypeError, "embedding: weight must have shape [rows, width], got [2]");
-  assertThrows(() => embedding(weight, floats), TypeError, "embedding: index must have dtype i32 or u32, got f32");
+  assertThrows(
+    () => embedding(weight, floats),
+    TypeError,
+    'embedding: index must have dtype i32 or u32, got f32 (tensor(values, { dtype: "i32" }) makes i32)',
+  );
   assertThrows(() => embedding(index, index), TypeError, "embedding: weight must have dtype f32 or f16, got i32");
   assertThrows(() => gather(weight, 0, index), TypeError, "gather: index must have shape [2, 2] but for dimension 0");
   assertThrows(() => gather(weight, 2, index), RangeError, "gather: dim must be");
