@@ -60,6 +60,13 @@ export function formatTextTable(runs: TextRun[], { ngrams, distinct }: Yardstick
 
 const BITS = "held-out bits a character";
 
+/** A dashed line across a panel, with its name above or below. */
+interface Level {
+  name: string;
+  y: number;
+  below?: boolean;
+}
+
 /** Learning curves above the n-grams' levels, beside what the students became over β, as an SVG. */
 export function drawTextReport(
   title: string,
@@ -81,16 +88,22 @@ export function drawTextReport(
     },
   };
   const swept = runs.filter(({ beta }) => beta !== undefined).sort((a, b) => a.beta! - b.beta!);
-  const levels = (values: { name: string; y: number }[], y: string): object[] => [{
-    data: { values },
-    mark: { type: "rule", strokeDash: [4, 4], color: FAINT, opacity: 0.6 },
-    encoding: { y: { field: "y", type: "quantitative", title: y } },
-  }, {
-    data: { values },
-    mark: { type: "text", align: "right", baseline: "bottom", dy: -3, fontSize: 10, color: FAINT },
-    encoding: { x: { value: "width" }, y: { field: "y", type: "quantitative", title: y }, text: { field: "name" } },
-  }];
-  const sweep = (y: string, valueOf: (run: TextRun) => number, reference: { name: string; y: number }[]) => ({
+  const levels = (values: Level[], y: string): object[] => [
+    {
+      data: { values },
+      mark: { type: "rule", strokeDash: [4, 4], color: FAINT, opacity: 0.6 },
+      encoding: { y: { field: "y", type: "quantitative", title: y } },
+    },
+    ...values.map((value) => {
+      const place = value.below ? { baseline: "top", dy: 3 } : { baseline: "bottom", dy: -3 };
+      return {
+        data: { values: [value] },
+        mark: { type: "text", align: "right", ...place, fontSize: 10, color: FAINT },
+        encoding: { x: { value: "width" }, y: { field: "y", type: "quantitative", title: y }, text: { field: "name" } },
+      };
+    }),
+  ];
+  const sweep = (y: string, valueOf: (run: TextRun) => number, reference: Level[]) => ({
     width: 300,
     height: 118,
     layer: [
@@ -105,7 +118,7 @@ export function drawTextReport(
             title: "β: forward KL at 0, reverse KL at 1",
             scale: { domain: [0, 1] },
           },
-          y: { field: "y", type: "quantitative", title: y, scale: { zero: false } },
+          y: { field: "y", type: "quantitative", title: y, scale: { zero: false, padding: 12 } },
         },
       },
     ],
@@ -140,7 +153,7 @@ export function drawTextReport(
       spacing: 24,
       vconcat: [
         sweep("bits a character", (run) => run.bitsPerCharacter, [
-          ...of("teacher").map((run) => ({ name: "teacher", y: run.bitsPerCharacter })),
+          ...of("teacher").map((run) => ({ name: "teacher", y: run.bitsPerCharacter, below: true })),
           ...of("labels alone").map((run) => ({ name: "labels alone", y: run.bitsPerCharacter })),
         ]),
         sweep("distinct in samples, %", (run) => 100 * run.distinct!, [{ name: "the text itself", y: 100 * distinct }]),
