@@ -22,7 +22,7 @@ export function describe(
     }));
   return {
     title: "KL has a direction and no bound",
-    subtitle: "All but Wasserstein's distance in nats. JSD is Jensen–Shannon with β = ½.",
+    subtitle: "KL and JSD (β = ½) in nats, Wasserstein's distance in units of the shift; total variation has no unit.",
     tables: [[
       ["P ‖ Q", "KL(P‖Q)", "in bits", "H(P,Q) − H(P)", "KL(Q‖P)", "JSD ≤ 0.6931", "TV ≤ 1", "Wasserstein"],
       ...pairs.map((row) => [

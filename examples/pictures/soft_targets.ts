@@ -24,7 +24,7 @@ export function describe(
   return {
     title: "A teacher's wrong answers teach: students that never saw a 3 know it from soft targets",
     subtitle:
-      `Above: one digit and the teacher's probabilities. Below, left: its mean probabilities at T = ${TEMPERATURE}.`,
+      `Above: one digit and the teacher's probabilities. Below, left: its mean probabilities at T = ${TEMPERATURE}, %.`,
     tables: [[
       ["digit shown", `nearest wrong classes at T = ${TEMPERATURE}, %`],
       ...nearest.map((others, digit) => [

@@ -44,7 +44,7 @@ export function describe({ shown, outcomes }: Awaited<ReturnType<typeof Example.
   return {
     title: "A heavy KL term makes the posterior the prior, and the decoder draws the mean digit",
     subtitle:
-      "Left: the pixels' cross-entropy (less 100), the KL, and what another image's z costs. Middle: test digits, drawn again.",
+      "Left: the pixels' cross-entropy (less 100), the KL, and what another image's z costs. Middle: test digits on top, drawn again below.",
     tables: [[
       ["weight of KL", "reconstruction", "KL", "from another's z", "deviation of means", "mean deviation"],
       ...outcomes.map(({ weight, reconstruction, kl, dependence, spread, width }) => [
