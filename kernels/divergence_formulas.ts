@@ -17,7 +17,9 @@ export interface Side {
   h: string;
   /** h where |d| < 1; null: `h` there too. */
   near: Near | string | null;
-  /** If h is what is left of two terms of order d, and itself of order d² for small d: how large those terms are. */
+  /** How much h changes with d near 0, where the fast way is trusted by the gradient that comes out. */
+  slope?: string;
+  /** If h is what is left of two terms: how large those are. */
   split?: string;
   /**
    * h for the case that the other side's weight in the mixture is next to nothing, if `h` would cancel then. For that case alone, because such rows are read
@@ -105,14 +107,14 @@ const SECOND = "gap4 - x4 * (w4 * e4) / m4";
 export const SIDES: string = `let p4 = select(vec4f(0.0), exp((teacher4 - t_max) * k - log_t), live4);
     let q4 = select(vec4f(0.0), exp((student4 - s_max) * k - log_s), live4);`;
 
-// the same where rows are neither close nor as good as apart: what e4 is too large for becomes no number
-const FAST_MIXTURE = `let e4 = exp2(select(-b4, b4, flip));
-  let x4 = (0.25 * params.share) * (4.0 * e4 - 4.0); // so that what the logarithm cannot take is infinite
+// the same where rows are neither close nor as good as apart, of e4 and odds4 = e4 − 1; what e4 is too large for becomes no number
+const FAST_MIXTURE =
+  `let x4 = (0.25 * params.share) * (4.0 * odds4); // so that what the logarithm cannot take is infinite
   let m4 = 1.0 + x4; // over the side with the larger weight
   let log4 = log_of_any4_(m4, x4);
   let u4 = select(log4 + d4, log4, flip);
   let v4 = select(log4, log4 - d4, flip);
-  let r4 = select(1.0 - e4, e4 - 1.0, flip) / m4;`;
+  let r4 = select(-odds4, odds4, flip) / m4;`;
 
 // f(x) for x in [0, to], by a polynomial
 const series = (f: (x: number) => number, x: string, to: number, terms: number) => horner(x, fit(f, 0, to, terms));
@@ -168,8 +170,8 @@ export const FORMULAS: Record<DivergenceName | "halfJsd", Formula> = {
   jsd: { // β·(m − p − p·u) + (1 − β)·(m − q − q·v), where all but the logarithms adds up to nothing
     value: `-beta * ${times("p4", "u4")} - alpha * ${times("q4", "v4")}`,
     near: (d, beta) => -beta * u(d, beta) - (1 - beta) * exp(d) * v(d, beta),
-    student: { weight: "alpha", h: "-v4", near: (d, beta) => -v(d, beta), faded: FADED_LOG },
-    teacher: { weight: "beta", h: "-u4", near: (d, beta) => -u(d, beta), faded: FADED_LOG },
+    student: { weight: "alpha", h: "-v4", slope: "beta", near: (d, beta) => -v(d, beta), faded: FADED_LOG },
+    teacher: { weight: "beta", h: "-u4", slope: "alpha", near: (d, beta) => -u(d, beta), faded: FADED_LOG },
     scale: "alpha * beta",
     fadesApart: true,
     most: "-0.999 * (alpha * log(alpha) + beta * log(beta))",
@@ -198,12 +200,14 @@ export const FORMULAS: Record<DivergenceName | "halfJsd", Formula> = {
     student: {
       weight: "1.0",
       h: "alpha * alpha * r4",
+      slope: "alpha * alpha",
       near: (d, beta) => (1 - beta) ** 2 * r(d, beta),
       faded: FADED_RATIO,
     },
     teacher: {
       weight: "1.0",
       h: "-u4 + beta * alpha * r4",
+      slope: "alpha * alpha",
       split: "abs(u4) + beta * alpha * abs(r4)",
       slight: `select(-u4 + beta * alpha * r4, ${SECOND}, over_p4)`,
       near: (d, beta) => second((1 - beta) * expm1(d), 1 - beta),
@@ -211,10 +215,9 @@ export const FORMULAS: Record<DivergenceName | "halfJsd", Formula> = {
     },
     scale: "alpha * alpha",
     first: MIXTURE,
-    fast: { // where p has the larger weight, m/p is at hand as 1 + x4: p·(x − log(1 + x)) has no part in the roundings that drift tells
+    fast: { // where p has the larger weight, m/p is at hand as 1 + x4
       first: FAST_MIXTURE,
       value: "select(alpha * diff4 - p4 * u4, p4 * log_gap4_(x4, log4), vec4<bool>(flip) & (x4 < vec4f(1.0)))",
-      drift: "select(alpha, 0.0, flip)",
     },
   },
   skewReverseKl: { // m = (1−α)p + αq: β = 1−α; m − q − q·v, likewise
@@ -223,6 +226,7 @@ export const FORMULAS: Record<DivergenceName | "halfJsd", Formula> = {
     student: {
       weight: "1.0",
       h: "-v4 - beta * alpha * r4",
+      slope: "beta * beta",
       split: "abs(v4) + beta * alpha * abs(r4)",
       slight: `select(${SECOND}, -v4 - beta * alpha * r4, over_p4)`,
       near: (d, beta) => second(beta * expm1(-d), beta),
@@ -231,6 +235,7 @@ export const FORMULAS: Record<DivergenceName | "halfJsd", Formula> = {
     teacher: {
       weight: "1.0",
       h: "-beta * beta * r4",
+      slope: "beta * beta",
       near: (d, beta) => -beta * beta * r(d, beta),
       faded: FADED_RATIO,
     },
@@ -239,15 +244,14 @@ export const FORMULAS: Record<DivergenceName | "halfJsd", Formula> = {
     fast: {
       first: FAST_MIXTURE,
       value: "select(-beta * diff4 - q4 * v4, q4 * log_gap4_(x4, log4), vec4<bool>(!flip) & (x4 < vec4f(1.0)))",
-      drift: "select(0.0, -beta, flip)",
     },
   },
   totalVariation: {
     value: "0.5 * abs(diff4)",
     near: null,
-    student: { weight: "1.0", h: `0.5 * ${SIGN}`, near: null },
-    teacher: { weight: "1.0", h: `-0.5 * ${SIGN}`, near: null },
-    scale: "0.4",
+    student: { weight: "1.0", h: `0.5 * ${SIGN}`, slope: "0.0", near: null },
+    teacher: { weight: "1.0", h: `-0.5 * ${SIGN}`, slope: "0.0", near: null },
+    scale: "1.0",
     most: "0.999",
     bounded: true,
   },

@@ -13,6 +13,7 @@ import {
   times,
 } from "./divergence_formulas.ts";
 import type { Element } from "./elementwise.ts";
+import { fit, horner } from "./math.ts";
 import type { RowCode, RowPlan } from "./row.ts";
 
 /** Terms of a fitted polynomial. With so many it errs by 1e-7 at worst, whatever β. The number is even: an odd one would have d = 0 among the points. */
@@ -64,14 +65,19 @@ export function polynomials({ name, dStudent, dTeacher }: Variant): { name: stri
   ].filter((x): x is { name: string; near: Near; power: number } => typeof x.near === "function");
 }
 
-// The least value, as a multiple of the formula's scale, with which the fast way is trusted. It stands for a |d| of some 0.35, or of 0.5 in a mixture,
-// where terms of both sides cancel
-const TRUSTED = 0.06, TRUSTED_MIXTURE = 0.15;
+// The least value, as a multiple of the formula's scale, with which the fast way is trusted. It stands for a |d| of some 0.35, in a mixture of 0.14, since there
+// eᵈ − 1 keeps d's digits: close rows take an H100 a third of the time so. For β = ½, where that would cost other rows a tenth, it stands for 0.5
+const TRUSTED = 0.06, TRUSTED_MIXTURE = 0.01, TRUSTED_HALF = 0.15;
 // the least number of columns that they are tried with: in a sum of so many terms their roundings are small next to the sum's own
 export const MANY = 64;
 export const LOG2E = "1.44269504089";
 // of the gradients: read from workgroup memory by the loops that write them
 const SCALES = "let student_scale = given[0].x; let teacher_scale = given[0].y;";
+
+// s and t, and d but for a constant, from the logits less one near the row's largest
+const SCALED_GAP = "let s4 = below_s4 * k2; let t4 = below_t4 * k2; let gap4 = (below_s4 - below_t4) * k2;";
+// (eʸ − 1)/y for |y| < 0.35
+const ODDS = horner("y4", fit((y) => Math.expm1(y) / y, -0.35, 0.35, 6));
 
 /** What the two ways through a row share: fast and, where that is not to be trusted, careful. */
 export interface Way {
@@ -96,27 +102,44 @@ export function fast({ v, plan, formula, row, student, teacher, writeStudent, wr
   const { mean, first = "" } = formula;
   const { first: firstOf = first, value, drift }: Formula["fast"] & object = formula.fast ??
     { first, value: formula.value };
-  const halves = inHalves(v);
+  const halves = inHalves(v), half = v.name === "halfJsd", mixes = formula.first === MIXTURE;
 
   // First what bodies of loops say of four columns. s and t are the logits as exponents of two, less one near the row's largest: q = 2ˢ/Σ2ˢ, p = 2ᵗ/Σ2ᵗ.
-  // Where there are three loops registers take them in the logits' place; where there are two that would spill
-  const scaled = "let s4 = (student4 - top.x) * k2; let t4 = (teacher4 - top.y) * k2;";
-  const scaledKept = mean || halves ? scaled : "let s4 = student4; let t4 = teacher4;";
-  const powers = "let gap4 = s4 - t4; let es4 = exp2(s4); let et4 = exp2(t4);";
+  // Where there are three loops registers take what the first one has made of the logits; where there are two that would spill
+  const scaled = mixes
+    ? `let below_s4 = student4 - top.x; let below_t4 = teacher4 - top.y; ${SCALED_GAP}`
+    : "let s4 = (student4 - top.x) * k2; let t4 = (teacher4 - top.y) * k2; let gap4 = s4 - t4;";
+  const powers = `${scaled} let es4 = exp2(s4); let et4 = exp2(t4);`;
   // at T = 1; a power of what is at hand where it can be: distillation of 4096×32003 at T = 2 took an H100 0.555 ms so, else 0.577
   const e1 = v.power === 1 ? "es4" : v.power === 2 ? "(es4 * es4)" : "exp2(s4 * temperature)";
-  const terms = `${powers}
+  const hasE1 = !v.crossEntropy || v.power !== null;
+  // In a mixture the power of the side with the smaller weight is made of the other's and of d: one exponential fewer, and p, q and d agree to the last digit
+  const [own, other, y4] = v.flip ? ["et4", "es4", "d4"] : ["es4", "et4", "-d4"];
+  const mixing = `let y4 = ${y4};
+    let e4 = exp2(${v.flip ? "b4" : "-b4"});
+    let odds4 = select(e4 - 1.0, y4 * ${ODDS}, abs(y4) < vec4f(0.35));
+    let ${other} = ${own} * (e4 * totals.${v.flip ? "x / totals.y" : "y / totals.x"});`;
+  const termsOf = (powers: string) =>
+    `${powers}
     let b4 = gap4 - log_ratio * ${LOG2E};
     let d4 = b4 * ${Math.LN2};
+    ${mixes ? mixing : ""}
     let q4 = es4 * q_scale;
     let p4 = et4 * p_scale;
-    let diff4 = q4 - p4;
+    let diff4 = ${!mixes ? "q4 - p4" : v.flip ? "p4 * odds4" : "-q4 * odds4"};
     ${firstOf}`;
+  const ownPower = `let ${own} = exp2(${v.flip ? "t4" : "s4"});`;
+  const terms = termsOf(mixes ? `${scaled} ${ownPower}` : powers);
+  const kept = mean || halves ? null : !mixes ? ["s4", "t4"] : hasE1 ? [own, "gap4"] : ["below_s4", "below_t4"];
+  const termsKept = !kept ? terms : termsOf(
+    `let ${kept[0]} = student4; let ${kept[1]} = teacher4; ${
+      !mixes ? "let gap4 = s4 - t4; let es4 = exp2(s4); let et4 = exp2(t4);" : hasE1 ? "" : `${SCALED_GAP} ${ownPower}`
+    }`,
+  );
   const gradientOf = (side: Side | null, weight: string, sum: string, difference: string) =>
     side ? `${weight} * (${side.h} - ${sum})` : difference;
   const studentGradient = gradientOf(student, "q4", "sums.y", "diff4");
   const teacherGradient = gradientOf(teacher, "p4", "sums.z", "-diff4");
-  const split = student?.split ? student : teacher?.split ? teacher : null;
 
   // Then the steps, in their order. A logit near the largest of each side:
   const tops = `var top_part = vec2f(LEAST);
@@ -129,14 +152,17 @@ export function fast({ v, plan, formula, row, student, teacher, writeStudent, wr
   const weight4 = mean === "teacher" ? "et4" : "es4", field = mean === "teacher" ? "y" : "x";
   const squares = mean && (mean === "student" ? student : teacher) !== null;
   const square = squares ? `dot(${weight4} * gap4, gap4)` : "0.0";
-  const gather = `${scaled} ${powers}
+  const largest = (side: Side | null, field: string, power: string) =>
+    side?.slope && !side.split ? `widest.${field} = max(widest.${field}, max_of(${power}));` : "";
+  const gather = `${powers}
+    ${largest(student, "y", "es4")} ${largest(teacher, "w", "et4")}
     ${squares && v.crossEntropy ? `squares += ${square};` : ""}
     part += vec4f(sum_of(es4), sum_of(et4), ${mean ? `dot(${weight4}, gap4)` : "0.0"}, ${
     v.crossEntropy ? `sum_of(${e1})` : square
   });`;
   const normalisers = `var part = vec4f(0.0);
   var squares = 0.0;
-  ${row.each(gather, mean || halves ? gather : `${gather} kept_student = s4; kept_teacher = t4;`)}
+  ${row.each(gather, kept ? `${gather} kept_student = ${kept[0]}; kept_teacher = ${kept[1]};` : gather)}
   // logits far above the first would have lost digits, and such sums, infinite, are not trusted
   var infinity = 0x7f800000u;
   if (max(part.x, part.y) > 4096.0 || seen > 1e37) { part.x = bitcast<f32>(infinity); }
@@ -149,7 +175,7 @@ export function fast({ v, plan, formula, row, student, teacher, writeStudent, wr
   // an error of the logarithm is one of every d: the first columns tell by how much their p·eᵈ exceed their q
   const drifting = !drift ? "" : `var drift_part = vec2f(0.0);
   ${
-    row.first(`${plan.quads > 0 ? scaledKept : scaled} let q4 = exp2(s4) * q_scale;
+    row.first(`${scaled} let q4 = exp2(s4) * q_scale;
     drift_part += vec2f(sum_of(exp2(s4 - log_ratio * ${LOG2E}) * p_scale - q4), sum_of(q4));`)
   }
   let drifts = ${row.sum("drift_part", "vec2f")};
@@ -171,48 +197,58 @@ export function fast({ v, plan, formula, row, student, teacher, writeStudent, wr
         : "let certain = 50.0 * value >= abs(mean_d) + abs(log_ratio);"
     }`;
 
-  // Else from a second loop, with each side's E h and E h² that the gradients need. If one gradient is all that is `left` then, registers take its power and
-  // its h in the logits' place. For columns that they do not keep, h `waits` where the gradient will be (not in rows that share vec4s, where that takes
-  // more registers than it saves)
-  const left = mean || v.crossEntropy || halves ? null : v.dStudent && v.dTeacher ? null : student ?? teacher;
+  // Else from a second loop, with each side's E h that the gradients need. If one gradient is all that is `left` then, registers take its power and its h. For
+  // columns that they do not keep, h `waits` where the gradient will be (not in rows that share vec4s, where that takes more registers than it saves)
+  const left = !kept || v.crossEntropy && !(mixes && hasE1) || v.dStudent && v.dTeacher ? null : student ?? teacher;
   const ofLeft = left === student
     ? { log: "s4", power: "es4", h: "of_student4", scale: "q_scale", mean: "sums.y", at: "d_student" }
     : { log: "t4", power: "et4", h: "of_teacher4", scale: "p_scale", mean: "sums.z", at: "d_teacher" };
-  const gradientOfLeft = (power: string, h: string) =>
-    `${power} * (${ofLeft.scale} * ${h} - ${ofLeft.scale} * ${ofLeft.mean})`;
-  const writeLeft = (power: string, h: string) => {
-    const gradient = gradientOfLeft(power, h);
-    return `${measureOf(gradient)} ${left === student ? writeStudent(gradient, "") : writeTeacher(gradient)}`;
-  };
+  const gradientOfLeft = (h: string) => `${ofLeft.power} * (${ofLeft.scale} * ${h} - ${ofLeft.scale} * ${ofLeft.mean})`;
+  const writeLeft = (power: string, h: string) =>
+    `let ${ofLeft.power} = ${power}; ${measureOf(left, gradientOfLeft(h))} ${
+      left === student ? writeStudent(gradientOfLeft(h), `ce_slope1 * ${e1}`) : writeTeacher(gradientOfLeft(h))
+    }`;
   const waits = left && !v.inPlace && (left === student ? v.student : v.teacher) === "f32" && plan.wide;
   const both = !value; // the value is α·E h of the student and β·E h of the teacher
   const [ofStudent, ofTeacher] = both ? [formula.student, formula.teacher] : [student, teacher];
   const weigh = (side: Side | null, weight: string, name: string) =>
     side ? `let ${name}4 = ${side.h}; let ${name}_weighed4 = ${weight} * ${name}4;` : "";
+  const splits = (side: Side | null, field: string, weight: string) =>
+    side?.split ? `widest.${field} = max(widest.${field}, max_of(${weight} * (${side.split} + ${side.slope})));` : "";
+  // the fourth sum: for β = ½ E h², which tells whether h varies enough to be told from its mean; in a mixture the other side's probability, which d must leave 1
+  const last = half
+    ? student ? "dot(of_student_weighed4, of_student4)" : "dot(of_teacher_weighed4, of_teacher4)"
+    : mixes
+    ? `sum_of(${other})`
+    : "0.0";
   const add = `${weigh(ofStudent, "es4", "of_student")} ${weigh(ofTeacher, "et4", "of_teacher")}
     part += vec4f(${both ? "0.0" : `sum_of(${value})`}, ${ofStudent ? "sum_of(of_student_weighed4)" : "0.0"}, ${
     ofTeacher ? "sum_of(of_teacher_weighed4)" : "0.0"
-  }, ${student ? "dot(of_student_weighed4, of_student4)" : teacher ? "dot(of_teacher_weighed4, of_teacher4)" : "0.0"});
-    ${student && teacher ? "squares += dot(of_teacher_weighed4, of_teacher4);" : ""}
-    ${split ? `split = max(split, max_of(${split === student ? "es4" : "et4"} * (${split.split})));` : ""}`;
-  // a mean of h next to which h hardly varies is not told from h; where h itself is what is left of two terms, that is seen in the gradient
+  }, ${last});
+    ${half && student && teacher ? "squares += dot(of_teacher_weighed4, of_teacher4);" : ""}
+    ${splits(student, "y", "es4")} ${splits(teacher, "w", "et4")}`;
   const varies = (side: Side | null, square: string, mean: string) =>
-    side && side !== split ? ` && 0.25 * ${square} >= ${mean} * ${mean}` : "";
+    half && side ? ` && 0.25 * ${square} >= ${mean} * ${mean}` : "";
+  const sizeOf = (side: Side | null, field: string, scale: string, mean: string) =>
+    side?.slope ? `widest.${field} *= ${scale}${side.split ? "" : ` * (2.0 * (abs(${mean}) + ${side.slope}))`};` : "";
   const valueOfLoop = () =>
     `part = vec4f(0.0);
-  ${split ? "var split = 0.0;" : ""}
   ${
       row.each(
-        `${scaled} ${terms}\n    ${add} ${waits ? `store_${ofLeft.at}(at4, live4, ${ofLeft.h});` : ""}`,
-        `${scaledKept} ${terms}\n    ${add} ${
-          left ? `kept_student = ${ofLeft.power}; kept_teacher = ${ofLeft.h};` : ""
-        }`,
+        `${terms}\n    ${add} ${waits ? `store_${ofLeft.at}(at4, live4, ${ofLeft.h});` : ""}`,
+        `${termsKept}\n    ${add} ${left ? `kept_student = ${ofLeft.power}; kept_teacher = ${ofLeft.h};` : ""}`,
       )
     }
-  let sums = ${row.sum("part")} * vec4f(1.0, q_scale, p_scale, ${student ? "q_scale" : "p_scale"});
-  ${student && teacher ? `let square = ${row.sum("squares", "f32")} * p_scale;` : ""}
-  let value = ${both ? "alpha * sums.y + beta * sums.z" : `sums.x${drift ? " + drift" : ""}`};
-  let certain = true${varies(student, "sums.w", "sums.y")}${varies(teacher, student ? "square" : "sums.w", "sums.z")};`;
+  var sums = ${row.sum("part")} * vec4f(1.0, q_scale, p_scale, ${
+      (mixes ? other === "es4" : student) ? "q_scale" : "p_scale"
+    });
+  ${half && student && teacher ? `let square = ${row.sum("squares", "f32")} * p_scale;` : ""}
+  let value = ${both ? "alpha * sums.y + beta * sums.z" : "sums.x"};
+  ${mixes ? `sums.${other === "es4" ? "y" : "z"} /= sums.w;` : ""}
+  ${sizeOf(student, "y", "q_scale", "sums.y")} ${sizeOf(teacher, "w", "p_scale", "sums.z")}
+  let certain = ${mixes ? "abs(sums.w - 1.0) <= 1.5e-6" : "true"}${varies(student, "sums.w", "sums.y")}${
+      varies(teacher, student ? "square" : "sums.w", "sums.z")
+    };`;
   const valued = mean ? valueOfMean() : valueOfLoop();
 
   // whether all of that is to be trusted
@@ -220,7 +256,7 @@ export function fast({ v, plan, formula, row, student, teacher, writeStudent, wr
     ${v.crossEntropy ? "given_ce = ce;" : ""}
     let finite = min(top.x, top.y) > 0.1 * LEAST && totals.x < 1e38 && totals.y < 1e38; // nor is all −∞
     trusted = select(0u, 1u, finite && certain && value >= ${
-    mean ? TRUSTED : TRUSTED_MIXTURE
+    mixes ? TRUSTED_MIXTURE : half ? TRUSTED_HALF : TRUSTED
   } * (${formula.scale}) && value <= ${formula.most ?? "1e6"}${
     v.crossEntropy
       ? " && (given_label == IGNORED || (given_label < params.columns && ce >= 0.03 * (1.0 + abs(above)) && ce <= 1e30))"
@@ -228,36 +264,43 @@ export function fast({ v, plan, formula, row, student, teacher, writeStudent, wr
   });
   }`;
 
-  // A gradient ±(q − p) errs by a rounding of q and p, that of a `split` h by one of its two terms. Where these are alike in all likely classes, that is too
-  // much next to the row's largest gradient, and the row is read with care. `widest`: that gradient, and the largest p or term. Gradients that overwrite the
-  // logits wait for it; others are written, and once more if need be
-  const measured = differs(v) || split !== null;
-  const measureOf = (gradient: string) => split ? `widest.x = max(widest.x, max_of(abs(${gradient})));` : "";
-  const measure = split
-    ? measureOf(split === student ? studentGradient : teacherGradient)
+  // A gradient ±(q − p) errs by a rounding of q and p, that of an h by roundings of its mean, of d and of a `split` h's terms. Where h is alike in all likely
+  // classes, that is too much next to the row's largest gradient, and the row is read with care. `widest`: the student's largest gradient, and the largest of
+  // what it errs by; then the teacher's. Gradients that overwrite the logits wait for it; others are written, and once more if need be
+  const ofH = !mean && !half && (student ?? teacher) !== null;
+  const measured = differs(v) || ofH;
+  const measureOf = (side: Side | null, gradient: string) => {
+    const most = side === student ? "widest.x" : "widest.z";
+    return ofH && side ? `${most} = max(${most}, max_of(abs(${gradient})));` : "";
+  };
+  const measure = ofH
+    ? measureOf(student, studentGradient) + measureOf(teacher, teacherGradient)
     : measured
-    ? "widest = max(widest, vec2f(max_of(abs(diff4)), max_of(p4)));"
+    ? "widest = max(widest, vec4f(max_of(abs(diff4)), max_of(p4), 0.0, 0.0));"
     : "";
   const ifWide = (widest: string) =>
-    `if (lane == 0u) { trusted = select(0u, 1u, 16.0 * ${widest}.x >= ${widest}.y); } if (workgroupUniformLoad(&trusted) == 1u) {`;
+    `if (lane == 0u) { trusted = select(0u, 1u, all(16.0 * ${widest}.xz >= ${widest}.yw)); } if (workgroupUniformLoad(&trusted) == 1u) {`;
   const widestFirst = measured && v.inPlace
     ? `${
       row.each(
-        `${scaled} ${terms} ${measure}`,
-        left ? measureOf(gradientOfLeft("student4", "teacher4")) : `${scaledKept} ${terms} ${measure}`,
+        `${terms} ${measure}`,
+        left
+          ? `let ${ofLeft.power} = student4; ${measureOf(left, gradientOfLeft("teacher4"))}`
+          : `${termsKept} ${measure}`,
       )
-    } let row_widest = ${row.max("widest", "vec2f")}; ${ifWide("row_widest")}`
+    } let row_widest = ${row.max("widest")}; ${ifWide("row_widest")}`
     : "";
 
   // the loop that writes the gradients, and the label's column once more
-  const late = `${terms}
+  const late = (terms: string) =>
+    `${terms}
     ${mean ? `part.x += sum_of(${value});` : ""} ${v.inPlace ? "" : measure}
     ${writeStudent(studentGradient, `ce_slope1 * ${e1}`)}
     ${writeTeacher(teacherGradient)}`;
   const gradients = mean || v.dStudent || v.dTeacher
     ? row.each(
-      `${scaled} ${waits ? writeLeft(`exp2(${ofLeft.log})`, `load_${ofLeft.at}(at4, live4)`) : late}`,
-      left ? writeLeft("student4", "teacher4") : `${scaledKept} ${late}`,
+      waits ? `${scaled} ${writeLeft(`exp2(${ofLeft.log})`, `load_${ofLeft.at}(at4, live4)`)}` : late(terms),
+      left ? writeLeft("student4", "teacher4") : late(termsKept),
     )
     : "";
   const labelColumn = !v.crossEntropy || !v.dStudent ? "" : `if (label < params.columns) { ${
@@ -265,20 +308,21 @@ export function fast({ v, plan, formula, row, student, teacher, writeStudent, wr
       v.inPlace ? "student" : "d_student",
       "label",
       `let student4 = at_least(vec4f(given[1].z)); let teacher4 = at_least(vec4f(given[1].w));
-      ${scaled} ${terms}
+      ${terms}
       let g4 = student_scale * (${studentGradient}) + ce_slope * expm1_(-given_ce);`,
       "g4.x",
     )
   } }`;
   // and at its end the value of a mean, and `widest`
   const ends = !mean
-    ? measured && !v.inPlace ? `let met = ${row.max("vec4f(LOW, widest, LOW)")};` : ""
-    : `${measured ? `let met = ${row.sumAndMost("vec4f(part.x, widest, 0.0)")};` : ""}
+    ? measured && !v.inPlace ? `let met = ${row.max("widest")};` : ""
+    : `${measured ? `let met = ${row.sumAndMost("vec4f(part.x, widest.xy, 0.0)")};` : ""}
     let value = ${measured ? "met.x" : row.sum("part.x", "f32")}${drift ? " + drift" : ""};
     ${finish}`;
 
   return `
   ${tops}
+  ${measured ? "var widest = vec4f(0.0);" : ""}
   ${normalisers}
   ${drifting}
   ${labelLoss}
@@ -292,16 +336,11 @@ export function fast({ v, plan, formula, row, student, teacher, writeStudent, wr
       : ""
   }
     ${mean ? "part = vec4f(0.0);" : finish}
-    ${
-    measured
-      ? `var widest = vec2f(0.0, ${split ? `split * ${split === student ? "q_scale" : "p_scale"}` : "0.0"});`
-      : ""
-  }
     ${widestFirst}
     ${gradients}
     ${labelColumn}
     ${ends}
-    ${!measured ? "return;" : v.inPlace ? "return; }" : `${ifWide("met.yz")} return; }`}
+    ${!measured ? "return;" : v.inPlace ? "return; }" : `${ifWide(mean ? "vec4f(met.yz, 0.0, 0.0)" : "met")} return; }`}
   }`;
 }
 
