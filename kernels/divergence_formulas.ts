@@ -107,9 +107,8 @@ const SECOND = "gap4 - x4 * (w4 * e4) / m4";
 export const SIDES: string = `let p4 = select(vec4f(0.0), exp((teacher4 - t_max) * k - log_t), live4);
     let q4 = select(vec4f(0.0), exp((student4 - s_max) * k - log_s), live4);`;
 
-// the same where rows are neither close nor as good as apart, of e4 and odds4 = e4 − 1; what e4 is too large for becomes no number
-const FAST_MIXTURE =
-  `let x4 = (0.25 * params.share) * (4.0 * odds4); // so that what the logarithm cannot take is infinite
+// the same where rows are neither close nor as good as apart, of odds4 = eᵈ − 1 or e⁻ᵈ − 1
+const FAST_MIXTURE = `let x4 = params.share * odds4;
   let m4 = 1.0 + x4; // over the side with the larger weight
   let log4 = log_of_any4_(m4, x4);
   let u4 = select(log4 + d4, log4, flip);

@@ -212,7 +212,9 @@ export function fast({ v, plan, formula, row, student, teacher, writeStudent, wr
   const both = !value; // the value is α·E h of the student and β·E h of the teacher
   const [ofStudent, ofTeacher] = both ? [formula.student, formula.teacher] : [student, teacher];
   const weigh = (side: Side | null, weight: string, name: string) =>
-    side ? `let ${name}4 = ${side.h}; let ${name}_weighed4 = ${weight} * ${name}4;` : "";
+    side ? `let ${name}4 = ${side.h}; ${half ? `let ${name}_weighed4 = ${weight} * ${name}4;` : ""}` : "";
+  const weighed = (side: Side | null, weight: string, name: string) =>
+    !side ? "0.0" : half ? `sum_of(${name}_weighed4)` : `dot(${weight}, ${name}4)`;
   const splits = (side: Side | null, field: string, weight: string) =>
     side?.split ? `widest.${field} = max(widest.${field}, max_of(${weight} * (${side.split} + ${side.slope})));` : "";
   // the fourth sum: for β = ½ E h², which tells whether h varies enough to be told from its mean; in a mixture the other side's probability, which d must leave 1
@@ -222,8 +224,8 @@ export function fast({ v, plan, formula, row, student, teacher, writeStudent, wr
     ? `sum_of(${other})`
     : "0.0";
   const add = `${weigh(ofStudent, "es4", "of_student")} ${weigh(ofTeacher, "et4", "of_teacher")}
-    part += vec4f(${both ? "0.0" : `sum_of(${value})`}, ${ofStudent ? "sum_of(of_student_weighed4)" : "0.0"}, ${
-    ofTeacher ? "sum_of(of_teacher_weighed4)" : "0.0"
+    part += vec4f(${both ? "0.0" : `sum_of(${value})`}, ${weighed(ofStudent, "es4", "of_student")}, ${
+    weighed(ofTeacher, "et4", "of_teacher")
   }, ${last});
     ${half && student && teacher ? "squares += dot(of_teacher_weighed4, of_teacher4);" : ""}
     ${splits(student, "y", "es4")} ${splits(teacher, "w", "et4")}`;
