@@ -50,8 +50,8 @@ export interface Formula {
   first?: string;
   firstNear?: string;
   /**
-   * `first` and `value` for rows that are not close and where all is finite; they may use b4 = d4/log 2. Without `value` it is α·E_q h of the student plus
-   * β·E_p h of the teacher. p·eᵈ exceeds q by roundings that all columns share, which the value lacks: `drift` times them.
+   * `first` and `value` for rows that are not close and where all is finite; they may use b4 = d4/log 2, and odds4 in a mixture. Without `value` it is α·E_q h
+   * of the student plus β·E_p h of the teacher. p·eᵈ exceeds q by roundings that all columns share, which the value lacks: `drift` times them.
    */
   fast?: { first?: string; value?: string; drift?: string };
   /** What is taken off the two logarithms of a mixture, as `student_limit` and `teacher_limit`. They are 0 where h is taken less its limit. */
