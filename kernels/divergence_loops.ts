@@ -217,7 +217,8 @@ export function fast({ v, plan, formula, row, student, teacher, writeStudent, wr
     !side ? "0.0" : half ? `sum_of(${name}_weighed4)` : `dot(${weight}, ${name}4)`;
   const splits = (side: Side | null, field: string, weight: string) =>
     side?.split ? `widest.${field} = max(widest.${field}, max_of(${weight} * (${side.split} + ${side.slope})));` : "";
-  // the fourth sum: for β = ½ E h², which tells whether h varies enough to be told from its mean; in a mixture the other side's probability, which d must leave 1
+  // the fourth sum: for β = ½ E h², which tells whether h varies enough to be told from its mean; in a mixture the other side's probability, which must
+  // come out as 1
   const last = half
     ? student ? "dot(of_student_weighed4, of_student4)" : "dot(of_teacher_weighed4, of_teacher4)"
     : mixes

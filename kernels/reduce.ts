@@ -1,7 +1,7 @@
 /**
  * Reductions of [outer, length, inner] over the middle dimension. A workgroup of 256 threads computes `columns` neighbouring results (1 if inner is 1 and
- * for an argmax of millions, else 16) with 256 / columns lanes along the length; a tree combines the lanes. Long reductions with few results are first cut into pieces, so that many workgroups
- * share them. The sizes alone decide the order of additions.
+ * for an argmax of millions, else 16) with 256 / columns lanes along the length; a tree combines the lanes. Long reductions with few results are first cut
+ * into pieces, so that many workgroups share them. The sizes alone decide the order of additions.
  */
 import { type Element, numbers } from "./elementwise.ts";
 import { gpu } from "./gpu/gpu.ts";
