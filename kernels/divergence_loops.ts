@@ -141,6 +141,16 @@ export function fast({ v, plan, formula, row, student, teacher, writeStudent, wr
   const studentGradient = gradientOf(student, "q4", "sums.y", "diff4");
   const teacherGradient = gradientOf(teacher, "p4", "sums.z", "-diff4");
 
+  // and what they call the parts of a side; `widest` is explained where it is used
+  const of = (side: Side | null) => {
+    const [x, name, scale, mean, most, size] = side === student
+      ? ["s4", "student", "q_scale", "y", "x", "y"]
+      : ["t4", "teacher", "p_scale", "z", "z", "w"];
+    const parts = { log: x, power: `e${x}`, h: `of_${name}4`, scale, mean: `sums.${mean}`, at: `d_${name}` };
+    return { ...parts, most: `widest.${most}`, size: `widest.${size}` };
+  };
+  const raise = (most: string, x4: string) => `${most} = max(${most}, max_of(${x4}));`;
+
   // Then the steps, in their order. A logit near the largest of each side:
   const tops = `var top_part = vec2f(LEAST);
   ${row.first(`top_part = max(top_part, vec2f(max_of(student4), max_of(teacher4)));`)}
@@ -152,10 +162,9 @@ export function fast({ v, plan, formula, row, student, teacher, writeStudent, wr
   const weight4 = mean === "teacher" ? "et4" : "es4", field = mean === "teacher" ? "y" : "x";
   const squares = mean && (mean === "student" ? student : teacher) !== null;
   const square = squares ? `dot(${weight4} * gap4, gap4)` : "0.0";
-  const largest = (side: Side | null, field: string, power: string) =>
-    side?.slope && !side.split ? `widest.${field} = max(widest.${field}, max_of(${power}));` : "";
+  const largest = (side: Side | null) => side?.slope && !side.split ? raise(of(side).size, of(side).power) : "";
   const gather = `${powers}
-    ${largest(student, "y", "es4")} ${largest(teacher, "w", "et4")}
+    ${largest(student)} ${largest(teacher)}
     ${squares && v.crossEntropy ? `squares += ${square};` : ""}
     part += vec4f(sum_of(es4), sum_of(et4), ${mean ? `dot(${weight4}, gap4)` : "0.0"}, ${
     v.crossEntropy ? `sum_of(${e1})` : square
@@ -200,9 +209,7 @@ export function fast({ v, plan, formula, row, student, teacher, writeStudent, wr
   // Else from a second loop, with each side's E h that the gradients need. If one gradient is all that is `left` then, registers take its power and its h. For
   // columns that they do not keep, h `waits` where the gradient will be (not in rows that share vec4s, where that takes more registers than it saves)
   const left = !kept || v.crossEntropy && !(mixes && hasE1) || v.dStudent && v.dTeacher ? null : student ?? teacher;
-  const ofLeft = left === student
-    ? { log: "s4", power: "es4", h: "of_student4", scale: "q_scale", mean: "sums.y", at: "d_student" }
-    : { log: "t4", power: "et4", h: "of_teacher4", scale: "p_scale", mean: "sums.z", at: "d_teacher" };
+  const ofLeft = of(left);
   const gradientOfLeft = (h: string) => `${ofLeft.power} * (${ofLeft.scale} * ${h} - ${ofLeft.scale} * ${ofLeft.mean})`;
   const writeLeft = (power: string, h: string) =>
     `let ${ofLeft.power} = ${power}; ${measureOf(left, gradientOfLeft(h))} ${
@@ -215,8 +222,8 @@ export function fast({ v, plan, formula, row, student, teacher, writeStudent, wr
     side ? `let ${name}4 = ${side.h}; ${half ? `let ${name}_weighed4 = ${weight} * ${name}4;` : ""}` : "";
   const weighed = (side: Side | null, weight: string, name: string) =>
     !side ? "0.0" : half ? `sum_of(${name}_weighed4)` : `dot(${weight}, ${name}4)`;
-  const splits = (side: Side | null, field: string, weight: string) =>
-    side?.split ? `widest.${field} = max(widest.${field}, max_of(${weight} * (${side.split} + ${side.slope})));` : "";
+  const splits = (side: Side | null) =>
+    side?.split ? raise(of(side).size, `${of(side).power} * (${side.split} + ${side.slope})`) : "";
   // the fourth sum: for β = ½ E h², which tells whether h varies enough to be told from its mean; in a mixture the other side's probability, which must
   // come out as 1
   const last = half
@@ -229,11 +236,15 @@ export function fast({ v, plan, formula, row, student, teacher, writeStudent, wr
     weighed(ofTeacher, "et4", "of_teacher")
   }, ${last});
     ${half && student && teacher ? "squares += dot(of_teacher_weighed4, of_teacher4);" : ""}
-    ${splits(student, "y", "es4")} ${splits(teacher, "w", "et4")}`;
+    ${splits(student)} ${splits(teacher)}`;
   const varies = (side: Side | null, square: string, mean: string) =>
     half && side ? ` && 0.25 * ${square} >= ${mean} * ${mean}` : "";
-  const sizeOf = (side: Side | null, field: string, scale: string, mean: string) =>
-    side?.slope ? `widest.${field} *= ${scale}${side.split ? "" : ` * (2.0 * (abs(${mean}) + ${side.slope}))`};` : "";
+  const sizeOf = (side: Side | null) =>
+    side?.slope
+      ? `${of(side).size} *= ${of(side).scale}${
+        side.split ? "" : ` * (2.0 * (abs(${of(side).mean}) + ${side.slope}))`
+      };`
+      : "";
   const valueOfLoop = () =>
     `part = vec4f(0.0);
   ${
@@ -248,7 +259,7 @@ export function fast({ v, plan, formula, row, student, teacher, writeStudent, wr
   ${half && student && teacher ? `let square = ${row.sum("squares", "f32")} * p_scale;` : ""}
   let value = ${both ? "alpha * sums.y + beta * sums.z" : "sums.x"};
   ${mixes ? `sums.${other === "es4" ? "y" : "z"} /= sums.w;` : ""}
-  ${sizeOf(student, "y", "q_scale", "sums.y")} ${sizeOf(teacher, "w", "p_scale", "sums.z")}
+  ${sizeOf(student)} ${sizeOf(teacher)}
   let certain = ${mixes ? "abs(sums.w - 1.0) <= 1.5e-6" : "true"}${varies(student, "sums.w", "sums.y")}${
       varies(teacher, student ? "square" : "sums.w", "sums.z")
     };`;
@@ -272,10 +283,8 @@ export function fast({ v, plan, formula, row, student, teacher, writeStudent, wr
   // what it errs by; then the teacher's. Gradients that overwrite the logits wait for it; others are written, and once more if need be
   const ofH = !mean && !half && (student ?? teacher) !== null;
   const measured = differs(v) || ofH;
-  const measureOf = (side: Side | null, gradient: string) => {
-    const most = side === student ? "widest.x" : "widest.z";
-    return ofH && side ? `${most} = max(${most}, max_of(abs(${gradient})));` : "";
-  };
+  const measureOf = (side: Side | null, gradient: string) =>
+    ofH && side ? raise(of(side).most, `abs(${gradient})`) : "";
   const measure = ofH
     ? measureOf(student, studentGradient) + measureOf(teacher, teacherGradient)
     : measured
