@@ -7,9 +7,9 @@ import { checkTensor, Tensor } from "./tensor.ts";
 
 /** Options of `gradcheck`. */
 export interface GradcheckOptions {
-  /** Half the distance of the two values that a difference is taken from; 1e-2 unless given. It is 64 units in the last place of the element where that is more. */
+  /** Half the distance of the two values that a difference is taken from; 1e-2 by default. It is 64 units in the last place of the element where that is more. */
   step?: number;
-  /** Largest deviation, as a share of the largest gradient; 2e-2 unless given. */
+  /** Largest deviation, as a share of the largest gradient; 2e-2 by default. */
   tolerance?: number;
 }
 

@@ -5,7 +5,7 @@ export type Operand = Tensor | number;
 
 /** Options of reductions. */
 export interface ReduceOptions {
-  /** The dimension or dimensions to reduce; all unless given. Negative ones count from the back. */
+  /** The dimension or dimensions to reduce; all by default. Negative ones count from the back. */
   dim?: number | number[];
   /** Whether reduced dimensions stay, with size 1. */
   keepDim?: boolean;
@@ -13,7 +13,7 @@ export interface ReduceOptions {
 
 /** Options of `variance`. */
 export interface VarianceOptions extends ReduceOptions {
-  /** What is subtracted from the count in the divisor; 1 (unbiased) unless given. */
+  /** What is subtracted from the count in the divisor; 1 (unbiased) by default. */
   correction?: number;
 }
 

@@ -537,12 +537,12 @@ export class Tensor implements Disposable {
     return methods.argmax(this, options);
   }
 
-  /** Softmax over `dim`, the last unless given. */
+  /** Softmax over `dim`, the last by default. */
   softmax(dim?: number): Tensor {
     return methods.softmax(this, dim);
   }
 
-  /** Log-softmax over `dim`, the last unless given. */
+  /** Log-softmax over `dim`, the last by default. */
   logSoftmax(dim?: number): Tensor {
     return methods.logSoftmax(this, dim);
   }

@@ -16,11 +16,11 @@ export interface Column {
 export interface BatchOptions {
   /** Rows a batch. */
   batchSize: number;
-  /** Whether rows are drawn in random order; false unless given. */
+  /** Whether rows are drawn in random order; false by default. */
   shuffle?: boolean;
-  /** Seed of that order; 0 unless given. */
+  /** Seed of that order; 0 by default. */
   seed?: number;
-  /** Whether a last, smaller batch is left out; true unless given. */
+  /** Whether a last, smaller batch is left out; true by default. */
   dropLast?: boolean;
 }
 

@@ -23,7 +23,7 @@ export interface Checkpoint {
 
 /** Options of `saveCheckpoint`. */
 export interface SaveCheckpointOptions {
-  /** Whether a file that holds more may be replaced; false unless given. */
+  /** Whether a file that holds more may be replaced; false by default. */
   overwrite?: boolean;
 }
 

@@ -14,13 +14,13 @@ import { Embedding, Gpt, type KeyValueCache, MultiHeadAttention, TransformerBloc
 export interface GenerateOptions {
   /** Tokens to add. */
   length: number;
-  /** Logits are divided by it; 1 unless given, 0 takes the likeliest token. */
+  /** Logits are divided by it; 1 by default, 0 takes the likeliest token. */
   temperature?: number;
   /** Only the k likeliest tokens are drawn from. */
   topK?: number;
   /** Only the likeliest tokens that together have this probability are drawn from. */
   topP?: number;
-  /** Seed of the draws; 0 unless given. */
+  /** Seed of the draws; 0 by default. */
   seed?: number;
   /** A token that ends its sequence, with itself as the last; the run ends when all have ended. */
   stop?: number;

@@ -39,7 +39,7 @@ export function constant(x: Tensor, value: number): Tensor {
 }
 
 /**
- * Uniform from `low` to `high` (0 and 1 unless given), which itself comes only where rounding makes it, as in PyTorch. Returns x. Throws a TypeError unless x
+ * Uniform from `low` to `high` (0 and 1 by default), which itself comes only where rounding makes it, as in PyTorch. Returns x. Throws a TypeError unless x
  * is a tensor of f32 or f16, a RangeError for a `high` below `low`. Source: `torch.nn.init.uniform_`.
  *
  * @example
@@ -57,7 +57,7 @@ export function uniform(x: Tensor, low = 0, high = 1): Tensor {
 }
 
 /**
- * Normal with this mean and deviation (0 and 1 unless given). Returns x. Throws a TypeError unless x is a tensor of f32 or f16, a RangeError for a negative
+ * Normal with this mean and deviation (0 and 1 by default). Returns x. Throws a TypeError unless x is a tensor of f32 or f16, a RangeError for a negative
  * deviation. Source: `torch.nn.init.normal_`.
  *
  * @example

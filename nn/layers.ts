@@ -25,7 +25,7 @@ export function parameters<T extends (Tensor | null)[]>(make: () => [...T]): T {
 
 /** Options of `Linear`. */
 export interface LinearOptions {
-  /** Whether a bias is added; true unless given. */
+  /** Whether a bias is added; true by default. */
   bias?: boolean;
 }
 
@@ -68,11 +68,11 @@ export class Linear extends Module {
 
 /** Options of `Conv2d`. */
 export interface Conv2dOptions {
-  /** 1 unless given. */
+  /** 1 by default. */
   stride?: number;
-  /** 0 unless given. */
+  /** 0 by default. */
   padding?: number;
-  /** Whether a bias is added; true unless given. */
+  /** Whether a bias is added; true by default. */
   bias?: boolean;
 }
 
@@ -125,7 +125,7 @@ export class Conv2d extends Module {
 }
 
 /**
- * Dropout with probability p (0.5 unless given) while training, nothing in evaluation; shape and gradient as `dropout`. Throws a RangeError unless 0 ≤ p < 1.
+ * Dropout with probability p (0.5 by default) while training, nothing in evaluation; shape and gradient as `dropout`. Throws a RangeError unless 0 ≤ p < 1.
  * Source: `torch.nn.Dropout`.
  *
  * @example

@@ -8,7 +8,7 @@ import { Optimizer, type ParameterGroup } from "./optim.ts";
 
 /** Options of `SGD`. */
 export interface SgdOptions {
-  /** 1e-3 unless given. */
+  /** 1e-3 by default. */
   lr?: number;
   momentum?: number;
   dampening?: number;
@@ -67,13 +67,13 @@ export class SGD extends Optimizer {
 
 /** Options of `Adam` and `AdamW`. */
 export interface AdamOptions {
-  /** 1e-3 unless given. */
+  /** 1e-3 by default. */
   lr?: number;
-  /** Decay of the two moments; [0.9, 0.999] unless given. */
+  /** Decay of the two moments; [0.9, 0.999] by default. */
   betas?: readonly [number, number];
-  /** Added to the denominator; 1e-8 unless given. */
+  /** Added to the denominator; 1e-8 by default. */
   eps?: number;
-  /** λ: 0 for Adam (added to the gradient), 0.01 for AdamW (decoupled) unless given. */
+  /** λ: 0 for Adam (added to the gradient), 0.01 for AdamW (decoupled) by default. */
   weightDecay?: number;
   /** Whether the largest second moment so far is used. */
   amsgrad?: boolean;
@@ -138,7 +138,7 @@ export class Adam extends AdamFamily {
 }
 
 /**
- * AdamW: `Adam` with decoupled weight decay p ← p·(1 − lr·λ) before the step, λ 0.01 unless given. Throws as `Adam`. Source: Loshchilov & Hutter 2019;
+ * AdamW: `Adam` with decoupled weight decay p ← p·(1 − lr·λ) before the step, λ 0.01 by default. Throws as `Adam`. Source: Loshchilov & Hutter 2019;
  * `torch.optim.AdamW`.
  *
  * @example
@@ -164,15 +164,15 @@ export class AdamW extends AdamFamily {
 
 /** Options of `RMSprop`. */
 export interface RmspropOptions {
-  /** 0.01 unless given. */
+  /** 0.01 by default. */
   lr?: number;
-  /** Decay of the mean square; 0.99 unless given. */
+  /** Decay of the mean square; 0.99 by default. */
   alpha?: number;
-  /** 1e-8 unless given. */
+  /** 1e-8 by default. */
   eps?: number;
   /** Added to the gradient, times the parameter. */
   weightDecay?: number;
-  /** Factor of the previous update; 0 unless given. */
+  /** Factor of the previous update; 0 by default. */
   momentum?: number;
   /** Whether the mean gradient's square is taken off the mean square. */
   centered?: boolean;
@@ -215,15 +215,15 @@ export class RMSprop extends Optimizer {
 
 /** Options of `Adagrad`. */
 export interface AdagradOptions {
-  /** 0.01 unless given. */
+  /** 0.01 by default. */
   lr?: number;
   /** The rate is lr/(1 + (t − 1)·lrDecay). */
   lrDecay?: number;
   /** Added to the gradient, times the parameter. */
   weightDecay?: number;
-  /** What the sum of squares starts at; 0 unless given. */
+  /** What the sum of squares starts at; 0 by default. */
   initialAccumulatorValue?: number;
-  /** 1e-10 unless given. */
+  /** 1e-10 by default. */
   eps?: number;
 }
 

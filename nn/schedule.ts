@@ -11,9 +11,9 @@ export type Schedule = (step: number) => number;
 export interface DecayOptions {
   /** The whole run, in steps. */
   steps: number;
-  /** Steps of linear warm-up at the start; 0 unless given. */
+  /** Steps of linear warm-up at the start; 0 by default. */
   warmup?: number;
-  /** The factor at the end; 0 unless given. */
+  /** The factor at the end; 0 by default. */
   final?: number;
 }
 
@@ -34,7 +34,7 @@ function decay(op: string, options: DecayOptions, shape: (progress: number) => n
 }
 
 /**
- * Half a cosine from 1 to `final` (0 unless given) over `steps`, after a linear warm-up: final + (1 − final)·½(1 + cos πt), t the share of the steps behind
+ * Half a cosine from 1 to `final` (0 by default) over `steps`, after a linear warm-up: final + (1 − final)·½(1 + cos πt), t the share of the steps behind
  * the warm-up. Throws a RangeError for fewer than 1 step, a warm-up outside [0, steps] and a negative `final`, the schedule itself for a negative step.
  * Source: Loshchilov & Hutter 2017.
  *
@@ -51,7 +51,7 @@ export function cosine(options: DecayOptions): Schedule {
 }
 
 /**
- * A straight line from 1 to `final` (0 unless given) over `steps`, after a linear warm-up: final + (1 − final)·(1 − t), t the share of the steps behind the
+ * A straight line from 1 to `final` (0 by default) over `steps`, after a linear warm-up: final + (1 − final)·(1 − t), t the share of the steps behind the
  * warm-up. Throws a RangeError for fewer than 1 step, a warm-up outside [0, steps] and a negative `final`, the schedule itself for a negative step.
  *
  * @example
@@ -89,7 +89,7 @@ export function warmup(options: { steps: number }): Schedule {
 }
 
 /**
- * The factor `gamma` (0.1 unless given) once more every `every` steps: gamma^⌊step/every⌋. Throws a RangeError for an `every` below 1 and a gamma that is not
+ * The factor `gamma` (0.1 by default) once more every `every` steps: gamma^⌊step/every⌋. Throws a RangeError for an `every` below 1 and a gamma that is not
  * above 0, the schedule itself for a negative step. Source: `torch.optim.lr_scheduler.StepLR`.
  *
  * @example

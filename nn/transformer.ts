@@ -74,7 +74,7 @@ export class LayerNorm extends Module {
 
 /**
  * RMS norm over the last dimension, [..., width] → the same, with weight 1 at first: formula, gradients and errors of `forward` as `rmsNorm`. Throws a
- * RangeError for a width below 1 and a negative eps. Source: `torch.nn.RMSNorm`, with eps 1e-5 unless given.
+ * RangeError for a width below 1 and a negative eps. Source: `torch.nn.RMSNorm`, with eps 1e-5 by default.
  *
  * @example
  * ```ts
@@ -123,7 +123,7 @@ function checkBlock(op: string, width: number, heads: number, options: Transform
 
 /**
  * Multi-head self-attention, [batch, T, width] → the same: with Q, K, V the heads' parts of x·inProjWeightᵀ + inProjBias, softmax(QKᵀ/√depth)·V by head, side
- * by side and through `outProj`. In training its weights are dropped with probability p (0 unless given).
+ * by side and through `outProj`. In training its weights are dropped with probability p (0 by default).
  *
  * Throws a RangeError where the heads do not divide the width and unless 0 ≤ p < 1, `forward` a TypeError for another shape and a RangeError for heads above
  * 128 wide. States as `torch.nn.MultiheadAttention`. Source: Vaswani et al. 2017.
@@ -204,9 +204,9 @@ export class MultiHeadAttention extends Module {
 
 /** Options of `TransformerBlock`. */
 export interface TransformerBlockOptions {
-  /** Width of the feed-forward layer; 4 times the width unless given. */
+  /** Width of the feed-forward layer; 4 times the width by default. */
   hidden?: number;
-  /** Dropout on weights, activations and residuals; 0 unless given. */
+  /** Dropout on weights, activations and residuals; 0 by default. */
   dropout?: number;
 }
 
@@ -318,11 +318,11 @@ export interface GptOptions {
   layers: number;
   width: number;
   heads: number;
-  /** Width of the feed-forward layers; 4 times the width unless given. */
+  /** Width of the feed-forward layers; 4 times the width by default. */
   hidden?: number;
-  /** 0 unless given. */
+  /** 0 by default. */
   dropout?: number;
-  /** Whether the head is the token table; false unless given. */
+  /** Whether the head is the token table; false by default. */
   tied?: boolean;
 }
 

@@ -9,13 +9,13 @@ import { checkRank } from "./shape.ts";
 
 /** Options of `scaledDotProductAttention`. */
 export interface AttentionOptions {
-  /** Whether query i sees keys 0 … i only; false unless given. */
+  /** Whether query i sees keys 0 … i only; false by default. */
   causal?: boolean;
   /** Added to the scores (f32), or 1 where a key may be seen and 0 where not (i32); broadcast to [..., T, S]. Gets no gradient. */
   mask?: Tensor;
-  /** What scores are multiplied by; 1/√D unless given. */
+  /** What scores are multiplied by; 1/√D by default. */
   scale?: number;
-  /** Probability of dropping a weight; 0 unless given. */
+  /** Probability of dropping a weight; 0 by default. */
   dropout?: number;
 }
 

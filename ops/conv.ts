@@ -14,9 +14,9 @@ import { sum } from "./reduce.ts";
 
 /** Options of `conv2d`. */
 export interface ConvOptions {
-  /** Pixels from one window to the next; 1 unless given. */
+  /** Pixels from one window to the next; 1 by default. */
   stride?: number;
-  /** Zeros around the image; 0 unless given. */
+  /** Zeros around the image; 0 by default. */
   padding?: number;
 }
 
@@ -107,7 +107,7 @@ export function conv2d(x: Tensor, weight: Tensor, bias?: Tensor | null, options:
 }
 
 /**
- * The largest element of each window of `kernel`×`kernel` pixels, `stride` apart (the kernel's size unless given): [N, C, H, W] → [N, C, H', W'] with H' =
+ * The largest element of each window of `kernel`×`kernel` pixels, `stride` apart (the kernel's size by default): [N, C, H, W] → [N, C, H', W'] with H' =
  * ⌊(H − kernel)/stride⌋ + 1.
  *
  * Gradient: dX = Σ dY of the windows whose largest element it is, the first of equal ones. Throws a TypeError for another number of dimensions, a RangeError

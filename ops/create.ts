@@ -8,7 +8,7 @@ import { checkDimensions, MOST_DIMENSIONS, type NestedArray, sizeOf, Tensor } fr
 
 /** Options of everything that makes a tensor. */
 export interface TensorOptions {
-  /** `f32` unless given, or what the typed array is. */
+  /** `f32` by default, or what the typed array is. */
   dtype?: DType;
   /** Whether `backward` leaves a gradient in `.grad`. */
   requiresGrad?: boolean;
@@ -75,7 +75,7 @@ function flatten(values: unknown, shape: number[], depth: number, out: number[])
 /**
  * A tensor from a number, a flat or nested array, or a typed array (Float32Array → f32, Float16Array → f16, Int32Array → i32, Uint32Array → u32).
  *
- * The shape is taken from the nesting unless given: `tensor(values, shape, options)` or `tensor(values, options)`. Throws a TypeError for ragged values or
+ * The shape is that of the nesting by default: `tensor(values, shape, options)` or `tensor(values, options)`. Throws a TypeError for ragged values or
  * a count that does not fit the shape.
  *
  * @example
@@ -217,7 +217,7 @@ export function ones(shape: readonly number[], options: TensorOptions = {}): Ten
 }
 
 /**
- * The numbers from `start` (0 unless given) up to but without `end`, `step` apart (1 unless given): `arange(end)` or `arange(start, end, step)`. Throws a
+ * The numbers from `start` (0 by default) up to but without `end`, `step` apart (1 by default): `arange(end)` or `arange(start, end, step)`. Throws a
  * TypeError for what is no number and a wrong dtype, a RangeError for a step of 0 or one that leads away from the end, and for numbers that an integer dtype
  * does not hold.
  *

@@ -22,19 +22,19 @@ import {
 
 /** Options of `crossEntropy`. */
 export interface CrossEntropyOptions {
-  /** `"mean"` unless given: over kept rows, by their class weights. */
+  /** `"mean"` by default: over kept rows, by their class weights. */
   reduction?: LossReduction;
-  /** The label of rows that count nowhere; −100 unless given. */
+  /** The label of rows that count nowhere; −100 by default. */
   ignoreIndex?: number;
-  /** ε: this share of each target is spread evenly over all classes; 0 unless given. */
+  /** ε: this share of each target is spread evenly over all classes; 0 by default. */
   labelSmoothing?: number;
-  /** λ of the z-loss λ·lse² (Liger's `lse_square_scale`); 0 unless given. */
+  /** λ of the z-loss λ·lse² (Liger's `lse_square_scale`); 0 by default. */
   zLoss?: number;
   /** Logits become softcap·tanh(logits/softcap) first. */
   softcap?: number;
   /** Class weights, f32 [V]. They get no gradient. */
   weight?: Tensor;
-  /** Logits are divided by it first; 1 unless given. */
+  /** Logits are divided by it first; 1 by default. */
   temperature?: number;
   /** Whether the z-loss is returned too (detached). */
   returnZLoss?: boolean;
@@ -109,7 +109,7 @@ export function furtherReturns(
 /**
  * Cross-entropy of logits [..., V] with class indices [...] (i32 or u32) or with a probability matrix [..., V].
  *
- * With x = logits/T (or softcap·tanh(logits/T/softcap)), lse = ln Σ eˣ, prob = softmax(x), class weights w (1 unless given), W = Σ w, and ε, λ as named below:
+ * With x = logits/T (or softcap·tanh(logits/T/softcap)), lse = ln Σ eˣ, prob = softmax(x), class weights w (1 by default), W = Σ w, and ε, λ as named below:
  *
  * - row: ℓ = (1−ε)·w_y·(lse − x_y) + (ε/V)·Σ_c w_c·(lse − x_c), and the z-loss z = λ·lse²
  * - `"none"`: ℓ + z by row, 0 where ignored · `"sum"`: Σ · `"mean"`: Σℓ/Σ_kept w_y + Σz/kept

@@ -21,19 +21,19 @@ export type { DivergenceName };
 
 /** Options of every divergence. */
 export interface DivergenceOptions {
-  /** Both sides' logits are divided by it; 1 unless given. No T² is applied. */
+  /** Both sides' logits are divided by it; 1 by default. No T² is applied. */
   temperature?: number;
-  /** `"mean"` over kept rows unless given. */
+  /** `"mean"` over kept rows by default. */
   reduction?: LossReduction;
   /** Class indices of the rows; a row whose label is `ignoreIndex` counts nowhere. Their values matter no further. */
   labels?: Tensor;
-  /** −100 unless given. */
+  /** −100 by default. */
   ignoreIndex?: number;
 }
 
 /** Options of `jsd`. */
 export interface JsdOptions extends DivergenceOptions {
-  /** The teacher's weight in the mixture m = βp + (1−β)q; 0.5 unless given. 0 runs forward KL, 1 reverse KL. */
+  /** The teacher's weight in the mixture m = βp + (1−β)q; 0.5 by default. 0 runs forward KL, 1 reverse KL. */
   beta?: number;
   /** Whether the value is divided by β(1−β), which makes it continuous at both ends. */
   normalize?: boolean;
@@ -41,31 +41,31 @@ export interface JsdOptions extends DivergenceOptions {
 
 /** Options of the skewed KLs. */
 export interface SkewOptions extends DivergenceOptions {
-  /** The share of the other distribution that is mixed in; 0.1 unless given. 0 is the plain KL. */
+  /** The share of the other distribution that is mixed in; 0.1 by default. 0 is the plain KL. */
   alpha?: number;
 }
 
 /** Options of `distillation`. */
 export interface DistillationOptions {
-  /** Weight of the cross-entropy; 0.5 unless given. */
+  /** Weight of the cross-entropy; 0.5 by default. */
   alpha?: number;
-  /** Temperature of the divergence; 2 unless given. The cross-entropy is taken at 1. */
+  /** Temperature of the divergence; 2 by default. The cross-entropy is taken at 1. */
   temperature?: number;
-  /** `"forwardKl"` unless given. */
+  /** `"forwardKl"` by default. */
   divergence?: DivergenceName;
-  /** β where the divergence is `"jsd"`; 0.5 unless given. */
+  /** β where the divergence is `"jsd"`; 0.5 by default. */
   beta?: number;
   /** Divides a jsd by β(1−β). */
   normalize?: boolean;
-  /** α where the divergence is a skewed KL; 0.1 unless given. */
+  /** α where the divergence is a skewed KL; 0.1 by default. */
   skewAlpha?: number;
-  /** Whether the divergence is multiplied by T²; true unless given. */
+  /** Whether the divergence is multiplied by T²; true by default. */
   temperatureSquared?: boolean;
-  /** `"mean"` unless given. */
+  /** `"mean"` by default. */
   reduction?: LossReduction;
-  /** −100 unless given. */
+  /** −100 by default. */
   ignoreIndex?: number;
-  /** Whether a row with an ignored label loses its divergence too; false unless given. */
+  /** Whether a row with an ignored label loses its divergence too; false by default. */
   dropIgnored?: boolean;
   /** Whether the two parts are returned too (detached). */
   returnParts?: boolean;

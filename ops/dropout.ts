@@ -8,9 +8,9 @@ import { checkTensor, Tensor } from "../autograd/tensor.ts";
 
 /** Options of `dropout`. */
 export interface DropoutOptions {
-  /** Probability of an element to be zeroed; 0.5 unless given. */
+  /** Probability of an element to be zeroed; 0.5 by default. */
   p?: number;
-  /** Whether anything is dropped; true unless given. */
+  /** Whether anything is dropped; true by default. */
   training?: boolean;
 }
 

@@ -40,7 +40,7 @@ import {
 export interface LinearCrossEntropyOptions extends CrossEntropyOptions {
   /** Added to the logits, [V]. */
   bias?: Tensor;
-  /** Rows of logits that exist at a time; unless given, as many as fit 256 MiB and one binding. */
+  /** Rows of logits that exist at a time; by default as many as fit 256 MiB and one binding. */
   chunkSize?: number;
 }
 
@@ -50,15 +50,15 @@ export interface LinearDistillationOptions extends DivergenceOptions {
   bias?: Tensor;
   /** Added to the teacher's logits, [V]. */
   teacherBias?: Tensor;
-  /** `"forwardKl"` unless given. */
+  /** `"forwardKl"` by default. */
   divergence?: DivergenceName;
-  /** β where the divergence is `"jsd"`; 0.5 unless given. */
+  /** β where the divergence is `"jsd"`; 0.5 by default. */
   beta?: number;
   /** Divides a jsd by β(1−β). */
   normalize?: boolean;
-  /** α where the divergence is a skewed KL; 0.1 unless given. */
+  /** α where the divergence is a skewed KL; 0.1 by default. */
   alpha?: number;
-  /** Rows of logits that exist at a time; unless given, as many as fit 256 MiB and one binding. */
+  /** Rows of logits that exist at a time; by default as many as fit 256 MiB and one binding. */
   chunkSize?: number;
 }
 

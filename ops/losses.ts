@@ -16,7 +16,7 @@ import { logSoftmax } from "./softmax.ts";
 
 /** Options of the elementwise losses. */
 export interface ReductionOptions {
-  /** `"mean"` over all elements unless given; NaN where there is none. */
+  /** `"mean"` over all elements by default; NaN where there is none. */
   reduction?: LossReduction;
 }
 
@@ -118,12 +118,12 @@ export function binaryCrossEntropyWithLogits(logits: Tensor, target: Tensor, opt
 
 /** Options of `smoothL1Loss`. */
 export interface SmoothL1Options extends ReductionOptions {
-  /** Where the square ends and the straight part begins; 1 unless given, 0 is `l1Loss`. */
+  /** Where the square ends and the straight part begins; 1 by default, 0 is `l1Loss`. */
   beta?: number;
 }
 
 /**
- * With d = prediction − target: d²/(2β) for |d| < β, else |d| − β/2, averaged over all elements (or `"sum"`, `"none"`). β is 1 unless given; 0 is
+ * With d = prediction − target: d²/(2β) for |d| < β, else |d| − β/2, averaged over all elements (or `"sum"`, `"none"`). β is 1 by default; 0 is
  * `l1Loss`. Gradient: d/β held within ±1. Throws a TypeError for different shapes, a RangeError for a negative β. Source:
  * `torch.nn.functional.smooth_l1_loss`; Girshick 2015.
  *
@@ -210,16 +210,16 @@ export function klDiv(logProbabilities: Tensor, target: Tensor, options: KlDivOp
 
 /** Options of `nllLoss`. */
 export interface NllOptions {
-  /** `"mean"` unless given: by the class weights of the kept rows. */
+  /** `"mean"` by default: by the class weights of the kept rows. */
   reduction?: LossReduction;
-  /** −100 unless given. */
+  /** −100 by default. */
   ignoreIndex?: number;
   /** Class weights, f32 [V]. They get no gradient. */
   weight?: Tensor;
 }
 
 /**
- * −w_y·x_y by row, from log-probabilities x [..., V], class indices y [...] (i32 or u32) and class weights w [V] (1 unless given). Rows of `ignoreIndex`
+ * −w_y·x_y by row, from log-probabilities x [..., V], class indices y [...] (i32 or u32) and class weights w [V] (1 by default). Rows of `ignoreIndex`
  * (−100) count nowhere. The mean divides by the sum of the kept rows' weights. Where that is 0 (no row, all ignored, all of weight 0) loss and gradient
  * are 0; in PyTorch they are NaN. Gradient: −w_y at the label's column, 0 elsewhere. Errors as `crossEntropy`, which takes logits and is exact. Source:
  * `torch.nn.functional.nll_loss`.
@@ -268,7 +268,7 @@ export function nllLoss(logProbabilities: Tensor, target: Tensor, options: NllOp
 }
 
 /**
- * a·b / (max(‖a‖, eps)·max(‖b‖, eps)) over `dim` (1 unless given, as in PyTorch), with broadcasting; eps is 1e-8 unless given, and at least 2⁻⁶³.
+ * a·b / (max(‖a‖, eps)·max(‖b‖, eps)) over `dim` (1 by default, as in PyTorch), with broadcasting; eps is 1e-8 by default, and at least 2⁻⁶³.
  * Gradients: (b/‖b‖ − cos·a/‖a‖)/‖a‖ for a (without the second term below eps), likewise for b. Throws a TypeError for shapes that do not broadcast, a
  * RangeError for a dimension that is not there. Source: `torch.nn.functional.cosine_similarity`.
  *
@@ -298,7 +298,7 @@ export function cosineSimilarity(a: Tensor, b: Tensor, options: { dim?: number; 
 }
 
 /**
- * 1 − cos(a, b) where y is 1, max(0, cos(a, b) − margin) where y is −1; a and b [N, D], y [N], margin 0 unless given. Averaged over rows (or `"sum"`,
+ * 1 − cos(a, b) where y is 1, max(0, cos(a, b) − margin) where y is −1; a and b [N, D], y [N], margin 0 by default. Averaged over rows (or `"sum"`,
  * `"none"`). Gradients: those of `cosineSimilarity`, times −1 where y is 1 and 1 where y is −1 and the loss above 0. Throws a TypeError for wrong shapes,
  * a RangeError for a margin outside [−1, 1] and another y where the host wrote it as i32; elsewhere its row is NaN. Source:
  * `torch.nn.functional.cosine_embedding_loss`.
@@ -341,9 +341,9 @@ export function cosineEmbeddingLoss(
 
 /** Options of losses over rows of logits. */
 export interface RowOptions {
-  /** Logits are divided by it; 1 unless given. */
+  /** Logits are divided by it; 1 by default. */
   temperature?: number;
-  /** `"mean"` over rows unless given; 0 where there is none. */
+  /** `"mean"` over rows by default; 0 where there is none. */
   reduction?: LossReduction;
 }
 
@@ -386,7 +386,7 @@ function cooled(x: Tensor, temperature: number): Tensor {
 
 /**
  * H(p) = −Σ p·ln p by row, with p = softmax(logits/T) over the last dimension: between 0 and ln V, in nats. Averaged over rows (or `"sum"`, `"none"`); T
- * is 1 unless given. Gradient: −p·(ln p + H)/T. Throws a TypeError for what is no tensor of logits, a RangeError for T ≤ 0. Source: Shannon 1948.
+ * is 1 by default. Gradient: −p·(ln p + H)/T. Throws a TypeError for what is no tensor of logits, a RangeError for T ≤ 0. Source: Shannon 1948.
  *
  * @example
  * ```ts
@@ -448,7 +448,7 @@ const distance = binary(
 
 /**
  * KL(N(mean, e^logVariance) ‖ N(otherMean, e^otherLogVariance)) of diagonal Gaussians [..., D], summed over the last dimension and averaged over the rows (0
- * where there is none); the other is N(0, 1) unless given: ½Σ[e^δ − 1 − δ + (μ − μ')²/σ'²] with δ = logVariance − otherLogVariance. In nats; identical ones
+ * where there is none); the other is N(0, 1) by default: ½Σ[e^δ − 1 − δ + (μ − μ')²/σ'²] with δ = logVariance − otherLogVariance. In nats; identical ones
  * give exactly 0.
  *
  * Gradients, over the number of rows: (μ − μ')/σ'² for the mean, ½(e^δ − 1) for logVariance, −(μ − μ')/σ'² and ½(1 − e^δ − (μ − μ')²/σ'²) for the others.

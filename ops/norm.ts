@@ -9,7 +9,7 @@ import { wrongFeatures } from "./shape.ts";
 
 /** Options of the norms. */
 export interface NormOptions {
-  /** Added to the variance (or mean square); 1e-5 unless given. */
+  /** Added to the variance (or mean square); 1e-5 by default. */
   eps?: number;
 }
 
@@ -65,7 +65,7 @@ function norm(
 }
 
 /**
- * x̂·weight + bias over the last dimension, with x̂ = (x − mean)·r, r = 1/√(Σ(x − mean)²/D + eps); x [..., D], weight and bias [D], eps 1e-5 unless given.
+ * x̂·weight + bias over the last dimension, with x̂ = (x − mean)·r, r = 1/√(Σ(x − mean)²/D + eps); x [..., D], weight and bias [D], eps 1e-5 by default.
  * Two numbers a row are kept for the gradient.
  *
  * Gradients: dX = r·(g − mean g − x̂·mean(g·x̂)) with g = dY·weight; dWeight = Σ dY·x̂, dBias = Σ dY over the rows. Throws a TypeError for wrong shapes or
@@ -85,7 +85,7 @@ export function layerNorm(x: Tensor, weight: Tensor, bias: Tensor, options: Norm
 }
 
 /**
- * x̂·weight over the last dimension, with x̂ = x·r, r = 1/√(mean x² + eps); x [..., D], weight [D], eps 1e-5 unless given.
+ * x̂·weight over the last dimension, with x̂ = x·r, r = 1/√(mean x² + eps); x [..., D], weight [D], eps 1e-5 by default.
  *
  * Gradients: dX = r·(g − x̂·mean(g·x̂)) with g = dY·weight; dWeight = Σ dY·x̂ over the rows. Throws a TypeError for wrong shapes or dtypes, a RangeError for
  * an eps below 0 and rows of no columns. Source: Zhang & Sennrich 2019; `torch.nn.functional.rms_norm`.

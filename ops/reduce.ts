@@ -142,7 +142,7 @@ function divided(
 }
 
 /**
- * Σ x over `dim` (a number or several; all unless given), which goes, or with `keepDim` stays with size 1; 0 over nothing. Gradient: dX = dY, broadcast.
+ * Σ x over `dim` (a number or several; all by default), which goes, or with `keepDim` stays with size 1; 0 over nothing. Gradient: dX = dY, broadcast.
  * Throws a TypeError unless x is a tensor of f32 or f16, a RangeError for a dimension that x lacks or that is named twice. Source: `torch.sum`.
  *
  * @example
@@ -165,7 +165,7 @@ export function sum(x: Tensor, o: ReduceOptions = {}): Tensor {
 }
 
 /**
- * The mean Σ x/n over `dim` (a number or several; all unless given), which goes, or with `keepDim` stays with size 1; NaN over nothing. Gradient: dX = dY/n,
+ * The mean Σ x/n over `dim` (a number or several; all by default), which goes, or with `keepDim` stays with size 1; NaN over nothing. Gradient: dX = dY/n,
  * broadcast. Throws a TypeError unless x is a tensor of f32 or f16, a RangeError for a dimension that x lacks or that is named twice. Source: `torch.mean`.
  *
  * @example
@@ -207,7 +207,7 @@ function extreme(kind: "max" | "min", x: Tensor, o: ReduceOptions): Tensor {
 }
 
 /**
- * The largest value over `dim` (a number or several; all unless given), which goes, or with `keepDim` stays with size 1; NaN where there is one. Gradient: dX
+ * The largest value over `dim` (a number or several; all by default), which goes, or with `keepDim` stays with size 1; NaN where there is one. Gradient: dX
  * = dY at the largest value, 0 elsewhere; ties share it evenly. Throws a TypeError unless x is a tensor of f32 or f16, a RangeError for a dimension that x
  * lacks or that is named twice, and over nothing. Source: `torch.amax`.
  *
@@ -224,7 +224,7 @@ export function max(x: Tensor, o: ReduceOptions = {}): Tensor {
 }
 
 /**
- * The smallest value over `dim` (a number or several; all unless given), which goes, or with `keepDim` stays with size 1; NaN where there is one. Gradient:
+ * The smallest value over `dim` (a number or several; all by default), which goes, or with `keepDim` stays with size 1; NaN where there is one. Gradient:
  * dX = dY at the smallest value, 0 elsewhere; ties share it evenly. Throws a TypeError unless x is a tensor of f32 or f16, a RangeError for a dimension that
  * x lacks or that is named twice, and over nothing. Source: `torch.amin`.
  *
@@ -241,7 +241,7 @@ export function min(x: Tensor, o: ReduceOptions = {}): Tensor {
 }
 
 /**
- * ln Σ eˣ over `dim` (a number or several; all unless given), which goes, or with `keepDim` stays with size 1, computed as max + ln(1 + the rest). Gradient:
+ * ln Σ eˣ over `dim` (a number or several; all by default), which goes, or with `keepDim` stays with size 1, computed as max + ln(1 + the rest). Gradient:
  * dX = dY·softmax(x). Throws a TypeError unless x is a tensor of f32 or f16, a RangeError for a dimension that x lacks or that is named twice, and over
  * nothing. Source: `torch.logsumexp`.
  *
@@ -274,8 +274,8 @@ export function logSumExp(x: Tensor, o: ReduceOptions = {}): Tensor {
 }
 
 /**
- * The variance Σ(x − mean)²/(n − correction) over `dim` (a number or several; all unless given), which goes, or with `keepDim` stays with size 1;
- * `correction` is 1 unless given. The mean is taken off first, and then what its rounding left of it, so that a large mean costs no digits.
+ * The variance Σ(x − mean)²/(n − correction) over `dim` (a number or several; all by default), which goes, or with `keepDim` stays with size 1;
+ * `correction` is 1 by default. The mean is taken off first, and then what its rounding left of it, so that a large mean costs no digits.
  *
  * Gradient: dX = 2(x − mean)·dY/(n − correction). Throws a TypeError unless x is a tensor of f32 or f16, a RangeError for a dimension that x lacks or that is
  * named twice, and for a correction that is not finite. Source: `torch.var`.
@@ -326,7 +326,7 @@ export function variance(x: Tensor, o: VarianceOptions = {}): Tensor {
 }
 
 /**
- * Index of the largest value over `dim` (over all elements unless given) as i32; the first of several. No gradient. `dim` goes, or with `keepDim` stays with
+ * Index of the largest value over `dim` (over all elements by default) as i32; the first of several. No gradient. `dim` goes, or with `keepDim` stays with
  * size 1. Throws a TypeError unless x is a tensor of f32 or f16, a RangeError for a dimension that x lacks, and over nothing. Source: `torch.argmax`.
  *
  * @example

@@ -225,7 +225,7 @@ function checkTensors(op: string, xs: readonly Tensor[]): void {
 }
 
 /**
- * Tensors behind each other along `dim` (0 unless given); they agree in dtype and all other dimensions. Gradients: each its part of dY. Throws a TypeError
+ * Tensors behind each other along `dim` (0 by default); they agree in dtype and all other dimensions. Gradients: each its part of dY. Throws a TypeError
  * for an empty list and for tensors that do not agree, a RangeError for a dimension that they lack. Source: `torch.cat`.
  *
  * @example
@@ -265,7 +265,7 @@ export function concat(xs: readonly Tensor[], dim = 0): Tensor {
 }
 
 /**
- * Tensors of one shape and dtype along a new dimension `dim` (0 unless given). Gradients: each its part of dY. Throws a TypeError for an empty list and for
+ * Tensors of one shape and dtype along a new dimension `dim` (0 by default). Gradients: each its part of dY. Throws a TypeError for an empty list and for
  * tensors that differ, a RangeError for a dimension that the result lacks. Source: `torch.stack`.
  *
  * @example

@@ -30,7 +30,7 @@ function soft(kind: "softmax" | "logSoftmax", x: Tensor, dim: number): Tensor {
 }
 
 /**
- * eˣ / Σ eˣ over `dim` (the last unless given), in x's shape. Gradient: dX = y·(dY − Σ dY·y). A −∞ has probability 0; a row with a NaN or +∞, or of −∞
+ * eˣ / Σ eˣ over `dim` (the last by default), in x's shape. Gradient: dX = y·(dY − Σ dY·y). A −∞ has probability 0; a row with a NaN or +∞, or of −∞
  * alone, is NaN. Throws a TypeError for integers and for
  * a scalar, a RangeError for a dimension that x lacks. Source: `torch.softmax`.
  *
@@ -47,7 +47,7 @@ export function softmax(x: Tensor, dim = -1): Tensor {
 }
 
 /**
- * x − ln Σ eˣ over `dim` (the last unless given), in x's shape. Gradient: dX = dY − eʸ·Σ dY. Throws a TypeError for integers and for a scalar, a RangeError
+ * x − ln Σ eˣ over `dim` (the last by default), in x's shape. Gradient: dX = dY − eʸ·Σ dY. Throws a TypeError for integers and for a scalar, a RangeError
  * for a dimension that x lacks. Source: `torch.log_softmax`.
  *
  * @example

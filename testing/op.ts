@@ -13,15 +13,15 @@ export interface OpCase {
   reference: (...x: Array64[]) => Array64;
   /** Shapes of the inputs. */
   shapes: readonly (readonly number[])[];
-  /** Between which inputs are drawn; −2 and 2 unless given. */
+  /** Between which inputs are drawn; −2 and 2 by default. */
   range?: readonly [number, number];
   /** Inputs in place of random ones. */
   values?: readonly (readonly number[])[];
-  /** Largest deviation of the value, as a share of the largest; 2e-6 unless given: some 30 roundings of f32. */
+  /** Largest deviation of the value, as a share of the largest; 2e-6 by default: some 30 roundings of f32. */
   value?: number;
-  /** Likewise of a gradient; 5e-6 unless given. */
+  /** Likewise of a gradient; 5e-6 by default. */
   gradient?: number;
-  /** Elements of each input whose gradient is compared; 64 unless given, the first and the last among them. */
+  /** Elements of each input whose gradient is compared; 64 by default, the first and the last among them. */
   samples?: number;
 }
 

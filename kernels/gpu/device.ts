@@ -15,12 +15,12 @@ export interface InitOptions {
   memoryLimit?: number;
   /**
    * Whether every result is checked: the next await throws an Error that names the op and the step that first made a NaN or an infinity. `stats()` then also
-   * lists forgotten tensors with the lines that made them. Slow; false unless given.
+   * lists forgotten tensors with the lines that made them. Slow; false by default.
    */
   debug?: boolean;
   /**
    * Whether the numbers that differ between adapters (threads and registers of row kernels, tiles of matrix products) are measured. That takes seconds;
-   * where there is a `localStorage`, it keeps them for the next time. Or the numbers themselves, as `info.tuning` shows them. False unless given: fixed
+   * where there is a `localStorage`, it keeps them for the next time. Or the numbers themselves, as `info.tuning` shows them. False by default: fixed
    * numbers.
    */
   autotune?: boolean | Tuning;

@@ -14,7 +14,7 @@ export interface KernelSpec {
   buffers: Record<string, BufferType>;
   /** Scalars and sizes: they become one uniform `params`. */
   params?: Record<string, "u32" | "i32" | "f32">;
-  /** Threads of a workgroup; 256 unless given. */
+  /** Threads of a workgroup; 256 by default. */
   workgroup?: number;
   /** Whether the kernel uses subgroups (`info.subgroups` tells whether it may): `subgroup_size` and `subgroup_lane` are defined for its functions. */
   subgroups?: boolean;
