@@ -13,13 +13,49 @@ export type Reduction = "sum" | "sumOfSquares" | "max" | "min" | "logSumExp" | "
 
 const LONGEST = 16384; // elements that one workgroup reduces alone
 
+/** A reduction as WGSL. */
+interface Fold {
+  /** Defines `total`, what a lane begins with. */
+  begin: string;
+  /** Adds the element `x`, at index k, to `total`. */
+  step: string;
+  /** Adds the `other` lane's total to `total`. */
+  join: string;
+  /** The result, from the total of all lanes in `shared_values[lane]`; that total itself by default. */
+  result?: string;
+}
+
+const FIRST = "let start = f32(values[(outer * params.length + first) * params.inner + column]);";
+const FOLDS: Record<Reduction, Fold> = {
+  sum: { begin: "var total = 0.0;", step: "total += x;", join: "total += other;" },
+  sumOfSquares: { begin: "var total = 0.0;", step: "total += x * x;", join: "total += other;" },
+  max: { begin: `${FIRST} var total = start;`, step: "total = max_(total, x);", join: "total = max_(total, other);" },
+  min: { begin: `${FIRST} var total = start;`, step: "total = min_(total, x);", join: "total = min_(total, other);" },
+  // the largest m and the sum of the others relative to it: (m, r) stands for eᵐ(1 + r); the sum of no elements has r = −1
+  logSumExp: {
+    begin: "var total = vec2f(-3.4e38, -1.0);",
+    step: "total = join_(total, vec2f(x, 0.0));",
+    join: "total = join_(total, other);",
+    result: "shared_values[lane].x + log1p_(shared_values[lane].y)",
+  },
+  // (value, index as bits)
+  argmax: {
+    begin: `${FIRST} var total = vec2f(start, bitcast<f32>(first));`,
+    step: "if (x > total.x || (is_nan_(x) && !is_nan_(total.x))) { total = vec2f(x, bitcast<f32>(k)); }",
+    join: `let better = other.x > total.x || (is_nan_(other.x) && !is_nan_(total.x));
+      let tie = (other.x == total.x || (is_nan_(other.x) && is_nan_(total.x))) && bitcast<u32>(other.y) < bitcast<u32>(total.y);
+      if (better || tie) { total = other; }`,
+    result: "bitcast<u32>(shared_values[lane].y)",
+  },
+};
+
 /**
- * A fold over a lane's elements and then over the lanes: `step` adds `x` (at index k) to `total`, `join` adds `other` to it. A lane reads `ahead` elements at
- * once: one after the other, 16,384 took a workgroup 31 µs on an H200.
+ * Reduces a lane's elements, then the lanes' totals. A lane reads `ahead` elements at once: when it read them one by one, 16,384 elements took a workgroup
+ * 31 µs on an H200.
  */
-function fold(ahead: number, total: string, step: string, join: string): string {
+function loops({ begin, step, join, result = "shared_values[lane]" }: Fold, ahead: number): string {
   const all = numbers(ahead);
-  return `
+  return `${begin}
   for (var block = first + along; block < end; block += ${ahead}u * LANES) {
     ${
     all.map((j) =>
@@ -28,16 +64,17 @@ function fold(ahead: number, total: string, step: string, join: string): string 
   }
     ${all.map((j) => `{ let k = block + ${j}u * LANES; let x = x${j}; if (k < end) { ${step} } }`).join("\n    ")}
   }
-  shared_values[lane] = ${total};
+  shared_values[lane] = total;
   for (var half = LANES / 2u; half > 0u; half /= 2u) {
     workgroupBarrier();
     if (along < half) {
       let other = shared_values[lane + half * COLUMNS];
       ${join}
-      shared_values[lane] = ${total};
+      shared_values[lane] = total;
     }
   }
-  workgroupBarrier();`;
+  workgroupBarrier();
+  let result = ${result};`;
 }
 
 /** Compile-time choices: also how many results a workgroup computes, and how many elements a lane reads at once. */
@@ -49,46 +86,11 @@ interface Variant {
   ahead: number;
 }
 
-const kernel = variants(({ kind, input, output, columns, ahead }: Variant) => {
-  const folded = (total: string, step: string, join: string) => fold(ahead, total, step, join);
-  const start = "let start = f32(values[(outer * params.length + first) * params.inner + column]);";
-  const body = {
-    sum: `var total = 0.0; ${folded("total", "total += x;", "total += other;")} let result = shared_values[lane];`,
-    sumOfSquares: `var total = 0.0; ${
-      folded("total", "total += x * x;", "total += other;")
-    } let result = shared_values[lane];`,
-    max: `${start} var total = start; ${
-      folded("total", "total = max_(total, x);", "total = max_(total, other);")
-    } let result = shared_values[lane];`,
-    min: `${start} var total = start; ${
-      folded("total", "total = min_(total, x);", "total = min_(total, other);")
-    } let result = shared_values[lane];`,
-    // the largest and the sum of the others relative to it: (m, r) stands for eᵐ(1 + r); an empty one has r = −1
-    logSumExp: `var total = vec2f(-3.4e38, -1.0);
-  ${
-      folded(
-        "total",
-        "total = join_(total, vec2f(x, 0.0));",
-        "total = join_(total, other);",
-      )
-    } let result = shared_values[lane].x + log1p_(shared_values[lane].y);`,
-    // (value, index as bits)
-    argmax: `${start} var total = vec2f(start, bitcast<f32>(first));
-  ${
-      folded(
-        "total",
-        "if (x > total.x || (is_nan_(x) && !is_nan_(total.x))) { total = vec2f(x, bitcast<f32>(k)); }",
-        `let better = other.x > total.x || (is_nan_(other.x) && !is_nan_(total.x));
-      let tie = (other.x == total.x || (is_nan_(other.x) && is_nan_(total.x))) && bitcast<u32>(other.y) < bitcast<u32>(total.y);
-      if (better || tie) { total = other; }`,
-      )
-    } let result = bitcast<u32>(shared_values[lane].y);`,
-  }[kind];
-  return {
-    name: kind,
-    buffers: { values: `read ${input}`, results: `write ${output}` },
-    params: { length: "u32", inner: "u32", piece: "u32", pieces: "u32", tiles: "u32", groups: "u32" },
-    head: `${MATH}
+const kernel = variants(({ kind, input, output, columns, ahead }: Variant) => ({
+  name: kind,
+  buffers: { values: `read ${input}`, results: `write ${output}` },
+  params: { length: "u32", inner: "u32", piece: "u32", pieces: "u32", tiles: "u32", groups: "u32" },
+  head: `${MATH}
 const COLUMNS = ${columns}u;
 const LANES = ${256 / columns}u;
 var<workgroup> shared_values: array<${kind === "logSumExp" || kind === "argmax" ? "vec2f" : "f32"}, 256>;
@@ -100,7 +102,7 @@ fn join_(a: vec2f, b: vec2f) -> vec2f {
   if (smaller.x == larger.x) { return vec2f(larger.x, larger.y + smaller.y + 1.0); }
   return vec2f(larger.x, larger.y + (smaller.y + 1.0) * exp_(smaller.x - larger.x));
 }`,
-    main: `if (group >= params.groups) { return; }
+  main: `if (group >= params.groups) { return; }
   let tile = group % params.tiles;
   let piece = (group / params.tiles) % params.pieces;
   let outer = group / (params.tiles * params.pieces);
@@ -108,12 +110,11 @@ fn join_(a: vec2f, b: vec2f) -> vec2f {
   let along = lane / COLUMNS;
   let first = piece * params.piece;
   let end = min(first + params.piece, params.length);
-  ${body}
+  ${loops(FOLDS[kind], ahead)}
   if (along == 0u && tile * COLUMNS + lane < params.inner) {
     results[(outer * params.pieces + piece) * params.inner + column] = ${output}(result);
   }`,
-  };
-});
+}));
 
 /** results[o, i] = the reduction of values[o, :, i]. */
 export function reduce(
