@@ -1,12 +1,13 @@
 import { gpu } from "../kernels/gpu/gpu.ts";
 import { checkFunction, checkOptions, describe } from "../kernels/check.ts";
+import { sizeOf } from "../kernels/elementwise.ts";
 import { checkBackward, checkForward } from "./anomaly.ts";
 import { scoped } from "./composed.ts";
 import { added, addToLeaf, checkGradients, copyOf, gradientFor, unit } from "./gradients.ts";
 import { methods } from "./methods.ts";
 import { innermost, Scope } from "./scope.ts";
 import { BYTES, type DType, DTYPES, isFloat, Storage } from "./storage.ts";
-import { checkShape, checkTensor, type Recorded, sizeOf, Tensor } from "./tensor.ts";
+import { checkShape, checkTensor, type Recorded, Tensor } from "./tensor.ts";
 
 /** Makes the tensor that will hold the gradient of input `i`. It lies where an optimizer wants it, if there is one and the place is free. */
 export type GradientOf = (i: number) => Tensor;

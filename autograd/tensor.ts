@@ -1,4 +1,5 @@
 import { checkBoolean, describe, isRecord } from "../kernels/check.ts";
+import { sizeOf } from "../kernels/elementwise.ts";
 import { type Gpu, gpu } from "../kernels/gpu/gpu.ts";
 import type { Memory } from "../kernels/gpu/memory.ts";
 import { enter } from "./ledger.ts";
@@ -17,11 +18,6 @@ import { ARRAYS, BYTES, type DType, isFloat, Storage, type TypedArray } from "./
 /** One recorded op, as its result remembers it. The tape's own file says what it holds. */
 export interface Recorded {
   readonly op: string;
-}
-
-/** The product of the sizes. */
-export function sizeOf(shape: readonly number[]): number {
-  return shape.reduce((a, b) => a * b, 1);
 }
 
 /** Most dimensions of a tensor: as many as the parameters of a kernel with four operands hold, and more than anybody needs. */

@@ -15,8 +15,12 @@ export type Element = "f32" | "f16" | "i32" | "u32";
 /** Four neighbouring elements as WGSL reads them at once, and the names of those. */
 export const vectorOf = { f32: "vec4f", f16: "vec4h", i32: "vec4i", u32: "vec4u" } as const;
 export const lanes: string[] = [..."xyzw"];
-/** 0, 1, … up to but without n. */
+/** The numbers 0, 1, …, n − 1. */
 export const numbers = (n: number): number[] => Array.from({ length: n }, (_, i) => i);
+/** How many elements a shape has. */
+export const sizeOf = (shape: readonly number[]): number => shape.reduce((a, b) => a * b, 1);
+/** The strides of a contiguous array: from one element to the next along each dimension. */
+export const stridesOf = (shape: readonly number[]): number[] => shape.map((_, d) => sizeOf(shape.slice(d + 1)));
 
 /** An input: where it lies and how it broadcasts. */
 export interface Operand {
@@ -123,7 +127,7 @@ export function map(
   shape: readonly number[],
   scalars: readonly number[] = [],
 ): void {
-  const size = shape.reduce((a, b) => a * b, 1);
+  const size = sizeOf(shape);
   if (size === 0) return;
   const variant = {
     name,
@@ -136,7 +140,7 @@ export function map(
   const values: Record<string, number> = { s0: scalars[0] ?? 0, s1: scalars[1] ?? 0 };
   let form = "";
   for (const x of inputs) {
-    const n = x.shape.reduce((a, b) => a * b, 1);
+    const n = sizeOf(x.shape);
     form += n === size ? "v" : n === 1 ? "s" : "?";
   }
   if (!form.includes("?")) {
@@ -209,8 +213,7 @@ export function copyStrided(
   from?: Layout,
   to?: Layout,
 ): void {
-  const size = dims.reduce((a, b) => a * b, 1);
-  const contiguous = dims.map((_, d) => dims.slice(d + 1).reduce((a, b) => a * b, 1));
+  const size = sizeOf(dims), contiguous = stridesOf(dims);
   const values: Record<string, number> = { size, xOffset: from?.offset ?? 0, yOffset: to?.offset ?? 0 };
   dims.forEach((dim, d) => {
     values[`dim${d}`] = dim;

@@ -1,8 +1,9 @@
 /** Splitting data into batches. */
 import { checkBoolean, checkNumber, checkOptions, describe, isRecord } from "../kernels/check.ts";
+import { sizeOf } from "../kernels/elementwise.ts";
 import { ARRAYS, type TypedArray } from "../autograd/storage.ts";
 import { noGrad } from "../autograd/tape.ts";
-import { sizeOf, type Tensor } from "../autograd/tensor.ts";
+import type { Tensor } from "../autograd/tensor.ts";
 import { checkShapeArgument, tensor } from "../ops/create.ts";
 import { splitmix32 } from "./splitmix.ts";
 

@@ -1,7 +1,8 @@
 /** Initial values of parameters, written in place; random ones follow `manualSeed`. Fan-in and fan-out are those of a weight [out, in, …]. */
 import { checkNumber, describe } from "../kernels/check.ts";
+import { sizeOf } from "../kernels/elementwise.ts";
 import { noGrad } from "../autograd/tape.ts";
-import { checkTensor, sizeOf, type Tensor } from "../autograd/tensor.ts";
+import { checkTensor, type Tensor } from "../autograd/tensor.ts";
 import { full, rand, randn } from "../ops/create.ts";
 import { checkRank } from "../ops/shape.ts";
 

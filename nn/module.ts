@@ -2,7 +2,7 @@ import { checkBoolean, checkOptions, describe, isRecord } from "../kernels/check
 import { isFloat } from "../autograd/storage.ts";
 import { noGrad } from "../autograd/tape.ts";
 import { checkShape, checkTensor, Tensor } from "../autograd/tensor.ts";
-import { mapped } from "../ops/elementwise.ts";
+import { mapped } from "../ops/mapped.ts";
 import { assign } from "../ops/shape.ts";
 
 /** PyTorch's name of a property. A capital in front, as in `A_log` and `W_q`, is one in PyTorch's name as well. */

@@ -1,9 +1,10 @@
 /** Reading and writing safetensors files. */
 import { describe, isRecord } from "../kernels/check.ts";
+import { sizeOf } from "../kernels/elementwise.ts";
 import { gpu } from "../kernels/gpu/gpu.ts";
 import { innermost } from "../autograd/scope.ts";
 import { ARRAYS, BYTES, type DType, DTYPES, type TypedArray } from "../autograd/storage.ts";
-import { checkTensor, sizeOf, type Tensor } from "../autograd/tensor.ts";
+import { checkTensor, type Tensor } from "../autograd/tensor.ts";
 import { checkShapeArgument, tensor } from "../ops/create.ts";
 import { checkPath, inTurn, openSource, replaceFile, type Source } from "./files.ts";
 

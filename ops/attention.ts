@@ -1,10 +1,11 @@
 import { checkBoolean, checkNumber, checkOptions } from "../kernels/check.ts";
+import { sizeOf } from "../kernels/elementwise.ts";
 import { attention, attentionBackward, type AttentionSizes, LONGEST_HEAD } from "../kernels/attention.ts";
 import { composed } from "../autograd/composed.ts";
 import { nextRandom } from "../autograd/random.ts";
 import { chosen, hidden, record } from "../autograd/tape.ts";
-import { checkShape, checkTensor, sizeOf, Tensor } from "../autograd/tensor.ts";
-import { broadcastShape, mapped } from "./elementwise.ts";
+import { checkShape, checkTensor, Tensor } from "../autograd/tensor.ts";
+import { broadcastShape, mapped } from "./mapped.ts";
 import { checkRank } from "./shape.ts";
 
 /** Options of `scaledDotProductAttention`. */

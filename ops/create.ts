@@ -1,10 +1,11 @@
 /** Making tensors: from values, constants, and random numbers. */
 import { checkBoolean, checkNumber, checkOptions, describe } from "../kernels/check.ts";
+import { sizeOf } from "../kernels/elementwise.ts";
 import { gpu } from "../kernels/gpu/gpu.ts";
 import { fill, random } from "../kernels/random.ts";
 import { nextRandom } from "../autograd/random.ts";
 import { ARRAYS, type DType, DTYPES, isFloat, Storage, type TypedArray } from "../autograd/storage.ts";
-import { checkDimensions, MOST_DIMENSIONS, type NestedArray, sizeOf, Tensor } from "../autograd/tensor.ts";
+import { checkDimensions, MOST_DIMENSIONS, type NestedArray, Tensor } from "../autograd/tensor.ts";
 
 /** Options of everything that makes a tensor. */
 export interface TensorOptions {

@@ -3,46 +3,13 @@
  * `kernels/elementwise.ts` makes kernels of them, broadcasting included.
  */
 import { checkNumber, checkOneOf, checkOptions, describe } from "../kernels/check.ts";
-import { map } from "../kernels/elementwise.ts";
 import { ACTIVATIONS } from "../kernels/math.ts";
 import type { ClampOptions, GeluOptions, Operand } from "../autograd/methods.ts";
-import { type DType, DTYPES } from "../autograd/storage.ts";
+import { DTYPES } from "../autograd/storage.ts";
 import { record } from "../autograd/tape.ts";
 import { checkTensor, Tensor } from "../autograd/tensor.ts";
+import { broadcastShape, mapped } from "./mapped.ts";
 import { sumTo } from "./reduce.ts";
-
-/** The shape that shapes broadcast to, by NumPy's rule. Throws a TypeError that names the op. */
-export function broadcastShape(op: string, shapes: readonly (readonly number[])[]): number[] {
-  const rank = Math.max(0, ...shapes.map((s) => s.length));
-  const out = new Array<number>(rank).fill(1);
-  for (const shape of shapes) {
-    shape.forEach((n, i) => {
-      const at = rank - shape.length + i;
-      if (n === 1 || n === out[at]) return;
-      if (out[at] !== 1) {
-        throw new TypeError(`${op}: shapes ${shapes.map((s) => `[${s.join(", ")}]`).join(" and ")} do not broadcast`);
-      }
-      out[at] = n;
-    });
-  }
-  return out;
-}
-
-const operand = (x: Tensor) => ({ memory: x.memory, shape: x.shape, element: x.dtype });
-
-/** Internal: a new tensor with `expression` (of a, b, c, d: the inputs; s0, s1: the scalars) over `shape`. */
-export function mapped(
-  name: string,
-  expression: string,
-  inputs: readonly Tensor[],
-  shape: readonly number[],
-  scalars: readonly number[] = [],
-  dtype: DType = inputs[0].dtype,
-): Tensor {
-  const y = Tensor.empty([...shape], dtype, name);
-  map(name, expression, inputs.map(operand), { memory: y.memory, element: y.dtype }, shape, scalars);
-  return y;
-}
 
 // ---- one input
 

@@ -3,12 +3,13 @@
  * result is NaN, or 0 in integers and in `oneHot`.
  */
 import { checkNumber } from "../kernels/check.ts";
+import { sizeOf } from "../kernels/elementwise.ts";
 import { embedding as lookUp, embeddingBackward, gather as take, gatherBackward } from "../kernels/indexing.ts";
 import { DTYPES } from "../autograd/storage.ts";
 import { record } from "../autograd/tape.ts";
-import { checkTensor, sizeOf, Tensor } from "../autograd/tensor.ts";
+import { checkTensor, Tensor } from "../autograd/tensor.ts";
 import { arange } from "./create.ts";
-import { mapped } from "./elementwise.ts";
+import { mapped } from "./mapped.ts";
 import { checkDim } from "./reduce.ts";
 
 function checkIndex(op: string, index: Tensor, size: number): void {

@@ -1,13 +1,14 @@
 /** Matrix products. */
 import { checkBoolean, checkOptions } from "../kernels/check.ts";
+import { sizeOf } from "../kernels/elementwise.ts";
 import type { Plain, Strided } from "../kernels/epilogue.ts";
 import { matmul as multiplied, type Product } from "../kernels/matmul.ts";
 import type { Activation } from "../kernels/math.ts";
 import { composed } from "../autograd/composed.ts";
 import type { MatmulOptions } from "../autograd/methods.ts";
 import { hidden, record } from "../autograd/tape.ts";
-import { checkShape, checkTensor, sizeOf, Tensor } from "../autograd/tensor.ts";
-import { broadcastShape } from "./elementwise.ts";
+import { checkShape, checkTensor, Tensor } from "../autograd/tensor.ts";
+import { broadcastShape } from "./mapped.ts";
 import { sumTo } from "./reduce.ts";
 import { checkRank, expand, wrongFeatures } from "./shape.ts";
 

@@ -1,12 +1,13 @@
 /** Reductions over one or more dimensions. */
 import { checkBoolean, checkNumber, checkOptions, describe } from "../kernels/check.ts";
-import { map } from "../kernels/elementwise.ts";
+import { map, sizeOf } from "../kernels/elementwise.ts";
 import { reduce, type Reduction } from "../kernels/reduce.ts";
 import { composed } from "../autograd/composed.ts";
 import type { ReduceOptions, VarianceOptions } from "../autograd/methods.ts";
 import type { DType } from "../autograd/storage.ts";
 import { hidden, record } from "../autograd/tape.ts";
-import { checkTensor, sizeOf, Tensor } from "../autograd/tensor.ts";
+import { checkTensor, Tensor } from "../autograd/tensor.ts";
+import { type Input, mapped, operand } from "./mapped.ts";
 
 /** The dimension `dim` counted from the front. Throws a RangeError that names the op. */
 export function checkDim(op: string, dim: unknown, rank: number, name = "dim"): number {
@@ -111,21 +112,6 @@ function notEmpty(op: string, x: Tensor, dims: readonly number[]): void {
   }
 }
 
-const operand = (x: Tensor, shape: readonly number[]) => ({ memory: x.memory, shape, element: x.dtype });
-
-function spread(
-  name: string,
-  expression: string,
-  inputs: [Tensor, readonly number[]][],
-  shape: readonly number[],
-  scalars: number[] = [],
-  dtype: DType = inputs[0][0].dtype,
-): Tensor {
-  const y = Tensor.empty([...shape], dtype, name);
-  map(name, expression, inputs.map(([x, s]) => operand(x, s)), { memory: y.memory, element: y.dtype }, shape, scalars);
-  return y;
-}
-
 /** kind(x) / divisor over `dims`, in a tensor that `into` makes. The dividend is f32: an f16 sum may pass 65,504 where the quotient does not. */
 function divided(
   name: string,
@@ -137,7 +123,7 @@ function divided(
 ): Tensor {
   using dividend = reduced(kind, x, dims, "f32");
   const { shape } = dividend, y = into();
-  map(name, "a / s0", [operand(dividend, shape)], { memory: y.memory, element: y.dtype }, shape, [divisor]);
+  map(name, "a / s0", [operand(dividend)], { memory: y.memory, element: y.dtype }, shape, [divisor]);
   return y;
 }
 
@@ -160,7 +146,7 @@ export function sum(x: Tensor, o: ReduceOptions = {}): Tensor {
     op: "sum",
     inputs: [x],
     output: y,
-    backward: (dY) => [spread("expand", "a", [[dY, kept]], x.shape)],
+    backward: (dY) => [mapped("expand", "a", [[dY, kept]], x.shape)],
   });
 }
 
@@ -184,7 +170,7 @@ export function mean(x: Tensor, o: ReduceOptions = {}): Tensor {
     op: "mean",
     inputs: [x],
     output: y,
-    backward: (dY) => [spread("mean backward", "a / s0", [[dY, kept]], x.shape, [count])],
+    backward: (dY) => [mapped("mean backward", "a / s0", [[dY, kept]], x.shape, [count])],
   });
 }
 
@@ -198,10 +184,10 @@ function extreme(kind: "max" | "min", x: Tensor, o: ReduceOptions): Tensor {
     output: y,
     saved: [x, y],
     backward: (dY) => {
-      const hit = spread(`${kind} hits`, "select(0.0, 1.0, a == b || is_nan_(a))", [[x, x.shape], [y, kept]], x.shape);
+      const hit = mapped(`${kind} hits`, "select(0.0, 1.0, a == b || is_nan_(a))", [x, [y, kept]], x.shape);
       const ties = reduced("sum", hit, dims, "f32");
-      const inputs: [Tensor, readonly number[]][] = [[hit, x.shape], [ties, kept], [dY, kept]];
-      return [spread(`${kind} backward`, "select(c / b, 0.0, a == 0.0)", inputs, x.shape)]; // dY may be infinite
+      const inputs: Input[] = [hit, [ties, kept], [dY, kept]];
+      return [mapped(`${kind} backward`, "select(c / b, 0.0, a == 0.0)", inputs, x.shape)]; // dY may be infinite
     },
   });
 }
@@ -265,10 +251,10 @@ export function logSumExp(x: Tensor, o: ReduceOptions = {}): Tensor {
     backward: (dY) => {
       // y is rounded: e^(x − y) is right but for a factor, which its sum shows
       const nearly = "select(exp_(a - b), 0.0, a == b && abs(b) > 3.4028234e38)";
-      const share = spread("logSumExp shares", nearly, [[x, x.shape], [y, kept]], x.shape, [], "f32");
+      const share = mapped("logSumExp shares", nearly, [x, [y, kept]], x.shape, [], "f32");
       const total = reduced("sum", share, dims);
-      const inputs: [Tensor, readonly number[]][] = [[share, x.shape], [total, kept], [dY, kept]];
-      return [spread("logSumExp backward", "select(a / b * c, 0.0, a == 0.0)", inputs, x.shape, [], x.dtype)];
+      const inputs: Input[] = [share, [total, kept], [dY, kept]];
+      return [mapped("logSumExp backward", "select(a / b * c, 0.0, a == 0.0)", inputs, x.shape, [], x.dtype)];
     },
   });
 }
@@ -295,9 +281,9 @@ export function variance(x: Tensor, o: VarianceOptions = {}): Tensor {
   const count = sizeOf(dims.map((d) => x.shape[d])), divisor = Math.max(0, count - correction);
   return composed("variance", () => {
     const average = divided("mean", "sum", x, dims, count, () => hidden(kept, "f32"));
-    using nearly = spread("centred", "a - b", [[x, x.shape], [average, kept]], x.shape, [], "f32");
+    using nearly = mapped("centred", "a - b", [x, [average, kept]], x.shape, [], "f32");
     const rest = divided("mean", "sum", nearly, dims, count, () => hidden(kept, "f32"));
-    using centred = spread("centred", "a - b", [[nearly, x.shape], [rest, kept]], x.shape, [], "f32");
+    using centred = mapped("centred", "a - b", [nearly, [rest, kept]], x.shape, [], "f32");
     const y = divided(
       "variance",
       "sumOfSquares",
@@ -313,10 +299,10 @@ export function variance(x: Tensor, o: VarianceOptions = {}): Tensor {
       saved: [x],
       hidden: [average, rest],
       backward: (dY) => [
-        spread(
+        mapped(
           "variance backward",
           "2.0 * ((a - b) - c) * d / s0",
-          [[x, x.shape], [average, kept], [rest, kept], [dY, kept]],
+          [x, [average, kept], [rest, kept], [dY, kept]],
           x.shape,
           [divisor],
         ),

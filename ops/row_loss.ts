@@ -1,11 +1,11 @@
 /** What all losses over rows of logits share: checks, reductions, and when the gradient is computed. */
 import { checkNumber, checkOneOf } from "../kernels/check.ts";
-import { scale } from "../kernels/elementwise.ts";
+import { scale, sizeOf } from "../kernels/elementwise.ts";
 import type { Memory } from "../kernels/gpu/memory.ts";
 import { reduce } from "../kernels/reduce.ts";
 import type { Upstream } from "../kernels/row.ts";
 import { hidden, needsGradient, record } from "../autograd/tape.ts";
-import { checkShape, checkTensor, sizeOf, Tensor } from "../autograd/tensor.ts";
+import { checkShape, checkTensor, Tensor } from "../autograd/tensor.ts";
 import { checkRank } from "./shape.ts";
 
 /** How rows become the loss: their mean, their sum, or the rows themselves. */

@@ -1,14 +1,14 @@
 /** Ops that move elements without changing them. */
 import { checkNumber, describe } from "../kernels/check.ts";
-import { copyFlat, copyStrided, type Layout } from "../kernels/elementwise.ts";
+import { copyFlat, copyStrided, type Layout, sizeOf, stridesOf } from "../kernels/elementwise.ts";
 import { fill } from "../kernels/random.ts";
 import { gpu } from "../kernels/gpu/gpu.ts";
 import { composed } from "../autograd/composed.ts";
 import { BYTES, DTYPES } from "../autograd/storage.ts";
 import { needsGradient, record } from "../autograd/tape.ts";
-import { checkShape, checkTensor, sizeOf, Tensor } from "../autograd/tensor.ts";
+import { checkShape, checkTensor, Tensor } from "../autograd/tensor.ts";
 import { arange, checkShapeArgument, tensor } from "./create.ts";
-import { broadcastShape, mapped } from "./elementwise.ts";
+import { broadcastShape, mapped } from "./mapped.ts";
 import { checkDim, sumTo } from "./reduce.ts";
 
 /**
@@ -63,7 +63,7 @@ export function permute(x: Tensor, order: readonly number[]): Tensor {
   if (dims.length !== x.rank || new Set(dims).size !== x.rank) {
     throw new RangeError(`permute: order must name each of the ${x.rank} dimensions once, got ${describe(order)}`);
   }
-  const strides = dims.map((d) => sizeOf(x.shape.slice(d + 1)));
+  const own = stridesOf(x.shape), strides = dims.map((d) => own[d]);
   const y = Tensor.empty(dims.map((d) => x.shape[d]), x.dtype, "permute");
   copyStrided(x.memory, y.memory, x.dtype, y.shape, { strides });
   const inverse = dims.map((_, i) => dims.indexOf(i));
@@ -112,7 +112,7 @@ export function expand(x: Tensor, shape: readonly number[]): Tensor {
     throw new TypeError(`expand: x of shape [${x.shape.join(", ")}] does not broadcast to [${shape.join(", ")}]`);
   }
   const y = Tensor.empty(full, x.dtype, "expand");
-  const strides = full.map((_, d) => d < lead || x.shape[d - lead] === 1 ? 0 : sizeOf(x.shape.slice(d - lead + 1)));
+  const own = stridesOf(x.shape), strides = full.map((_, d) => d < lead || x.shape[d - lead] === 1 ? 0 : own[d - lead]);
   copyStrided(x.memory, y.memory, x.dtype, full, { strides });
   return record({
     op: "expand",
@@ -161,7 +161,7 @@ type Ranges = readonly (readonly [number, number])[];
 
 /** Where the elements between `ranges` lie in x. */
 function within(x: Tensor, ranges: Ranges): Layout {
-  const strides = x.shape.map((_, d) => sizeOf(x.shape.slice(d + 1)));
+  const strides = stridesOf(x.shape);
   return { strides, offset: ranges.reduce((sum, [from], d) => sum + from * strides[d], 0) };
 }
 
