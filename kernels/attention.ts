@@ -1,12 +1,12 @@
 /**
- * Scaled dot-product attention without the T×S score matrix: O = softmax(scale·Q·Kᵀ + mask)·V. A tile of queries meets one tile of keys at a time, with a
- * running maximum and sum (Milakov & Gimelshein 2018; Dao et al. 2022). The forward pass keeps one number per query, lse, from which the backward pass
- * recomputes the weights. One backward kernel loops over the keys for dQ, another over the queries for dK and dV, so that every sum has a fixed order and one
- * writer.
+ * Scaled dot-product attention without the T×S score matrix: O = softmax(scale·Q·Kᵀ + mask)·V. A workgroup keeps a tile of queries and loops over tiles of keys,
+ * with a running maximum and sum (Milakov & Gimelshein 2018; Dao et al. 2022). The forward pass keeps one number per query, the log-sum-exp `lse`, from which
+ * the backward pass recomputes the weights. One backward kernel loops over the keys for dQ, another over the queries for dK and dV, so that every sum has a
+ * fixed order and one writer.
  *
- * A thread computes 2×4 or 4×4 scores of a tile. It holds two or four rows of the result, and of each row one vec4 in every few. Tiles are stored in workgroup
- * memory row by row, those that are each thread's first next to each other, then the second ones. A row is an odd number of vec4s long, so that neighbouring
- * threads read from different banks.
+ * A thread computes 2×4 or 4×4 scores of a tile. It holds two or four rows of the result, and of each row one vec4 in every few. Tiles are in workgroup memory
+ * row by row: first every thread's first row, then every thread's second one, and so on. A row is an odd number of vec4s long, so that neighbouring threads read
+ * from different banks.
  */
 import { type Element, lanes, numbers, vectorOf } from "./elementwise.ts";
 import { gpu } from "./gpu/gpu.ts";
@@ -14,10 +14,10 @@ import { type BufferType, variants } from "./gpu/kernel.ts";
 import type { Memory } from "./gpu/memory.ts";
 import { PCG4D } from "./random.ts";
 
-/** The longest head that the kernels take: tiles of it fit the workgroup's memory. */
+/** The largest head that the kernels support: its tiles fit into workgroup memory. */
 export const LONGEST_HEAD = 128;
 
-/** Where the rows of a head lie: elements from the start of the memory to the first, and from one batch, head of a batch, or row to the next. */
+/** Where the rows of a head are: the offset of the first element, and the strides from one batch, head of a batch, and row to the next, in elements. */
 export interface Rows {
   offset: number;
   batch: number;
@@ -33,21 +33,21 @@ export interface AttentionSizes {
   queries: number;
   keys: number;
   depth: number;
-  /** Where q (and dQ), k (and dK), v (and dV), o (and dO) lie. k and v differ in their offsets alone. */
+  /** Where q (and dQ), k (and dK), v (and dV), o (and dO) are. k and v differ only in their offsets. */
   q: Rows;
   k: Rows;
   v: Rows;
   o: Rows;
   scale: number;
   causal: boolean;
-  /** Elements between the masks of two heads: 0 where all share one. */
+  /** Elements from one head's mask to the next; 0 if all heads share one. */
   maskStride: number;
-  /** Probability that a weight is dropped, and the op's number in its tape. */
+  /** The probability of dropping a weight, and the op's number in its tape. */
   dropout: number;
   op: number;
 }
 
-/** What one launch binds. `state` is the random state where weights are dropped. q, k and v may be one memory. */
+/** The memories of one launch. `state` is the random state if weights are dropped. q, k and v may be the same memory. */
 export interface AttentionBuffers {
   q: Memory;
   k: Memory;
@@ -58,33 +58,33 @@ export interface AttentionBuffers {
   lse: Memory;
 }
 
-/** Overrides for tests: whether kernels are made as for GPUs. */
+/** Overrides for tests: whether kernels are written as for GPUs. */
 export const attentionTuning: { unrolled: boolean | null } = { unrolled: null };
 
 /** Compile-time choices. */
 interface Shape {
   element: Element;
-  /** vec4s of a row. */
+  /** vec4s in a row. */
   quads: number;
-  /** Whether memory is read and written by whole vec4s. */
+  /** Whether memory is read and written as whole vec4s. */
   wide: boolean;
   mask: boolean;
   dropout: boolean;
-  /** Rows of the tile that stays, and of those that pass. */
+  /** Rows of the tile that a workgroup keeps, and of the tiles that it loops over. */
   rows: number;
   others: number;
-  /** Whether loops are written out, four turns at a time: compilers for GPUs do not unroll them, those for CPUs take long over long bodies. */
+  /** Whether loops are unrolled, four iterations at a time: compilers for GPUs do not unroll them, those for CPUs are slow on long bodies. */
   unrolled: boolean;
   /**
-   * Rows of a thread. A multiprocessor of an H100 has 48 KiB of workgroup memory in all, and one group with heads of 64 takes that: so a group had better have
-   * many threads. Backward, 96 heads of 256×256 take 0.23 ms with 128 threads of two rows, 0.40 with 64 threads of four.
+   * Rows per thread. A multiprocessor of an H100 has 48 KiB of workgroup memory, and one group with heads of 64 takes all of it, so that a group should have many
+   * threads: the backward pass of 96 heads of 256×256 takes 0.23 ms with 128 threads of two rows, 0.40 with 64 threads of four.
    */
   high: 2 | 4;
 }
 
 const stride = (quads: number) => quads | 1;
 
-/** The largest tiles that fit; `sides` tiles of each kind are held, and `tables` of scores. */
+/** The largest tiles that fit, with `sides` tiles of each kind and `tables` tables of scores in workgroup memory. */
 function tilesFor(quads: number, sides: number, tables: number): [number, number] {
   const { maxComputeWorkgroupStorageSize: most } = gpu().info.limits;
   for (const [rows, others] of [[32, 32], [32, 16], [16, 16], [16, 8], [8, 8]]) {
@@ -143,7 +143,7 @@ const PARAMS = {
 } as const;
 
 const each = (n: number, text: (i: number) => string) => numbers(n).map(text).join(" ");
-// of each array: whether its rows are queries or keys, whose strides it has, and whose offset
+// for each array: whether its rows are queries or keys, whose strides it has, and whose offset
 const LAYOUT: Record<string, ["queries" | "keys", "q" | "k" | "o", "q" | "k" | "v" | "o"]> = {
   q: ["queries", "q", "q"],
   d_q: ["queries", "q", "q"],
@@ -155,7 +155,7 @@ const LAYOUT: Record<string, ["queries" | "keys", "q" | "k" | "o", "q" | "k" | "
   d_o: ["queries", "o", "o"],
 };
 
-/** Functions that the kernels share: `load_NAME` of a quad of a row (0 outside), `store_NAME`, the mask, dropout. */
+/** Functions that the kernels share: `load_NAME` and `store_NAME` of a quad of a row (0 outside), the mask, dropout. */
 function common(
   { element, quads, wide, mask, dropout }: Shape,
   loads: string[],
@@ -192,7 +192,7 @@ fn store_${name}(base: u32, row: u32, quad: u32, x: vec4f) {
     }
 }`).join("")
   }
-// the scaled score of a query and a key, LOW where it is masked; NaN stays
+// the scaled score of a query and a key, LOW if it is masked; keeps NaN
 fn masked_(score: f32, head: u32, query: u32, key: u32) -> f32 {
   if (query >= params.queries || key >= params.keys || (params.causal == 1u && key > query)) { return LOW; }
   let s = score * params.scale${mask ? " + mask[head * params.mask_stride + query * params.keys + key]" : ""};
@@ -201,7 +201,7 @@ fn masked_(score: f32, head: u32, query: u32, key: u32) -> f32 {
 ${
     dropout
       ? `${PCG4D}
-// what a weight is multiplied by: 0 or 1/(1 − p)
+// the factor of a weight: 0 or 1/(1 − p)
 fn kept_(head: u32, query: u32, key: u32) -> f32 {
   let bits = pcg4d(vec4u((head * params.queries + query) * params.keys + key, params.op, state[0], state[1]));
   return select(0.0, 1.0 / (1.0 - params.dropout), unit_(bits.x) >= params.dropout);
@@ -220,7 +220,7 @@ const optional = ({ mask, dropout }: Shape): Record<string, BufferType> => ({
 const buffer = (access: "read" | "write", { element, wide }: Shape): BufferType =>
   `${access} ${wide ? vectorOf[element] : element}`;
 
-/** Pieces of text for tiles of `rows` that stay and `others` that pass; a thread has the `high` rows from high·r on and the others 4c … 4c + 3. */
+/** Pieces of WGSL for a tile of `rows` rows that stays and tiles of `others` rows that pass; a thread has the `high` rows from high·r on and the others 4c … 4c + 3. */
 function tiles({ quads, wide, rows, others, unrolled, high }: Shape) {
   const across = others / 4, threads = rows / high * across, long = stride(quads), mine = Math.ceil(quads / across);
   const own = (i: number, at: string) => `(${i * rows / high}u + ${at})`,
@@ -235,7 +235,7 @@ function tiles({ quads, wide, rows, others, unrolled, high }: Shape) {
     mine,
     declare: (name: string, count: number) => `var<workgroup> ${name}: array<array<vec4f, ${long}>, ${count}>;`,
     table: (name: string) => `var<workgroup> ${name}: array<vec4f, ${rows * (across + 1)}>;`,
-    /** Copies rows, of which a thread takes so many `together`, into tiles: `fetch(first)` begins to read those from `first` on, `put(first)` has them there. */
+    /** Copies rows, of which a thread has `together` neighbours, into tiles: `fetch(first)` starts reading the rows from `first` on, `put(first)` writes them to the tiles. */
     copy: (names: string[], to: string[], count: number, together: number) => {
       const load = (unit: string, n: number, first: string) =>
         `load_${names[n]}(base_${names[n]}, ${first} + ${unit} / QUADS, ${unit} % QUADS)`;
@@ -246,7 +246,7 @@ function tiles({ quads, wide, rows, others, unrolled, high }: Shape) {
       const rounds = count * quads / threads, unit = (i: number) => `(lane + ${threads * i}u)`;
       const all = (text: (i: number, n: number, x: string) => string) =>
         each(rounds, (i) => each(names.length, (n) => text(i, n, `next_${names[n]}${i}`)));
-      // as many as registers hold are on their way at once, while something else is computed
+      // if registers can hold them all, they are read while something else is computed
       if (unrolled && Number.isInteger(rounds) && rounds * names.length <= 16) {
         return {
           declare: all((_i, _n, x) => `var ${x}: vec4f;`),
@@ -263,7 +263,7 @@ function tiles({ quads, wide, rows, others, unrolled, high }: Shape) {
           } }`,
       };
     },
-    /** Defines NAME0 … NAME3: the thread's four products of each of its rows, between two tiles. */
+    /** Defines NAME0, NAME1, …: for each of the thread's rows in one tile, its products with the thread's four rows in another. */
     products: (of: [string, string, string][]) =>
       `${of.map(([name]) => each(high, (i) => `var ${name}${i} = vec4f(0.0);`)).join(" ")}
     ${
@@ -279,7 +279,7 @@ function tiles({ quads, wide, rows, others, unrolled, high }: Shape) {
           ).join("\n      "))
       }`,
     put: (table: string, i: number, x: string) => `${table}[${own(i, "r")} * ${across + 1}u + c] = ${x};`,
-    /** Adds Σ over the others of table·tile to the thread's rows NAMEi_m. */
+    /** Adds the sum of table·tile over the other rows to the thread's rows NAMEi_m. */
     gather: (of: [string, string, string][]) =>
       loop(
         across,
@@ -306,7 +306,7 @@ function tiles({ quads, wide, rows, others, unrolled, high }: Shape) {
               x(i)
             });`),
       ),
-    /** Which head and rows a workgroup has: those with the most to do come first, the last queries and the first keys of a causal mask. */
+    /** Determines a workgroup's head and rows. Those with the most work come first: with a causal mask the last queries and the first keys. */
     start: (total: "queries" | "keys", names: string[]) =>
       `let tiles = (params.${total} + ${rows - 1}u) / ${rows}u;
   let all_heads = params.batches * params.heads;
@@ -327,14 +327,14 @@ function tiles({ quads, wide, rows, others, unrolled, high }: Shape) {
   };
 }
 
-/** Joins `x`, of a thread's rows, over the threads that share them. */
+/** Combines `x`, which has a number for each of a thread's rows, over the threads that share the rows. */
 const meet = ({ rows, others, high }: Shape, x: string, join: (a: string, b: string) => string) =>
   `workgroupBarrier();
     meeting[c * ${rows / high}u + r] = ${x};
     workgroupBarrier();
     ${x} = ${numbers(others / 4).map((i) => `meeting[${i * rows / high}u + r]`).reduce(join)};`;
 
-/** One number for each row of a thread. */
+/** The type of one number for each row of a thread. */
 const perRow = (high: number) => high === 4 ? "vec4f" : "vec2f";
 const meetings = ({ rows, others, high }: Shape) =>
   `var<workgroup> meeting: array<${perRow(high)}, ${rows / high * others / 4}>;`;
@@ -356,7 +356,7 @@ const forwardKernel = variants((shape: Shape) => {
     params: PARAMS,
     workgroup: t.threads,
     head: `${common(shape, ["q", "k", "v"], { o: "o" })}
-${t.declare("query_tile", rows)} ${t.declare("key_tile", others)} // then the values
+${t.declare("query_tile", rows)} ${t.declare("key_tile", others)} // the keys, then the values
 ${t.table("weights")}
 ${meetings(shape)}`,
     main: `${t.start("queries", ["q", "k", "v", "o"])}
@@ -424,7 +424,7 @@ ${meetings(shape)}`,
   };
 });
 
-/** o and lse [batches, heads, queries]. */
+/** Computes o and lse [batches, heads, queries]. */
 export function attention(element: Element, b: AttentionBuffers, s: AttentionSizes): void {
   const tile = tilesFor(quadsOf(s), 1, 1);
   forwardKernel(shapeOf(element, s, b, tile)).run(
@@ -455,8 +455,8 @@ function parameters({ q, k, v, o, causal, ...s }: AttentionSizes): Record<string
 }
 
 /**
- * One backward kernel: a tile of own rows (queries for dQ, keys for dK and dV) stays, tiles of the other side pass. With
- * w = exp(score − lse), the gradient of a score is w·(kept·dO·v − delta)·scale, delta = Σ dO·O, which the queries' kernel leaves for the keys'.
+ * A backward kernel: it keeps a tile of its own rows (queries for dQ, keys for dK and dV) and loops over tiles of the other side. With w = exp(score − lse), the
+ * gradient of a score is w·(kept·dO·v − delta)·scale, where delta = Σ dO·O. The queries' kernel computes delta, the keys' kernel reads it.
  */
 const backwardKernel = variants((shape: Shape & { forQueries: boolean; packed: boolean }) => {
   const { forQueries, packed, rows, others, high } = shape, t = tiles(shape);
@@ -469,7 +469,7 @@ const backwardKernel = variants((shape: Shape & { forQueries: boolean; packed: b
     const row = `first + r * ${high}u + ${i}u`, column = `start + c * 4u + ${j}u`;
     return forQueries ? `${row}, ${column}` : `${column}, ${row}`; // query, key
   };
-  // of the thread's rows, or of the others in hand
+  // a number for each of the queries from `query` on
   const perQuery = (name: string, query: string, count: number) =>
     `${perRow(count)}(${
       numbers(count).map((i) => `${name}[head * params.queries + min(${query} + ${i}u, params.queries - 1u)]`).join(
@@ -561,7 +561,7 @@ ${t.table("slopes")} ${forQueries ? meetings(shape) : t.table("weights")}`,
   };
 });
 
-/** Gradients of q, k and v from dO; `delta` [batches, heads, queries] is scratch. dK and dV may be one memory. */
+/** Gradients of q, k and v from dO; `delta` [batches, heads, queries] is scratch. dK and dV may be the same memory. */
 export function attentionBackward(
   element: Element,
   b: AttentionBuffers,

@@ -11,12 +11,12 @@ import { expectedOf, fittingTiles, matmulTuning } from "./tiles.ts";
 import { fill, random } from "./random.ts";
 
 /**
- * Opens the GPU. Call it once, before the first tensor. A second call returns the same until `dispose()` or device loss.
+ * Opens the GPU. Call it once, before the first tensor. A second call returns the same info until `dispose()` or device loss.
  *
- * It asks the adapter for its full limits and, if available, for `timestamp-query` and `shader-f16`. With `autotune: true` it measures, the first time on an
- * adapter, which threads, registers and tiles are fast there (about 10 s), unless a memoryLimit below 2 GiB (8 MiB on a software adapter) leaves too little
- * memory for that. Throws an Error that says what to install if there is no adapter, a RangeError for a feature that the adapter lacks, a TypeError for a wrong
- * option.
+ * It requests the adapter's full limits and, if available, `timestamp-query` and `shader-f16`. With `autotune: true` it measures, the first time on an adapter,
+ * which numbers of threads and registers and which tiles are fast there (about 10 s), unless a memoryLimit below 2 GiB (8 MiB on a software adapter) leaves too
+ * little memory for that. Throws an Error that says what to install if there is no adapter, a RangeError for a feature that the adapter lacks, a TypeError for
+ * a wrong option.
  *
  * @example
  * ```ts
@@ -33,20 +33,21 @@ export async function init(options: InitOptions = {}): Promise<GpuInfo> {
   });
 }
 
+/** The key in `localStorage`. */
 const place = () => {
   const { adapter, limits: { maxComputeInvocationsPerWorkgroup: threads, maxComputeWorkgroupStorageSize: bytes } } =
     gpu().info;
   return `limbeck tuning 2: ${adapter}, ${threads} threads, ${bytes} bytes`;
 };
 
-/** What was measured for this adapter before, if a storage kept it. */
+/** What was measured for this adapter before, if `localStorage` has it. */
 function remembered(): Tuning | null {
   try {
     const tuning = JSON.parse(localStorage.getItem(place())!);
     checkTuning("autotune", tuning);
     return tuning;
   } catch {
-    return null; // no storage, or nothing there that is any use
+    return null; // no storage, or nothing usable in it
   }
 }
 
@@ -54,16 +55,16 @@ function remember(tuning: Tuning): Tuning {
   try {
     localStorage.setItem(place(), JSON.stringify(tuning));
   } catch {
-    // measured again the next time
+    // no storage: measured again the next time
   }
   return tuning;
 }
 
-/** Widths of rows: some stay in registers as a whole, some in part. */
+/** Widths of rows: some rows fit into registers as a whole, some in part. */
 const WIDTHS = [4096, 8192, 16384, 32768, 65536];
 const NUMBERS = { mean: true, ignoreIndex: -100, temperature: 1 };
 
-/** Null where the memory limit leaves too little to measure with. */
+/** Measures the tuning; null if the memory limit leaves too little to measure with. */
 async function tune(): Promise<Tuning | null> {
   const { counters, pool, info, queue } = gpu(), { isSoftware, limits: { maxStorageBufferBindingSize: most } } = info;
   const bytes = Math.min(isSoftware ? 2 ** 20 : 2 ** 28, most);
@@ -117,7 +118,7 @@ async function tune(): Promise<Tuning | null> {
 /** The limits under which `walk` takes the least time over all widths. */
 async function tuneRows(walk: (columns: number) => void): Promise<RowLimits> {
   const { info } = gpu(), { isSoftware, limits: { maxComputeInvocationsPerWorkgroup: fit } } = info;
-  const numbers = isSoftware // where there is no memory nearer than the cache
+  const numbers = isSoftware // a CPU has no memory for rows that is faster than its cache
     ? [[32, 0], [64, 0], [128, 0]]
     : [[256, 0], [256, 8], [512, 4], [512, 8], [512, 12], [1024, 0], [1024, 4], [1024, 6], [1024, 8]];
   const candidates: RowLimits[] = numbers.filter(([threads]) => threads <= fit).map(([threads, quads]) => ({
@@ -132,14 +133,14 @@ async function tuneRows(walk: (columns: number) => void): Promise<RowLimits> {
     })
   );
   const times = await measure(runs);
-  // each width counts alike
+  // each width has the same weight
   const totals = candidates.map((_, i) =>
     times.slice(i * widths.length, (i + 1) * widths.length).reduce((a, b) => a + b)
   );
   return candidates[totals.indexOf(Math.min(...totals))];
 }
 
-/** What each tile takes, as a multiple of what is expected of it: the geometric mean of a product of few tiles and one of many. */
+/** The time of each tile divided by the expected time: the geometric mean over a product of many tiles and one of few. */
 async function tuneTiles([a, b, c]: Memory[], size: number): Promise<number[]> {
   const tiles = fittingTiles().filter((tile) => expectedOf(tile, 64, 64, 64) < Infinity);
   const factors: number[] = new Array(Math.max(...tiles) + 1).fill(1);
@@ -168,8 +169,8 @@ async function tuneTiles([a, b, c]: Memory[], size: number): Promise<number[]> {
 }
 
 /**
- * Milliseconds of each run, which is one launch. All take turns for some 300 ms of work, and the least time in the last third of it counts: before that a
- * GPU at rest has to raise its clock, and kernels compile.
+ * Milliseconds of each run, which is one launch. The runs take turns for about 300 ms of work, and the least time in the last third of it counts: before that
+ * kernels compile and an idle GPU raises its clock.
  */
 async function measure(runs: (() => void)[]): Promise<number[]> {
   const { device, info: { timestamps }, queue } = gpu();
@@ -181,7 +182,7 @@ async function measure(runs: (() => void)[]): Promise<number[]> {
       return trace.traceEvents.map(({ dur }) => dur / 1000);
     }
     const all: number[] = [];
-    for (let i = 0; i < times * runs.length; i++) { // a clock and a wait for each: with what the wait costs
+    for (let i = 0; i < times * runs.length; i++) { // a wait for each run, whose time is included
       const start = performance.now();
       runs[i % runs.length]();
       queue.submit();

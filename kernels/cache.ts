@@ -1,4 +1,4 @@
-/** Writing new keys or values into a cache. The position is data, not a parameter, so that the launch is the same for every token. */
+/** Writes new keys or values into a cache. The position is data, not a parameter, so that every token has the same launch. */
 import type { Element } from "./elementwise.ts";
 import { variants } from "./gpu/kernel.ts";
 import type { Memory } from "./gpu/memory.ts";

@@ -1,6 +1,6 @@
 /** Argument checks that all layers share. Their errors name the op, the argument, what was expected and what was given. */
 
-/** What came, in words short enough for an error message. Arrays are shown to a depth of two: they may hold themselves. */
+/** A value in words short enough for an error message. Arrays are shown to a depth of two, since they may contain themselves. */
 export function describe(value: unknown, depth = 0): string {
   if (typeof value === "string") return JSON.stringify(value.length > 60 ? value.slice(0, 57) + "..." : value);
   if (Array.isArray(value)) {
@@ -8,7 +8,7 @@ export function describe(value: unknown, depth = 0): string {
       ? `an array of ${value.length}`
       : `[${value.map((x) => describe(x, depth + 1)).join(", ")}]`;
   }
-  const nameOf = (x: unknown) => (x as { name?: unknown } | null | undefined)?.name; // which may be anything
+  const nameOf = (x: unknown) => (x as { name?: unknown } | null | undefined)?.name; // of any type
   if (typeof value === "function") return `the function ${String(nameOf(value) || "(anonymous)")}`;
   if (typeof value === "object" && value !== null) {
     const name = nameOf(value.constructor);
@@ -29,7 +29,7 @@ function editDistance(a: string, b: string): number {
   return row[b.length];
 }
 
-/** Asks for the name in `known` that `name` was most likely meant to be; nothing where a third of its letters would not be left. */
+/** Suggests the name in `known` that was most likely meant; empty if not even a third of the letters agree. */
 function suggestion(name: string, known: readonly string[]): string {
   const distance = (k: string) => editDistance(name.toLowerCase(), k.toLowerCase()) / Math.max(name.length, k.length);
   const best = known.reduce((best, k) => distance(k) < distance(best) ? k : best);
@@ -48,7 +48,7 @@ export function checkFunction(op: string, name: string, value: unknown): void {
   if (typeof value !== "function") throw new TypeError(`${op}: ${name} must be a function, got ${describe(value)}`);
 }
 
-/** Throws a TypeError if `options` is no plain object or has a key that is not in `known`. */
+/** Throws a TypeError if `options` is not a plain object or has a key that is not in `known`. */
 export function checkOptions(op: string, options: unknown, known: readonly string[]): void {
   if (!isRecord(options)) {
     throw new TypeError(`${op}: options must be an object, got ${describe(options)}`);
@@ -69,7 +69,7 @@ export interface Range {
   integer?: boolean;
 }
 
-/** Throws unless `value` is a finite number inside `range`: TypeError for no number, RangeError for one outside. */
+/** Throws unless `value` is a finite number inside `range`: a TypeError if it is not a number, else a RangeError. */
 export function checkNumber(op: string, name: string, value: unknown, range: Range = {}): void {
   const { min, max, above, below, integer } = range;
   if (typeof value !== "number") throw new TypeError(`${op}: ${name} must be a number, got ${describe(value)}`);
@@ -92,7 +92,7 @@ export function checkBoolean(op: string, name: string, value: unknown): void {
   if (typeof value !== "boolean") throw new TypeError(`${op}: ${name} must be true or false, got ${describe(value)}`);
 }
 
-/** Throws a RangeError unless `value` is one of `known`. */
+/** Throws unless `value` is one of `known`: a TypeError if it is not a string, else a RangeError. */
 export function checkOneOf(op: string, name: string, value: unknown, known: readonly string[]): void {
   if (typeof value !== "string") {
     throw new TypeError(`${op}: ${name} must be one of ${known.join(", ")}, got ${describe(value)}`);

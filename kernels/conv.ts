@@ -1,4 +1,4 @@
-/** Convolution and max pooling of images [N, C, H, W]: one thread per output element, in the backward pass one per input element. */
+/** Convolution and max pooling of images [N, C, H, W], with one thread per element of the result: of y forward, of dX backward. */
 import type { Element } from "./elementwise.ts";
 import { spans, variants } from "./gpu/kernel.ts";
 import type { Memory } from "./gpu/memory.ts";
@@ -32,7 +32,7 @@ const PARAMS = {
   padding: "u32",
 } as const;
 
-// takes `thread` apart as an index of [images, planes, rows, columns]
+// splits `thread` into an index of [images, planes, rows, columns]
 const apart = (planes: string, rows: string, columns: string) =>
   `let column = thread % params.${columns};
   let row = thread / params.${columns} % params.${rows};
@@ -107,7 +107,7 @@ export function conv2dBackwardInput(element: Element, weight: Memory, dY: Memory
   inputKernel(element).run({ weight, dY, dX }, { ...s }, Math.ceil(s.images * s.channels * s.height * s.width / 256));
 }
 
-// a workgroup an element of the weight: its lanes share the images' output positions
+// one workgroup for each element of the weight; its lanes share the images' output positions
 const weightKernel = variants((element: Element) => ({
   name: "conv2d backward (weight)",
   buffers: { x: `read ${element}`, dY: `read ${element}`, dWeight: `write ${element}` },
@@ -136,7 +136,7 @@ const weightKernel = variants((element: Element) => ({
   }
   if (lane > 0u) { return; }
   sum = meeting[0];
-  if (params.start > 0u) { sum += f32(d_weight[group]); } // over the images before
+  if (params.start > 0u) { sum += f32(d_weight[group]); } // over earlier images
   d_weight[group] = ${element}(sum);`,
 }));
 
@@ -171,7 +171,7 @@ const poolKernel = variants((element: Element) => ({
   chosen[thread] = best;`,
 }));
 
-/** The largest element of each window, and where it was: the first of equal ones. */
+/** The largest element of each window and its position, the first one if several are equal. */
 export function maxPool2d(element: Element, x: Memory, y: Memory, chosen: Memory, s: ConvSizes): void {
   poolKernel(element).run({ x, y, chosen }, { ...s }, Math.ceil(s.images * s.outs * s.outHeight * s.outWidth / 256));
 }
@@ -182,7 +182,7 @@ const poolBackwardKernel = variants((element: Element) => ({
   params: PARAMS,
   main: `if (thread >= params.images * params.channels * params.height * params.width) { return; }
   ${apart("channels", "height", "width")}
-  // the windows that this element is in
+  // the windows that contain this element
   var sum = 0.0;
   let top = select(0u, (row - params.kernel_height) / params.stride + 1u, row >= params.kernel_height);
   let left = select(0u, (column - params.kernel_width) / params.stride + 1u, column >= params.kernel_width);

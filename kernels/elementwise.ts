@@ -9,10 +9,10 @@ import { type BufferType, variants } from "./gpu/kernel.ts";
 import type { Memory } from "./gpu/memory.ts";
 import { MATH, SINES_AND_POWERS } from "./math.ts";
 
-/** How an element is stored. Arithmetic is f32 whatever the storage, but for integers where the result is of their type. */
+/** How an element is stored. Arithmetic is f32 for every storage type, except that integers stay integers if the result has their type. */
 export type Element = "f32" | "f16" | "i32" | "u32";
 
-/** Four neighbouring elements as WGSL reads them at once, and the names of those. */
+/** The WGSL type of four neighbouring elements, and the names of its components. */
 export const vectorOf = { f32: "vec4f", f16: "vec4h", i32: "vec4i", u32: "vec4u" } as const;
 export const lanes: string[] = [..."xyzw"];
 /** The numbers 0, 1, …, n − 1. */
@@ -22,14 +22,14 @@ export const sizeOf = (shape: readonly number[]): number => shape.reduce((a, b) 
 /** The strides of a contiguous array: from one element to the next along each dimension. */
 export const stridesOf = (shape: readonly number[]): number[] => shape.map((_, d) => sizeOf(shape.slice(d + 1)));
 
-/** An input: where it lies and how it broadcasts. */
+/** An input: its memory and the shape that broadcasts. */
 export interface Operand {
   memory: Memory;
   shape: readonly number[];
   element: Element;
 }
 
-/** Dimensions of the output with those of the inputs' strides (0: broadcast), neighbours merged where every input allows it. */
+/** The output's dimensions and each input's strides along them (0: broadcast). Neighbouring dimensions are merged if every input allows it. */
 function broadcastStrides(
   shape: readonly number[],
   inputs: readonly (readonly number[])[],
@@ -67,13 +67,13 @@ interface Variant {
   /** Elements of the inputs. */
   types: Element[];
   output: Element;
-  /** A letter for each input, `v` (vec4s) or `s` (one element), or else the rank of the strided kernel. */
+  /** A letter for each input, `v` (vec4s) or `s` (one element); or the rank of the strided kernel. */
   form: string | number;
 }
 
 const kernel = variants(({ name, expression, types, output, form }: Variant) => {
   const inputs = types.map((_, k) => names[k]);
-  // f32 holds 24 bits of an integer: one stays what it is where the result is of its type
+  // f32 holds only 24 bits of an integer, so it stays an integer if the result has its type
   const held = (t: Element): Element => t === output && (t === "i32" || t === "u32") ? t : "f32";
   const head = `${MATH}${/\b(sin|cos|pow)_/.test(expression) ? SINES_AND_POWERS : ""}
 fn apply(${inputs.map((x, k) => `${x}: ${held(types[k])}`).join(", ")}) -> ${held(output)} { return ${expression}; }`;
@@ -198,13 +198,13 @@ const copyKernel = variants(({ element, rank }: { element: Element; rank: number
   };
 });
 
-/** Where the elements of a copy lie: `strides` apart along its dimensions, from `offset` on. */
+/** Where the elements of a copy are: `strides` apart along its dimensions, from `offset` on. */
 export interface Layout {
   strides: readonly number[];
   offset?: number;
 }
 
-/** Copies elements over `dims` as they are, from one layout to another; a layout that is left out is contiguous. */
+/** Copies an array of shape `dims` from one layout to another; contiguous by default. */
 export function copyStrided(
   x: Memory,
   y: Memory,

@@ -1,4 +1,4 @@
-/** Operands of matrix products, and their epilogues: what can follow a product without a pass of its own. */
+/** Operands of matrix products, and epilogues: what a product's kernel can do with its result before writing it. */
 import { type Element, lanes, vectorOf } from "./elementwise.ts";
 import type { BufferType } from "./gpu/kernel.ts";
 import type { Memory } from "./gpu/memory.ts";
@@ -14,7 +14,7 @@ export interface Strided {
   column: number;
 }
 
-/** How a kernel reads an operand: by vec4s along k ("k") or along m or n ("x"), or element by element with any strides ("s"). */
+/** How a kernel reads an operand: as vec4s along k ("k") or along m or n ("x"), or element by element with any strides ("s"). */
 export type Mode = "k" | "x" | "s";
 
 /** The elements of both operands, and how they are read. */
@@ -28,34 +28,34 @@ export interface Operands {
 // deno-fmt-ignore
 const NAMES = ["rows", "columns", "depth", "whole", "batches", "aOffset", "aBatch", "aK", "aAcross", "bOffset", "bBatch", "bK", "bAcross", "cOffset"];
 /**
- * The parameters of a product's kernel. `whole`: the depth of which `batches` pieces of `depth` are computed. `aK` and `aAcross`: from one element of A to the
- * next along k, and along m.
+ * The parameters of a product's kernel. `whole`: the product's depth, of which each of the `batches` pieces takes `depth`. `aK` and `aAcross`: the strides of
+ * A along k and along m.
  */
 export const PARAMS: Record<string, "u32"> = Object.fromEntries(NAMES.map((name) => [name, "u32"]));
 
-/** A vector or matrix that lies without gaps. */
+/** A contiguous vector or matrix. */
 export interface Plain {
   memory: Memory;
   element: Element;
 }
 
-/** What follows a product, in this order. Matrices lie as C does, with C's element. */
+/** What follows a product, in this order. Matrices have C's layout and element type. */
 export interface Epilogue {
   /** Added to every row. */
   bias?: Plain;
-  /** C becomes f(product + bias); `before` keeps product + bias where f's slope needs it. */
+  /** C becomes f(product + bias); `before` keeps product + bias if f's slope needs it. */
   activation?: { name: Activation; before: Memory | null };
-  /** C becomes product·f'(of), with what f's slope is a function of. */
+  /** C becomes product·f'(of). */
   slope?: { name: Activation; of: Memory };
-  /** Added: a residual. */
+  /** A residual that is added. */
   plus?: Memory;
-  /** Whether the old content of C and `sums` is added. */
+  /** Whether the old contents of C and `sums` are added. */
   add?: boolean;
   /** Where the sums of A's rows go, batch after batch. */
   sums?: Plain;
 }
 
-/** The choices of an epilogue that are compiled in; `wide`: C is written by vec4s. */
+/** The compile-time choices of an epilogue; `wide`: C is written as vec4s. */
 export function epilogueKey(c: Element, wide: boolean, { bias, activation, slope, plus, add, sums }: Epilogue): string {
   const after = slope ? "slope" : activation?.before ? "before" : "none";
   return `${c}/${wide ? "wide" : "narrow"}/${bias?.element ?? "none"}/${after}/${
@@ -63,7 +63,7 @@ export function epilogueKey(c: Element, wide: boolean, { bias, activation, slope
   }/${plus ? "plus" : "none"}/${add ? "add" : "none"}/${sums?.element ?? "none"}`;
 }
 
-/** What an epilogue binds, C among it. */
+/** The memories that an epilogue binds, including C. */
 export function epilogueMemories(c: Memory, { bias, activation, slope, plus, sums }: Epilogue): Record<string, Memory> {
   const buffers: Record<string, Memory> = { c }, beside = slope?.of ?? activation?.before;
   if (bias) buffers.bias = bias.memory;
@@ -73,37 +73,37 @@ export function epilogueMemories(c: Memory, { bias, activation, slope, plus, sum
   return buffers;
 }
 
-/** The pieces of a kernel that end a product. They need `c_base`, where the batch of C begins, and `params` rows and columns. */
+/** The pieces of a kernel that finish a product. They use `c_base`, where the batch of C begins, and the params rows and columns. */
 export interface EpilogueCode {
   buffers: Record<string, BufferType>;
   head: string;
-  /** In front of the rows of column `n` (a multiple of 4, of which the column exists). */
+  /** Comes before the rows of column `n`, which is a multiple of 4 and exists. */
   column: string;
   /**
-   * What rows read, by name, so that all reads can begin at once: one after the other, those of a residual or a slope took 30 µs of 170 (4096×384 on an
-   * H100).
+   * Names of the buffers that rows read, so that all reads can begin at once: one after the other, the reads of a residual or a slope took 30 of 170 µs
+   * (4096×384 on an H100).
    */
   reads: string[];
-  /** What one of these holds at columns n to n + 3 of row `m`, or of the last row where there is no row `m`. */
+  /** Reads columns n to n + 3 of row `m` from one of these buffers; of the last row if there is no row `m`. */
   read: (name: string, m: string) => string;
-  /** Finishes columns n to n + 3 of row `m` from their product `x` and what `got` says was read. */
+  /** Finishes columns n to n + 3 of row `m`, given the product `x` and the expression `got(name)` for what was read. */
   row: (m: string, x: string, got?: (name: string) => string) => string;
-  /** Writes the sum of A's row `m`, which the epilogue wants. */
+  /** Writes the sum of A's row `m`. */
   sum: (m: string, x: string) => string;
   /** Whether it wants the sums of A's rows. */
   sums: boolean;
-  /** Whether a row's code is long: written out for each row of a thread it takes longer to fetch than to run (GELU of 2048×512: 41 µs, in a loop 24, on an H100). */
+  /** Whether a row's code is long: unrolled over the rows of a thread, it takes longer to fetch than to run (GELU of 2048×512 on an H100: 41 µs, in a loop 24). */
   long: boolean;
 }
 
-/** The code for what `epilogueKey` named. */
+/** The code for a key of `epilogueKey`. */
 export function epilogueCode(key: string): EpilogueCode {
   const [c, cWide, bias, after, activation, plus, add, sums] = key.split("/");
   const wide = cWide === "wide", has = (x: string) => x !== "none";
   const buffer = (access: "read" | "write"): BufferType => `${access} ${wide ? vectorOf[c as Element] : c as Element}`;
   const f = has(activation) ? ACTIVATIONS[activation as Activation] : null;
   const reads = [...after === "slope" ? ["beside"] : [], ...has(plus) ? ["plus"] : [], ...has(add) ? ["c"] : []];
-  // one vec4 of a row (or what of it there is) from column n on
+  // four columns of a row from column n on, as far as they exist
   const reader = (name: string) =>
     `fn read_${name}(base: u32, m: u32, n: u32) -> vec4f {
   let row = base + min(m, params.rows - 1u) * params.columns;

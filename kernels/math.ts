@@ -1,7 +1,7 @@
 /**
  * Elementary functions for WGSL. The built-in ones guarantee too little: `log` may be off by 2⁻²¹ near 1 (as it is in Mesa's software driver), `tanh` loses
- * small arguments, and `expm1`, `log1p` and `erf` do not exist. Each function here is accurate to a few ulp, keeps NaN, and exists for `f32` and `vec4f`
- * (suffix `4`). `exp` stays the built-in one: its error is (3 + 2|x|) ulp, and where |x| is large the result has no weight in a sum.
+ * the digits of small arguments, and `expm1`, `log1p` and `erf` do not exist. Each function here is accurate to a few ulp, keeps NaN, and exists for `f32` and
+ * `vec4f` (suffix `4`). `exp` is the built-in one: its error is (3 + 2|x|) ulp, and for large |x| the result has little weight in a sum.
  */
 
 interface Lane {
@@ -15,7 +15,7 @@ interface Lane {
 const f32: Lane = { suffix: "", float: "f32", int: "i32", uint: "u32", bool: "bool" };
 const vec4: Lane = { suffix: "4", float: "vec4f", int: "vec4i", uint: "vec4u", bool: "vec4<bool>" };
 
-/** Horner's scheme for coefficients from the constant on. */
+/** A polynomial by Horner's scheme; the coefficients start with the constant. */
 export function horner(x: string, coefficients: number[]): string {
   const literal = (c: number) => Number.isInteger(c) ? `${c}.0` : `${c}`;
   return coefficients.slice(0, -1).reduceRight(
@@ -25,8 +25,9 @@ export function horner(x: string, coefficients: number[]): string {
 }
 
 /**
- * The polynomial, from the constant on, that meets f at `count` Chebyshev points between `from` and `to`. Its error falls as the powers of a ratio which is the
- * larger the farther f's nearest singularity: written so that what is left of f is of one size, it is good to a relative error there.
+ * The coefficients, starting with the constant, of the polynomial that equals f at `count` Chebyshev points between `from` and `to`. Its error falls
+ * geometrically with `count`, the faster the farther away f's nearest singularity is. To get a small relative error, divide f by the power of x that it
+ * vanishes like.
  */
 export function fit(f: (x: number) => number, from: number, to: number, count: number): number[] {
   const x = Array.from(
@@ -54,7 +55,7 @@ function functions({ suffix: s, float: F, int: I, uint: U, bool }: Lane): string
   return `
 fn is_nan${s}_(x: ${F}) -> ${bool} { return (bitcast<${U}>(x) & ${U}(0x7fffffffu)) > ${U}(0x7f800000u); }
 
-// log f for f = 1 + x in the normal numbers > 0: f = 2^k·(1 + m) with 1 + m in [√½, √2), and where k is 0, m is x: small x keep their digits
+// log f for f = 1 + x, a normal number > 0: f = 2^k·(1 + m) with 1 + m in [√½, √2); for k = 0, m is x, so that a small x keeps its digits
 fn log_of_sum${s}_(f: ${F}, x: ${F}) -> ${F} {
   let shifted = bitcast<${U}>(f) - ${U}(0x3f3504f3u);
   let k = bitcast<${I}>(shifted) >> ${U}(23u);
@@ -65,7 +66,7 @@ fn log_of_sum${s}_(f: ${F}, x: ${F}) -> ${F} {
   return ${F}(k) * 0.693359375 + (m - z * (0.5 - m * ${horner("m", LOG1P)}) - ${F}(k) * 2.12194440e-4);
 }
 
-// the same where all that counts is an error of 1e-7; no number where f is infinite
+// the same with an absolute error of 1e-7 only; wrong if f is infinite
 fn log_of_any${s}_(f: ${F}, x: ${F}) -> ${F} {
   let power = (bitcast<${I}>(f) - ${I}(0x3f3504f3)) & ${I}(-0x800000); // k where floats have their exponent
   let scale = bitcast<${F}>(${I}(0x3f800000) - power);
@@ -93,7 +94,7 @@ fn log_special${s}_(f: ${F}, x: ${F}) -> ${F} {
   return select(special, f, (bits == ${U}(infinity)) | ((bits & ${U}(0x7fffffffu)) > ${U}(infinity))); // NaN of both signs
 }
 
-// exp x that keeps NaN, as the built-in one need not (SwiftShader's gives +∞)
+// exp x that keeps NaN, which the built-in one need not (in SwiftShader it is +∞)
 fn exp${s}_(x: ${F}) -> ${F} { return select(exp(x), x, is_nan${s}_(x)); }
 
 // exp x − 1 for |x| < 1
@@ -111,7 +112,7 @@ fn tanh${s}_(x: ${F}) -> ${F} {
   return select(x + x * z * ${horner("z", TANH)}, far, z >= ${F}(0.3));
 }
 
-// 1/cosh² x, which 1 − tanh² x loses in its tails
+// 1/cosh² x; in its tails 1 − tanh² x would lose all digits
 fn sech_squared${s}_(x: ${F}) -> ${F} {
   let e = exp(-2.0 * abs(x));
   let r = 1.0 / (1.0 + e);
@@ -129,7 +130,7 @@ fn softplus${s}_(x: ${F}) -> ${F} { return max(x, ${F}(0.0)) + log1p${s}_(exp${s
 
 /** The functions for `f32`. */
 export const MATH: string = functions(f32) + `
-// max and min that keep NaN, as the built-in ones need not
+// max and min that keep NaN, which the built-in ones need not
 fn max_(a: f32, b: f32) -> f32 { return select(select(max(a, b), b, is_nan_(b)), a, is_nan_(a)); }
 fn min_(a: f32, b: f32) -> f32 { return select(select(min(a, b), b, is_nan_(b)), a, is_nan_(a)); }
 
@@ -172,14 +173,14 @@ fn wide_product_(a: u32, b: u32) -> vec2u { // low and high word
 /** Sines and powers, which only elementwise ops need. */
 export const SINES_AND_POWERS: string = `${WIDE_PRODUCT}
 
-// x as k·π/2 + r with |r| ≤ π/4, for |x| ≥ 2: the mantissa, a whole number, times 96 bits of 2/π, from where its multiples of 4 end (Payne and Hanek 1983)
+// x as k·π/2 + r with |r| ≤ π/4, for |x| ≥ 2: the mantissa, an integer, times those 96 bits of 2/π that contribute no multiple of 4 (Payne and Hanek 1983)
 fn turns_(x: f32) -> vec2f {
   var bits_of = array<u32, 7>(0xa2f9836eu, 0x4e441529u, 0xfc2757d1u, 0xf534ddc0u, 0xdb629599u, 0x3c439041u, 0xfe5163abu);
   let bits = bitcast<u32>(x) & 0x7fffffffu;
   let power = i32(bits >> 23u) - 150;
   let mantissa = (bits & 0x7fffffu) | 0x800000u;
   let from_ = u32(max(power - 2, 0));
-  let back = u32(2 - min(power, 2)); // how far the product lies to the left of quarters
+  let back = u32(2 - min(power, 2)); // bits to shift the product to the right, so that it counts quarters
   let w = min(from_ / 32u, 3u);
   let shift = from_ % 32u;
   var window: array<u32, 3>;
@@ -223,7 +224,7 @@ fn sin_shifted_(x: f32, quarter: i32) -> f32 {
 fn sin_(x: f32) -> f32 { return sin_shifted_(x, 0); }
 fn cos_(x: f32) -> f32 { return sin_shifted_(x, 1); }
 
-// x in 12 bits: products with its like are exact, and no compiler takes (a + b) − cut_(a) for b
+// x cut to 12 bits: products of two such numbers are exact, and no compiler simplifies (a + b) − cut_(a) to b
 fn cut_(x: f32) -> f32 { return bitcast<f32>(bitcast<u32>(x) & 0xfffff000u); }
 
 // log₂ x for normal numbers > 0, in two parts, the first of 12 bits: k + 2/ln 2·artanh s with 1 + m in [√½, √2) and s = m/(2 + m)
@@ -242,7 +243,7 @@ fn log2_(x: f32) -> vec2f {
 }));
 }
 
-fn power_of_two_(k: i32) -> f32 { return bitcast<f32>((k + 127) << 23u); } // compilers would add what exp2 takes
+fn power_of_two_(k: i32) -> f32 { return bitcast<f32>((k + 127) << 23u); } // by bits: compilers would make one exp2(a + b) of exp2(a)·exp2(b)
 
 // x to the power y as in C: a negative base takes integer exponents only
 fn pow_(x: f32, y: f32) -> f32 {
@@ -256,11 +257,11 @@ fn pow_(x: f32, y: f32) -> f32 {
     let p = cut_(y) * l.x;
     let rest = (y - cut_(y)) * l.x + y * l.y;
     let whole = round(clamp(p + rest, -250.0, 250.0));
-    let part = bitcast<f32>(bitcast<u32>(p - whole) & 0xfffffffeu) + rest; // of bits, so that it is computed as it stands
+    let part = bitcast<f32>(bitcast<u32>(p - whole) & 0xfffffffeu) + rest; // through bits, so that compilers do not reorder it
     let power = 1.0 + expm1_series_(clamp(part, -1.0, 1.0) * ${Math.LN2});
     let half = i32(whole) >> 1u; // in two steps, as 2¹²⁸ is too large and 2⁻¹⁴⁹ too small for one
     magnitude = power * power_of_two_(half) * power_of_two_(i32(whole) - half);
-  } else { magnitude = exp_(y * log_(a)); } // of what is 0, infinite or no number
+  } else { magnitude = exp_(y * log_(a)); } // for 0, infinity and NaN
   var nan = 0x7fc00000u;
   let signed = select(magnitude, -magnitude, odd && (bitcast<u32>(x) >> 31u) == 1u); // −0 has a sign too
   return select(signed, bitcast<f32>(nan), x < 0.0 && floor(y) != y);

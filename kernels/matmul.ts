@@ -1,17 +1,17 @@
 /**
- * Matrix products C[b] = A[b]·B[b]. Operands may have any strides, so transposes cost nothing. What follows a product needs no pass of its own: bias,
- * activation, residual, the slope of an activation, and the row sums of A (the gradient of a bias, together with that of its weight).
+ * Matrix products C[b] = A[b]·B[b]. Operands may have any strides, so transposes cost nothing. The same kernel also does what often follows a product: bias,
+ * activation, residual, the slope of an activation, and the row sums of A (the gradient of a bias, along with that of its weight).
  *
  * A workgroup computes a tile of C, a thread 4×4, 8×8 or 8×12 elements of it. In each iteration (16 or 32 steps of k) the workgroup copies a slab of A and one
- * of B to workgroup memory, as vec4s along m and along n, as threads read them. The next slabs are fetched into registers while these are multiplied.
+ * of B to workgroup memory, as vec4s along m and along n, the way threads read them. While these are multiplied, the next slabs are fetched into registers.
  *
- * A copy moves blocks of 4×4 (of f16 as many bytes), which are transposed in registers if k is the contiguous direction. Neighbouring threads take blocks that
+ * The copy moves blocks of 4×4 (of f16 as many bytes), which are transposed in registers if k is the contiguous direction. Neighbouring threads take blocks that
  * are neighbours in memory. With 128 bytes of each row at a time, 4096³ reaches 47 TFLOP/s in f32 on an H100, whatever is transposed; with 64 bytes of twice as
  * many rows it reached 41.
  *
- * Products with few tiles have other ways to fill the GPU. The slices of a workgroup share a tile: each takes every slices-th slab, and their sums are added in
- * a fixed order. A product with a long k is cut along k into products of their own, and a second launch adds them up. Two small products, such as the gradients
- * of a layer's input and weight, share a launch.
+ * Products with few tiles fill the GPU in other ways. The slices of a workgroup share a tile: each takes every slices-th slab, and their sums are added in a
+ * fixed order. A product with a long k is cut along k into several products, and a second launch adds them up. Two small products, such as the gradients of a
+ * layer's input and weight, share a launch.
  */
 import { type Element, lanes, numbers, vectorOf } from "./elementwise.ts";
 import {
@@ -43,14 +43,14 @@ import {
 } from "./tiles.ts";
 
 /**
- * A WGSL function that fetches a block: 4 steps of k by 4 of the other direction (m or n), a column of the result for each k.
+ * A WGSL function that fetches a block: 4 steps of k by 4 of the other direction (m or n), with a column of the result for each k.
  *
  * - `mode`: "k" reads vec4s along k, "x" vec4s along the other direction, "s" single elements with any strides.
- * - `places_NAME` gives where the block's rows begin (with "x" the block itself). That stays the same along k.
- * - `tail`: the slab may reach beyond the product's depth.
- * - `halves`: f16 is read two in a u32, since the compiler would unpack halves where they are fetched, and so wait for them. A block has as many bytes as of
- *   f32, and so 8 elements along the direction that is read. With "x" it is two k of one slab and two of the next, `slab` steps further, so that every
- *   thread keeps half of its block in each (512×2048×128 takes an H100 25 µs so, 31 where half of the threads kept all of theirs).
+ * - `places_NAME` returns where the rows of the block begin (with "x" the block itself). That does not depend on k.
+ * - `tail`: the slab may extend beyond the product's depth.
+ * - `halves`: f16 is read as u32, two at a time, because the compiler would unpack f16 right after the fetch, and so wait for it. A block has as many bytes as
+ *   one of f32, and so 8 elements along the direction that is read. With "x" it has two k of one slab and two of the next, `slab` steps further, so that every
+ *   thread keeps half of its block in each slab (512×2048×128 takes an H100 25 µs; with half of the threads keeping whole blocks it took 31).
  */
 function fetcher(name: "a" | "b", mode: Mode, size: string, tail: boolean, halves: boolean, slab: number): string {
   const from = `(params.${name}_offset + batch * params.${name}_batch)`, last = `params.${size} - 1u`;
@@ -77,7 +77,7 @@ fn fetch_${name}(places: vec4u, k: u32, depth: u32) -> ${block} {
 }`;
 }
 
-/** Compile-time choices: how operands are read, the index of the tile, steps of k unrolled, the rest as in `fetcher`, and the key of the epilogue. */
+/** Compile-time choices: how operands are read, the index of the tile, how many steps of k are unrolled, the key of the epilogue, and the rest as in `fetcher`. */
 interface Variant extends Operands {
   tile: number;
   unroll: number;
@@ -87,28 +87,28 @@ interface Variant extends Operands {
 }
 
 /**
- * How the slabs get into workgroup memory: what comes in front of the loop, the fetch of the slabs from k = `begins` on, and, where they have arrived, their
- * way into `slabs`. Blocks are those of A's slab, then those of B's: neighbouring threads take up to eight along m or n, then those along k.
+ * How slabs get into workgroup memory: declarations before the loop (`begin`), `fetch` for the slabs that start at k = `begins`, and `keep`, which writes the
+ * fetched blocks to `slabs`. The blocks of A's slab come first, then those of B's: neighbouring threads take up to eight along m or n, then those along k.
  */
 function copying({ aMode, bMode, halves }: Variant, tile: Tile) {
   const threads = threadsOf(tile), aQuads = tile.m / 4, bQuads = tile.n / 4, { depth } = tile;
   const w = halves ? 8 : 4, fetched = slabsAhead(halves) * depth;
   const aBlocks = aQuads * fetched / w, bBlocks = bQuads * fetched / w, blocks = aBlocks + bBlocks;
   const rounds = numbers(Math.ceil(blocks / threads));
-  // which operand the blocks of a round are of; "" where that differs among threads
+  // the operand that the blocks of a round belong to; "" if that differs among threads
   const side = (r: number) => (r + 1) * threads <= aBlocks ? "a" : r * threads >= aBlocks ? "b" : "";
   const operands = {
     a: { mode: aMode, quads: aQuads, tile: "tile_m" },
     b: { mode: bMode, quads: bQuads, tile: "tile_n" },
   };
-  // k and x (m or n) of a block: how many there are of it
+  // how many elements a block has along k and along x (m or n)
   const kOf = (o: "a" | "b") => halves && operands[o].mode === "k" ? 8 : 4;
   const xOf = (o: "a" | "b") => halves && operands[o].mode === "x" ? 8 : 4;
-  // the quad of m or n that a row of the slabs holds: those of a block of eight lie far apart, so that neighbouring threads write to neighbouring rows
+  // the quad of m or n in a row of the slabs: the two quads of a block of eight are far apart, so that neighbouring threads write to neighbouring rows
   const quadOf = (o: "a" | "b", row: string) =>
     xOf(o) === 8 ? `((${row}) % ${operands[o].quads / 2}u * 2u + (${row}) / ${operands[o].quads / 2}u)` : `(${row})`;
-  // Neighbouring threads take blocks that are neighbours in memory. Where there are fewer than eight along k, the next ones are of rows so far apart that they
-  // fall into different banks of workgroup memory: 4096×384×1152 in tiles of 64×64 takes an H100 120 µs so, 133 without
+  // Neighbouring threads take blocks that are neighbours in memory. If there are fewer than eight along k, the next ones come from rows so far apart that they
+  // are written to different banks of workgroup memory: 4096×384×1152 in tiles of 64×64 takes an H100 120 µs instead of 133
   const order = (r: number, o: "a" | "b") => {
     const { mode, quads } = operands[o], ks = fetched / kOf(o), xs = quads * 4 / xOf(o);
     if (mode === "k") {
@@ -179,7 +179,7 @@ function copying({ aMode, bMode, halves }: Variant, tile: Tile) {
   return { begin, fetch, keep, quadOf };
 }
 
-/** The sums of slices meet by halves, as many at once as the slabs hold. */
+/** Adds up the sums of the slices in a tree, as many at once as the slabs can hold. */
 function meeting(tile: Tile, sums: string[]): string {
   const threads = threadsOf(tile), quads = (tile.m + tile.n) / 4, { slices, depth } = tile;
   const halvings = numbers(Math.log2(slices)).map((n) => slices >> (n + 1));
@@ -213,7 +213,7 @@ const kernel = variants((v: Variant) => {
   const { begin, fetch, keep, quadOf } = copying(v, tile), end = epilogueCode(v.epilogue);
   const threads = threadsOf(tile), aQuads = tile.m / 4, bQuads = tile.n / 4, quads = aQuads + bQuads;
   const across = bQuads / tile.wide, down = aQuads / tile.high; // threads
-  // the row sums of a slab are shared among `parts` threads a quad
+  // `parts` threads share the row sums of each quad of a slab
   const parts = Math.min(depth, threads / aQuads);
   const hs = numbers(tile.high), ws = numbers(tile.wide), sum = (h: number, i: number, w: number) => `sum_${h}${i}${w}`;
   const all = hs.flatMap((h) => lanes.flatMap((_, i) => ws.map((w) => [h, i, w] as const)));
@@ -222,7 +222,7 @@ const kernel = variants((v: Variant) => {
   const each = (f: (h: number, i: number, w: number, n: number) => string) =>
     all.map(([h, i, w], n) => f(h, i, w, n)).join(" ");
   const w = halves ? 8 : 4, ahead = slabsAhead(halves);
-  // k lies at k % 4 · depth/4 + ⌊k / 4⌋ (of halves with 8 for 4), so that threads with blocks that are neighbours along k write beside each other
+  // step k is at k % 4 · depth/4 + ⌊k / 4⌋ (for f16 with 8 instead of 4), so that threads whose blocks are neighbours along k write to neighbouring places
   const placeOf = (k: number) => k % w * depth / w + Math.floor(k / w);
   const step = (k: number) => `
       { ${hs.map((h) => `let x${h} = slabs[at_a + ${h * down}u][${placeOf(k)}u + k];`).join(" ")}
@@ -230,9 +230,9 @@ const kernel = variants((v: Variant) => {
         ${each((h, i, w) => `${sum(h, i, w)} += x${h}.${lanes[i]} * y${w};`)} }`;
   const steps = Array.from({ length: Math.max(unroll, w) }, (_, k) => step(k)).join("");
   const multiplied = unroll === depth
-    ? steps.replaceAll("u + k]", "u]") // a constant place needs no bounds check
+    ? steps.replaceAll("u + k]", "u]") // a constant index needs no bounds check
     : `for (var k = 0u; k < ${depth / w}u; k += ${Math.max(unroll, w) / w}u) { ${steps} }`;
-  // a branch that is always taken keeps the wait for the next slab behind this one's multiplication: 1536×4096×384 of f16 takes an H100 147 µs so, else 159
+  // a branch that is always taken makes the compiler wait for the next slab only after multiplying this one: 1536×4096×384 of f16 takes an H100 147 µs, else 159
   const multiply = halves && !end.sums ? `if (params.depth > 0u) { ${multiplied} }` : multiplied;
   const operand = (element: Element, mode: Mode): BufferType =>
     halves ? "read vec4u" : `read ${mode === "s" ? element : vectorOf[element]}`;
@@ -247,7 +247,7 @@ const kernel = variants((v: Variant) => {
     params: PARAMS,
     workgroup: threads * slices,
     head: `${end.head}
-// of each slice the rows of A's slab, four m each, then those of B's; an odd length keeps neighbours in different banks
+// for each slice the rows of A's slab, four m each, then those of B's; the odd length puts neighbours into different banks
 var<workgroup> slabs: array<array<vec4f, ${depth + 1}>, ${quads * slices}>;
 ${fetcher("a", aMode, "rows", tail, halves, depth)}
 ${fetcher("b", bMode, "columns", tail, halves, depth)}`,
@@ -276,7 +276,7 @@ ${fetcher("b", bMode, "columns", tail, halves, depth)}`,
     let phase = first / ${turn}u % ${ahead}u;
     ${keep}
     workgroupBarrier();
-    // the next slab has until the end of this one's multiplication to arrive
+    // the next slab is fetched while this one is multiplied
     let begins = first + ${turn}u + slice * ${ahead * depth}u;
     if (first + ${turn}u < depth && phase == ${ahead - 1}u) { ${fetch} }
     ${multiply}
@@ -355,7 +355,7 @@ ${fetcher("b", bMode, "columns", tail, halves, depth)}`,
   };
 });
 
-/** Which of the three ways an operand is read, `w` elements at a time. */
+/** In which of the three ways an operand can be read, `w` elements at a time. */
 function modeOf(x: Strided, w: number, k: number, across: number, size: number, depth: number): Mode {
   if (((x.offset ?? 0) | x.batch) % w !== 0) return "s";
   if (k === 1 && across % w === 0 && depth % w === 0) return "k";
@@ -387,7 +387,7 @@ const sumPieces = variants(({ element, sums, add }: { element: Element; sums: El
   };
 });
 
-/** c[b] = a[b]·b[b] and its epilogue, with a [rows, depth] and b [depth, columns] in each batch; `c` lies row by row, from `offset` on. */
+/** c[b] = a[b]·b[b] with an epilogue; a is [rows, depth] and b [depth, columns] in each batch, and `c` is in row-major order, from `offset` on. */
 export interface Product {
   a: Strided;
   b: Strided;
@@ -399,7 +399,7 @@ export interface Product {
   epilogue?: Epilogue;
 }
 
-/** How a product is computed: in one launch, or, where it is cut into pieces along k, in one for their products and one for the sums of those. */
+/** How a product is computed: in one launch, or, if it is cut into pieces along k, in one for the pieces' products and one for their sums. */
 interface Recipe {
   launch: Launch;
   sums: Launch | null;
@@ -408,7 +408,7 @@ interface Recipe {
 /** How the kernels read a product's operands, and what the choice of its tile depends on. */
 function reading({ a, b, c, rows, columns, depth, batches = 1, epilogue = {} }: Product) {
   const { bias, activation, slope, plus } = epilogue, cOffset = c.offset ?? 0;
-  // a compiler for CPUs takes half a second for each variant and gains little by vec4s and long bodies: there, one variant serves all strides
+  // compilers for CPUs take half a second for each variant and gain little from vec4s and long bodies: there, one variant serves all strides
   const scalar = matmulTuning.scalar ?? gpu().info.isSoftware, wide = !scalar && columns % 4 === 0 && cOffset % 4 === 0;
   const modes = (w: number): [Mode, Mode] =>
     scalar ? ["s", "s"] : [modeOf(a, w, a.column, a.row, rows, depth), modeOf(b, w, b.row, b.column, columns, depth)];
@@ -468,7 +468,7 @@ function recipeOf(product: Product, how: ReturnType<typeof reading>, choice: Cho
   };
 }
 
-/** Recipes of one or two products, and what runs both where they share a launch. The key is all that they depend on: a training step asks for the same ones every time. */
+/** Recipes of one or two products, and the function that runs both if they share a launch. The key contains all that they depend on; a training step repeats the same keys. */
 const recipes = remembered<{ recipes: Recipe[]; pair: ReturnType<typeof pairOf> }>();
 
 const keyOf = ({ a, b, c, rows, columns, depth, batches, epilogue = {} }: Product) =>

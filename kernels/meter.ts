@@ -1,4 +1,4 @@
-/** A growing list of scalars on the GPU. The list knows its own length, so that appending has the same parameters in every step. */
+/** A growing list of scalars on the GPU. It contains its own length, so that `append` has the same parameters in every step. */
 import { defineKernel, type Kernel } from "./gpu/kernel.ts";
 import type { Memory } from "./gpu/memory.ts";
 
@@ -14,7 +14,7 @@ const appendKernel: Kernel = defineKernel({
   }`,
 });
 
-/** list = [count, value, value, …] as bits: appends x's first element. */
+/** Appends x's first element to list = [count, value, value, …], as bits. */
 export function append(x: Memory, list: Memory, capacity: number): void {
   appendKernel.run({ x, list }, { capacity }, 1);
 }

@@ -47,7 +47,7 @@ const kernel = variants(({ element, weight, upstream, gradient }: Variant) => ({
   }`,
 }));
 
-/** Loss of each row (scaled for the mean), and the gradient where memory is given for it. */
+/** The loss of each row (divided for the mean), and the gradient if there is memory for it. */
 export function nllRows(
   element: Element,
   b: {
@@ -63,7 +63,7 @@ export function nllRows(
 ): void {
   kernel({ element, weight: b.weight !== null, upstream: b.upstream !== null, gradient: b.gradient !== null })
     .run(
-      { ...b, upstream: b.upstream && b.upstream.memory },
+      { ...b, upstream: b.upstream?.memory ?? null },
       { ...n, mean: n.mean ? 1 : 0, upstreamStride: b.upstream?.stride ?? 0 },
       Math.ceil(n.rows * n.columns / 256),
     );

@@ -1,6 +1,6 @@
 /**
- * Layer norm and RMS norm of rows: y = (x − mean)·rstd·weight + bias; RMS norm has mean 0 and no bias. The forward pass keeps two numbers per row, mean and
- * rstd.
+ * Layer norm and RMS norm of rows: y = (x − mean)·rstd·weight + bias. For RMS norm the mean is 0 and there is no bias. The forward pass keeps two numbers per
+ * row: mean and rstd, the reciprocal of the standard deviation.
  */
 import { type Element, numbers, vectorOf } from "./elementwise.ts";
 import { gpu } from "./gpu/gpu.ts";
@@ -56,7 +56,7 @@ const forwardKernel = variants((v: Variant) => {
   };
 });
 
-/** y, and mean and 1/deviation of each row in `stats` [rows, 2]; a layer norm has a bias, an RMS norm none. */
+/** y, and mean and rstd of each row in `stats` [rows, 2]. With a bias it is a layer norm, without one an RMS norm. */
 export function normRows(
   b: { x: Memory; weight: Memory; bias: Memory | null; y: Memory; stats: Memory },
   element: Element,
@@ -112,7 +112,7 @@ const backwardKernel = variants((v: Variant & { plus: boolean }) => {
 });
 
 /**
- * A workgroup sums so many columns over up to so many rows. With no more rows one launch does: 10 µs for 2048×128 on an H100, where pieces of 64 rows and a
+ * A workgroup sums COLUMNS columns over at most ROWS rows. Up to ROWS rows take one launch: 10 µs for 2048×128 on an H100; pieces of 64 rows and a second
  * launch for their sums took 13.
  */
 const COLUMNS = 8, ROWS = 4096;
@@ -124,7 +124,7 @@ interface Sums {
   bias: boolean;
 }
 
-// dWeight = Σ dY·h and dBias = Σ dY of eight columns, over all rows or a piece of them; eight rows of a lane are on their way at once
+// dWeight = Σ dY·h and dBias = Σ dY of eight columns, over all rows or a piece of them; a lane has the loads of eight rows under way at once
 const pieceKernel = variants((v: Sums & { wide: boolean; threads: number; cut: boolean }) => {
   const { element, weight, bias, wide, threads, cut } = v;
   const across = wide ? COLUMNS / 4 : COLUMNS, along = threads / across;
@@ -168,7 +168,7 @@ const pieceKernel = variants((v: Sums & { wide: boolean; threads: number; cut: b
   }
   meeting[lane][0] = slope;
   meeting[lane][1] = sum;
-  for (var half = ${along / 2}u; half > 0u; half /= 2u) { // a column's lanes meet in a tree
+  for (var half = ${along / 2}u; half > 0u; half /= 2u) { // a tree adds the lanes of each column
     workgroupBarrier();
     if (lane < half * ${across}u) {
       meeting[lane][0] += meeting[lane + half * ${across}u][0];
@@ -207,7 +207,7 @@ const parameterKernel = variants(({ element, weight, bias }: Sums) => ({
   ${bias ? `d_bias[thread] = ${element}(sum.y);` : ""}`,
 }));
 
-/** Gradients of a norm; those without memory are left out. `plus` is added to dX. */
+/** Gradients of a norm, as far as there is memory for them. `plus` is added to dX. */
 export function normRowsBackward(
   b: {
     x: Memory;

@@ -6,7 +6,7 @@
 import { type BufferType, variants } from "./gpu/kernel.ts";
 import type { Memory } from "./gpu/memory.ts";
 
-/** Numbers a slot: s0 … s6 mean what the rule says, s7 is 0 where the slot sits this step out. */
+/** Numbers per slot: the rule defines s0 … s6; s7 is 0 if the slot takes no part in the step. */
 export const SETTINGS = 8;
 
 /** The rule of an optimizer: how many state blocks it has and how it changes p, with gradient g, state a, b, c and numbers s0 … s6. */
@@ -19,11 +19,11 @@ export interface Rule {
 /** The rules that have a kernel. */
 export type RuleName = "sgd" | "sgdMomentum" | "adam" | "amsgrad" | "rmsprop" | "rmspropFull" | "adagrad";
 
-/** Each rule's numbers are computed in nn/rules.ts. A decay β comes as 1 − β, of which f32 would leave nothing where β is nearly 1. */
+/** nn/rules.ts computes each rule's numbers. A decay β is given as 1 − β, which f32 could not compute from a β near 1. */
 export const RULES: Record<RuleName, Rule> = {
   // s0 lr, s1 weight decay
   sgd: { name: "SGD", states: 0, wgsl: "g += decayed_(p, s1); p -= s0 * g;" },
-  // s2 momentum, s3 1 − dampening (1 in the first step, where the buffer is the gradient), s4 whether Nesterov's
+  // and s2 momentum, s3 1 − dampening (1 in the first step, in which the buffer is the gradient), s4 1 for Nesterov's momentum
   sgdMomentum: {
     name: "SGD",
     states: 1,
@@ -36,27 +36,27 @@ export const RULES: Record<RuleName, Rule> = {
     wgsl:
       "p *= s2; g += decayed_(p, s1); a += s3 * (g - a); b = (1.0 - s4) * b + s4 * g * g; p -= s0 * a / (sqrt(b) * s6 + s5);",
   },
-  // the same numbers
+  // the same numbers as adam
   amsgrad: {
     name: "Adam",
     states: 3,
     wgsl:
       "p *= s2; g += decayed_(p, s1); a += s3 * (g - a); b = (1.0 - s4) * b + s4 * g * g; c = max(c, b); p -= s0 * a / (sqrt(c) * s6 + s5);",
   },
-  // s2 1 − α, s3 ε
+  // s0 lr, s1 weight decay, s2 1 − α, s3 ε
   rmsprop: {
     name: "RMSprop",
     states: 1,
     wgsl: "g += decayed_(p, s1); a = (1.0 - s2) * a + s2 * g * g; p -= s0 * g / (sqrt(a) + s3);",
   },
-  // also s4 momentum, s5 1 where the variance is centred
+  // and s4 momentum, s5 1 if the variance is centred
   rmspropFull: {
     name: "RMSprop",
     states: 3,
     wgsl:
       "g += decayed_(p, s1); a = (1.0 - s2) * a + s2 * g * g; b = (1.0 - s2) * b + s2 * g * s5; c = s4 * c + g / (sqrt(max(a - b * b, vec4f(0.0))) + s3); p -= s0 * c;",
   },
-  // s0 lr/(1 + (t − 1)·decay), s2 ε
+  // s0 lr/(1 + (t − 1)·decay), s1 weight decay, s2 ε
   adagrad: { name: "Adagrad", states: 1, wgsl: "g += decayed_(p, s1); a += g * g; p -= s0 * g / (sqrt(a) + s2);" },
 };
 

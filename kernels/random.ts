@@ -1,4 +1,4 @@
-/** Filling memory with a constant or with counter-based random numbers. */
+/** Fills memory with a constant or with counter-based random numbers. */
 import { gpu } from "./gpu/gpu.ts";
 import { variants } from "./gpu/kernel.ts";
 import { WIDE_PRODUCT } from "./math.ts";
@@ -37,7 +37,7 @@ type Kind = "uniform" | "normal" | "integer";
 
 const randomKernel = variants(({ kind, element }: { kind: Kind; element: Element }) => {
   const value = {
-    // what f16 holds exactly: of 24 bits the last ones would round up to 1
+    // only bits that f16 holds exactly: 24 bits could round up to 1
     uniform: element === "f16" ? "f32(bits.x >> 21u) * 4.8828125e-4" : "unit_(bits.x)",
     // Box–Muller; 1 − u is in (0, 1], so the logarithm is finite
     normal: "sqrt(-2.0 * log(1.0 - unit_(bits.x))) * cos(6.283185307179586 * unit_(bits.y))",
@@ -55,7 +55,7 @@ const randomKernel = variants(({ kind, element }: { kind: Kind; element: Element
   };
 });
 
-/** Random numbers: uniform in [0, 1) (multiples of 2⁻²⁴, in f16 of 2⁻¹¹), normal, or integers from `low` on, `count` of them. `state` holds seed and step. */
+/** Random numbers: uniform in [0, 1) (multiples of 2⁻²⁴, in f16 of 2⁻¹¹), normal, or integers in [low, low + count). `state` holds seed and step. */
 export function random(
   kind: Kind,
   y: Memory,

@@ -1,7 +1,7 @@
 /**
- * Reductions of [outer, length, inner] over the middle dimension. A workgroup of 256 threads computes `columns` neighbouring results (1 if inner is 1 and
- * for an argmax of millions, else 16) with 256 / columns lanes along the length; a tree combines the lanes. Long reductions with few results are first cut
- * into pieces, so that many workgroups share them. The sizes alone decide the order of additions.
+ * Reductions of [outer, length, inner] over the middle dimension. A workgroup of 256 threads computes `columns` neighbouring results (1 if inner is 1 or for
+ * an argmax of millions, else 16) with 256 / columns lanes along the length; a tree combines the lanes. A long reduction with few results is first cut into
+ * pieces, so that many workgroups share it. The order of additions depends only on the sizes.
  */
 import { type Element, numbers } from "./elementwise.ts";
 import { gpu } from "./gpu/gpu.ts";
@@ -127,7 +127,7 @@ export function reduce(
   length: number,
   inner: number,
 ): void {
-  // software drivers end a loop after 65,535 turns: all lanes of the one workgroup take an argmax of millions
+  // software drivers stop a thread after 65,535 iterations: all lanes of the only workgroup share an argmax of millions
   const columns = inner === 1 || kind === "argmax" && length > 2 ** 22 ? 1 : 16;
   const tiles = Math.ceil(inner / columns);
   const run = (values: Memory, input: Element, results: Memory, output: Element, n: number, pieces: number) => {
@@ -138,7 +138,7 @@ export function reduce(
   };
   const longest = columns === 1 ? LONGEST : LONGEST / 16;
   const pieces = kind === "argmax" ? 1 : Math.ceil(length / longest);
-  // argmax keeps indices, which pieces would lose: one workgroup takes the whole length
+  // pieces would lose the indices of an argmax: one workgroup reduces the whole length
   if (pieces <= 1 || outer * tiles >= 1024) return run(values, input, results, output, length, 1);
   const used = Math.ceil(length / Math.ceil(length / pieces)); // no empty piece at the end
   using partial = gpu().pool.take(outer * used * inner * 4, kind);

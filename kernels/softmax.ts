@@ -26,7 +26,7 @@ const forwardKernel = variants(({ kind, element, plan }: Variant) => {
   if (row >= params.rows) { return; }
   ${begin}
   ${normalise([{ name: "row", value: "x4", k: "1.0" }])}
-  // an infinite largest or a NaN makes the row NaN, also where exp of it is +∞ (SwiftShader's) and max passes it over
+  // a NaN or an infinite maximum makes the row NaN, even if exp(NaN) is +∞ (in SwiftShader) and max ignores NaN
   var nan = 0x7fc00000u;
   let log_sum = select(log1p_(row_rest), bitcast<f32>(nan), is_nan_(row_rest) || max(row_rest, abs(row_max)) > 3.4028234e38);
   ${

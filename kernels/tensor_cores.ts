@@ -2,9 +2,9 @@
  * Matrix products of f16 on tensor cores, for devices with Chromium's experimental subgroup matrices (Dawn on an NVIDIA GPU). Products of f16 are exact and
  * sums run in float32, so that an element is off by at most (depth + 16)·2⁻²³·Σ|a·b| before it is rounded to its storage type.
  *
- * A workgroup is 2×2 subgroups, each with a quarter of a tile of C in fragments of 16×16. A slab of A and one of B, 32 deep, are copied by vec4s to workgroup
- * memory in the layout that they have; the next slabs are fetched meanwhile. On an H100 4096³ reaches 148 to 166 TFLOP/s, depending on the layout; f32 without
- * tensor cores reaches 47.
+ * A workgroup is 2×2 subgroups, each of which computes a quarter of a tile of C in fragments of 16×16. A slab of A and one of B, 32 deep, are copied as vec4s to
+ * workgroup memory in the layout that they have; meanwhile the next slabs are fetched. On an H100 4096³ reaches 148 to 166 TFLOP/s, depending on the layout; f32
+ * without tensor cores reaches 47.
  *
  * Tried there without epilogues, for the layout that reaches 161 TFLOP/s: tiles of 128 with padded rows reach 230, without the padding 115; tiles of 64 reach
  * 119, slabs 16 deep 154, fragments read directly from memory 75.
@@ -16,12 +16,12 @@ import { type Kernel, variants } from "./gpu/kernel.ts";
 import { MULTIPROCESSORS } from "./gpu/tuning.ts";
 import type { Size } from "./tiles.ts";
 
-/** Steps of k of a slab. */
+/** Steps of k in a slab. */
 export const TENSOR_DEPTH = 32;
 
 const THREADS = 128, DEPTH = TENSOR_DEPTH, PAD = 8;
 const LEFT = "subgroup_matrix_left<f16, 16, 16>", RIGHT = "subgroup_matrix_right<f16, 16, 16>";
-/** Bytes of workgroup memory that a tile takes: two slabs, and a row of fragments of each subgroup. */
+/** Bytes of workgroup memory for a tile: two slabs, and a row of fragments for each subgroup. */
 const bytesOf = (size: number) => 2 * 2 * size * (DEPTH + PAD) + 4 * 4 * 16 * size / 2;
 
 /** A slab in workgroup memory: rows along the direction that is contiguous in memory, "k" or "x" (m or n). */
@@ -39,7 +39,7 @@ function slab(name: "a" | "b", mode: Mode, size: number, sides: string, tail: bo
     declare: `var<workgroup> slab_${name}: array<f16, ${rows * row}>;`,
     begin: `let from_${name} = params.${name}_offset + batch * params.${name}_batch;
   ${each((r) => `var next_${name}${r}: vec4h;`)}`,
-    /** Begins to read the slab from k = `begins` on. */
+    /** Starts reading the slab that begins at k = `begins`. */
     fetch: each((r) =>
       `{ let unit = lane + ${r * THREADS}u; let line = unit / ${long / 4}u; let word = unit % ${long / 4}u;
       let k = begins + ${mode === "k" ? "4u * word" : "line"};
@@ -49,7 +49,7 @@ function slab(name: "a" | "b", mode: Mode, size: number, sides: string, tail: bo
       `{ let unit = lane + ${r * THREADS}u; let at = unit / ${long / 4}u * ${row}u + unit % ${long / 4}u * 4u;
       ${lanes.map((l, j) => `slab_${name}[at + ${j}u] = next_${name}${r}.${l};`).join(" ")} }`
     ),
-    /** The fragment of 16 rows of A (columns of B) from `x` on, and of 16 k from `k` on. */
+    /** The fragment of 16 rows of A (or columns of B) from `x` on and 16 steps of k from `k` on. */
     fragment: (x: string, k: number) => {
       const major = (mode === "k") === (name === "a") ? "row_major" : "col_major";
       const place = mode === "k" ? `(${x}) * ${row}u + ${k}u` : `${k * row}u + ${x}`;
@@ -101,7 +101,7 @@ var<workgroup> results: array<f32, ${4 * 16 * half}>;`,
     workgroupBarrier();
     ${a.put} ${b.put}
     workgroupBarrier();
-    // the next slab has until the end of this one's multiplication to arrive
+    // the next slab is fetched while this one is multiplied
     let begins = first + ${DEPTH}u;
     if (begins < depth) { ${a.fetch} ${b.fetch} }
     ${
@@ -153,9 +153,9 @@ var<workgroup> results: array<f32, ${4 * 16 * half}>;`,
 const LEAST_PIECE = 256, LEAST_CUT = 1024;
 
 /**
- * The side of the tile for a product whose operands lie as the modes say (vec4s along "k" or "x"), and how deep the pieces are that it is cut into along
- * k, if it may be. Null where it cannot run on tensor cores, and where a few workgroups would have a long k: then slices of a tile on common cores are
- * faster (128×784×256 takes an H100 13 µs so, 23 on tensor cores).
+ * The side of the tile for a product whose operands are read as the modes say (vec4s along "k" or "x"), and the depth of the pieces that it is cut into along
+ * k, if it may be. Null if it cannot run on tensor cores, and if few workgroups would have a long k: then a tile with slices on ordinary cores is faster
+ * (128×784×256 takes an H100 13 µs, 23 on tensor cores).
  */
 export function tensorTile(
   { a, aMode, b, bMode }: Operands,
@@ -167,7 +167,7 @@ export function tensorTile(
     const tiles = Math.ceil(rows / side) * Math.ceil(columns / side) * batches;
     const wanted = Math.min(Math.floor(MULTIPROCESSORS / tiles), Math.floor(depth / LEAST_PIECE));
     const pieces = cut && depth >= LEAST_CUT ? Math.max(1, wanted) : 1, groups = tiles * pieces;
-    if (bytesOf(side) > most || side === 128 && groups < 0.75 * MULTIPROCESSORS) continue; // most of a GPU would rest
+    if (bytesOf(side) > most || side === 128 && groups < 0.75 * MULTIPROCESSORS) continue; // too few to fill the GPU
     if (groups < 16 && depth > 2 * LEAST_PIECE) continue;
     return { side, part: pieces === 1 ? depth : Math.ceil(depth / pieces / DEPTH) * DEPTH };
   }

@@ -4,8 +4,8 @@ import { gpu } from "./gpu/gpu.ts";
 import { MULTIPROCESSORS, type Tuning } from "./gpu/tuning.ts";
 
 /**
- * A tile of `m` rows by `n` columns, of which a thread computes `high`×`wide` blocks of 4×4. The sums along k are shared among `slices` sets of such
- * threads: of the slabs, `depth` steps of k each, a slice takes every `slices`-th.
+ * A tile of `m` rows by `n` columns, of which a thread computes `high`×`wide` blocks of 4×4. `slices` sets of such threads share the sum over k, which is
+ * divided into slabs of `depth` steps: each slice takes every `slices`-th slab.
  */
 export interface Tile {
   m: number;
@@ -15,9 +15,9 @@ export interface Tile {
   slices: number;
   depth: number;
   /**
-   * What the tile takes on a multiprocessor of an H100, in microseconds: `turn`, the least that a turn (a slab of each slice) takes; `work`, what each
-   * group adds to a turn of many groups; `ends`, the beginning and end of a group. `together`: how many groups run beside each other. Fitted to 1536
-   * times of 45 products of training steps, launches behind each other in one pass.
+   * The time of the tile on a multiprocessor of an H100, in microseconds: `turn`, the least time of a turn (one slab of each slice); `work`, what each group
+   * adds to a turn that many groups share; `ends`, the beginning and end of a group. `together`: how many groups run concurrently. Fitted to 1536 times of 45
+   * products of training steps, measured with many launches in one pass.
    */
   time: { turn: number; work: number; ends: number; together: number };
 }
@@ -30,12 +30,12 @@ const tile = (
   [turn, work, ends, together]: [number, number, number, number],
 ): Tile => ({ m, n, high, wide, slices, depth, time: { turn, work, ends, together } });
 
-// Tried on an H100, whose multiprocessors have 48 KiB of workgroup memory for all their groups, and without gain: two slabs by turns with one barrier instead of two
-// (0.92 to 1.04 times as fast), 512 threads (0.75 times), 4×12 elements a thread instead of 8×12.
+// Tried without gain on an H100, whose multiprocessors have 48 KiB of workgroup memory for all their groups: alternating between two slabs, with one barrier
+// instead of two (0.92 to 1.04 times as fast), 512 threads (0.75 times), and 4×12 elements per thread instead of 8×12.
 export const TILES: Tile[] = [
   tile([128, 128], [2, 2], 1, 32, [3.05, 2.98, 2.96, 1]),
   tile([128, 128], [2, 2], 1, 16, [1.56, 1.54, 2.7, 1]),
-  tile([64, 96], [2, 3], 2, 16, [1.49, 1.28, 4.18, 2]), // 4096×384 is 256 of them: 41 µs with 384 deep, where those of 128×128, 96 of them, take 48
+  tile([64, 96], [2, 3], 2, 16, [1.49, 1.28, 4.18, 2]), // 4096×384 with a depth of 384 takes 41 µs in 256 of these, 48 in 96 tiles of 128×128
   tile([64, 64], [2, 2], 1, 16, [0.87, 0.47, 2.62, 6]),
   tile([64, 64], [2, 2], 2, 16, [0.04, 0.96, 2.6, 2]),
   tile([64, 64], [1, 1], 1, 32, [1.19, 1.06, 2.23, 2]),
@@ -50,8 +50,8 @@ export const threadsOf = (t: Tile): number => t.m * t.n / (16 * t.high * t.wide)
 const bytesOf = (t: Tile) => 4 * (t.depth + 1) * (t.m + t.n) * t.slices;
 
 /**
- * Overrides for tests and tuning: the index of the tile, pieces along k, whether operands are read element by element (false: by vec4s where possible),
- * steps of k unrolled, and whether two products share a launch.
+ * Overrides for tests and tuning: the index of the tile, the number of pieces along k, whether operands are read element by element (false: as vec4s where
+ * possible), how many steps of k are unrolled, and whether two products share a launch.
  */
 export const matmulTuning: {
   tile: number | null;
@@ -61,18 +61,18 @@ export const matmulTuning: {
   shared: boolean | null;
 } = { tile: null, pieces: null, scalar: null, unroll: null, shared: null };
 
-/** Whether the device has the threads and the workgroup memory for a tile. */
+/** Whether the device has enough threads and workgroup memory for a tile. */
 function fits(t: Tile): boolean {
   const { limits } = gpu().info;
   return threadsOf(t) * t.slices <= limits.maxComputeInvocationsPerWorkgroup &&
     bytesOf(t) <= limits.maxComputeWorkgroupStorageSize;
 }
 
-/** Slabs of a slice that are fetched together. Of halves it is two, so that 128 bytes of a row are read at a time (4096³ takes an H100 3.0 ms so, with one 3.4). */
+/** How many slabs of a slice are fetched together. For f16 it is two, so that 128 bytes of a row are read at a time (4096³ takes an H100 3.0 ms instead of 3.4). */
 export const slabsAhead = (halves: boolean): number => halves ? 2 : 1;
 
 /**
- * The period of a tile along k: behind so many steps all slices have taken the same number of slabs and, where there are several, used up what they
+ * The period of a tile along k: after so many steps all slices have taken the same number of slabs and, if there are several slices, used all that they have
  * fetched. A depth that is a multiple of it needs no `tail`.
  */
 export const turnOf = (t: Tile, halves: boolean): number =>
@@ -83,31 +83,31 @@ export function fittingTiles(): number[] {
   return TILES.flatMap((t, i) => fits(t) ? [i] : []);
 }
 
-/** What the choice of a tile depends on. */
+/** What the choice of a tile depends on, besides the device. */
 export interface Size {
   rows: number;
   columns: number;
   depth: number;
   batches: number;
-  /** Whether it may be cut into pieces along k. */
+  /** Whether the product may be cut into pieces along k. */
   cut: boolean;
-  /** Whether operands are read as halves. */
+  /** Whether operands are f16 and read as such. */
   halves: boolean;
 }
 
-/** The index of a tile, and how deep the pieces are that a product is cut into along k. */
+/** The index of a tile, and the depth of the pieces that the product is cut into along k. */
 export interface Choice {
   tile: number;
   part: number;
 }
 
-/** The first tile that two products may share. In those before it two kernels together need more registers than one: 2048×128×512 takes an H100 51 µs in tile 3, 29 in tile 4. */
+/** The first tile that two products may share. With earlier ones, two kernels joined need more registers than one: 2048×128×512 takes an H100 51 µs in tile 3, 29 in tile 4. */
 const FIRST_SHARED = 4;
 
-/** Least steps of k of a piece of a product that is cut along k. */
+/** The least depth of a piece of a product that is cut along k. */
 const LEAST_PIECE = 64;
 
-/** A table of what `make` gave for each key. It is emptied beyond 10,000 keys and when the device or the tuning changes, and not used under the overrides of `matmulTuning`. */
+/** A cache of what `make` returns for each key. It is cleared beyond 10,000 keys and when the device or the tuning changes; overrides in `matmulTuning` bypass it. */
 export function remembered<T>(): (key: string, make: () => T) => T {
   const by = new Map<string, T>();
   let device: GpuInfo | null = null, tuning: Tuning | null = null;
@@ -128,13 +128,13 @@ export function remembered<T>(): (key: string, make: () => T) => T {
 /** The tile for a product, and its pieces. */
 export const choose = (size: Size): Choice => cheapest(waysOf(size));
 
-/** So many workgroups, each `depth` steps of k deep. */
+/** `groups` workgroups, each of which takes `depth` steps of k. */
 interface Groups {
   groups: number;
   depth: number;
 }
 
-/** A way to compute a product: its choice, the workgroups of its launch, the microseconds expected of what follows that (`more`), and of both. */
+/** A way to compute a product: its choice, the workgroups of its launch, and the expected microseconds: of adding up the pieces (`more`), and in all. */
 interface Way extends Choice, Groups {
   more: number;
   expected: number;
@@ -144,14 +144,14 @@ const cheapest = (ways: Way[]) => ways.reduce((best, way) => way.expected < best
 
 function waysOf({ rows, columns, depth, batches, cut, halves }: Size): Way[] {
   const { isSoftware, tuning } = gpu().info, ways: Way[] = [];
-  const steps = Math.max(1, depth); // where there is nothing to sum a tile is still filled with zeros
+  const steps = Math.max(1, depth); // with nothing to sum, tiles are still filled with zeros
   for (const [tile, t] of TILES.entries()) {
     if (!fits(t) || tile !== (matmulTuning.tile ?? tile)) continue;
     const tiles = Math.ceil(rows / t.m) * Math.ceil(columns / t.n) * batches, turn = turnOf(t, halves);
     const add = (pieces: number) => {
       const part = Math.ceil(steps / pieces / turn) * turn, count = Math.ceil(steps / part), groups = tiles * count;
       if (ways.some((way) => way.tile === tile && way.part === Math.min(part, depth))) return;
-      // the sums are written and read once more, in a launch of their own
+      // a second launch reads the sums of the pieces again
       const more = count > 1 ? 3.5 + 0.22 * count + 6.5e-7 * count * rows * columns : 0, each = Math.min(part, steps);
       const expected = more + (tuning?.tiles[tile] ?? 1) * expectedTime(t, [{ groups, depth: each }]);
       ways.push({ tile, part: Math.min(part, depth), groups, depth: each, more, expected });
@@ -161,7 +161,7 @@ function waysOf({ rows, columns, depth, batches, cut, halves }: Size): Way[] {
       continue;
     }
     add(1);
-    // as many pieces as fill the multiprocessors once, twice, …
+    // as many pieces as fill the multiprocessors one to four times
     for (let waves = 1; cut && !isSoftware && waves <= 4; waves++) {
       const pieces = Math.min(Math.floor(MULTIPROCESSORS * waves / tiles), Math.floor(depth / LEAST_PIECE));
       if (pieces > 1) add(pieces);
@@ -170,10 +170,10 @@ function waysOf({ rows, columns, depth, batches, cut, halves }: Size): Way[] {
   return ways;
 }
 
-/** The same for two products that share a launch, and so a tile; null where two launches are as good. */
+/** The same for two products that share a launch, and therefore a tile; null if two launches are as good. */
 export function chooseShared(...sizes: [Size, Size]): [Choice, Choice] | null {
   const { isSoftware, tuning } = gpu().info, [a, b] = sizes.map(waysOf);
-  if (!(matmulTuning.shared ?? !isSoftware)) return null; // a compiler for CPUs takes longer than a launch for each pair
+  if (!(matmulTuning.shared ?? !isSoftware)) return null; // on a CPU, compiling a kernel for each pair costs more than the launches
   let best: [Choice, Choice] | null = null;
   let least = matmulTuning.shared ? Infinity : cheapest(a).expected + cheapest(b).expected;
   for (const x of a) {
@@ -188,13 +188,13 @@ export function chooseShared(...sizes: [Size, Size]): [Choice, Choice] | null {
 
 const expectedTime = (t: Tile, all: Groups[]) => gpu().info.isSoftware ? softwareTime(t, all) : deviceTime(t, all);
 
-/** What the model expects of a product in one tile: microseconds on the device that it was fitted to, infinite where the tile is never taken. */
+/** The time that the model expects of a product in one tile: microseconds on the device that it was fitted to; infinite if the tile is never chosen. */
 export function expectedOf(tile: number, rows: number, columns: number, depth: number): number {
   const { m, n } = TILES[tile];
   return expectedTime(TILES[tile], [{ groups: Math.ceil(rows / m) * Math.ceil(columns / n), depth }]);
 }
 
-// a core takes a tile at a time: what counts is the area, and how often a value read serves
+// a core computes one tile at a time: the time grows with the area, and falls the more often each value read is used
 function softwareTime(t: Tile, all: Groups[]): number {
   return t.slices > 1 || t.depth > 16 || t.m < 32 || t.m !== t.n
     ? Infinity
@@ -202,9 +202,9 @@ function softwareTime(t: Tile, all: Groups[]): number {
 }
 
 /**
- * Microseconds on the device that the model was fitted to. The model errs by 6 %: measured anew, the tile and pieces that it chooses take 1.015 times as
- * long as the best ones in the mean of the 45 products, 1.19 times at worst. Groups of different depths count as groups of their mean depth, but the launch
- * takes at least as long as the slowest kind alone.
+ * Microseconds on the device that the model was fitted to. The model errs by 6 %: in new measurements its choice of tile and pieces takes 1.015 times as long
+ * as the best one on average over the 45 products, 1.19 times at worst. Groups of different depths count as groups of their mean depth, but the launch takes at
+ * least as long as the slowest kind alone.
  */
 function deviceTime({ depth: slab, slices, time }: Tile, all: Groups[]): number {
   const waves = (groups: number, turns: number) => {

@@ -3,15 +3,15 @@ import { checkTuning, type Tuning } from "./tuning.ts";
 
 /** What `init` takes. */
 export interface InitOptions {
-  /** A device made elsewhere (a browser's, Dawn's); it stays its maker's: `dispose()` does not destroy it. */
+  /** A device made elsewhere (by a browser, by Dawn). It remains the caller's: `dispose()` does not destroy it. */
   device?: GPUDevice;
   /** An adapter made elsewhere, to request the device from. If it comes from the npm package `webgpu`, keep what `create` returned: without it Dawn crashes. */
   adapter?: GPUAdapter;
-  /** Which adapter to ask for where there are several. */
+  /** Which adapter to request if there are several. */
   powerPreference?: "low-power" | "high-performance";
-  /** Further device features to ask for; those that the adapter lacks are an error. */
+  /** Further device features to request; one that the adapter lacks is a RangeError. */
   features?: string[];
-  /** Most bytes of GPU memory that tensors and the pool may take together; beyond it, allocation throws a RangeError. */
+  /** The most bytes of GPU memory that tensors and the pool may take together; to allocate more throws a RangeError. */
   memoryLimit?: number;
   /**
    * Whether every result is checked: the next await throws an Error that names the op and the step that first made a NaN or an infinity. `stats()` then also
@@ -19,9 +19,8 @@ export interface InitOptions {
    */
   debug?: boolean;
   /**
-   * Whether the numbers that differ between adapters (threads and registers of row kernels, tiles of matrix products) are measured. That takes seconds;
-   * where there is a `localStorage`, it keeps them for the next time. Or the numbers themselves, as `info.tuning` shows them. False by default: fixed
-   * numbers.
+   * `true` measures the numbers that differ between adapters (threads and registers of row kernels, tiles of matrix products). That takes seconds;
+   * `localStorage`, if there is one, keeps them for the next time. A tuning, as `info.tuning` shows it, sets them. `false`, the default, uses fixed numbers.
    */
   autotune?: boolean | Tuning;
 }
@@ -46,7 +45,7 @@ export interface GpuInfo {
   tensorCores: boolean;
   /** Whether GPU timestamps can be taken. */
   timestamps: boolean;
-  /** The numbers that were measured for this adapter or handed in; null where the fixed ones hold. */
+  /** The numbers that were measured for this adapter or passed to `init`; null if the fixed ones are used. */
   tuning: Tuning | null;
   /** The device's features. */
   features: string[];
@@ -61,7 +60,7 @@ export interface GpuInfo {
   };
 }
 
-/** What to install where there is no adapter, for a platform as `navigator.platform` names it. */
+/** What to install if there is no adapter, for a platform as `navigator.platform` names it. */
 export function whatToInstall(platform: string): string {
   const advice = /^mac|iphone|ipad/i.test(platform)
     ? "macOS has Metal and needs no installation, but a virtual machine may hide the GPU, and Metal needs macOS 10.13 or newer"
@@ -73,7 +72,7 @@ export function whatToInstall(platform: string): string {
   return `init: WebGPU found no adapter${platform && ` on ${platform}`}: ${advice}`;
 }
 
-/** Throws unless the options of `init` are what they must be. */
+/** Throws if an option of `init` is wrong. */
 export function checkInitOptions(options: InitOptions): void {
   checkOptions("init", options, [
     "device",
@@ -117,7 +116,7 @@ async function compiles(device: GPUDevice, code: string): Promise<boolean> {
       compute: { module: device.createShaderModule({ code }), entryPoint: "main" },
     });
   } catch {
-    // the scope says what it was
+    // the error scope reports it
   }
   return await device.popErrorScope() === null;
 }
@@ -132,7 +131,7 @@ export async function subgroupDirective(device: GPUDevice): Promise<string | nul
   return null;
 }
 
-const MATRICES = "chromium-experimental-subgroup-matrix" as string as GPUFeatureName; // no list of types has it
+const MATRICES = "chromium-experimental-subgroup-matrix" as string as GPUFeatureName; // missing in @webgpu/types
 
 /** Whether the device multiplies fragments of 16×16 f16 and sums them in f32, with subgroups of 32. */
 export async function hasTensorCores(device: GPUDevice): Promise<boolean> {
@@ -154,17 +153,17 @@ var<workgroup> x: array<f16, 256>;
   );
 }
 
-/** All limits of an adapter, to ask a device for. */
+/** All limits of an adapter, to request for its device. */
 export function limitsOf({ limits }: GPUAdapter): Record<string, number> {
   const found: Record<string, number> = {};
-  for (const name in limits) { // they are the prototype's
+  for (const name in limits) { // Object.keys finds none: they are getters of the prototype
     const limit = limits[name as keyof GPUSupportedLimits];
     if (typeof limit === "number") found[name] = limit;
   }
   return found;
 }
 
-/** Asks for a device with the adapter's full limits and the optional features that the engine can use. */
+/** Requests a device with the adapter's full limits and the optional features that the engine can use. */
 export async function openDevice(options: InitOptions): Promise<{ device: GPUDevice; info: GpuInfo }> {
   if (options.device) {
     return { device: options.device, info: describeDevice(options.device, options.device.adapterInfo) };
@@ -204,7 +203,7 @@ function describeDevice(device: GPUDevice, adapter: GPUAdapterInfo | undefined):
   const { vendor = "", architecture = "", description = "" } = adapter ?? {};
   const name = [vendor, architecture, description, adapter?.device].filter(Boolean).join(" ");
   return {
-    // Deno tells the adapter's name as its description, Dawn as the device
+    // Deno puts the adapter's name into `description`, Dawn into `device`
     adapter: [adapter?.device, description, name].find((text) => /[a-z]{3}/i.test(text ?? ""))?.trim() ??
       "unknown adapter",
     vendor,
@@ -229,18 +228,18 @@ function describeDevice(device: GPUDevice, adapter: GPUAdapterInfo | undefined):
 }
 
 /**
- * What the device reports outside the call that caused it: collected here, thrown by `settle()`, that is, at the
- * next await of the engine. An error that nobody collects would leave wrong numbers and exit code 0.
+ * Collects the errors that the device reports only after the call that caused them. `settle()` throws them, which is to say the
+ * engine's next await does. If nobody collected them, a program could print wrong numbers and exit with code 0.
  */
 export class DeviceErrors {
   #messages: string[] = [];
-  /** Of the scopes that are closed, those whose errors the device has not told. */
+  /** Closed error scopes whose results have not arrived yet. */
   #pending = new Set<Promise<unknown>>();
-  /** Whether the device was lost and no call has said so yet. */
+  /** Whether the device was lost and no call has thrown that yet. */
   #unsaid = false;
-  /** Further checks that come with every `settle`. */
+  /** A further check that runs with every `settle`. */
   check: (() => Promise<void>) | null = null;
-  /** Why the device is gone, once it is. */
+  /** Why the device was lost; null until then. */
   lost: string | null = null;
 
   constructor(readonly device: GPUDevice) {
@@ -257,12 +256,12 @@ export class DeviceErrors {
     this.#messages.push((event as GPUUncapturedErrorEvent).error.message);
   };
 
-  /** Throws what no call has said: a program that ends without an await after the error must not look as if all had gone well. */
+  /** Throws errors that no call has thrown: a program that ends without an await after the error must not seem to have succeeded. */
   readonly end = (): void => {
     if (this.#messages.length > 0 || this.#unsaid) this.raise();
   };
 
-  /** Nothing is left to be said at the end of the program, and what else the device reports is its maker's. */
+  /** Stops listening: nothing is thrown at the end of the program, and later reports of the device are for its owner. */
   forget(): void {
     globalThis.removeEventListener?.("unload", this.end);
     this.device.removeEventListener("uncapturederror", this.#hear);
@@ -283,19 +282,19 @@ export class DeviceErrors {
     }
   }
 
-  /** Waits for the scopes closed so far and throws what was collected, once. */
+  /** Waits for the results of the scopes closed so far and throws the collected errors, once. */
   async settle(): Promise<void> {
     await Promise.all(this.#pending); // several calls may wait for the same
     this.raise();
     await this.check?.();
   }
 
-  /** Gives the runtime a turn, in which it passes on what the device has told it, such as that it is lost. */
+  /** Gives the event loop a turn, in which the runtime delivers what the device has reported, such as its loss. */
   async news(): Promise<void> {
     await new Promise((resolve) => setTimeout(resolve));
   }
 
-  /** Throws what was collected so far, once. */
+  /** Throws the errors collected so far, once. */
   raise(): void {
     const messages = [...new Set(this.#messages)].slice(0, 4).join("\n");
     this.#messages = [];

@@ -18,19 +18,19 @@ export interface Gpu {
   queue: Queue;
   errors: DeviceErrors;
   counters: Counters;
-  /** What shaders that use subgroups begin with. */
+  /** The directive that shaders with subgroups start with; empty if the compiler needs none. */
   subgroupDirective: string;
-  /** What it was opened with. */
+  /** The options that `init` was given. */
   options: InitOptions;
   /** Whether results are checked and tensors remember where they were made. */
   debug: boolean;
   /** How many tensors belong to no scope. */
   unscoped: number;
-  /** What is alive, and how it came to be: in debug mode and while `expectNoLeaks` runs. */
+  /** The live tensors and what made each of them: only in debug mode and while `expectNoLeaks` runs. */
   ledger: Map<object, Made> | null;
 }
 
-/** How a tensor came to be. */
+/** What made a tensor. */
 export interface Made {
   /** The op. */
   op: string;
@@ -38,32 +38,32 @@ export interface Made {
   place: string | null;
 }
 
-/** What `init` does where nothing else is said. */
+/** The defaults of `init`. */
 const DEFAULTS: InitOptions = { memoryLimit: Infinity, debug: false, autotune: false };
 
 let current: Gpu | null = null;
 let starting: Promise<GpuInfo> | null = null;
 
-/** The open device; throws where `init()` has not run. */
+/** The open device; throws if `init()` has not run. */
 export function gpu(): Gpu {
   if (current === null) throw new Error("limbeck: call `await init()` before the first tensor");
   if (current.errors.lost !== null) current.errors.raise();
   return current;
 }
 
-/** The open device, or null where there is none or it was lost. */
+/** The open device, or null if there is none or it was lost. */
 export function openGpu(): Gpu | null {
   return current?.errors.lost === null ? current : null;
 }
 
-/** What is called with a device that ends, by `dispose()` or as an `init()` replaces a lost one. */
+/** Functions that are called when a device ends: by `dispose()`, or when an `init()` replaces a lost one. */
 export const atEnd: ((ended: Gpu) => void)[] = [];
 
-/** Opens the device, unless it is open; `prepare` is done before anyone gets it. */
+/** Opens the device unless one is open. `prepare` runs before anyone gets it. */
 export async function open(options: InitOptions, prepare: () => Promise<void>): Promise<GpuInfo> {
   checkInitOptions(options);
   if (current && !starting) await current.errors.news();
-  while (starting) await starting.catch(() => {}); // by another call, perhaps meanwhile; what that lacks it says itself
+  while (starting) await starting.catch(() => {}); // another call is opening it; that call reports its own errors
   if (current && current.errors.lost === null) {
     const { options: first, info } = current, names = Object.keys(options) as (keyof InitOptions)[];
     const other = names.filter((n) => (first[n] ?? DEFAULTS[n]) !== (options[n] ?? DEFAULTS[n]));
@@ -106,7 +106,7 @@ async function start(options: InitOptions): Promise<GpuInfo> {
   };
   const queue: Queue = new Queue(device, () => pool, counters, errors);
   const pool = new Pool(device, counters, limit, errors, () => queue.trim(), () => queue.arena.spare);
-  await dispose().catch(() => {}); // of one that was lost, to which this is the answer
+  await dispose().catch(() => {}); // of a lost device, which this one replaces
   current = {
     device,
     info,
@@ -124,8 +124,8 @@ async function start(options: InitOptions): Promise<GpuInfo> {
 }
 
 /**
- * Ends the engine: frees its GPU memory and, unless it was handed in, destroys the device. Tensors made before are gone, and the tapes and scopes that are open
- * close. Throws what the device has reported and no call has said.
+ * Ends the engine: closes open tapes and scopes, frees the GPU memory and, unless the device was passed to `init`, destroys it. Tensors made before can no
+ * longer be used. Throws errors that the device has reported and no call has thrown yet.
  *
  * @example
  * ```ts
@@ -149,7 +149,7 @@ export async function dispose(): Promise<void> {
     queue.submit();
     await errors.settle();
   } catch (error) {
-    if (!errors.lost?.startsWith("destroyed")) throw error; // whoever handed it in destroyed it already
+    if (!errors.lost?.startsWith("destroyed")) throw error; // the caller, whose device it is, has destroyed it already
   } finally {
     errors.forget();
     if (errors.lost === null) {
@@ -161,7 +161,7 @@ export async function dispose(): Promise<void> {
 }
 
 /**
- * Submits everything that was encoded so far and throws what the device has reported; does not wait for the results.
+ * Submits everything encoded so far and throws errors that the device has reported. It does not wait for the results.
  *
  * @example
  * ```ts

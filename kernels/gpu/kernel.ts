@@ -32,9 +32,9 @@ export interface KernelSpec {
 
 /** A compute kernel that compiles at its first run on a device. */
 export interface Kernel {
-  /** What it was defined by. */
+  /** The spec that it was defined with. */
   readonly spec: KernelSpec;
-  /** Encodes one dispatch of so many workgroups. Memories and params are given by name; what the kernel does not bind may be null. */
+  /** Encodes one dispatch of `workgroups` workgroups. Memories and params are passed by name; those that the kernel does not have are ignored, and may be null. */
   run(buffers: Record<string, Memory | null>, params: Record<string, number>, workgroups: number): void;
 }
 
@@ -98,9 +98,9 @@ function compile(spec: KernelSpec, { device, subgroupDirective }: Gpu): Pipeline
  * Defines a compute kernel: its buffers, its parameters and its WGSL. It compiles at its first run on a device and is
  * cached. All kernels of this package are defined in this way. With `record` a kernel becomes a differentiable op.
  *
- * Throws a TypeError for a name that is no identifier, parameters that do not fit one 256-byte block, and a pointer to an element or member as an argument
- * (`f(&x[i])`), at which Deno's compiler aborts the process. `run` throws for what does not fit the kernel; what only the compiler sees is thrown at the
- * next await.
+ * Throws a TypeError for a name that is not an identifier, for parameters that do not fit one 256-byte block, and for a pointer to an element or member as an
+ * argument (`f(&x[i])`), which makes Deno's compiler abort the process. `run` throws for arguments that do not fit the kernel; errors that only the compiler
+ * finds are thrown at the next await.
  *
  * @example
  * ```ts
@@ -190,7 +190,7 @@ function checkSpec(spec: KernelSpec): void {
   }
 }
 
-/** An argument of a WGSL call that points to an element or member, or nothing. Only built-in functions take such. */
+/** The first argument of a WGSL call that points to an element or member, if there is one. Only built-in functions may take such pointers. */
 function elementPointer(wgsl: string): string | undefined {
   const code = wgsl.replace(/\/\/.*|\/\*[\s\S]*?\*\//g, " ");
   const target = String.raw`&\s*[(*\s]*\w+[)\s]*(?:\[|\.)[^;,]*`; // &x[i], &(x[i]), &s.a, &(*p)[i]
@@ -202,7 +202,7 @@ function elementPointer(wgsl: string): string | undefined {
   for (let i = 0; i < code.length; i++) {
     const call = calls.at(-1);
     if (code[i] === "(" || code[i] === "[") {
-      // names are looked for a little way back only: all the way would take the square of a long text's time
+      // the name is searched at most 200 characters back: without a limit the time would grow with the square of the text
       const name = code[i] === "(" ? /(\w*)\s*$/.exec(code.slice(Math.max(0, i - 200), i))![1] : "";
       calls.push({ name, from: i + 1 });
     } else if (call && ")],".includes(code[i])) {
@@ -228,8 +228,8 @@ function checkFits({ name, buffers, workgroup = 256 }: KernelSpec, limits: Gpu["
 }
 
 /**
- * The ranges of `count` positions that launches walk. It is one range, except on software drivers: these end all loops of a thread after 65,535 turns
- * together, without a word. `turns` is the most that a position takes, with those that end a loop. Without a position there is one launch all the same.
+ * Splits `count` positions into ranges, one for each launch. It is one range except on software drivers, which silently stop a thread after 65,535 loop
+ * iterations in all. `turns` is the most iterations that a position takes, including those that end a loop. Without any position there is still one launch.
  */
 export function spans(count: number, turns: number): [start: number, end: number][] {
   const step = gpu().info.isSoftware ? Math.max(1, Math.floor(60_000 / turns)) : Math.max(1, count);
@@ -239,7 +239,7 @@ export function spans(count: number, turns: number): [start: number, end: number
   ]);
 }
 
-/** A dispatch, but for what it binds. */
+/** A dispatch without its buffers. */
 export interface Launch {
   kernel: Kernel;
   params: Record<string, number>;
@@ -249,8 +249,8 @@ export interface Launch {
 const joined = new WeakMap<Kernel, WeakMap<Kernel, Kernel>>();
 
 /**
- * A function that runs two launches as one, given the buffers of both; neither may need what the other writes. Small launches fill a GPU together, and the
- * host encodes one (both gradients of a product of 2048×512×128 take an H100 25 µs so, else 29). Null where their workgroups differ in size or the device
+ * A function that runs two launches as one, given the buffers of both; neither may read what the other writes. Two small launches fill a GPU together, and the
+ * host encodes only one (both gradients of a product of 2048×512×128 take an H100 25 µs instead of 29). Null if their workgroups differ in size or the device
  * binds too few buffers.
  */
 export function pairOf(
@@ -268,7 +268,7 @@ export function pairOf(
   const writes = [one, two].map(({ buffers }) =>
     Object.keys(buffers).filter((name) => buffers[name].startsWith("write"))
   );
-  // the other must not bind a buffer that one writes, not even another part of it
+  // WebGPU lets neither bind a buffer that the other writes, not even another part of it
   const meet = (writes: string[], buffers: Record<string, Memory>, others: Record<string, Memory>) => {
     for (const name of writes) {
       for (const other in others) if (buffers[name].buffer === others[other].buffer) return true;
@@ -290,7 +290,7 @@ export function pairOf(
 const suffixed = <T>(record: Record<string, T>): Record<string, T> =>
   Object.fromEntries(Object.entries(record).map(([name, value]) => [`${name}_b`, value]));
 
-/** Two kernels as one: its first `split` workgroups are a's, the others b's. The names of b get `_b` behind them; a workgroup variable that both declare alike is shared. */
+/** Two kernels as one: the first `split` workgroups run a, the others b. The names of b get the suffix `_b`; a workgroup variable that both declare with the same words is shared. */
 function both(a: KernelSpec, b: KernelSpec): KernelSpec {
   const variable = /var<workgroup> .*;/g, common = new Set(a.head?.match(variable));
   const head = (b.head ?? "").replace(variable, (text) => common.has(text) ? "" : text);
@@ -318,7 +318,7 @@ function both(a: KernelSpec, b: KernelSpec): KernelSpec {
   };
 }
 
-/** One kernel for each choice of what is compiled in (a name, a number or a record of such), defined when it is first asked for. */
+/** One kernel for each compile-time choice (a name, a number or a record of such), defined when it is first needed. */
 export function variants<C extends string | number | object>(define: (choice: C) => KernelSpec): (choice: C) => Kernel {
   const made = new Map<unknown, Kernel>();
   return (choice) => {

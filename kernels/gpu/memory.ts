@@ -6,9 +6,9 @@ export interface Counters {
   liveTensors: number;
   /** Bytes that tensors, records and optimizers hold, rounded up to size classes. */
   liveBytes: number;
-  /** Bytes that wait in the pool. */
+  /** Bytes of free buffers in the pool. */
   pooledBytes: number;
-  /** The most that `liveBytes` was since `init` or `resetPeak()`. */
+  /** The largest `liveBytes` since `init` or `resetPeak()`. */
   peakBytes: number;
   /** GPU buffers made since `init`. */
   buffersCreated: number;
@@ -20,35 +20,35 @@ export interface Counters {
   submits: number;
 }
 
-/** A range of a GPU buffer that a kernel can bind. The same object stands for the same range for ever: caches compare it. */
+/** A range of a GPU buffer that a kernel can bind. One object always stands for the same range, so that caches can compare objects. */
 export class Memory implements Disposable {
   static #ids = 0;
-  /** Different for each. */
+  /** Unique. */
   readonly id: number = Memory.#ids++;
-  /** Number of the last batch of dispatches that names this memory: the host must not write it before that is submitted. */
+  /** Number of the last batch of dispatches that uses this memory: the host must not write it before that batch is submitted. */
   batch: number = -1;
-  /** Number of the last batch that wrote it, alone or with what it lies in; or of a failed batch, if what it holds depends on that. −1: nothing that counts. */
+  /** Number of the last batch that wrote it, by itself or as a slot of a larger memory; or of a failed batch that its content depends on. −1: no content. */
   written: number = -1;
-  /** How often it was written. When all that it lies in is written, that does not count here. */
+  /** How often it was written. For a slot, writes to the whole block do not count. */
   writes: number = 0;
-  /** Who uses it without owning it, as a gradient uses a slot of an optimizer. The borrower moves out when the next one needs the place, and inherits it when its owner goes. */
+  /** Who uses it without owning it, as a gradient uses a slot of an optimizer. The borrower moves out when another one needs the place, and inherits it when its owner goes. */
   borrower: { vacate(): void; inherit(): void } | null = null;
-  /** The shape of the tensor that has it, for messages. */
+  /** The shape of the tensor in it, for messages. */
   shape: readonly number[] | null = null;
   /** Whether the device refused to make its buffer. */
   refused = false;
-  /** What it was cut into. */
+  /** The slots that it is divided into. */
   slots: readonly Memory[] = [];
 
   /**
-   * Pools make memories.
+   * Called by pools only.
    * @internal
    */
   constructor(
     readonly buffer: GPUBuffer,
     readonly offset: number,
     readonly bytes: number,
-    /** Who takes it back. */
+    /** What it returns to. */
     readonly owner: {
       give(memory: Memory): void;
       readonly readOnly: boolean;
@@ -60,24 +60,24 @@ export class Memory implements Disposable {
     readonly list: { give(memory: Memory): void } | null = null,
   ) {}
 
-  /** Gives it back to its owner. */
+  /** Returns it to its owner. */
   free(): void {
     this.owner.give(this);
   }
 
-  /** Its owner goes. From now on it is the borrower's, who will free it; without a borrower it is freed now. */
+  /** For a user that no longer needs it: the borrower, if there is one, takes it over and frees it later; otherwise it is freed now. */
   leave(): void {
     if (this.borrower) this.borrower.inherit();
     else this.free();
   }
 
-  /** The same as `free()`: for memory that serves one block, also where that throws. */
+  /** The same as `free()`, for `using`. */
   [Symbol.dispose](): void {
     this.free();
   }
 }
 
-/** Four size classes an octave up to 16 MiB, then multiples of 2 MiB: little waste, few classes. At least 256 bytes, as offsets need. */
+/** Four size classes per octave up to 16 MiB, then multiples of 2 MiB: little waste, few classes. At least 256 bytes, the alignment of offsets. */
 export function sizeClass(bytes: number): number {
   const octave = 2 ** Math.floor(Math.log2(Math.max(bytes, 1024)));
   const step = Math.min(octave / 4, 2 ** 21);
@@ -86,7 +86,7 @@ export function sizeClass(bytes: number): number {
 
 /** The free memories of one size class and purpose, lowest number first. */
 class FreeList {
-  /** How many there are, free or not. */
+  /** How many memories were made, free or not. */
   made: number = 0;
   /** Descending by number, so that the lowest is taken from the end. */
   free: Memory[] = [];
@@ -100,7 +100,7 @@ class FreeList {
     return list;
   }
 
-  /** Puts one back in its place. */
+  /** Inserts a memory, in order. */
   give(memory: Memory): void {
     let low = 0, high = this.free.length;
     while (low < high) {
@@ -112,28 +112,28 @@ class FreeList {
   }
 }
 
-/** Counts bytes that are taken. */
+/** Counts bytes as taken. */
 function hold(counters: Counters, bytes: number): void {
   counters.liveBytes += bytes;
   counters.peakBytes = Math.max(counters.peakBytes, counters.liveBytes);
 }
 
-/** So many bytes, and what for. */
+/** Bytes with the shape that needs them, for messages. */
 export const ofShape = (bytes: number, shape?: readonly number[] | null): string =>
   `${bytes} bytes${shape ? ` (shape [${shape.join(", ")}])` : ""}`;
 
 const STORAGE = 0x80 | 0x4 | 0x8; // GPUBufferUsage.STORAGE | COPY_SRC | COPY_DST; the global is missing in some runtimes
 
 /**
- * Buffers by size class. Of the free ones the lowest number is taken first. A repeated step takes and gives in the same order, so it meets the same
- * buffers again and cached bind groups hit (last-in-first-out does not settle for a hundred steps). Uploads live by another rhythm than a step's
- * results and have lists of their own by `purpose`: else the last batch of an epoch would shift all others.
+ * Buffers by size class. Of the free ones the one with the lowest number is taken first. A repeated step takes and returns them in the same order, so it gets
+ * the same buffers again and finds its bind groups in the cache (with last-in-first-out that takes a hundred steps to settle). Uploads are taken and returned
+ * at other times than a step's results, so they have their own lists, by `purpose`: otherwise the last batch of an epoch would shift all others.
  */
 export class Pool {
   readonly readOnly = false;
-  /** Bytes that flat blocks have taken beyond their slots, by rounding up: nothing lies in them. */
+  /** Bytes that flat blocks have taken beyond their slots, because sizes are rounded up. Nothing uses them. */
   slack = 0;
-  readonly #binding: number; // asking the device takes as long as all else that a take costs
+  readonly #binding: number; // kept here, since asking the device takes as long as all the rest of `take`
   #lists = new Map<string, Map<number, FreeList>>();
   #buffers = new Set<GPUBuffer>();
 
@@ -142,15 +142,15 @@ export class Pool {
     readonly counters: Counters,
     readonly limit: number,
     readonly errors: DeviceErrors,
-    /** Called before buffers are destroyed: whoever names them must be done with them. */
+    /** Called before buffers are destroyed, so that nobody uses them any more. */
     readonly beforeDestroy: () => void,
-    /** Bytes of the arena that are not live and yet count to the limit. */
+    /** Bytes of the arena that are not live and yet count towards the limit. */
     readonly spare: () => number,
   ) {
     this.#binding = Math.floor(device.limits.maxStorageBufferBindingSize / 4) * 4;
   }
 
-  /** Memory of at least so many bytes. The op and the shape of what will lie in it are for messages. */
+  /** Memory of at least `bytes` bytes. `op` and `shape` are for messages. */
   take(bytes: number, op = "tensor", shape?: readonly number[], purpose = ""): Memory {
     const binding = this.#binding;
     if (!(bytes <= binding)) {
@@ -169,12 +169,12 @@ export class Pool {
       memory = this.#create(rounded, list, op, shape);
     }
     memory.shape = shape ?? null;
-    memory.written = -1; // what stands in it is nobody's
+    memory.written = -1; // what is still in it does not count
     hold(this.counters, rounded);
     return memory;
   }
 
-  /** Makes sure that so many bytes more stay within the limit: destroys what waits in the pool if it must, and throws if that is not enough. */
+  /** Makes sure that `bytes` more bytes stay within the limit: destroys free buffers of the pool if necessary, and throws if that is not enough. */
   makeRoom(bytes: number, op: string, shape?: readonly number[]): void {
     const total = () => this.counters.liveBytes + this.counters.pooledBytes + this.spare() + bytes;
     if (total() > this.limit) this.trim();
@@ -190,7 +190,7 @@ export class Pool {
 
   #create(bytes: number, list: FreeList, op: string, shape?: readonly number[]): Memory {
     this.counters.buffersCreated++;
-    const { liveBytes } = this.counters; // by the time the device says so, a scope may have closed
+    const { liveBytes } = this.counters; // as of now: before the device reports an error, scopes may close
     this.errors.open();
     const buffer = this.device.createBuffer({ size: bytes, usage: STORAGE });
     this.#buffers.add(buffer);
@@ -198,7 +198,7 @@ export class Pool {
     this.errors.close(() => {
       memory.refused = true;
       const at = list.free.indexOf(memory);
-      if (at >= 0) { // given back before the device said so
+      if (at >= 0) { // returned before the device reported it
         list.free.splice(at, 1);
         this.counters.pooledBytes -= bytes;
         this.#destroy(memory);
@@ -210,7 +210,7 @@ export class Pool {
 
   give(memory: Memory): void {
     this.counters.liveBytes -= memory.bytes;
-    if (memory.refused) return this.#destroy(memory); // nobody gets it again
+    if (memory.refused) return this.#destroy(memory); // it is not used again
     this.counters.pooledBytes += memory.bytes;
     memory.list!.give(memory);
   }
@@ -230,24 +230,24 @@ export class Pool {
     this.#buffers.delete(buffer);
   }
 
-  /** Destroys all buffers, also those that are taken. */
+  /** Destroys all buffers, including those that are taken. */
   destroy(): void {
     for (const buffer of this.#buffers) buffer.destroy();
   }
 }
 
-/** A buffer that the host writes: what it puts here goes to the GPU at `write`, all at once. */
+/** The host's copy of a buffer that it writes. `put` changes the copy, `write` uploads what has changed. */
 export class Mirror {
-  static readonly #GAP = 2 ** 16; // copying so many bytes takes about as long as one more write
+  static readonly #GAP = 2 ** 16; // uploading so many bytes takes about as long as one more writeBuffer
   readonly #bytes: Uint8Array<ArrayBuffer>;
-  /** Where it is newer than the GPU's. */
+  /** The ranges that are newer than on the GPU. */
   #newer: { from: number; to: number }[] = [];
 
   constructor(readonly buffer: GPUBuffer) {
     this.#bytes = new Uint8Array(buffer.size);
   }
 
-  /** Puts data at the start of a range of so many bytes. */
+  /** Puts data at the start of the range of `bytes` bytes from `offset` on. */
   put(data: Uint8Array, offset: number, bytes: number): void {
     this.#bytes.set(data, offset);
     const end = offset + bytes;
@@ -272,9 +272,9 @@ interface Page {
 }
 
 /**
- * Buffers for small host-written data (inputs, learning rates, random state), one unless much of it is alive. Writes go to a mirror on the host and
- * reach the GPU once a submit, in front of its dispatches. A slot that a waiting dispatch names is used again only after the
- * next submit. Nothing on the GPU writes them, so their slots can be read beside each other in one dispatch.
+ * Buffers for small data from the host (inputs, learning rates, random state); one is enough unless much of it is alive. Writes go to a mirror on the host and
+ * reach the GPU once per submit, before its dispatches. A slot that an unsubmitted dispatch uses is used again only after the next submit. Nothing on the GPU
+ * writes them, so that one dispatch may read several slots.
  */
 export class Arena {
   static readonly PAGE_BYTES: number = 4 * 2 ** 20;
@@ -288,11 +288,11 @@ export class Arena {
   constructor(
     readonly device: GPUDevice,
     readonly counters: Counters,
-    /** The pool's: its slots count to the limit as well. */
+    /** The pool's: slots count towards the limit as well. */
     readonly makeRoom: (bytes: number, op: string, shape?: readonly number[]) => void,
   ) {}
 
-  /** A slot with these bytes in it, or nothing where they are too many. */
+  /** A slot that holds these bytes, or undefined if there are too many. */
   take(data: Uint8Array, purpose: string, op: string, shape?: readonly number[]): Memory | undefined {
     if (data.byteLength > Arena.LARGEST_SLOT) return undefined;
     const bytes = sizeClass(data.byteLength);
@@ -306,7 +306,7 @@ export class Arena {
   }
 
   #create(bytes: number, list: FreeList, op: string, shape?: readonly number[]): Memory {
-    this.makeRoom(bytes, op, shape); // only here: a slot that was free counts to the limit already
+    this.makeRoom(bytes, op, shape); // only here: a free slot counts towards the limit already
     let page = this.#pages.at(-1);
     if (!page || page.used + bytes > Arena.PAGE_BYTES) {
       this.counters.buffersCreated++;
@@ -323,7 +323,7 @@ export class Arena {
     return this.#pages.find(({ mirror }) => mirror.buffer === memory.buffer)!;
   }
 
-  /** Bytes of the pages that are in no taken slot. One page does not count: whatever is uploaded, there is one. */
+  /** Bytes of the pages outside of taken slots, less one page, since there is always one. */
   get spare(): number {
     return Math.max(0, this.#pages.reduce((sum, { live }) => sum + Arena.PAGE_BYTES - live, -Arena.PAGE_BYTES));
   }
@@ -335,19 +335,19 @@ export class Arena {
     else memory.list!.give(memory);
   }
 
-  /** Writes what is new. Call it in front of a submit. */
+  /** Uploads what is new. Call it before a submit. */
   write(): void {
     for (const { mirror } of this.#pages) mirror.write(this.device.queue);
   }
 
-  /** Call it behind a submit: what was given back is free now, and this batch opens. */
+  /** Call it after a submit, with the number of the batch that begins: slots that were returned meanwhile become free. */
   submitted(batch: number): void {
     this.#batch = batch;
     for (const memory of this.#given) memory.list!.give(memory);
     this.#given.length = 0;
   }
 
-  /** Destroys the pages that nobody uses, but for the first. Call it behind a submit, and forget what names them. */
+  /** Destroys unused pages except the first. Call it after a submit, with no cache left that refers to them. */
   trim(): void {
     const free = this.#pages.filter(({ live }, i) => i > 0 && live === 0),
       gone = new Set(free.map((x) => x.mirror.buffer));
@@ -363,7 +363,7 @@ export class Arena {
   }
 }
 
-/** One pool memory cut into slots that lie flat behind each other, so that one dispatch can walk over all of them. */
+/** A memory of the pool that is divided into consecutive slots, so that one dispatch can process all of them. */
 export class FlatBlock {
   readonly readOnly = false;
   readonly device: GPUDevice;
@@ -372,7 +372,7 @@ export class FlatBlock {
   #held: number;
   #slack: number;
 
-  /** `slots` of these sizes in bytes, each from a multiple of 256 on, of memory of the pool. */
+  /** Divides `whole`, which the pool gave, into slots of these sizes in bytes, each at a multiple of 256. */
   constructor(readonly pool: Pool, readonly whole: Memory, sizes: number[]) {
     this.device = whole.owner.device;
     let offset = 0;
@@ -391,7 +391,7 @@ export class FlatBlock {
     return Math.max(256, Math.ceil(bytes / 256) * 256);
   }
 
-  /** The whole goes back to its pool with its last slot. */
+  /** `whole` returns to the pool with its last slot. */
   give(slot: Memory): void {
     this.whole.batch = Math.max(this.whole.batch, slot.batch);
     if (--this.#held > 0) return;

@@ -1,7 +1,7 @@
 import { checkFunction } from "../check.ts";
 import { gpu } from "./gpu.ts";
 
-/** What one kernel took, all its launches together. */
+/** The time of one kernel over all its launches. */
 export interface KernelTime {
   /** The kernel's name. */
   name: string;
@@ -11,7 +11,7 @@ export interface KernelTime {
   milliseconds: number;
 }
 
-/** What `profile` gives. */
+/** The result of `profile`. */
 export interface Profile<T> {
   /** What the function returned. */
   result: T;
@@ -26,10 +26,10 @@ export interface Profile<T> {
 const LAUNCHES = 2048; // a query set holds at most 4,096 timestamps
 
 /**
- * Runs `fn` and measures the time of each of its kernel launches on the GPU, from timestamps at the start and the end of each. Every
- * launch is a pass of its own meanwhile, so that the whole takes longer than without; the kernels' own times hold. `fn` may be async.
+ * Runs `fn`, which may be async, and measures the GPU time of each of its kernel launches with timestamps at start and end. Meanwhile every launch is a pass
+ * of its own: the whole takes longer than otherwise, the kernels themselves do not.
  *
- * Throws an Error where the adapter has no timestamps (`(await init()).timestamps` tells).
+ * Throws an Error if the adapter has no timestamps (`(await init()).timestamps` tells) or another profile is being taken.
  *
  * @example
  * ```ts
@@ -86,7 +86,7 @@ export async function profile<T>(fn: () => T | Promise<T>): Promise<Profile<T>> 
   return { result, kernels, table: tabulate(kernels), trace: { traceEvents } };
 }
 
-/** The first timestamps of a set, in nanoseconds, when all that was encoded has run. */
+/** The first timestamps of a set, in nanoseconds, after everything encoded so far has run. */
 export async function readTimestamps(set: GPUQuerySet, count: number): Promise<BigUint64Array> {
   const { device, queue, pool } = gpu();
   const resolved = device.createBuffer({ size: 8 * count, usage: 0x200 | 0x4 }); // QUERY_RESOLVE | COPY_SRC

@@ -16,7 +16,7 @@ export interface Pipeline {
   params: [name: string, type: "u32" | "i32" | "f32"][];
 }
 
-/** What a kernel is run on, by name; not checked yet. */
+/** The arguments of a dispatch, by name; not checked yet. */
 interface Given {
   buffers: Record<string, Memory | null>;
   values: Record<string, number>;
@@ -27,7 +27,7 @@ interface Entry {
   pipeline: Pipeline;
   memories: Memory[];
   params: number[];
-  /** What the memories held when the entry was made, for messages. */
+  /** The shapes of what the memories held when the entry was made, for messages. */
   shapes: (readonly number[] | null)[];
   group: GPUBindGroup;
   next: Entry | null;
@@ -44,7 +44,7 @@ const TURN = 100; // milliseconds of reads until the event loop gets a turn; it 
 
 /**
  * Encodes everything into one open compute pass and submits it after a batch of dispatches, at a read or when asked.
- * Host writes land before the whole submit, so nothing that a waiting dispatch names is ever written from the host:
+ * Writes of the host take effect before the whole submit, so the host never writes memory that an unsubmitted dispatch uses:
  * small data goes through the arena, Params blocks are content-addressed and never change.
  */
 export class Queue {
@@ -57,7 +57,7 @@ export class Queue {
   #pass: GPUComputePassEncoder | null = null;
   #bound: Pipeline | null = null;
   #inBatch = 0;
-  /** Batches that the device discarded: what they should have written is not there. */
+  /** Batches that the device discarded: their results are missing. */
   #failed = new Set<number>();
   #batch: Entry[] = [];
   #first: Entry = { next: null } as Entry;
@@ -78,7 +78,7 @@ export class Queue {
     this.arena = new Arena(device, counters, (bytes, op, shape) => pool().makeRoom(bytes, op, shape));
   }
 
-  /** Encodes one dispatch. A repeated one costs a comparison with what followed the previous dispatch last time. */
+  /** Encodes one dispatch. The one that followed the previous dispatch last time is tried first: in a repeated step, a comparison finds the entry. */
   dispatch(pipeline: Pipeline, given: Given, x: number, y: number): void {
     let entry = this.#last.next;
     if (entry === null || !matches(entry, pipeline, given)) entry = this.#entry(pipeline, given);
@@ -105,7 +105,7 @@ export class Queue {
     if (++this.#inBatch >= SUBMIT_AFTER) this.submit();
   }
 
-  /** The batch that a dispatch's results belong to: the open one, or a failed one if that should have written anything that the dispatch binds. */
+  /** The batch that a dispatch's results depend on: the open one, or a failed one that should have written something that the dispatch binds. */
   #origin(memories: Memory[]): number {
     if (this.#failed.size === 0) return this.batch;
     for (const memory of memories) {
@@ -115,23 +115,23 @@ export class Queue {
     return this.batch;
   }
 
-  /** The next dispatch overwrites all of a memory, so that it no longer matters whether a failed batch should have written it. */
+  /** Call it before a dispatch that overwrites a whole memory: then it no longer matters whether a failed batch should have written it. */
   renew(memory: Memory): void {
     for (const part of [memory, ...memory.slots]) part.written = this.batch;
   }
 
-  /** The failed batch that should have written a memory or a slot of it, if one should. */
+  /** The failed batch, if any, that should have written a memory or a slot of it. */
   #failure(memory: Memory): number | undefined {
     const parts = memory.slots.length > 0 ? memory.slots : [memory];
     return parts.find((part) => this.#failed.has(part.written))?.written;
   }
 
-  /** Whether a memory does not hold what it should: the device refused the memory itself, or the batch that should have written it. */
+  /** Whether the content of a memory is missing: the device refused the memory itself, or the batch that should have written it. */
   #isMissing(memory: Memory): boolean {
     return memory.refused || this.#failed.size > 0 && this.#failure(memory) !== undefined;
   }
 
-  /** Marks a batch as failed, and all since: they may have read its results before anybody knew. */
+  /** Marks a batch and all later ones as failed: they may have read its results before the failure was known. */
   #fail(batch: number): void {
     if (this.errors.lost === null) this.submit(); // so that the open batch is among them, and the next is not
     for (let since = batch; since < this.batch; since++) this.#failed.add(since);
@@ -193,7 +193,7 @@ export class Queue {
     return block;
   }
 
-  /** Forgets all bind groups and Params blocks; what waits is submitted first, since it may name them. */
+  /** Forgets all bind groups and Params blocks, after submitting the dispatches that may use them. */
   forget(): void {
     this.submit();
     this.#entries.clear();
@@ -224,7 +224,7 @@ export class Queue {
     this.#bound = null;
   }
 
-  /** Puts bytes into memory that is ready to be read by the next dispatch: a slot of the arena where they fit, else of the pool. */
+  /** Puts bytes into memory that the next dispatch can read: a slot of the arena if they fit and need not be `writable`, else memory of the pool. */
   upload(
     data: Uint8Array,
     writable: boolean,
@@ -253,7 +253,7 @@ export class Queue {
     if (from.owner.device !== this.device || to.owner.device !== this.device) {
       throw new Error("tensor: a copy cannot leave or enter a device that was disposed or lost");
     }
-    if (from.buffer === to.buffer) { // two slots of an optimizer's block; WebGPU would discard the whole batch
+    if (from.buffer === to.buffer) { // two slots of an optimizer's block: WebGPU cannot copy within a buffer
       using between = this.pool().take(bytes, "copy");
       this.copy(from, between, bytes);
       return this.copy(between, to, bytes);
@@ -288,24 +288,24 @@ export class Queue {
     this.#inBatch = 0;
     this.batch++;
     this.counters.submits++;
-    this.#last = this.#first; // a step begins behind a submit: predictions line up again
+    this.#last = this.#first; // a step begins after a submit: this aligns the predictions
     this.arena.submitted(this.batch);
   }
 
-  /** Encodes something else behind the dispatches so far. */
+  /** Encodes another command, after the dispatches so far. */
   encode(command: (encoder: GPUCommandEncoder) => void): void {
     this.#endPass();
     command(this.#openEncoder());
   }
 
-  /** The first bytes of a memory as they are when everything encoded so far has run. */
+  /** The first bytes of a memory, as they are after everything encoded so far has run. */
   async read(memory: Memory, bytes: number): Promise<ArrayBuffer> {
     if (bytes === 0) {
       this.submit();
       await this.errors.settle();
       return new ArrayBuffer(0);
     }
-    if (this.#isMissing(memory)) { // a copy from it could take the whole batch down
+    if (this.#isMissing(memory)) { // a copy from it could make the whole batch fail
       this.submit();
       await this.errors.settle();
       throw notComputed();
@@ -313,7 +313,7 @@ export class Queue {
     const size = sizeClass(bytes), copied = Math.ceil(bytes / 4) * 4;
     const failed = async (reason: Error) => {
       await this.errors.news();
-      await this.errors.settle(); // why, if the device has said it
+      await this.errors.settle(); // throws the reason, if the device has reported it
       throw new Error(`GPU: reading ${bytes} bytes failed: ${reason?.message ?? reason}`);
     };
     let staging: GPUBuffer;
@@ -332,7 +332,7 @@ export class Queue {
     const free = this.#staging.get(size);
     if (free) free.push(staging);
     else this.#staging.set(size, [staging]);
-    // Deno's reads end without a turn of the event loop: a loop that awaits nothing else would hold up timers, signals and files for good
+    // Deno's reads end without a turn of the event loop: a loop that awaits nothing else would block timers, signals and files forever
     if ("Deno" in globalThis && performance.now() - this.#turned > TURN) {
       await this.errors.news();
       this.#turned = performance.now();
@@ -344,18 +344,18 @@ export class Queue {
 
   #createStaging(size: number, shape: readonly number[] | null): GPUBuffer {
     this.counters.buffersCreated++;
-    // mapped once at creation and unmapped: only then may it be read behind an un-awaited mapAsync (see `mapped`)
+    // created mapped, and unmapped: only then may it be read after a mapAsync that was not awaited (see `mapped`)
     this.errors.open();
     try {
       const staging = this.device.createBuffer({ size, usage: 0x1 | 0x8, mappedAtCreation: true }); // MAP_READ | COPY_DST
       staging.unmap();
       return staging;
-    } finally { // it throws where there is no memory to map
+    } finally { // createBuffer throws if there is no memory to map
       this.errors.close(() => `a read of ${ofShape(size, shape)}`);
     }
   }
 
-  /** Forgets what names the pool's buffers, and destroys the free ones that reads go through. */
+  /** Clears the caches that refer to the pool's buffers, and destroys free staging buffers and pages of the arena. */
   trim(): void {
     this.forget();
     for (const buffers of this.#staging.values()) for (const buffer of buffers) buffer.destroy();
@@ -372,7 +372,7 @@ export class Queue {
 
 /**
  * The content of a staging buffer. Deno finishes the mapping before `mapAsync` returns and then sleeps 10 ms inside the
- * promise, so the range is taken without the await where that works (0.1 ms); where it does not (Dawn and browsers throw), the await comes first.
+ * promise, so the range is taken without the await if that works (0.1 ms). Dawn and browsers throw; there the await comes first.
  */
 async function mapped(staging: GPUBuffer, bytes: number): Promise<ArrayBuffer> {
   const ready = staging.mapAsync(0x1, 0, bytes); // GPUMapMode.READ
@@ -399,7 +399,7 @@ function matches(entry: Entry, pipeline: Pipeline, { buffers, values }: Given): 
   return true;
 }
 
-/** What a dispatch ran on, for messages. */
+/** A dispatch with its operands, for messages. */
 function nameOf({ pipeline, shapes, memories }: Entry): string {
   const on = pipeline.buffers.map((name, i) =>
     `${name} ${shapes[i] ? `[${shapes[i].join(", ")}]` : `of ${memories[i].bytes} bytes`}`

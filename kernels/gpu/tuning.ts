@@ -1,25 +1,25 @@
 /** The numbers that differ between adapters: their definition and checks. `kernels/autotune.ts` measures them. */
 import { checkNumber, checkOptions, describe } from "../check.ts";
 
-/** Multiprocessors of the GPU that the choice of tiles and pieces of products was fitted to, an H100. */
+/** Multiprocessors of an H100, the GPU to which the choice of tiles and pieces of matrix products was fitted. */
 export const MULTIPROCESSORS = 132;
 
-/** How many matrices a kernel keeps rows of: one, or two (or one with much arithmetic), which takes registers. */
+/** How many matrices a kernel keeps rows of in registers. */
 export type RowWork = "one" | "two";
 
-/** How rows are walked on a device, for one kind of work. */
+/** How a device processes rows, for one kind of work. */
 export interface RowLimits {
-  /** Most threads that share a row. */
+  /** The most threads that share a row. */
   threads: number;
-  /** Most vec4s of each matrix that a thread keeps in registers; what is beyond, each loop reads again. */
+  /** The most vec4s of each matrix that a thread keeps in registers; each loop reads the rest of the row again. */
   quads: number;
 }
 
-/** Numbers that differ between adapters. They decide in which order sums are taken: runs repeat bit for bit under the same ones, and checkpoints hold them. */
+/** Numbers that differ between adapters. They determine the order of summation: runs repeat bit for bit with the same numbers, so checkpoints store them. */
 export interface Tuning {
-  /** By the work that a kernel does on its rows: how they are walked. */
+  /** How rows are processed, by the kind of work. */
   rows: Record<RowWork, RowLimits>;
-  /** What matrix products take in each of the engine's tiles, as multiples of what is expected of them. */
+  /** The time that matrix products take in each of the engine's tiles, divided by the expected time. */
   tiles: number[];
 }
 
