@@ -14,10 +14,10 @@ import type { Memory } from "./gpu/memory.ts";
 import { MATH, MATH4 } from "./math.ts";
 import { columnReader, planRow, rowBuffer, rowCode, type RowPlan, type Upstream } from "./row.ts";
 
-// loads that a thread has on their way at once. One after the other, 16,384 labels took 256 threads 33 µs on an H200, 128,256 weights 120 µs
+// loads that a thread has under way at once. One after the other, 16,384 labels took 256 threads 33 µs on an H200, 128,256 weights 120 µs
 const AHEAD = numbers(8);
 
-/** What means are divided by: counts = [kept rows, the sum of their weights Σ w_y, that of all classes W]. One workgroup. */
+/** The divisors of means: counts = [kept rows, the sum of their weights Σ w_y, the sum W of all class weights]. One workgroup. */
 const countKernel = variants((threads: number) => ({
   name: "count kept rows",
   workgroup: threads,
@@ -96,7 +96,7 @@ interface Variant {
   inPlace: boolean;
 }
 
-// y of a softcap has no place in f16
+// f16 could not hold the tanh of a softcap precisely enough
 const inHalves = (v: Variant) => v.logits === "f16" && v.target === "index" && !v.softcap;
 
 const kernel = variants(({ plan, ...v }: Variant & { plan: RowPlan }) => {
@@ -105,23 +105,24 @@ const kernel = variants(({ plan, ...v }: Variant & { plan: RowPlan }) => {
   const outputs: Record<string, Element> = v.gradient ? { [dLogits]: v.logits } : {};
   const { head, begin, each, sum, normalise, overwrite } = rowCode(plan, streams, outputs, { halves: inHalves(v) });
 
-  // First what the bodies of loops say of four columns: x4, where x = k·x4, their weights w4, and t' as t4. With a softcap x4 is y = tanh u and k is the
-  // cap. Registers that keep the whole row keep y: so 4096×32000 took an H100 0.39 ms, 0.49 where the tanh was computed twice
+  // First the code that loop bodies have for four columns: x4, where x = k·x4, their weights w4, and t' as t4. With a softcap x4 is y = tanh u and k is the
+  // cap. Registers that keep the whole row keep y: 4096×32000 took an H100 0.39 ms, 0.49 when the tanh was computed twice
   const capped = v.softcap && plan.quads > 0 && !plan.more && !v.extras && !v.inPlace;
   const capping = "let u4 = logits4 * params.to_cap; let x4 = tanh4_(u4);",
     squashed = "tanh4_(logits4 * params.to_cap)";
   const x = v.softcap && !capped ? capping : "let x4 = logits4;";
-  // without smoothing only the weight of the label's own class counts: 4096×32003 takes an H100 0.36 ms so, 0.39 where all weights are read
+  // without smoothing only the weight of the label's class is needed: 4096×32003 takes an H100 0.36 ms instead of 0.39 with all weights read
   const weighted = v.weight && (soft || v.smooth), ones = "let w4 = vec4f(1.0);";
-  // (behind the last class lies whatever the memory held)
+  // (beyond the last class the memory may hold anything)
   const w = weighted
     ? `let w4 = ${plan.wide ? "weight_at(columns4)" : "select(vec4f(0.0), weight_at(columns4), live4)"};`
     : ones;
-  // w·t' is also cut into a multiple of 2⁻¹⁰, of which sums are exact, and the rest: so the sum over all classes but one keeps its digits
+  // w·t' is also split into a multiple of 2⁻¹⁰, whose sums are exact, and the rest, so that the sum over all classes but one keeps its digits
   const t =
     `let t4 = select(vec4f(0.0), (1.0 - params.smoothing) * probability4 + params.smoothing / f32(params.columns), live4);
     let wt4 = w4 * t4; let coarse4 = floor(wt4 * 1024.0) * 0.0009765625; let fine4 = wt4 - coarse4;`;
-  // What they add to −Σ w·t'·(m − x) or −Σ w·(m − x). A logit of −∞, which no softcap leaves, adds 0 and is counted apart if it has a weight: so 0·∞ is 0
+  // What four columns add to −Σ w·t'·(m − x) or −Σ w·(m − x). A logit of −∞, impossible with a softcap, adds 0 and is counted separately if it has a weight,
+  // so that 0·∞ is 0
   const spread = (w: string) =>
     v.softcap ? `spread += dot(${w}, select(vec4f(0.0), x4 - m, live4));` : `let endless4 = x4 < vec4f(-3.4e38);
     spread += vec2f(dot(${w}, select(x4 - m, vec4f(0.0), endless4 | !live4)), sum_of(select(vec4f(0.0), vec4f(1.0), endless4 & live4 & (${w} > vec4f(0.0)))));`;
@@ -131,7 +132,7 @@ const kernel = variants(({ plan, ...v }: Variant & { plan: RowPlan }) => {
     ${
       soft
         ? `var over4 = mass * prob4 - wt4;
-    if (max_of(prob4) > 0.5) { // a row's only likely class: prob − 1 keeps its digits
+    if (max_of(prob4) > 0.5) { // for a row's only likely class prob − 1 is computed without cancellation
       let others4 = (masses.x - coarse4) + (masses.y - fine4);
       over4 = select(over4, others4 + mass * expm1_series4_((x4 - m) * k - log_sum), prob4 > vec4f(0.5));
     }
@@ -143,26 +144,26 @@ const kernel = variants(({ plan, ...v }: Variant & { plan: RowPlan }) => {
     ? "var bend4 = 1.0 - x4 * x4; if (dot(x4, x4) > 0.8) { bend4 = sech_squared4_(u4); }"
     : "";
 
-  // Then the steps, in their order. Rows that count nowhere:
+  // Then the steps, in order. Ignored rows:
   const zeroRow = v.gradient ? each(`store_${dLogits}(at4, live4, vec4f(0.0));`) : "";
   const ignoredRow = soft ? "" : `if (labels[at] == params.ignore_index) {
     if (lane == 0u) { loss[at] = 0.0; ${v.extras ? "z_rows[at] = 0.0; hits[at] = 0.0;" : ""} }
     ${v.extras ? "" : `${zeroRow}\n    return;`}
   }`;
 
-  // what is read early and used late, by one thread into workgroup memory
+  // values that are read early and used late: one thread puts them into workgroup memory
   const scales = soft
     ? `let scale = select(1.0, 1.0 / f32(params.all_rows), is_mean);
     given[0] = vec4f(up, scale, scale, 0.0);`
-    : `// no kept row, or kept rows of weight 0: nothing to divide
+    : `// the scale is 0 if no row is kept, or only rows of weight 0
     let scale = select(1.0, select(0.0, 1.0 / counts[1], counts[1] != 0.0), is_mean);
     let z_scale = select(1.0, select(0.0, 1.0 / counts[0], counts[0] != 0.0), is_mean);
     given[0] = vec4f(up, scale, z_scale, counts[2]);
     let some_label = min(label, params.columns - 1u);
     given[1] = vec4f(element(row, some_label), ${v.weight ? "weight_of(some_label)" : "1.0"}, 0.0, 0.0);`;
 
-  // m and log Σ eˣ⁻ᵐ, and Σ w·t'. Beside the row one float in 32 bytes of the weights is read, so that the last loop finds them in the nearest cache: every
-  // option of 4096×32000 takes 0.40 ms so, 0.42 without
+  // m and log Σ eˣ⁻ᵐ, and Σ w·t'. Meanwhile one float in every 32 bytes of the weights is read, so that the last loop finds them in the nearest cache: 4096×32000
+  // with every option takes 0.40 ms instead of 0.42
   const touched = capped && weighted
     ? Array.from(
       { length: Math.ceil(plan.quads / 2) },
@@ -182,7 +183,7 @@ const kernel = variants(({ plan, ...v }: Variant & { plan: RowPlan }) => {
   const labelOrMass = soft
     ? `let masses = ${sum("mass_part", "vec2f")};
   let mass = masses.x + masses.y;`
-    : `// a label that is no class poisons its row: it came from the GPU and nobody could check it
+    : `// a label that is not a class makes its row NaN: it came from the GPU, so the host could not check it
   var nan_bits = 0x7fc00000u;
   let known = label < params.columns;
   let poison = select(bitcast<f32>(nan_bits), 0.0, known);
@@ -211,7 +212,7 @@ const kernel = variants(({ plan, ...v }: Variant & { plan: RowPlan }) => {
     ${!soft && v.smooth && !weighted ? ones : ""}${spreading}
     ${bend}
     ${writing(capped ? " * (1.0 - x4 * x4)" : v.softcap ? " * bend4" : "")}`);
-  // near y = ±1 the slope 1 − y² would lose its digits, and is computed from u: the few columns that are there are read and written again
+  // near y = ±1 the slope 1 − y² would lose its digits and is computed from u instead: the few columns there are read and written again
   const steepLoop = () =>
     !capped ? "" : `if (steep > 0.8) {
     ${
@@ -233,7 +234,7 @@ const kernel = variants(({ plan, ...v }: Variant & { plan: RowPlan }) => {
   var infinity = 0x7f800000u;
   let spread_sum = select(-spread_all.x * k, bitcast<f32>(infinity), spread_all.y > 0.0);`;
 
-  // the label's column, written once more by the thread that wrote it
+  // the label's column, overwritten by the thread that wrote it
   const labelColumn = soft || !v.gradient ? "" : `if (known${v.extras ? " && !ignored" : ""}) { ${
     overwrite(
       dLogits,
@@ -253,7 +254,7 @@ const kernel = variants(({ plan, ...v }: Variant & { plan: RowPlan }) => {
     let sharp_loss = select(sharp_weight * slopes.w, poison, sharp_weight == 0.0);
     loss[at] = (sharp_loss + smooth_loss) * given[0].y + given[3].x;`;
 
-  // and its prediction: the first column that reaches the row's largest logit; NaN is larger than all
+  // and its prediction: the first column with the row's largest logit; NaN counts as larger than any number
   const predictionHead = !v.extras ? "" : `var<workgroup> best: array<vec2f, THREADS>;
 fn first_largest_(a: vec2f, b: vec2f) -> vec2f { // (value, column)
   let alike = a.x == b.x || (is_nan_(a.x) && is_nan_(b.x));
@@ -316,9 +317,9 @@ ${
       !v.weight ? "" : `${columnReader("weight", plan)}
 fn weight_of(c: u32) -> f32 { return weight[c / 4u][c % 4u]; }`
     }
-// what is read early and used late, since registers are few: the upstream gradient, what the row and its z-loss are multiplied by, the weight of all classes;
-// the label's logit and weight; for the row's end slopes of the label's column and the label's loss; the z-loss. (4096×32003 with every option took an H100 0.42 ms where
-// each was read in its place, now 0.41; 2048×128256 with a softcap 1.17, now 1.10.)
+// values that are read early and used late, kept here because registers are scarce: the upstream gradient, the scales of the row and its z-loss, the weight of all
+// classes; the label's logit and weight; for the end of the row the slopes of the label's column and the label's loss; the z-loss. (4096×32003 with every option
+// took an H100 0.42 ms when each was read where it was used, now 0.41; 2048×128256 with a softcap 1.17, now 1.10.)
 var<workgroup> given: array<vec4f, ${soft ? 1 : 4}>;
 ${predictionHead}
 fn element(row: u32, c: u32) -> f32 {
@@ -330,7 +331,7 @@ fn capped(logit: f32) -> f32 {
 }`,
     main: `let row = group;
   if (row >= params.rows) { return; }
-  let at = params.first_row + row; // of the whole batch, of which the logits may be a chunk
+  let at = params.first_row + row; // in the whole batch, of which the logits may be a chunk
   let is_mean = params.mean == 1u;
   let k = params.${v.softcap ? "softcap" : "inverse_temperature"};
   let k2 = k * ${Math.LOG2E};
@@ -346,7 +347,7 @@ fn capped(logit: f32) -> f32 {
   ${touched ? `let touched = ${touched};` : ""}
   var spread = ${v.softcap ? "0.0" : "vec2f(0.0)"};
   ${normalised}
-  ${touched ? "steep = select(steep, 1.0, touched > 3e38); // they never are: so that they are read" : ""}
+  ${touched ? "steep = select(steep, 1.0, touched > 3e38); // never true, but the compiler must keep the reads" : ""}
   let m = x_max;
   let log_sum = log1p_(x_rest);
   let log_sum2 = log_sum * ${Math.LOG2E};
@@ -371,11 +372,11 @@ fn capped(logit: f32) -> f32 {
   };
 });
 
-/** What one launch binds. */
+/** The memories of one launch. */
 export interface CrossEntropyBuffers {
   logits: Memory;
   target: Memory;
-  /** From `countRows` where the target is class indices; else any memory that nothing else here is. */
+  /** From `countRows` if the target is class indices; else any memory that is not used otherwise here. */
   counts: Memory;
   weight: Memory | null;
   upstream: Upstream | null;
@@ -385,9 +386,9 @@ export interface CrossEntropyBuffers {
   dLogits: Memory | null;
 }
 
-/** Numbers of one launch. */
+/** The numbers of one launch. */
 export interface CrossEntropyNumbers {
-  /** Rows of these logits. They are those from `firstRow` on of a batch that has `allRows`. */
+  /** The rows of these logits: those from `firstRow` on of a batch with `allRows` rows. */
   rows: number;
   firstRow: number;
   allRows: number;
@@ -400,7 +401,7 @@ export interface CrossEntropyNumbers {
   softcap: number;
 }
 
-/** Loss of each row (scaled for the mean), and the gradient where `dLogits` is given. */
+/** Computes the loss of each row (scaled for the mean), and the gradient if `dLogits` is given. */
 export function crossEntropyRows(
   logits: Element,
   target: "index" | Element,
