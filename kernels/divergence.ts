@@ -4,15 +4,15 @@
  *
  *   p = softmax(teacher/T), q = softmax(student/T), d = log q − log p, m = βp + (1−β)q, u = log(m/p), v = log(m/q), r = (q−p)/m
  *
- * The careful formulas subtract no logarithms. d is (student − teacher)/T minus a normaliser c. For close rows c = log1p(Σ p·expm1(…)), so that d keeps its
- * digits and identical rows give exactly 0. Every term of a sum is p·F(d) ≥ 0. A KL, for example, is Σ p·(eᵈ − 1 − d); the added eᵈ − 1 sums to Σq − Σp = 0.
- * For |d| < 1, F(d)/d² and the like are polynomials in d, which the host fits for the given β: they need no logarithm, and nothing cancels. For larger |d| the
- * formulas are used as written.
+ * The careful formulas do not subtract logarithms. d is (student − teacher)/T minus a normaliser c. For close rows (nearly equal distributions)
+ * c = log1p(Σ p·expm1(…)), so that d keeps its digits and identical rows give exactly 0. Every term of a sum is p·F(d) ≥ 0. A KL, for example, is
+ * Σ p·(eᵈ − 1 − d); the added eᵈ − 1 sums to Σq − Σp = 0. For |d| < 1, F(d)/d² and similar functions are polynomials in d, which the host fits for the given β:
+ * they need no logarithm, and nothing cancels. For larger |d| the formulas are used as written.
  *
- * Most rows do not need this care, only rows that are close or have nearly all probability in one class. So the first loops over a row use the formulas as
- * written, with sums relative to the largest of the first logits instead of the row's largest. If their result is large enough to be trusted, they write the
- * gradient and end. Otherwise the careful formulas read the row again. With this, forwardKl of 4096×32000 takes 0.54 ms on an H100 (the speed of a copy)
- * instead of 0.91, jsd 0.58 instead of 1.58.
+ * Only rows that are close or have nearly all probability in one class need this care. So the first loops over a row (the fast ones) use the formulas as written,
+ * with sums relative to the largest of the first logits instead of the row's largest. If their result is large enough to be trusted, they write the gradient and
+ * end. Otherwise the careful loops read the row again. With this, forwardKl of 4096×32000 takes an H100 0.54 ms (the speed of a copy) instead of 0.91, jsd 0.58
+ * instead of 1.58.
  */
 import type { Element } from "./elementwise.ts";
 import { type BufferType, variants } from "./gpu/kernel.ts";
@@ -104,18 +104,18 @@ ${student?.faded ? fading("student", student.faded) : ""}${teacher?.faded ? fadi
 const flip = ${v.flip}; // whether the student's side has the smaller weight in the mixture
 var<workgroup> trusted: u32;
 var<workgroup> drift: f32;
-// what is read late, since registers are few (distillation of 4096×32000 took an H100 0.62 ms with it in them, now 0.57): scale of the student's gradient, of the
-// teacher's, of the loss, of the divergence beside it
+// values that are used late, kept here because registers are scarce (distillation of 4096×32000 took an H100 0.62 ms with them in registers, now 0.57): the scales
+// of the student's gradient, the teacher's gradient, the loss, and the row of the divergence
 var<workgroup> given: array<vec4f, ${v.crossEntropy ? 2 : 1}>;
 ${
       v.crossEntropy
-        ? `// behind it the upstream gradient, the scale of cross-entropy, the label's logits; the label or IGNORED, and its cross-entropy
+        ? `// then the upstream gradient, the scale of cross-entropy, the label's logits; the label or IGNORED, and its cross-entropy
 var<workgroup> given_label: u32;
 var<workgroup> given_ce: f32;
 const IGNORED = 0xffffffffu;`
         : ""
     }
-// s − t and what it lacks (Møller 1965, Knuth 1969), so that a level which one side has and the other has not costs no digits
+// s − t and its rounding error (Møller 1965, Knuth 1969), so that an offset of all logits of one side costs no digits
 fn apart_(s: f32, t: f32) -> vec2f {
   let gap = opaque_(s - t);
   let less = opaque_(gap - s);
@@ -125,9 +125,9 @@ fn apart4_(s: vec4f, t: vec4f, from_: vec2f) -> vec4f {
   let gap = opaque4_(s - t);
   let less = opaque4_(gap - s);
   let rest = (s - opaque4_(gap - less)) - (t + less);
-  return select((gap - from_.x) + (rest - from_.y), gap - from_.x, abs(gap) > vec4f(1e30)); // of infinities nothing is lacking
+  return select((gap - from_.x) + (rest - from_.y), gap - from_.x, abs(gap) > vec4f(1e30)); // infinities have no rounding error
 }
-// x, of which no compiler knows where it comes from: (a + b) − a must not become b, nor (h − centre) − mean h − (centre + mean)
+// x, hidden from the compiler: it must not simplify (a + b) − a to b, or (h − centre) − mean to h − (centre + mean)
 fn opaque_(x: f32) -> f32 { return bitcast<f32>(bitcast<u32>(x) & params.ones); }
 fn opaque4_(x: vec4f) -> vec4f { return bitcast<vec4f>(bitcast<vec4u>(x) & vec4u(params.ones)); }
 ${
@@ -140,7 +140,7 @@ ${
     }`,
     main: `let row = group;
   if (row >= params.rows) { return; }
-  let at = params.first_row + row; // of the whole batch, of which the logits may be a chunk
+  let at = params.first_row + row; // in the whole batch, of which the logits may be a chunk
   let k = params.inverse_temperature;
   let k2 = k * ${LOG2E}; // exponentials are powers of two
   ${v.crossEntropy ? "let temperature = 1.0 / k;" : ""}
@@ -167,7 +167,7 @@ ${
     ${
       v.crossEntropy
         ? `let label = u32(labels[at]);
-    // a label that is no class poisons its row: it came from the GPU and nobody could check it
+    // a label that is not a class makes its row NaN: it came from the GPU, so the host could not check it
     var nan_bits = 0x7fc00000u;
     let ce_scale = select(select(bitcast<f32>(nan_bits), select(1.0, kept_scale, is_mean), label < params.columns), 0.0, ignored);
     given[1] = vec4f(up, ce_scale, logits(row, min(label, params.columns - 1u)));
@@ -177,7 +177,7 @@ ${
   }
 
   ${
-      // where no gradient is wanted nothing tells of rows in which a mixture's logarithm is next to nothing beside d
+      // without a gradient, rows in which a mixture's logarithm is tiny compared to d could not be detected
       v.slight || formula.first === MIXTURE && !student && !teacher
         ? ""
         : `if (params.columns >= ${MANY}u && k <= 1e6) {
@@ -188,31 +188,31 @@ ${
   };
 });
 
-/** What one launch binds. */
+/** The memories of one launch. */
 export interface DivergenceBuffers {
   student: Memory;
   teacher: Memory;
   labels: Memory | null;
-  /** From `countRows` where there are labels; else any memory that nothing else here is. */
+  /** From `countRows` if there are labels; else any memory that is not used otherwise here. */
   counts: Memory;
   upstream: Upstream | null;
   loss: Memory;
-  /** Rows of the two parts: distillation. */
+  /** For distillation: the rows of its two parts. */
   parts: { ceRows: Memory; divergenceRows: Memory } | null;
   /** May be the student's own memory; then `dTeacher` is the teacher's or null. */
   dStudent: Memory | null;
   dTeacher: Memory | null;
 }
 
-/** Numbers of one launch. */
+/** The numbers of one launch. */
 export interface DivergenceNumbers {
-  /** Rows of these logits. They are those from `firstRow` on of a batch that has `allRows`. */
+  /** The rows of these logits: those from `firstRow` on of a batch with `allRows` rows. */
   rows: number;
   firstRow: number;
   allRows: number;
   columns: number;
   mean: boolean;
-  /** Whether rows with an ignored label count nowhere; false where there are no labels. */
+  /** Whether rows with an ignored label are left out; false if there are no labels. */
   drop: boolean;
   ignoreIndex: number;
   temperature: number;
@@ -220,11 +220,11 @@ export interface DivergenceNumbers {
   beta: number;
   ceFactor: number;
   divergenceFactor: number;
-  /** What the divergence's rows of `parts` are multiplied by; 1 unless given. */
+  /** Factor of the divergence's rows in `parts`; 1 by default. */
   partFactor?: number;
 }
 
-/** Loss of each row (scaled for the mean), and the gradients where `dStudent` or `dTeacher` is given. */
+/** Computes the loss of each row (scaled for the mean), and the gradients if `dStudent` or `dTeacher` is given. */
 export function divergenceRows(
   name: DivergenceName,
   student: Element,
@@ -249,10 +249,10 @@ export function divergenceRows(
     power: parts && (n.temperature === 1 || n.temperature === 2) ? n.temperature : null,
   };
   const walk = planRow(n.columns, "two", { halves: inHalves(variant), lean: differs(variant) });
-  // Where registers keep a part of the row, trees in workgroup memory cost less than subgroups: forwardKl of 4096×32000 takes an H100 0.54 ms so, else 0.56;
-  // jsd of 16384×8192 in f16 0.38, else 0.42
+  // If registers keep a part of the row, trees in workgroup memory are faster than subgroups: forwardKl of 4096×32000 takes an H100 0.54 ms instead of 0.56, jsd
+  // of 16384×8192 in f16 0.38 instead of 0.42
   const plan = { ...walk, subgroups: walk.subgroups && walk.quads === 0 };
-  // what is not read still has a place to bind
+  // bindings that are not read need some memory, too
   const unread = { labels: b.labels ?? b.counts, upstream: b.upstream?.memory ?? b.counts };
   const buffers = { ...rest, ...parts, dStudent, dTeacher, ...unread };
   const fitted: Record<string, number> = {};
@@ -272,7 +272,7 @@ export function divergenceRows(
     upstreamStride: b.upstream?.stride ?? 0,
     inverseTemperature: 1 / n.temperature,
     beta: n.beta,
-    alpha: 1 - n.beta, // of float64: 1 − 0.9 in float32 errs by 2e-7
+    alpha: 1 - n.beta, // in float64: 1 − 0.9 in float32 is off by 2e-7
     ceFactor: n.ceFactor,
     divergenceFactor: n.divergenceFactor,
     partFactor: n.partFactor ?? 1,

@@ -1,5 +1,5 @@
 /**
- * The divergences of rows as WGSL expressions: values and gradients in terms of p, q and d. `kernels/divergence.ts` puts them into loops.
+ * The divergences of rows as WGSL expressions: values and gradients in terms of p, q and d. `kernels/divergence_loops.ts` puts them into loops.
  *
  *   p = softmax(teacher/T), q = softmax(student/T), d = log q − log p, m = βp + (1−β)q, u = log(m/p), v = log(m/q), r = (q−p)/m
  */
@@ -17,18 +17,18 @@ export interface Side {
   h: string;
   /** h where |d| < 1; null: `h` there too. */
   near: Near | string | null;
-  /** How much h changes with d near 0, where the fast way is trusted by the gradient that comes out. */
+  /** dh/dd near 0, if whether the fast loops are trusted depends on the resulting gradient. */
   slope?: string;
-  /** If h is what is left of two terms: how large those are. */
+  /** If h is the difference of two terms that nearly cancel: how large they are. */
   split?: string;
   /**
-   * h for the case that the other side's weight in the mixture is next to nothing, if `h` would cancel then. For that case alone, because such rows are read
-   * with care, which takes three times as long.
+   * h for the case that the other side's weight in the mixture is tiny, if `h` would cancel then. Only for that case, because it makes all rows take the careful
+   * loops, which are three times slower.
    */
   slight?: string;
   /**
-   * h less its limit, for classes that have next to nothing on the other side, where h hardly varies. In terms of y4, the logarithm of the other side's
-   * probability over the own, x4, the ratio of their parts of m, which is `ratio`·eʸ, and log4 = log(1 + x).
+   * h minus its limit, for classes whose probability on the other side is negligible, where h hardly varies. In terms of y4, the logarithm of the other side's
+   * probability divided by the own one, x4 = `ratio`·eʸ, the ratio of their parts of m, and log4 = log(1 + x).
    */
   faded?: string;
 }
@@ -36,34 +36,34 @@ export interface Side {
 /** One divergence, as WGSL of p4, q4, d4, excess4 (eᵈ − 1 − d, where |d| < 1), diff4 (q − p), beta and alpha = 1 − β. */
 export interface Formula {
   value: string;
-  /** The value where |d| < 1: as WGSL, or as a function that gives it as a multiple of p. null: `value` there too. */
+  /** The value for |d| < 1: as WGSL, or as a function of d and β whose result is multiplied by p. null: `value` holds there, too. */
   near: Near | string | null;
   /** null stands for a gradient of ±(q − p). */
   student: Side | null;
   teacher: Side | null;
-  /** Set where the value is a mean of d: E d over the student's distribution, or −E d over the teacher's. */
+  /** Set if the value is a mean of d: E d over the student's distribution, or −E d over the teacher's. */
   mean?: "student" | "teacher";
-  /** From which value on rows are not close, as a multiple of that of a KL; and what the value stays below unless rows have next to nothing in common. */
+  /** The value at which rows are no longer close, as a multiple of a KL's; and the value that only rows with almost nothing in common exceed. */
   scale: string;
   most?: string;
-  /** What is computed from d4 before anything else (u4, v4 and r4 where there is a mixture), and what the `near` formulas need beside that. */
+  /** What is computed from d4 first (u4, v4 and r4 for a mixture), and what the `near` formulas need in addition. */
   first?: string;
   firstNear?: string;
   /**
-   * `first` and `value` for rows that are not close and where all is finite; they may use b4 = d4/log 2, and odds4 in a mixture. Without `value` it is α·E_q h
-   * of the student plus β·E_p h of the teacher. p·eᵈ exceeds q by roundings that all columns share, which the value lacks: `drift` times them.
+   * `first` and `value` for rows that are not close, with finite numbers only; they may use b4 = d4/log 2, and odds4 in a mixture. Without `value`, the value is
+   * α·E_q h of the student plus β·E_p h of the teacher. Roundings that all columns share make p·eᵈ exceed q; `drift` times this excess is added to the value.
    */
   fast?: { first?: string; value?: string; drift?: string };
-  /** What is taken off the two logarithms of a mixture, as `student_limit` and `teacher_limit`. They are 0 where h is taken less its limit. */
+  /** Subtracted from the two logarithms of a mixture, as `student_limit` and `teacher_limit`; 0 instead where h is centred on its limit. */
   limits?: string;
-  /** p4 and q4, unless they are computed by themselves. */
+  /** Computes p4 and q4; `SIDES` by default. */
   sides?: string;
   /**
-   * Whether rows whose likely classes fade have loops of their own. In the loops of other rows they would make registers spill (β = 0.3, 4096×32003, on an
-   * H100: 0.92 ms, with own loops 0.68); for the skewed KLs it is the other way round.
+   * Whether rows that need `faded` have separate loops. In the loops of the other rows `faded` would make registers spill (β = 0.3, 4096×32003, on an H100:
+   * 0.92 ms, with separate loops 0.68); for the skewed KLs it is the other way round.
    */
   fadesApart?: true;
-  /** Whether h has a bound, so that no weight of 0 meets an infinity. */
+  /** Whether h is bounded, so that a weight of 0 never multiplies an infinity. */
   bounded?: true;
 }
 
@@ -74,7 +74,7 @@ const { exp, expm1, log1p } = Math;
 const u: Near = (d, beta) => log1p((1 - beta) * expm1(d)), v: Near = (d, beta) => log1p(beta * expm1(-d));
 // x − log(1 + x)
 const gap = (x: number) => Math.abs(x) < 1e-4 ? x * x * (1 / 2 - x * (1 / 3 - x / 4)) : x - log1p(x);
-// −log(1 + x) + (1 − weight)·x/(1 + x) for x = m/(own side) − 1, which does not cancel where the other side's weight in m is next to nothing
+// −log(1 + x) + (1 − weight)·x/(1 + x) for x = m/(own side) − 1, written so that it does not cancel when the other side's weight in m is tiny
 const second = (x: number, weight: number) => gap(x) - x * (x + weight) / (1 + x);
 const r: Near = (d, beta) => expm1(d) / (1 + (1 - beta) * expm1(d));
 
@@ -83,8 +83,8 @@ const FADED_LOG = "-log4";
 const FADED_BOTH = "select(x4 / (1.0 + x4) - log4, log_gap4_(x4, log4) - x4 * x4 / (1.0 + x4), x4 < vec4f(0.4))";
 const FADED_RATIO = "-1.0 / (exp(-y4) + ratio)";
 
-// `share` ≤ ½ is the smaller weight in the mixture, y the log of its side over the other: log(m/other) = log(1 − share + share·eʸ), which does
-// not cancel while share·(eʸ − 1) ≤ 1, that is y ≤ gentle; beyond, log(m/side) = log(share + (1 − share)·e⁻ʸ). One exponential and one logarithm do
+// `share` ≤ ½ is the smaller weight in the mixture, y the logarithm of its side over the other: log(m/other) = log(1 − share + share·eʸ), which does not cancel
+// while share·(eʸ − 1) ≤ 1, that is y ≤ gentle; beyond that, log(m/side) = log(share + (1 − share)·e⁻ʸ). It takes one exponential and one logarithm
 export const MIXTURE: string = `let y4 = select(-d4, d4, flip);
   let gentle4 = y4 <= vec4f(params.gentle);
   let z4 = select(-y4, y4, gentle4);
@@ -101,13 +101,13 @@ export const MIXTURE: string = `let y4 = select(-d4, d4, flip);
   let gap4 = log_gap4_(x4, log4);
   let r4 = select(1.0 - e4, e4 - 1.0, over_p4) / m4;`;
 
-// `second` of what the mixture has at hand
+// `second` in terms of the mixture's variables
 const SECOND = "gap4 - x4 * (w4 * e4) / m4";
 
 export const SIDES: string = `let p4 = select(vec4f(0.0), exp((teacher4 - t_max) * k - log_t), live4);
     let q4 = select(vec4f(0.0), exp((student4 - s_max) * k - log_s), live4);`;
 
-// the same where rows are neither close nor as good as apart, of odds4 = eᵈ − 1 or e⁻ᵈ − 1
+// the same for rows that are neither close nor almost disjoint, in terms of odds4 = eᵈ − 1 or e⁻ᵈ − 1
 const FAST_MIXTURE = `let x4 = params.share * odds4;
   let m4 = 1.0 + x4; // over the side with the larger weight
   let log4 = log_of_any4_(m4, x4);
@@ -121,7 +121,7 @@ const { cosh, sinh, sqrt, LN2 } = Math;
 const logCosh = (x: number) => log1p(2 * sinh(x / 2) ** 2);
 
 // β = ½, D = d/2, a = |D|: u = log cosh D + D, v = log cosh D − D, where log cosh D = a + λ with λ = log1p(e) − log 2 and e = e⁻²ᵃ; the value is
-// √pq·(D·sinh D − cosh D·log cosh D). What is even in D is a series in D². One exponential gives the larger of p and q, one the other
+// √pq·(D·sinh D − cosh D·log cosh D). Even functions of D are series in D². One exponential gives the larger of p and q, another one the other
 const LAMBDA = `let rest4 = e4 * ${series((e) => log1p(e) / e, "e4", 1, 9)};
   let lambda4 = rest4 - ${LN2};`;
 const HALF = `let half4 = 0.5 * d4;
@@ -144,7 +144,7 @@ const HALF_SIDES =
     let p4 = larger4 * select(vec4f(1.0), e4, rising4);
     let q4 = larger4 * select(e4, vec4f(1.0), rising4);`;
 
-// what is within `blur`, the error of all d of a row, is no difference
+// a d within `blur`, the error of a row's d, counts as 0
 const SIGN = "sign(select(d4, vec4f(0.0), abs(d4) < vec4f(blur)))";
 
 export const FORMULAS: Record<DivergenceName | "halfJsd", Formula> = {
@@ -166,7 +166,7 @@ export const FORMULAS: Record<DivergenceName | "halfJsd", Formula> = {
     student: { weight: "1.0", h: "d4", near: null },
     teacher: null,
   },
-  jsd: { // β·(m − p − p·u) + (1 − β)·(m − q − q·v), where all but the logarithms adds up to nothing
+  jsd: { // β·(m − p − p·u) + (1 − β)·(m − q − q·v), in which everything but the logarithms adds up to 0
     value: `-beta * ${times("p4", "u4")} - alpha * ${times("q4", "v4")}`,
     near: (d, beta) => -beta * u(d, beta) - (1 - beta) * exp(d) * v(d, beta),
     student: { weight: "alpha", h: "-v4", slope: "beta", near: (d, beta) => -v(d, beta), faded: FADED_LOG },
@@ -193,7 +193,7 @@ export const FORMULAS: Record<DivergenceName | "halfJsd", Formula> = {
     sides: HALF_SIDES,
     bounded: true,
   },
-  skewForwardKl: { // m = αp + (1−α)q: β = α; m − p − p·u, from m/p where that is at hand
+  skewForwardKl: { // m = αp + (1−α)q: β = α; m − p − p·u, from m/p if that is what `MIXTURE` has computed
     value: `select(alpha * diff4 - ${times("p4", "u4")}, ${times("p4", "gap4")}, over_p4)`,
     near: (d, beta) => (1 - beta) * expm1(d) - u(d, beta),
     student: {
@@ -214,7 +214,7 @@ export const FORMULAS: Record<DivergenceName | "halfJsd", Formula> = {
     },
     scale: "alpha * alpha",
     first: MIXTURE,
-    fast: { // where p has the larger weight, m/p is at hand as 1 + x4
+    fast: { // if p has the larger weight, m/p is 1 + x4
       first: FAST_MIXTURE,
       value: "select(alpha * diff4 - p4 * u4, p4 * log_gap4_(x4, log4), vec4<bool>(flip) & (x4 < vec4f(1.0)))",
     },

@@ -1,5 +1,5 @@
 /**
- * The two ways in which `kernels/divergence.ts` processes a row: a fast one for most rows, and a careful one for rows that are close or have nearly all
+ * The two ways in which `kernels/divergence.ts` processes a row: fast loops for most rows, and careful ones for rows that are close or have nearly all
  * probability in one class.
  */
 import {
@@ -16,14 +16,14 @@ import type { Element } from "./elementwise.ts";
 import { fit, horner } from "./math.ts";
 import type { RowCode, RowPlan } from "./row.ts";
 
-/** Terms of a fitted polynomial. With so many it errs by 1e-7 at worst, whatever β. The number is even: an odd one would have d = 0 among the points. */
+/** Terms of a fitted polynomial: enough for an error of at most 1e-7 for any β. The number is even, so that d = 0 is not among the points. */
 export const TERMS = 10;
 /** The names of its coefficients. */
 export const coefficients = (name: string): string[] => Array.from({ length: TERMS }, (_, i) => `${name}${i}`);
 const polynomial = (name: string) =>
   coefficients(name).map((c) => `params.${c}`).reduceRight((inner, c) => `(${c} + d4 * ${inner})`);
 
-/** The weight of a side in a mixture below which that side is next to nothing. Above it a gradient loses at most 3e-6 of itself. */
+/** A side whose weight in a mixture is below this counts as `slight`. Above it a gradient's relative error is at most 3e-6. */
 export const SLIGHT = 0.02;
 
 /** Compile-time choices. */
@@ -39,13 +39,13 @@ export interface Variant {
   inPlace: boolean;
   /** Whether β > ½, for what has a mixture. */
   flip: boolean;
-  /** Whether what a mixture holds of the other side is next to nothing. */
+  /** Whether the other side's weight in the mixture is so small that gradients need `slight` formulas. */
   slight: boolean;
-  /** T if that is 1 or 2 and cross-entropy, which is at T = 1, is added: then its exponentials are powers of the divergence's. Else null. */
+  /** T if it is 1 or 2 and cross-entropy is added: then the exponentials of cross-entropy, which is at T = 1, are powers of the divergence's. Else null. */
   power: 1 | 2 | null;
 }
 
-// not for a mixture: its logarithms had better stay in registers for the third loop (where halves may not be replaced) than be computed twice
+// not for a mixture: registers keep its logarithms for the third loop, rather than computing them twice, and registers of halves must not be replaced
 export const inHalves = ({ name, student, teacher }: Variant): boolean =>
   FORMULAS[name].first !== MIXTURE && student === "f16" && teacher === "f16";
 
@@ -55,7 +55,7 @@ export function differs({ name, dStudent, dTeacher }: Variant): boolean {
   return dStudent && student === null || dTeacher && teacher === null;
 }
 
-/** What a variant needs of its formula as polynomials in d. */
+/** The polynomials in d that a variant needs. */
 export function polynomials({ name, dStudent, dTeacher }: Variant): { name: string; near: Near; power: number }[] {
   const { near, student, teacher } = FORMULAS[name];
   return [
@@ -65,26 +65,26 @@ export function polynomials({ name, dStudent, dTeacher }: Variant): { name: stri
   ].filter((x): x is { name: string; near: Near; power: number } => typeof x.near === "function");
 }
 
-// The least value, as a multiple of the formula's scale, with which the fast way is trusted. It stands for a |d| of some 0.35, in a mixture of 0.14, since there
-// eᵈ − 1 keeps d's digits: close rows take an H100 a third of the time so. For β = ½, where that would cost other rows a tenth, it stands for 0.5
+// The least value, as a multiple of the formula's scale, for which the fast loops are trusted. It corresponds to a |d| of about 0.35; in a mixture to 0.14, because
+// there eᵈ − 1 keeps d's digits: close rows then take an H100 a third of the time. For β = ½, where that would cost other rows a tenth, it corresponds to 0.5
 const TRUSTED = 0.06, TRUSTED_MIXTURE = 0.01, TRUSTED_HALF = 0.15;
-// the least number of columns that they are tried with: in a sum of so many terms their roundings are small next to the sum's own
+// the least number of columns for the fast loops: with so many terms, the terms' roundings are small compared to those of the sum
 export const MANY = 64;
 export const LOG2E = "1.44269504089";
-// of the gradients: read from workgroup memory by the loops that write them
+// the scales of the gradients, which the loops that write them read from workgroup memory
 const SCALES = "let student_scale = given[0].x; let teacher_scale = given[0].y;";
 
-// s and t, and d but for a constant, from the logits less one near the row's largest
+// s and t, and d up to a constant, from the logits minus one near the row's largest
 const SCALED_GAP = "let s4 = below_s4 * k2; let t4 = below_t4 * k2; let gap4 = (below_s4 - below_t4) * k2;";
 // (eʸ − 1)/y for |y| < 0.35
 const ODDS = horner("y4", fit((y) => Math.expm1(y) / y, -0.35, 0.35, 6));
 
-/** What the two ways through a row share: fast and, where that is not to be trusted, careful. */
+/** What the fast and the careful loops share. */
 export interface Way {
   v: Variant;
   plan: RowPlan;
   formula: Formula;
-  /** The row as the plan has it, in which −∞ is a finite number; and read again by each loop, as it is. */
+  /** The row's code by the plan, which reads −∞ as a finite number; and code that reads the row again in each loop, unchanged. */
   row: RowCode;
   exact: RowCode;
   /** The gradients that are wanted and are not ±(q − p). */
@@ -97,23 +97,23 @@ export interface Way {
   finish: string;
 }
 
-/** The loops that most rows need. They end the kernel where what they found is to be trusted. */
+/** The loops that are enough for most rows. They end the kernel if their result can be trusted. */
 export function fast({ v, plan, formula, row, student, teacher, writeStudent, writeTeacher, finish }: Way): string {
   const { mean, first = "" } = formula;
   const { first: firstOf = first, value, drift }: Formula["fast"] & object = formula.fast ??
     { first, value: formula.value };
   const halves = inHalves(v), half = v.name === "halfJsd", mixes = formula.first === MIXTURE;
 
-  // First what bodies of loops say of four columns. s and t are the logits as exponents of two, less one near the row's largest: q = 2ˢ/Σ2ˢ, p = 2ᵗ/Σ2ᵗ.
-  // Where there are three loops registers take what the first one has made of the logits; where there are two that would spill
+  // First the code that loop bodies have for four columns. s and t are the logits as exponents of two, minus one near the row's largest: q = 2ˢ/Σ2ˢ, p = 2ᵗ/Σ2ᵗ.
+  // With three loops, registers keep what the first one has computed from the logits; with two loops they would spill
   const scaled = mixes
     ? `let below_s4 = student4 - top.x; let below_t4 = teacher4 - top.y; ${SCALED_GAP}`
     : "let s4 = (student4 - top.x) * k2; let t4 = (teacher4 - top.y) * k2; let gap4 = s4 - t4;";
   const powers = `${scaled} let es4 = exp2(s4); let et4 = exp2(t4);`;
-  // at T = 1; a power of what is at hand where it can be: distillation of 4096×32003 at T = 2 took an H100 0.555 ms so, else 0.577
+  // the exponential at T = 1, if possible as a power of another one: distillation of 4096×32003 at T = 2 took an H100 0.555 ms instead of 0.577
   const e1 = v.power === 1 ? "es4" : v.power === 2 ? "(es4 * es4)" : "exp2(s4 * temperature)";
   const hasE1 = !v.crossEntropy || v.power !== null;
-  // In a mixture the power of the side with the smaller weight is made of the other's and of d: one exponential fewer, and p, q and d agree to the last digit
+  // In a mixture the power of the side with the smaller weight is computed from the other's and d: one exponential fewer, and p, q and d agree to the last digit
   const [own, other, y4] = v.flip ? ["et4", "es4", "d4"] : ["es4", "et4", "-d4"];
   const mixing = `let y4 = ${y4};
     let e4 = exp2(${v.flip ? "b4" : "-b4"});
@@ -151,7 +151,7 @@ export function fast({ v, plan, formula, row, student, teacher, writeStudent, wr
   };
   const raise = (most: string, x4: string) => `${most} = max(${most}, max_of(${x4}));`;
 
-  // Then the steps, in their order. A logit near the largest of each side:
+  // Then the steps, in order. A logit near the largest of each side:
   const tops = `var top_part = vec2f(LEAST);
   ${row.first(`top_part = max(top_part, vec2f(max_of(student4), max_of(teacher4)));`)}
   var seen = 0.0;
@@ -172,7 +172,7 @@ export function fast({ v, plan, formula, row, student, teacher, writeStudent, wr
   const normalisers = `var part = vec4f(0.0);
   var squares = 0.0;
   ${row.each(gather, kept ? `${gather} kept_student = ${kept[0]}; kept_teacher = ${kept[1]};` : gather)}
-  // logits far above the first would have lost digits, and such sums, infinite, are not trusted
+  // logits far above the first ones may have lost digits: an infinite sum is not trusted
   var infinity = 0x7f800000u;
   if (max(part.x, part.y) > 4096.0 || seen > 1e37) { part.x = bitcast<f32>(infinity); }
   let totals = ${row.sum("part")};
@@ -181,19 +181,19 @@ export function fast({ v, plan, formula, row, student, teacher, writeStudent, wr
   let log_ratio = log_(totals.x / totals.y);
   let blur = 1e-6;`;
 
-  // an error of the logarithm is one of every d: the first columns tell by how much their p·eᵈ exceed their q
+  // an error of the logarithm shifts every d: the first columns show by how much their p·eᵈ exceed their q
   const drifting = !drift ? "" : `var drift_part = vec2f(0.0);
   ${
     row.first(`${scaled} let q4 = exp2(s4) * q_scale;
     drift_part += vec2f(sum_of(exp2(s4 - log_ratio * ${LOG2E}) * p_scale - q4), sum_of(q4));`)
   }
   let drifts = ${row.sum("drift_part", "vec2f")};
-  if (lane == 0u) { drift = ${drift} * (drifts.x / drifts.y); } // in memory: registers are few`;
+  if (lane == 0u) { drift = ${drift} * (drifts.x / drifts.y); } // in memory: registers are scarce`;
 
   const labelLoss = !v.crossEntropy ? "" : `let above = given[1].z - top.x;
   let ce = select(log_(totals.w) - above, 0.0, given_label == IGNORED);`;
 
-  // The value where it is a mean of d: nearly, as the difference of two logarithms; it is summed once more, of what does not cancel, with the gradient
+  // A value that is a mean of d: first an estimate, as the difference of two logarithms; the loop with the gradient sums it again, from terms that do not cancel
   const valueOfMean = () =>
     `let mean_d = totals.z / totals.${field} * ${Math.LN2};
   let value = ${mean === "teacher" ? "log_ratio - mean_d" : "mean_d - log_ratio"};
@@ -206,8 +206,9 @@ export function fast({ v, plan, formula, row, student, teacher, writeStudent, wr
         : "let certain = 50.0 * value >= abs(mean_d) + abs(log_ratio);"
     }`;
 
-  // Else from a second loop, with each side's E h that the gradients need. If one gradient is all that is `left` then, registers take its power and its h. For
-  // columns that they do not keep, h `waits` where the gradient will be (not in rows that share vec4s, where that takes more registers than it saves)
+  // Otherwise the value comes from a second loop, with each side's E h, which the gradients need. If only one gradient is `left` after it, registers keep its power
+  // and its h. For columns that registers do not keep, h `waits` where the gradient will be (not in rows that share vec4s: there that takes more registers than it
+  // saves)
   const left = !kept || v.crossEntropy && !(mixes && hasE1) || v.dStudent && v.dTeacher ? null : student ?? teacher;
   const ofLeft = of(left);
   const gradientOfLeft = (h: string) => `${ofLeft.power} * (${ofLeft.scale} * ${h} - ${ofLeft.scale} * ${ofLeft.mean})`;
@@ -224,8 +225,8 @@ export function fast({ v, plan, formula, row, student, teacher, writeStudent, wr
     !side ? "0.0" : half ? `sum_of(${name}_weighed4)` : `dot(${weight}, ${name}4)`;
   const splits = (side: Side | null) =>
     side?.split ? raise(of(side).size, `${of(side).power} * (${side.split} + ${side.slope})`) : "";
-  // the fourth sum: for β = ½ E h², which tells whether h varies enough to be told from its mean; in a mixture the other side's probability, which must
-  // come out as 1
+  // the fourth sum: for β = ½ E h², which shows whether h varies enough around its mean; in a mixture the other side's total probability, which must come
+  // out as 1
   const last = half
     ? student ? "dot(of_student_weighed4, of_student4)" : "dot(of_teacher_weighed4, of_teacher4)"
     : mixes
@@ -265,7 +266,7 @@ export function fast({ v, plan, formula, row, student, teacher, writeStudent, wr
     };`;
   const valued = mean ? valueOfMean() : valueOfLoop();
 
-  // whether all of that is to be trusted
+  // whether all of that can be trusted
   const trusting = `if (lane == 0u) {
     ${v.crossEntropy ? "given_ce = ce;" : ""}
     let finite = min(top.x, top.y) > 0.1 * LEAST && totals.x < 1e38 && totals.y < 1e38; // nor is all −∞
@@ -278,9 +279,9 @@ export function fast({ v, plan, formula, row, student, teacher, writeStudent, wr
   });
   }`;
 
-  // A gradient ±(q − p) errs by a rounding of q and p, that of an h by roundings of its mean, of d and of a `split` h's terms. Where h is alike in all likely
-  // classes, that is too much next to the row's largest gradient, and the row is read with care. `widest`: the student's largest gradient, and the largest of
-  // what it errs by; then the teacher's. Gradients that overwrite the logits wait for it; others are written, and once more if need be
+  // A gradient ±(q − p) has the rounding errors of q and p, one with an h those of its mean, of d and of the terms of a `split` h. If h is nearly the same in all
+  // likely classes, these errors are too large compared to the row's largest gradient, and the row takes the careful loops. `widest`: the student's largest
+  // gradient, and its largest error; then the teacher's. Gradients that overwrite the logits wait for this check; others are written, and again if necessary
   const ofH = !mean && !half && (student ?? teacher) !== null;
   const measured = differs(v) || ofH;
   const measureOf = (side: Side | null, gradient: string) =>
@@ -303,7 +304,7 @@ export function fast({ v, plan, formula, row, student, teacher, writeStudent, wr
     } let row_widest = ${row.max("widest")}; ${ifWide("row_widest")}`
     : "";
 
-  // the loop that writes the gradients, and the label's column once more
+  // the loop that writes the gradients, and then the label's column again
   const late = (terms: string) =>
     `${terms}
     ${mean ? `part.x += sum_of(${value});` : ""} ${v.inPlace ? "" : measure}
@@ -325,7 +326,7 @@ export function fast({ v, plan, formula, row, student, teacher, writeStudent, wr
       "g4.x",
     )
   } }`;
-  // and at its end the value of a mean, and `widest`
+  // and after it the value of a mean, and `widest`
   const ends = !mean
     ? measured && !v.inPlace ? `let met = ${row.max("widest")};` : ""
     : `${measured ? `let met = ${row.sumAndMost("vec4f(part.x, widest.xy, 0.0)")};` : ""}
@@ -357,9 +358,9 @@ export function fast({ v, plan, formula, row, student, teacher, writeStudent, wr
 }
 
 /**
- * h less its limit, and `odds`, the other side's probability over the own: for classes of which the other side has next to nothing. Where such a class is the
- * likeliest, h is all but its limit in every likely class, and the little that it lacks makes the gradient: without this one of 1e-5 (at d = 12) was good to
- * 1e-3, one of 1e-8 (at d = 20) was noise.
+ * h minus its limit, and `odds`, the other side's probability over the own: for classes whose probability on the other side is negligible. If the likeliest class
+ * is one of these, h is almost equal to its limit in every likely class, and the gradient comes from the small difference: without this a gradient of 1e-5 (at
+ * d = 12) had a relative error of 1e-3, one of 1e-8 (at d = 20) was noise.
  */
 export function fading(side: "student" | "teacher", faded: string): string {
   const y4 = side === "student" ? "-d4" : "d4";
@@ -367,7 +368,7 @@ export function fading(side: "student" | "teacher", faded: string): string {
 fn ${side}_faded_(d4: vec4f) -> vec4f {
   let y4 = ${y4};
   let ratio = params.${side}_ratio;
-  let most = min(87.0, 69.0 - log(ratio)); // beyond, x4 is as good as infinite
+  let most = min(87.0, 69.0 - log(ratio)); // beyond that, x4 is practically infinite
   let x4 = ratio * exp(min(y4, vec4f(most)));
   let log4 = log1p4_(x4) + max(y4 - most, vec4f(0.0));
   return ${faded};
@@ -375,11 +376,11 @@ fn ${side}_faded_(d4: vec4f) -> vec4f {
 `;
 }
 
-/** The loops for close rows, and for those of which nearly all is one class. */
+/** The loops for close rows, and for rows with nearly all probability in one class. */
 export function careful({ v, formula, exact, student, teacher, writeStudent, writeTeacher, finish }: Way): string {
   const { first = "", firstNear = "" } = formula;
 
-  // First what bodies of loops say of four columns
+  // First the code that loop bodies have for four columns
   const terms = `
     let dead4 = max(student4, teacher4) < vec4f(-1e38);
     let d4 = select(apart4_(student4, teacher4, shift) * k - c, vec4f(0.0), dead4);
@@ -403,11 +404,11 @@ export function careful({ v, formula, exact, student, teacher, writeStudent, wri
     return fades && faded ? `select(${h4}, ${side}_faded_(d4), ${side}_fades)` : h4;
   };
   const counted = (gradient: string) => `select(vec4f(0.0), ${gradient}, counts_here)`;
-  // a gradient that needs no sum is written in the loop that sums, unless that would overwrite what the next loop reads
+  // a gradient that needs no sum is written by the first loop, unless that would overwrite what the next loop reads
   const lateStudent = student || (v.inPlace && teacher), lateTeacher = teacher || (v.inPlace && student);
   const isLate = v.dStudent && lateStudent || v.dTeacher && lateTeacher;
 
-  // Then the steps, in their order. The normalisers, and the range of student − teacher
+  // Then the steps, in order. The normalisers, and the range of student − teacher
   const normalisers = `var range_part = vec2f(LOW, LOW);
   ${
     exact.normalise(
@@ -416,7 +417,7 @@ export function careful({ v, formula, exact, student, teacher, writeStudent, wri
         { name: "t", value: "teacher4", k: "k", at: isLate ? "student" : undefined },
         ...v.crossEntropy ? [{ name: "s1", value: "student4", k: "1.0" }] : [],
       ],
-      `if ((range_part.x + range_part.y) * k <= 1.0) { // a wide range only grows
+      `if ((range_part.x + range_part.y) * k <= 1.0) { // once too wide, the range stays too wide
       let used4 = live4 & (max(student4, teacher4) >= vec4f(-1e38));
       let gap4 = apart4_(student4, teacher4, vec2f(0.0));
       range_part = max(range_part, vec2f(max_of(select(vec4f(LOW), gap4, used4)), max_of(select(vec4f(LOW), -gap4, used4))));
@@ -428,7 +429,8 @@ export function careful({ v, formula, exact, student, teacher, writeStudent, wri
   let shift = apart_(s_max, t_max);
   let range = ${exact.max("range_part", "vec2f")};`;
 
-  // c of d = (student − teacher)/T − c, for close rows from what they differ by. Beside a level of 4e7 and more the range is not seen, only what is left without the level
+  // c of d = (student − teacher)/T − c; for close rows from their differences. With an offset of 4e7 or more between the sides the range shows nothing, only the
+  // differences without the offset do
   const normaliserOfD = `let level = (range.x + range.y) * k <= 1.0;
   var close_part = vec4f(0.0);
   if (level) {
@@ -444,7 +446,7 @@ export function careful({ v, formula, exact, student, teacher, writeStudent, wri
   let closes = ${exact.sum("close_part")};
   let close = level && closes.z == 0.0;
   let c = select(log_s - log_t, log1p_(closes.x), close);
-  let blur = 3e-7 * select(log_s + log_t, closes.y, close); // as c errs`;
+  let blur = 3e-7 * select(log_s + log_t, closes.y, close); // the error of c`;
 
   const labelLoss = !v.crossEntropy ? "" : `let log_s1 = log1p_(s1_rest);
   let label = given_label;
@@ -453,13 +455,13 @@ export function careful({ v, formula, exact, student, teacher, writeStudent, wri
   let ce_slope = given[1].x * params.ce_factor * given[1].y;
   if (lane == 0u) { given_ce = ce; }`;
 
-  // h of the likeliest class of each side: h is centred on it, since h − E h would lose its digits where one class has all the weight. Where h is ±d the difference of the
-  // logits is: beside a logit of 1e4 d itself has no place for its digits, and gradients were off by 2e-4
+  // h of the likeliest class of each side: h is centred on it, since h − E h would lose its digits if one class has nearly all the weight. If h is ±d, the difference of
+  // the logits is centred instead: with logits of 1e4, d itself has too few digits, and gradients were off by 2e-4
   const centre = formula.mean === "student" ? "s_max, s_at" : "t_at, t_max";
   const centres = !isLate ? "" : formula.mean ? `let centre = apart_(${centre});` : `var student_h = 0.0;
   var teacher_h = 0.0;
   {
-    let d4 = apart4_(vec4f(s_max, t_at, 0.0, 0.0), vec4f(s_at, t_max, 0.0, 0.0), shift) * k - c; // as in the loops, to the last bit
+    let d4 = apart4_(vec4f(s_max, t_at, 0.0, 0.0), vec4f(s_at, t_max, 0.0, 0.0), shift) * k - c; // the same bits as in the loops
     let near4 = abs(d4) < vec4f(1.0);
     student_fades = d4.x >= 1.0 ${student?.faded ? "&& params.student_ratio * student_odds_(d4).x <= 1.0" : ""};
     teacher_fades = d4.y <= -1.0 ${teacher?.faded ? "&& params.teacher_ratio * teacher_odds_(d4).y <= 1.0" : ""};
@@ -492,7 +494,7 @@ export function careful({ v, formula, exact, student, teacher, writeStudent, wri
   ${exact.each(`${terms}\n    ${add}\n    ${early}`)}
   let all_sums = ${exact.sum("part")};
   let value = all_sums.x;
-  let sums = select(all_sums, vec4f(value), is_nan_(value)); // no number of one side leaves the other none
+  let sums = select(all_sums, vec4f(value), is_nan_(value)); // a NaN of one side makes the other NaN as well
   ${finish}
   ${late ? exact.each(`${terms}\n    ${late}`) : ""}`;
   };
@@ -500,7 +502,7 @@ export function careful({ v, formula, exact, student, teacher, writeStudent, wri
 
   return `${normalisers}
   ${normaliserOfD}
-  let counts_here = params.divergence_factor != 0.0; // else an infinite divergence, which weighs nothing, has no gradient
+  let counts_here = params.divergence_factor != 0.0; // with a weight of 0, even an infinite divergence has no gradient
   ${labelLoss}
   ${SCALES}
 
@@ -510,7 +512,9 @@ export function careful({ v, formula, exact, student, teacher, writeStudent, wri
   ${centres}
   ${
     formula.fadesApart && flags.length > 0
-      ? `if (lane == 0u) { trusted = select(0u, 1u, ${flags.join(" || ")}); } // by memory, so that all may meet in them
+      ? `if (lane == 0u) { trusted = select(0u, 1u, ${
+        flags.join(" || ")
+      }); } // through memory, so that control flow is uniform
   if (workgroupUniformLoad(&trusted) == 1u) { ${loops(true)} } else { ${loops(false)} }`
       : loops(true)
   }`;
