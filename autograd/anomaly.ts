@@ -1,6 +1,6 @@
 /**
- * Anomaly mode, `init({ debug: true })`: the GPU searches the results of ops for NaN and infinity. The engine's next await throws an error that names the first
- * one found.
+ * Anomaly detection, `init({ debug: true })`: the GPU searches the results of ops for NaN and infinity. The engine's next await throws an error that names the
+ * first op whose result has one.
  */
 import { findNonFinite } from "../kernels/anomaly.ts";
 import type { Gpu } from "../kernels/gpu/gpu.ts";
@@ -8,10 +8,11 @@ import type { Memory } from "../kernels/gpu/memory.ts";
 import { isFloat } from "./storage.ts";
 import type { Tensor } from "./tensor.ts";
 
-export interface Watch {
+/** The checks of a device. */
+interface Watch {
   /** One number on the GPU: that of the first check that found something, or 0. */
   found: Memory;
-  /** What the checks since the last await looked at, by number. */
+  /** Messages for the checks since the last await, by number. */
   checks: Map<number, string>;
   /** The number of the last check. */
   last: number;
@@ -21,7 +22,7 @@ export interface Watch {
 
 const watches = new WeakMap<Gpu, Watch>();
 
-/** What is kept for a device in this mode; made at the first call. */
+/** The checks of a device; the first call sets them up. */
 export function watchOf(gpu: Gpu): Watch {
   let watch = watches.get(gpu);
   if (!watch) {
@@ -42,7 +43,7 @@ function check(watch: Watch, x: Tensor, what: () => string): void {
 
 const text = (x: Tensor) => `(shape [${x.shape.join(", ")}])`;
 
-/** Checks the result of an op. First come those of its inputs that were not checked as results: they are from the host, an optimizer or an in-place write. */
+/** Checks the result of an op, and before it the inputs that were not checked as results: they come from the host, an optimizer or an in-place write. */
 export function checkForward(op: string, inputs: readonly Tensor[], output: Tensor, step: number): void {
   const { gpu } = output.storage, watch = watchOf(gpu), where = place(gpu, output);
   inputs.forEach((x, i) => {
@@ -61,7 +62,7 @@ export function checkForward(op: string, inputs: readonly Tensor[], output: Tens
   watch.made.set(output, output.storage.version);
 }
 
-/** Checks the gradients that an op's backward rule gave its inputs. */
+/** Checks the gradients that an op's backward rule returned. */
 export function checkBackward(
   gpu: Gpu,
   op: string,

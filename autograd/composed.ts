@@ -1,7 +1,7 @@
 import { innermost, Scope } from "./scope.ts";
 import { tensorsIn } from "./tensor.ts";
 
-/** Runs `fn` in a scope of its own, and passes the tensors that it returns (also inside arrays and records) to the enclosing one. `op` is for messages. */
+/** Runs `fn` in a scope of its own and passes the tensors that it returns, also inside arrays and records, to the enclosing scope. `op` is for messages. */
 export function scoped<T>(op: string, fn: () => T): T {
   const outer = innermost();
   using scope = new Scope();
@@ -15,8 +15,8 @@ export function scoped<T>(op: string, fn: () => T): T {
 }
 
 /**
- * Internal: what an op does that makes more tensors than it returns. An open scope or tape frees them in its time; where none is open, nobody else would:
- * they go at once, also those that were made before `fn` throws.
+ * Internal: for an op that makes more tensors than it returns. An open scope or tape frees them later. If none is open, this frees them at once, also those
+ * made before `fn` throws.
  */
 export function composed<T>(op: string, fn: () => T): T {
   return innermost() ? fn() : scoped(op, fn);

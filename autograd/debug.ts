@@ -7,7 +7,7 @@ import { entries } from "./ledger.ts";
 import { BYTES, type DType, DTYPES, type Storage } from "./storage.ts";
 import { checkTensor, tensorsIn } from "./tensor.ts";
 
-/** A tensor that was made where no scope was open, and neither kept nor disposed of since. */
+/** A tensor that was made while no scope was open, and neither kept nor disposed of since. */
 export interface ForgottenTensor {
   /** The op that made it. */
   op: string;
@@ -21,7 +21,7 @@ export interface ForgottenTensor {
   bytes: number;
 }
 
-/** What `stats` gives. */
+/** The result of `stats`. */
 export interface Stats extends Counters {
   /** With `init({ debug: true })`: live tensors that belong to no scope and were never kept, in the order they were made. */
   forgotten?: ForgottenTensor[];
@@ -54,7 +54,7 @@ export function stats(): Stats {
 }
 
 /**
- * Starts `stats().peakBytes` anew from what is live now. Throws an Error before `init`.
+ * Resets `stats().peakBytes` to the bytes that are live now. Throws an Error before `init`.
  *
  * @example
  * ```ts
@@ -72,7 +72,7 @@ export function resetPeak(): void {
 }
 
 /**
- * Gives the buffers that wait in the pool back to the device. The next allocations make new ones. Throws an Error before `init`.
+ * Returns the free buffers of the pool to the device. The next allocations make new ones. Throws an Error before `init`.
  *
  * @example
  * ```ts
@@ -112,8 +112,8 @@ const checks = new WeakMap<Gpu, number>();
 export function expectNoLeaks<T>(fn: () => T): T {
   checkFunction("expectNoLeaks", "fn", fn);
   const open = gpu(), { counters } = open;
-  if (open.debug) watchOf(open); // takes its memory now: it is no leak of fn
-  const held = () => counters.liveBytes - open.pool.slack; // without what an optimizer's blocks are rounded up by
+  if (open.debug) watchOf(open); // takes its memory now, so that it does not count as a leak of fn
+  const held = () => counters.liveBytes - open.pool.slack; // without the rounding of optimizers' blocks
   const before = held();
   open.ledger ??= new Map();
   checks.set(open, (checks.get(open) ?? 0) + 1);

@@ -7,13 +7,13 @@ import { checkTensor, Tensor } from "./tensor.ts";
 
 /** Options of `gradcheck`. */
 export interface GradcheckOptions {
-  /** Half the distance of the two values that a difference is taken from; 1e-2 by default. It is 64 units in the last place of the element where that is more. */
+  /** h of the central difference; 1e-2 by default. For large elements it is at least 64 units in their last place. */
   step?: number;
   /** Largest deviation, as a share of the largest gradient; 2e-2 by default. */
   tolerance?: number;
 }
 
-/** What `gradcheck` found. */
+/** The result of `gradcheck`. */
 export interface GradcheckResult {
   /** Whether every input's gradient is within the tolerance. */
   ok: boolean;
@@ -21,7 +21,7 @@ export interface GradcheckResult {
   errors: number[];
 }
 
-/** `step`, or for an x so large that f32 would lose it 64 units in its last place. */
+/** `step`, or 64 units in the last place of x if that is more: f32 would lose a smaller step. */
 const stepAt = (x: number, step: number) => Math.max(step, 2 ** (Math.floor(Math.log2(Math.abs(x))) - 17));
 
 /**
@@ -62,15 +62,15 @@ export async function gradcheck(
   const weighting = (size: number) =>
     Float32Array.from({ length: size }, (_, i) => 0.5 + ((i * 2654435761) % 1000) / 1000);
 
-  // tape and scopes close before each await, else they would own what others make meanwhile; a read is encoded at once, so that this is not too early
+  // tape and scopes close before each await, or they would own what others make meanwhile; reads are encoded at once, so the tensors may close after that
   const gradients = (): Promise<TypedArray>[] => {
     using tape = new Tape();
     const leaves = inputs.map((x, i) => fresh(values[i], x.shape));
     for (const leaf of leaves) leaf.requiresGrad = true;
-    tape.leaves = leaves; // parameters that fn uses keep their gradients
+    tape.leaves = leaves; // the gradients of parameters that fn uses do not change
     let output = fn(...leaves);
     checkTensor("gradcheck", "what fn returns", output, ["f32"]);
-    output = output.reshape(output.shape); // fn may return what no op made
+    output = output.reshape(output.shape); // fn may return a leaf
     if (output.requiresGrad) output.backward(fresh(weighting(output.size), output.shape));
     return leaves.map(async (leaf) => await leaf.grad?.data() ?? new Float32Array(leaf.size));
   };
@@ -88,7 +88,7 @@ export async function gradcheck(
       return noGrad(() => fn(...arguments_)).data();
     };
     const data = await read(), weights = weighting(data.length);
-    return Array.from(data).reduce((sum, y, i) => sum + y * weights[i], 0); // float64: the loss itself loses nothing
+    return Array.from(data).reduce((sum, y, i) => sum + y * weights[i], 0); // in float64, so that the sum adds no error
   };
   const errors: number[] = [];
   for (let i = 0; i < inputs.length; i++) {

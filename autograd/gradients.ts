@@ -1,4 +1,4 @@
-/** Where gradients are stored and how they are accumulated: in the optimizer's slots if possible, in place if nobody else holds the sum. */
+/** Where gradients are stored and how they are accumulated: in the optimizer's slots if possible, and in place if nobody else uses the sum. */
 import { describe } from "../kernels/check.ts";
 import { accumulate } from "../kernels/elementwise.ts";
 import { gpu } from "../kernels/gpu/gpu.ts";
@@ -7,7 +7,7 @@ import { methods } from "./methods.ts";
 import { ARRAYS, Storage } from "./storage.ts";
 import { checkShape, checkTensor, Tensor } from "./tensor.ts";
 
-/** Throws unless these, which a backward rule returned, are gradients of the inputs. */
+/** Throws unless `gradients`, which a backward rule returned, fit the inputs. */
 export function checkGradients(
   op: string,
   inputs: readonly Tensor[],
@@ -32,21 +32,21 @@ export function checkGradients(
   }
 }
 
-/** An uninitialised gradient; that of a leaf lies in the optimizer's slot, where there is one and it is free. */
+/** An uninitialised gradient; that of a leaf is in the optimizer's slot, if there is one and `.grad` is null. */
 export function gradientFor(input: Tensor, isLeaf: boolean): Tensor {
   const home = isLeaf && !input.closed && input.grad === null ? freeHome(input) : null;
   if (!home) return Tensor.empty(input.shape, input.dtype, "backward");
   return Tensor.owned(new Storage(home, true), input.shape, input.dtype, "backward");
 }
 
-/** Where an optimizer wants a leaf's gradient. An earlier gradient there that somebody still holds moves out. */
+/** The slot where an optimizer wants a leaf's gradient. An earlier gradient that is still in it moves out. */
 function freeHome(leaf: Tensor): Memory | null {
   const home = leaf.storage.gradientHome;
   home?.borrower?.vacate();
   return home;
 }
 
-/** total + gradient as a tensor that nothing owns; in place where nobody else holds the total. */
+/** total + gradient as a tensor that no scope owns; in place if nobody else uses the total. */
 export function added(total: Tensor | null, gradient: Tensor, input: Tensor): Tensor {
   if (total === null) return gradient.view(input.shape, "backward").keep();
   let sum = total;
@@ -54,10 +54,11 @@ export function added(total: Tensor | null, gradient: Tensor, input: Tensor): Te
     sum = copyOf(total).keep();
     total.dispose();
   }
-  accumulate(sum.storage.writable(), gradient.memory, sum.size, sum.dtype); // a rule may have given what the host wrote
+  accumulate(sum.storage.writable(), gradient.memory, sum.size, sum.dtype); // not `memory`: a rule may have returned a tensor from the host
   return sum;
 }
 
+/** A copy of a gradient. */
 export function copyOf(x: Tensor): Tensor {
   const copy = Tensor.empty(x.shape, x.dtype, "backward");
   methods.assign(copy, x);
@@ -65,12 +66,12 @@ export function copyOf(x: Tensor): Tensor {
 }
 
 /**
- * Adds a gradient to a leaf's `.grad`. The first one becomes `.grad` without a copy if it is about to be freed (`isFreed`) and nobody else owns
+ * Adds a gradient to a leaf's `.grad`. The first one becomes `.grad` without a copy if it is about to be freed (`isFreed`) and nobody else uses
  * its storage.
  */
 export function addToLeaf(leaf: Tensor, gradient: Tensor, isFreed: boolean): void {
   if (leaf.grad) {
-    // twice the same tensor: x + x
+    // x + x gives the same tensor twice
     using same = leaf.grad.storage === gradient.storage ? copyOf(gradient) : null;
     accumulate(leaf.grad.storage.writable(), (same ?? gradient).memory, leaf.size, leaf.dtype);
     return;
@@ -81,7 +82,7 @@ export function addToLeaf(leaf: Tensor, gradient: Tensor, isFreed: boolean): voi
     leaf.grad = Tensor.owned(new Storage(home, true), leaf.shape, leaf.dtype, "backward");
     methods.assign(leaf.grad, gradient);
   } else {
-    // another leaf's, dOutput's, a view's or kept by the rule: a copy, so that in-place changes stay this leaf's
+    // a copy if others use it (another leaf, dOutput, a view, the rule), so that in-place changes affect only this leaf
     const isOurs = isFreed && gradient.storage.owners === 1 && !gradient.storage.isUnit;
     leaf.grad = isOurs ? gradient.view(leaf.shape, "backward") : copyOf(gradient);
   }

@@ -1,4 +1,4 @@
-/** Which op made each live tensor, in debug mode also on which line. Kept only in debug mode and while `expectNoLeaks` runs. */
+/** Records which op made each live tensor, and in debug mode the line that called it. Only in debug mode and while `expectNoLeaks` runs. */
 import type { Gpu, Made } from "../kernels/gpu/gpu.ts";
 import type { Tensor } from "./tensor.ts";
 
@@ -7,16 +7,16 @@ export function enter(tensor: Tensor, { ledger, debug }: Gpu, op: string): void 
   ledger?.set(tensor, { op, place: debug ? callingLine() : null });
 }
 
-/** The live tensors of a device, in the order they were made, with how they came to be. */
+/** The live tensors of a device, in the order in which they were made, and what made them. */
 export function entries({ ledger }: Gpu): [Tensor, Made][] {
   return [...ledger ?? []] as [Tensor, Made][];
 }
 
-/** The folder of this package as stacks show it, which is not always as the URL does. */
+/** The folder of this package as stack traces show it, which may differ from its URL. */
 const HERE = /(?:at |@)(.*)autograd\/ledger\.ts/.exec(new Error().stack ?? "")?.[1] ?? "";
 const OWN = new RegExp(`${RegExp.escape(HERE)}(mod|(kernels|autograd|ops|nn)/(?!.*_test)[^:]*)\\.ts`);
 
-/** The first line of the stack that is outside of this package. */
+/** The first line of the stack trace that is outside of this package. */
 function callingLine(): string {
   const limits = Error as { stackTraceLimit?: number }, before = limits.stackTraceLimit;
   limits.stackTraceLimit = 100; // V8 gives 10 frames, which may all be ours

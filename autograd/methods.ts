@@ -7,13 +7,13 @@ export type Operand = Tensor | number;
 export interface ReduceOptions {
   /** The dimension or dimensions to reduce; all by default. Negative ones count from the back. */
   dim?: number | number[];
-  /** Whether reduced dimensions stay, with size 1. */
+  /** Whether reduced dimensions are kept, with size 1. */
   keepDim?: boolean;
 }
 
 /** Options of `variance`. */
 export interface VarianceOptions extends ReduceOptions {
-  /** What is subtracted from the count in the divisor; 1 (unbiased) by default. */
+  /** Subtracted from the count in the divisor; 1 (unbiased) by default. */
   correction?: number;
 }
 
@@ -40,7 +40,7 @@ export interface MatmulOptions {
 }
 
 /**
- * What Tensor's methods call. Filled in ops/methods.ts (and `backward` in tape.ts), so that this folder imports
+ * The functions that Tensor's methods call. ops/methods.ts fills the table (tape.ts adds `backward`), so that this folder imports
  * nothing to its right.
  */
 export interface Methods {

@@ -6,7 +6,7 @@ import { Tensor } from "./tensor.ts";
 
 /**
  * Seeds everything random: `rand`, `randn`, `randint`, dropout, initial weights. The same seed gives the same numbers, also inside an open tape. Throws a
- * TypeError unless the seed is a number, a RangeError unless it is an integer in [0, 2³²).
+ * TypeError if the seed is not a number, a RangeError if it is not an integer in [0, 2³²).
  *
  * @example
  * ```ts
@@ -33,12 +33,12 @@ export function randomState(): RandomState {
 export function setRandomState({ seed, counter }: RandomState): void {
   Object.assign(generator, { seed, counter });
   const tape = currentTape();
-  if (tape) tape.random = null; // else an open tape would go on with its old state
+  if (tape) tape.random = null; // otherwise an open tape would continue with its old state
 }
 
 /**
- * Internal: what an op's random kernel needs. `state` holds the seed and a counter: they change every step, so they are data. `op` is the number of the op in
- * its tape, the same every step, so it may be a parameter. Outside a tape each op moves the counter on by itself. Call `done` when the kernel is launched.
+ * Internal: the arguments of an op's random kernel. `state` holds the seed and a counter; they change every step, so they are data. `op` is the number of the op
+ * in its tape, the same every step, so it may be a parameter. Outside a tape each op increments the counter. Call `done` after launching the kernel.
  */
 export function nextRandom(op = "random"): { state: Tensor; op: number; done: () => void } {
   const tape = currentTape();

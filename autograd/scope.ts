@@ -1,6 +1,6 @@
 import { atEnd, type Gpu, openGpu } from "../kernels/gpu/gpu.ts";
 
-/** What a scope owns: it is closed with the scope. */
+/** Something that a scope owns and closes. */
 export interface Owned {
   owner: object | null;
   closeWith(reason: string): void;
@@ -15,10 +15,10 @@ export function innermost(): Scope | null {
 }
 
 /**
- * Owns the tensors that are made while it is open, and frees them when it closes. What a tape records meanwhile belongs to the tape.
+ * Owns the tensors that are made while it is open, and frees them when it closes. Results that an open tape records belong to the tape instead.
+ * `tensor.keep()` takes a tensor out.
  *
- * Closing a scope also closes those opened after it, and never throws. When a device ends, the scopes that were opened on it close. `tensor.keep()` takes a
- * tensor out.
+ * Closing a scope also closes those opened after it, and never throws. When a device ends, the scopes that were opened on it close.
  *
  * @example
  * ```ts
@@ -36,17 +36,17 @@ export function innermost(): Scope | null {
  * ```
  */
 export class Scope implements Disposable {
-  /** What it is called in messages. */
+  /** Its name in messages. */
   readonly kind: string = "scope";
   #owned: Owned[] = [];
   #most = 1024;
   #closed = false;
-  /** Closing it must not close what is opened on the next device, nor may tensors of that become its own: it ends with its device. */
+  /** Its device, with which it closes: otherwise it would own tensors of the next device, and closing it would close scopes that were opened there. */
   readonly #gpu: Gpu | null = openGpu();
 
   static {
     atEnd.push((ended) => {
-      open.sort((a, b) => Number(a.#gpu === ended) - Number(b.#gpu === ended)); // those that stay first: closing leaves them
+      open.sort((a, b) => Number(a.#gpu === ended) - Number(b.#gpu === ended)); // those that stay come first, since closing a scope closes all after it
       open.find((scope) => scope.#gpu === ended)?.close();
     });
   }
@@ -67,7 +67,7 @@ export class Scope implements Disposable {
   adopt(owned: Owned): void {
     owned.owner = this;
     if (this.#owned.push(owned) <= this.#most) return;
-    this.#owned = this.#owned.filter(({ owner }) => owner === this); // else tensors that were disposed of early would stay in JavaScript's memory
+    this.#owned = this.#owned.filter(({ owner }) => owner === this); // otherwise tensors that were disposed of early would stay in JavaScript's memory
     this.#most = Math.max(1024, 2 * this.#owned.length);
   }
 
@@ -77,7 +77,7 @@ export class Scope implements Disposable {
     while (open[open.length - 1] !== this) open[open.length - 1][Symbol.dispose]();
     open.pop();
     this.#closed = true;
-    // the last one first, which the pool takes back without moving others
+    // the last one first: the pool can take it back without moving others
     for (const owned of this.#owned.reverse()) if (owned.owner === this) owned.closeWith(this.kind);
     this.#owned = [];
   }

@@ -10,7 +10,7 @@ export type TypedArray = Float32Array | Float16Array | Int32Array | Uint32Array;
 /** All dtypes. */
 export const DTYPES: readonly DType[] = ["f32", "f16", "i32", "u32"];
 
-/** What holds the elements of a dtype on the host. */
+/** The typed array for each dtype. */
 export const ARRAYS: {
   f32: Float32ArrayConstructor;
   f16: Float16ArrayConstructor;
@@ -18,7 +18,7 @@ export const ARRAYS: {
   u32: Uint32ArrayConstructor;
 } = { f32: Float32Array, f16: Float16Array, i32: Int32Array, u32: Uint32Array };
 
-/** Whether elements are floats: these alone have gradients. */
+/** Whether elements are floats: only these have gradients. */
 export const isFloat = (dtype: DType): boolean => dtype === "f32" || dtype === "f16";
 
 /** Bytes of one element. */
@@ -43,7 +43,7 @@ export class Storage {
     if (borrowed) memory.borrower = this;
   }
 
-  /** Grows with every write, a kernel's too, so that a backward pass can tell that a saved input has changed. */
+  /** Increases with every write, also by a kernel, so that a backward pass can detect that a saved input has changed. */
   get version(): number {
     return this.#changes + this.memory.writes;
   }
@@ -52,7 +52,7 @@ export class Storage {
     this.#changes = version - this.memory.writes;
   }
 
-  /** What the host wrote, kept for integers: so labels can be checked without a read. Null as soon as anything else wrote there. */
+  /** The integers that the host wrote, so that labels can be checked without a read. Null after any other write. */
   get host(): TypedArray | null {
     return this.#host?.version === this.version ? this.#host.values : null;
   }
@@ -76,14 +76,14 @@ export class Storage {
   #letGo(): void {
     if (this.borrowed) {
       this.memory.borrower = null;
-      this.memory.written = -1; // what stands in it is nobody's
+      this.memory.written = -1; // what is still in it does not count
     } else this.memory.free();
   }
 
-  /** Memory that may be written. What the host has uploaded may lie in memory that may not: then it moves first. Counts as a write. */
+  /** Memory that may be written; counts as a write. Small uploads are in read-only memory: they move first. */
   writable(): Memory {
     if (this.memory.owner.readOnly) this.vacate();
-    this.#changes++; // behind what may throw
+    this.#changes++; // after what may throw
     this.#host = null;
     this.isUnit = false;
     return this.memory;
@@ -94,7 +94,7 @@ export class Storage {
     this.moveTo(this.gpu.pool.take(this.memory.bytes), this.memory.bytes);
   }
 
-  /** Owns from now on what it has borrowed. */
+  /** Becomes the owner of what it has borrowed. */
   inherit(): void {
     this.memory.borrower = null;
     this.borrowed = false;

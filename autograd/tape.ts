@@ -9,10 +9,10 @@ import { innermost, Scope } from "./scope.ts";
 import { BYTES, type DType, DTYPES, isFloat, Storage } from "./storage.ts";
 import { checkShape, checkTensor, type Recorded, Tensor } from "./tensor.ts";
 
-/** Makes the tensor that will hold the gradient of input `i`. It lies where an optimizer wants it, if there is one and the place is free. */
+/** Makes the tensor for the gradient of input `i`. If an optimizer has a free slot for it, it is made there. */
 export type GradientOf = (i: number) => Tensor;
 
-/** What `record` takes. */
+/** The argument of `record`. */
 export interface RecordSpec {
   /** The op's name, for messages. */
   op: string;
@@ -21,19 +21,19 @@ export interface RecordSpec {
   /** The result. */
   output: Tensor;
   /**
-   * Tensors that `backward` reads. They stay readable until it has run, even if they are closed before. If one of them was written since, the backward
-   * pass throws.
+   * Tensors that `backward` reads. They stay readable until it has run, even if they are closed before. If one of them is written in the meantime, the
+   * backward pass throws.
    */
   saved?: readonly Tensor[];
   /** Tensors that nobody else uses: they are freed when `backward` has run. */
   hidden?: readonly Tensor[];
   /**
-   * Gives the gradients of the inputs, in their order and with their shapes and dtypes; null where there is none or `wants[i]` is false. Runs unrecorded.
+   * Returns the gradients of the inputs, in their order and with their shapes and dtypes; null if there is none or `wants[i]` is false. Runs unrecorded.
    * `dOutput` is lent: other gradients may share its memory, so do not write to it or keep it.
    *
-   * `gradientOf(i)` makes a tensor for the gradient of input i: where that is a parameter of an optimizer, writing there saves a copy. `earlier(i)` is the
-   * gradient that input i already has from later ops, or null. Whoever asks for it must add it to the result, which saves a launch that adds
-   * the two.
+   * `gradientOf(i)` makes a tensor for the gradient of input i: if that is a parameter of an optimizer, writing there saves a copy. `earlier(i)` is the
+   * gradient that input i already has from later ops, or null. A rule that calls it must add that gradient to its own result, which saves a launch that
+   * adds the two.
    */
   backward: (
     dOutput: Tensor,
@@ -46,16 +46,16 @@ export interface RecordSpec {
 class Record implements Recorded {
   gradient: Tensor | null = null;
   state: "open" | "walked" | "closed" = "open";
-  /** Null once it was walked or its tape was closed. */
+  /** Null after it was walked or its tape was closed. */
   spec: RecordSpec | null;
   readonly op: string;
   readonly wants: boolean[];
-  /** The records of the inputs, as they were: an input may be disposed of before the walk. */
+  /** The records of the inputs at the time of recording: an input may be disposed of before the walk. */
   sources: (Record | null)[];
   versions: number[];
 
   constructor(readonly tape: Tape, public index: number, spec: RecordSpec) {
-    const { op, inputs, saved } = spec; // the lists may be the caller's, who may change them before the walk
+    const { op, inputs, saved } = spec; // copies, since the caller may change the lists before the walk
     this.spec = { ...spec, inputs: [...inputs], saved: saved && [...saved] };
     this.op = op;
     this.sources = spec.inputs.map((x) => x.record as Record | null);
@@ -75,43 +75,43 @@ class Record implements Recorded {
     for (const x of this.saved) x.unsave();
     for (const hidden of this.spec!.hidden ?? []) hidden.dispose();
     this.gradient?.dispose();
-    this.gradient = this.spec = null; // a result that is kept must not hold the graph that led to it
+    this.gradient = this.spec = null; // a result that is kept must not hold on to the graph that led to it
     this.sources = this.versions = [];
   }
 }
 
 let openTape: Tape | null = null;
-/** How many tapes were opened: what messages call the step. */
+/** How many tapes were opened: the number of the step in messages. */
 let tapes = 0;
 let recording = true;
 
 /** The state of the random generator. */
 export interface RandomState {
-  /** What `manualSeed` was given. */
+  /** The argument of `manualSeed`. */
   seed: number;
-  /** How many tapes, or random ops outside of one, there were since. */
+  /** How many tapes with random ops, and random ops outside of a tape, there were since. */
   counter: number;
 }
 
-/** Internal: the state of the random generator, see random.ts. A checkpoint goes back to it. */
+/** Internal: the state of the random generator, see random.ts. `checkpoint` restores it. */
 export const generator: RandomState = { seed: 0, counter: 0 };
 
-/** Internal: the open tape, whether it records now or not. */
+/** Internal: the open tape, whether or not it is recording. */
 export function currentTape(): Tape | null {
   return openTape;
 }
 
-/** The tape that records now, if one does. */
+/** The open tape, if it is recording. */
 function activeTape(): Tape | null {
   return recording ? openTape : null;
 }
 
 /**
- * Records every op that needs a gradient while it is open. It is also the memory of one training step: closing it frees what recorded ops made. Parameters,
+ * Records every op that needs a gradient while it is open. It also owns the memory of one training step: closing it frees what recorded ops made. Parameters,
  * `.grad` and optimizer state belong to their objects, not to the tape.
  *
- * Only one tape can be open: a second throws and says where the first was opened. Closing a tape does not wait for the GPU. It submits the step; very short
- * steps are submitted a few at a time.
+ * Only one tape can be open: opening a second one throws an Error that says where the first was opened. Closing a tape submits the step (very short steps a few
+ * at a time) and does not wait for the GPU.
  *
  * @example
  * ```ts
@@ -128,17 +128,17 @@ function activeTape(): Tape | null {
  * ```
  */
 export class Tape extends Scope {
-  /** What it is called in messages. */
+  /** Its name in messages. */
   override readonly kind: string = "tape";
   #records: Record[] = [];
   #openedAt: Error | null;
   /**
-   * Random state of the step and how many ops have drawn from it, whose numbers make what they draw. See random.ts.
+   * The random state of the step, and how many ops have drawn from it; the op's number is part of what it draws. See random.ts.
    * @internal
    */
   random: { state: Tensor; ops: number } | null = null;
   /**
-   * The leaves that take gradients, where not all are to.
+   * The leaves that get gradients; null for all.
    * @internal
    */
   leaves: readonly Tensor[] | null = null;
@@ -165,7 +165,7 @@ export class Tape extends Scope {
   add(spec: RecordSpec): void {
     const { output } = spec;
     output.requiresGrad = true;
-    // results belong to the tape also where a scope is open inside it; but not what a checkpoint recomputes, which is needed for its own walk only
+    // results belong to the tape even if a scope is open inside it, except what a checkpoint recomputes, which only its own walk needs
     if (output.owner !== null && output.owner === innermost() && choices === null) this.adopt(output);
     const record = new Record(this, this.#records.length, spec);
     this.#records.push(record);
@@ -173,11 +173,11 @@ export class Tape extends Scope {
   }
 
   /**
-   * Walks the records from the last one back.
+   * Walks the records backward from `last`.
    * @internal
    */
   walk(last: Record, dOutput: Tensor): void {
-    // of what may be a leaf's gradient or a view of one a copy: that grows while this one waits
+    // a copy if it may share memory with a leaf's gradient, which changes during the walk
     const isAlone = dOutput.owner instanceof Scope && dOutput.storage.owners === 1;
     last.gradient = (isAlone ? dOutput.view(dOutput.shape, "backward") : copyOf(dOutput)).keep();
     const touched: Record[] = [], { lent } = Tensor;
@@ -191,7 +191,7 @@ export class Tape extends Scope {
     } finally {
       Tensor.lent = lent;
       for (const record of touched) record.finish("walked");
-      // a throw in the middle leaves gradients behind in records that were not reached
+      // an exception leaves gradients in records that were not reached
       for (const record of this.#records) {
         record.gradient?.dispose();
         record.gradient = null;
@@ -202,7 +202,7 @@ export class Tape extends Scope {
   }
 
   /**
-   * Records `fn` behind the other records, walks what it recorded at once, and forgets it. The gradients of results from before it wait in their records.
+   * Records `fn` after the other records, walks the new records at once, and removes them. Gradients of earlier results wait in those results' records.
    * @internal
    */
   walkAgain(fn: () => Tensor, dOutput: Tensor): void {
@@ -220,7 +220,7 @@ export class Tape extends Scope {
       recording = false;
       Tensor.lent = lent;
       for (const record of this.#records.splice(first)) record.finish("walked");
-      if (output && output.number >= count) output.dispose(); // where fn keeps its result, the caller has that of the forward pass
+      if (output && output.number >= count) output.dispose(); // also if fn keeps its result: the caller has that of the forward pass
     }
   }
 
@@ -236,14 +236,14 @@ export class Tape extends Scope {
     });
     using scope = new Scope();
     Tensor.lent = record.saved;
-    const whole = new Set<number>(); // inputs of which the op gives the sum with the earlier gradient
+    const whole = new Set<number>(); // inputs whose returned gradient includes the earlier one
     const gradients = spec.backward(
       record.gradient!,
       wants,
-      (i) => gradientFor(spec.inputs[i], record.sources[i] === null), // a closed input has lost its own record
+      (i) => gradientFor(spec.inputs[i], record.sources[i] === null), // not input.record, which a closed input has lost
       (i) => {
         const { sources } = record, earlier = sources[i]?.gradient ?? null;
-        if (earlier === null || sources.indexOf(sources[i]) !== i) return null; // it is in the sum once if inputs are the same
+        if (earlier === null || sources.indexOf(sources[i]) !== i) return null; // if inputs are the same tensor, it must be added only once
         whole.add(i);
         return earlier;
       },
@@ -261,7 +261,7 @@ export class Tape extends Scope {
           target.gradient = null;
         }
         target.gradient = added(target.gradient, gradient, input);
-      } else if (!input.closed && input.requiresGrad && (this.leaves?.includes(input) ?? true)) { // it may have been frozen since
+      } else if (!input.closed && input.requiresGrad && (this.leaves?.includes(input) ?? true)) { // requiresGrad may have been switched off since
         const isPassing = gradient.owner === scope || gradient === record.gradient ||
           (spec.hidden ?? []).includes(gradient);
         addToLeaf(input, gradient, isPassing && !isAwaited(record, gradients, i));
@@ -270,23 +270,23 @@ export class Tape extends Scope {
     record.finish("walked");
   }
 
-  /** Closes the tape: frees what it owns and, where it is enough for a submit, submits what was encoded. */
+  /** Closes the tape: frees what it owns and submits what was encoded, if that is enough for a submit. */
   override [Symbol.dispose](): void {
     if (this.closed) return;
     for (const record of this.#records) record.finish("closed");
     this.#records = [];
-    this.#openedAt = this.random = null; // records of kept results hold the tape
+    this.#openedAt = this.random = null; // records of kept results refer to the tape
     super[Symbol.dispose]();
     if (openTape === this) openTape = null;
     try {
       gpu().queue.stepped();
     } catch {
-      // closing never throws: a lost device says so at the next call
+      // closing never throws: if the device was lost, the next call says so
     }
   }
 }
 
-/** Whether the gradient of input `i` is also that of a later input that an op made. There it waits for its turn, and must not change when the leaf's does. */
+/** Whether the gradient of input `i`, a leaf, is also that of a later input that an op made: it waits there, and must not change with the leaf's. */
 function isAwaited({ wants, sources }: Record, gradients: readonly (Tensor | null)[], i: number): boolean {
   for (let j = i + 1; j < sources.length; j++) {
     if (sources[j] && wants[j] && gradients[j]?.storage === gradients[i]!.storage) return true;
@@ -294,7 +294,7 @@ function isAwaited({ wants, sources }: Record, gradients: readonly (Tensor | nul
   return false;
 }
 
-/** Why a record cannot be walked any more. */
+/** The error for a record that can no longer be walked. */
 const gone = ({ op, tape }: Record): Error =>
   new Error(
     tape.closed
@@ -342,8 +342,8 @@ methods.backward = (loss: Tensor, dOutput?: Tensor): void => {
 
 /**
  * Makes `output` differentiable with respect to `inputs`, and returns it. If no tape is open or no input needs a gradient, it only frees `hidden`. Every op of
- * this package ends with it, and so does an op of yours. Throws a TypeError for a spec with wrong or unknown members, for a closed tensor in it, and for an
- * output that is one of the inputs.
+ * this package ends with it, and so should yours. Throws a TypeError for wrong or unknown members of the spec, for a closed tensor in it, and for an output
+ * that is one of the inputs.
  *
  * @example
  * ```ts
@@ -394,7 +394,7 @@ function checkRecord(spec: RecordSpec): void {
 
 function checkRecorded(name: string, xs: readonly Tensor[]): void {
   if (!Array.isArray(xs)) throw new TypeError(`record: ${name} must be an array of tensors, got ${describe(xs)}`);
-  for (let i = 0; i < xs.length; i++) { // a message is only put together where it is needed: every op comes here
+  for (let i = 0; i < xs.length; i++) { // every op comes here, so the name for messages is built only if needed
     if (!(xs[i] instanceof Tensor && xs[i].isUsable)) checkTensor("record", `${name}[${i}]`, xs[i], DTYPES);
   }
 }
@@ -406,7 +406,7 @@ export function needsGradient(inputs: readonly Tensor[]): boolean {
   return isWanted && activeTape() !== null;
 }
 
-/** Internal: a tensor that belongs to a record alone (its `hidden`). The tape frees it where an exception keeps the record from being made. */
+/** Internal: a tensor for a record's `hidden`. If an exception prevents the record, the tape or scope frees it. */
 export function hidden(shape: readonly number[], dtype: DType): Tensor {
   const memory = gpu().pool.take(sizeOf(shape) * BYTES[dtype], "scratch", shape);
   const tensor = new Tensor(new Storage(memory), shape, dtype, "scratch");
@@ -415,13 +415,13 @@ export function hidden(shape: readonly number[], dtype: DType): Tensor {
 }
 
 /**
- * While a checkpoint's function runs: the choices that it makes (such as whether dropout is on), which of them the recomputation repeats next (null in the
- * forward pass), and whether any op in it needs a gradient.
+ * While a checkpoint's function runs: the choices that were made (such as whether dropout is on), the index of the one that the recomputation repeats next (null
+ * in the forward pass), and whether any op in it needs a gradient.
  */
 let choices: { made: unknown[]; next: number | null; isNeeded: boolean } | null = null;
 
 /**
- * Internal: a choice that depends on state outside the tensors. Inside a checkpoint the recomputation gets what the forward pass chose.
+ * Internal: for a choice that depends on state outside the tensors. In the recomputation of a checkpoint it returns the choice of the forward pass.
  */
 export function chosen<T>(value: T): T {
   if (choices === null) return value;
@@ -430,7 +430,7 @@ export function chosen<T>(value: T): T {
   return value;
 }
 
-/** What the next random op of a tape will draw, to go back to. */
+/** The state that determines what the next random op of a tape draws. */
 const randomOf = ({ random }: Tape) => ({ random: random && { ...random }, generator: { ...generator } });
 
 function setRandom(tape: Tape, to: ReturnType<typeof randomOf>): void {
@@ -439,12 +439,12 @@ function setRandom(tape: Tape, to: ReturnType<typeof randomOf>): void {
 }
 
 /**
- * `fn(...inputs)` without keeping what it computes inside: the backward pass runs it again. Costs its forward pass a second time, saves the memory of all
- * its intermediate results.
+ * `fn(...inputs)` without keeping its intermediate results: the backward pass computes them again. This costs a second forward pass and saves the memory of the
+ * intermediate results.
  *
- * `fn` is synchronous and returns one tensor; one that it keeps is yours, and the recomputed one is freed. The recomputation draws the same random numbers, with
- * dropout on or off as it was; what else `fn` reads must not change before `backward()`. Gradients reach the inputs and also parameters that `fn` uses without
- * being given them. Throws a TypeError for a returned Promise or what is no Tensor. Source: Chen et al. 2016; `torch.utils.checkpoint`.
+ * `fn` is synchronous and returns one tensor; if it calls `keep()` on it, the tensor is yours, and the recomputed one is freed. The recomputation draws the same
+ * random numbers, with dropout on or off as before; anything else that `fn` reads must not change before `backward()`. Gradients reach the inputs and all
+ * parameters that `fn` uses. Throws a TypeError if `fn` returns a Promise or anything else but a Tensor. Source: Chen et al. 2016; `torch.utils.checkpoint`.
  *
  * @example
  * ```ts
@@ -468,7 +468,7 @@ export function checkpoint(fn: (...inputs: Tensor[]) => Tensor, ...inputs: Tenso
     }
     return output;
   };
-  if (tape === null || choices !== null) return checked(fn(...inputs)); // inside another checkpoint: that one runs it again anyway
+  if (tape === null || choices !== null) return checked(fn(...inputs)); // inside another checkpoint, which runs it again anyway
   const made: unknown[] = [], before = randomOf(tape);
   const forward = choices = { made, next: null, isNeeded: false };
   const earlier = Tensor.count;
@@ -478,10 +478,10 @@ export function checkpoint(fn: (...inputs: Tensor[]) => Tensor, ...inputs: Tenso
   } finally {
     choices = null;
   }
-  // nothing to record: fn did not make it, or no gradient flows to it
+  // nothing to record: fn did not make the output, or no gradient flows through it
   if (output.number < earlier || output.requiresGrad || !isFloat(output.dtype) || !forward.isNeeded) return output;
   const records = inputs.map((x) => x.record);
-  // the recomputation takes gradients to the inputs' own records, so that `backward` has none to give back
+  // the recomputation adds gradients to the inputs' own records, so that `backward` has none to return
   tape.add({
     op: "checkpoint",
     inputs,
@@ -492,7 +492,7 @@ export function checkpoint(fn: (...inputs: Tensor[]) => Tensor, ...inputs: Tenso
       setRandom(tape, before);
       choices = { made, next: 0, isNeeded: true };
       try {
-        // an input that was closed since is still saved, and stands for itself as a view
+        // an input that was closed since is still saved; a view takes its place
         const again = inputs.map((x, i) => {
           if (!x.closed) return x;
           const view = x.view(x.shape, "checkpoint");
@@ -505,15 +505,15 @@ export function checkpoint(fn: (...inputs: Tensor[]) => Tensor, ...inputs: Tenso
         choices = null;
         setRandom(tape, after);
       }
-      return inputs.map(() => null); // they got theirs on the way
+      return inputs.map(() => null); // they have got theirs in the walk
     },
   });
   return output;
 }
 
 /**
- * Runs `fn` unrecorded, frees what it made, and passes the tensors that it returns (also inside arrays and records) to the enclosing scope.
- * A returned Promise is a TypeError: what the function made would be gone before it resolves.
+ * Runs `fn` unrecorded, passes the tensors that it returns, also inside arrays and records, to the enclosing scope, and frees everything else that it made.
+ * Throws a TypeError if `fn` returns a Promise: what it made would be gone before the Promise resolves.
  *
  * @example
  * ```ts

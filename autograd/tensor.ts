@@ -15,15 +15,15 @@ import {
 import { innermost } from "./scope.ts";
 import { ARRAYS, BYTES, type DType, isFloat, Storage, type TypedArray } from "./storage.ts";
 
-/** One recorded op, as its result remembers it. The tape's own file says what it holds. */
+/** One recorded op, as far as its result needs to know it; see `Record` in tape.ts. */
 export interface Recorded {
   readonly op: string;
 }
 
-/** Most dimensions of a tensor: as many as the parameters of a kernel with four operands hold, and more than anybody needs. */
+/** The most dimensions of a tensor: as many as fit into the parameters of a kernel with four operands. */
 export const MOST_DIMENSIONS = 12;
 
-/** Throws a RangeError for more dimensions than kernels take. */
+/** Throws a RangeError for more dimensions than kernels support. */
 export function checkDimensions(op: string, shape: readonly number[]): void {
   if (shape.length <= MOST_DIMENSIONS) return;
   throw new RangeError(`${op}: a tensor has at most ${MOST_DIMENSIONS} dimensions, got ${shape.length}`);
@@ -35,9 +35,8 @@ let warned = false;
 /**
  * An n-dimensional array on the GPU: `f32`, or `f16`, `i32`, `u32`. Elements lie in row-major order.
  *
- * Make tensors with `tensor`, `zeros`, `randn` and their like. A tensor made while a tape or scope is open belongs to it; `keep()` takes it out, `dispose()`
- * frees it early. Reading (`data`, `item`, `array`) is the only thing that waits for the GPU. Using a tensor that was closed, or whose device is gone, throws
- * a TypeError.
+ * Make tensors with `tensor`, `zeros`, `randn` and the like. A tensor made while a tape or scope is open belongs to it; `keep()` takes it out, `dispose()`
+ * frees it early. Only reading (`data`, `item`, `array`) waits for the GPU. Using a tensor that was closed, or whose device is gone, throws a TypeError.
  *
  * @example
  * ```ts
@@ -52,7 +51,7 @@ let warned = false;
  */
 export class Tensor implements Disposable {
   /**
-   * What the record whose backward runs has saved. It may be read even if it is closed.
+   * What the record whose backward rule is running has saved. It may be read even if it is closed.
    * @internal
    */
   static lent: readonly Tensor[] = [];
@@ -68,12 +67,12 @@ export class Tensor implements Disposable {
   /** The number of elements. */
   readonly size: number;
   /**
-   * Which tensor it is, in the order they were made.
+   * Its number, in the order in which tensors were made.
    * @internal
    */
   readonly number: number = Tensor.count++;
   /**
-   * What closes this tensor: a scope, the leaf whose gradient it is, or an epoch of batches.
+   * What will close this tensor: a scope, the leaf whose gradient it is, or an epoch of batches.
    * @internal
    */
   owner: object | null = null;
@@ -90,7 +89,7 @@ export class Tensor implements Disposable {
   #unscoped = false;
 
   /**
-   * Use `tensor`, `zeros` and their like.
+   * Use `tensor`, `zeros` and the like.
    * @internal
    */
   constructor(storage: Storage, shape: readonly number[], dtype: DType, op: string) {
@@ -129,7 +128,7 @@ export class Tensor implements Disposable {
   }
 
   /**
-   * Counts it to what belongs to no scope. `op` is for messages.
+   * Counts it among the tensors that belong to no scope. `op` is for messages.
    * @internal
    */
   leaveScope(op: string): void {
@@ -170,7 +169,7 @@ export class Tensor implements Disposable {
     );
   }
 
-  /** The memory on the GPU, for kernels of your own. Throws if the tensor was closed or is on another device. */
+  /** The memory on the GPU, for your own kernels. Throws a TypeError if the tensor was closed or is on another device. */
   get memory(): Memory {
     const storage = this.storage;
     const open: Gpu = gpu();
@@ -198,7 +197,7 @@ export class Tensor implements Disposable {
     return this.#closedBy === null || Tensor.lent.includes(this);
   }
 
-  /** Whether `backward` leaves a gradient in `.grad` (leaves) or passes one through (results). Only f32 and f16 tensors can. */
+  /** Whether `backward` leaves a gradient in `.grad` (of a leaf) or passes one on (from a result). Only f32 and f16 tensors can have one. */
   get requiresGrad(): boolean {
     return this.#requiresGrad;
   }
@@ -212,9 +211,9 @@ export class Tensor implements Disposable {
   }
 
   /**
-   * The gradient that `backward` added up, or null. Only leaves have one. It belongs to its leaf, as does one that is set by hand: it is freed with the
-   * leaf, and where another or null takes its place, unless `keep()` took it out before. One that was disposed of counts as null. What is another leaf's
-   * is set as a view.
+   * The gradient that `backward` accumulated, or null. Only leaves have one. It belongs to its leaf, as does one that you set: it is freed with the leaf, or
+   * when another one or null replaces it, unless `keep()` took it out before. A gradient that was disposed of reads as null. Setting the gradient of another
+   * leaf sets a view of it.
    */
   get grad(): Tensor | null {
     return this.#grad === null || this.#grad.closed ? null : this.#grad;
@@ -231,7 +230,7 @@ export class Tensor implements Disposable {
     if (given?.owner instanceof Tensor) given = given.view(given.shape, "grad"); // so that each leaf can free its own
     if (this.#grad?.owner === this) this.#grad.dispose();
     this.#grad = given;
-    if (given && given !== this && (given.owner !== null || given.#unscoped)) { // else somebody kept it
+    if (given && given !== this && (given.owner !== null || given.#unscoped)) { // unless keep() was called on it
       given.#leaveOwner();
       given.owner = this;
     }
@@ -289,7 +288,7 @@ export class Tensor implements Disposable {
     if (--this.#saves === 0 && this.closed) this.#release();
   }
 
-  /** Frees the tensor. What a tape saved of it stays until the tape is done with it. Twice is allowed. */
+  /** Frees the tensor. If a tape has saved it, its memory stays until the tape no longer needs it. Calling it twice is allowed. */
   dispose(): void {
     this.#close("by dispose()");
   }
@@ -308,7 +307,7 @@ export class Tensor implements Disposable {
   }
 
   /**
-   * Whether the tensor was made where no scope was open, and never kept.
+   * Whether the tensor was made while no scope was open, and never kept.
    * @internal
    */
   get forgotten(): boolean {
@@ -321,14 +320,14 @@ export class Tensor implements Disposable {
     this.#unscoped = false;
   }
 
-  /** The same memory without history: no gradient flows through it. */
+  /** A tensor with the same memory and no history: no gradient flows through it. */
   detach(): Tensor {
     if (!this.isReadable) throw this.#closedError("detach");
     this.memory; // throws if it is on another device
     return this.view(this.shape, "detach");
   }
 
-  /** The elements as a typed array, when everything that leads to them has run. */
+  /** The elements as a typed array. Waits until the GPU has computed them. */
   async data(): Promise<TypedArray> {
     return await this.#read("data");
   }
@@ -340,7 +339,7 @@ export class Tensor implements Disposable {
     return new ARRAYS[dtype](buffer);
   }
 
-  /** The only element. Throws a TypeError where there are more. */
+  /** The only element. Throws a TypeError unless there is exactly one. */
   async item(): Promise<number> {
     if (this.size !== 1) {
       throw new TypeError(`item: the tensor must have one element, got shape [${this.shape.join(", ")}]`);
@@ -348,7 +347,7 @@ export class Tensor implements Disposable {
     return (await this.#read("item"))[0];
   }
 
-  /** The elements as nested arrays (a number where the rank is 0). */
+  /** The elements as nested arrays (a number if the rank is 0). */
   async array(): Promise<NestedArray> {
     const data = await this.#read("array");
     const nest = (dim: number, offset: number): NestedArray => {
@@ -360,23 +359,23 @@ export class Tensor implements Disposable {
   }
 
   /**
-   * Adds the gradients of this tensor to the `.grad` of every leaf it was computed from. A scalar needs no `dOutput`; else it has this tensor's shape.
-   * Throws an Error where no open tape recorded this tensor, or where its records were walked before.
+   * Adds the gradients of this tensor to the `.grad` of every leaf that it was computed from. `dOutput` has this tensor's shape; for a scalar it is 1 by default.
+   * Throws an Error if no open tape recorded this tensor, or if `backward` has walked its records before.
    */
   backward(dOutput?: Tensor): void {
     methods.backward(this, dOutput);
   }
 
   /**
-   * Overwrites the elements in place with `other`'s. Shapes and dtypes must agree. Returns this tensor. What a recorded op had made takes `other`'s history,
-   * as in PyTorch: gradients flow to `other`. A leaf or a constant that is overwritten stays what it is.
+   * Overwrites the elements in place with `other`'s. Shapes and dtypes must agree. Returns this tensor. The result of a recorded op takes on `other`'s history,
+   * as in PyTorch: gradients flow to `other`. A leaf or a constant remains one.
    */
   assign(other: Tensor): this {
     methods.assign(this, other);
     return this;
   }
 
-  /** What the console shows: shape and dtype, no values. */
+  /** Shape and dtype, without values: what the console shows. */
   toString(): string {
     return `Tensor([${this.shape.join(", ")}], ${this.dtype}${this.requiresGrad ? ", requiresGrad" : ""}${
       this.closed ? ", closed" : ""
@@ -408,12 +407,12 @@ export class Tensor implements Disposable {
     return methods.pow(this, other);
   }
 
-  /** the larger of x and other, with broadcasting. */
+  /** The larger of x and other, with broadcasting. */
   maximum(other: Operand): Tensor {
     return methods.maximum(this, other);
   }
 
-  /** the smaller of x and other, with broadcasting. */
+  /** The smaller of x and other, with broadcasting. */
   minimum(other: Operand): Tensor {
     return methods.minimum(this, other);
   }
@@ -543,7 +542,7 @@ export class Tensor implements Disposable {
     return methods.logSoftmax(this, dim);
   }
 
-  /** The same elements in another shape; one −1 is worked out. */
+  /** The same elements in another shape; one size may be −1, which is inferred. */
   reshape(shape: readonly number[]): Tensor {
     return methods.reshape(this, shape);
   }
@@ -563,22 +562,22 @@ export class Tensor implements Disposable {
     return methods.expand(this, shape);
   }
 
-  /** The elements between start and end, one pair a leading dimension. */
+  /** The elements between start and end, with one pair for each leading dimension. */
   slice(pairs: readonly (readonly [number, number])[]): Tensor {
     return methods.slice(this, pairs);
   }
 
-  /** The elements along `dim` that `index` names. */
+  /** The elements at the indices `index` along `dim`. */
   gather(dim: number, index: Tensor): Tensor {
     return methods.gather(this, dim, index);
   }
 
-  /** What lies on and above a diagonal of the last two dimensions. */
+  /** The elements on and above a diagonal of the last two dimensions, 0 below. */
   triu(diagonal?: number): Tensor {
     return methods.triu(this, diagonal);
   }
 
-  /** What lies on and below a diagonal of the last two dimensions. */
+  /** The elements on and below a diagonal of the last two dimensions, 0 above. */
   tril(diagonal?: number): Tensor {
     return methods.tril(this, diagonal);
   }
@@ -594,7 +593,7 @@ export class Tensor implements Disposable {
   }
 }
 
-// what console.log shows in Deno and Node: the fields lead to all that the tape recorded
+// console.log in Deno and Node shows this instead of the fields, which lead to everything that the tape recorded
 for (const inspect of ["Deno.customInspect", "nodejs.util.inspect.custom"]) {
   Object.defineProperty(Tensor.prototype, Symbol.for(inspect), { get: () => Tensor.prototype.toString });
 }
@@ -602,7 +601,7 @@ for (const inspect of ["Deno.customInspect", "nodejs.util.inspect.custom"]) {
 /** A number, or arrays of arrays of numbers. */
 export type NestedArray = number | NestedArray[];
 
-/** The tensors in a value, also inside arrays and records, which may hold themselves. */
+/** The tensors in a value, also inside arrays and records, which may contain themselves. */
 export function tensorsIn(value: unknown): Set<Tensor> {
   const tensors = new Set<Tensor>(), seen = new Set<unknown>();
   const visit = (value: unknown) => {
@@ -617,7 +616,7 @@ export function tensorsIn(value: unknown): Set<Tensor> {
   return tensors;
 }
 
-/** For errors about labels, tokens and indices: whole numbers become f32 too. */
+/** A hint for errors about labels, tokens and indices, since `tensor` makes f32 of whole numbers, too. */
 export const HOW_I32 = ' (tensor(values, { dtype: "i32" }) makes i32)';
 
 /** Throws a TypeError unless `x` is a tensor of one of the dtypes that is open and on the open device. */
