@@ -10,11 +10,11 @@ import { checkRank } from "./shape.ts";
 
 /** Options of `scaledDotProductAttention`. */
 export interface AttentionOptions {
-  /** Whether query i sees keys 0 … i only; false by default. */
+  /** Whether query i sees only keys 0 … i; false by default. */
   causal?: boolean;
-  /** Added to the scores (f32), or 1 where a key may be seen and 0 where not (i32); broadcast to [..., T, S]. Gets no gradient. */
+  /** Added to the scores (f32), or 1 for a visible key and 0 for a hidden one (i32); broadcast to [..., T, S]. Gets no gradient. */
   mask?: Tensor;
-  /** What scores are multiplied by; 1/√D by default. */
+  /** Factor of the scores; 1/√D by default. */
   scale?: number;
   /** Probability of dropping a weight; 0 by default. */
   dropout?: number;
@@ -23,7 +23,7 @@ export interface AttentionOptions {
 /**
  * softmax(scale·q·kᵀ + mask)·v over the last two dimensions: q [..., T, D], k and v [..., S, D], equal leading dimensions → [..., T, D]. D up to 128.
  *
- * The T×S weights are never stored: tiles of them are computed as they are needed, and again in the backward pass. A query that sees no key gives 0.
+ * The T×S weights are never stored: tiles of them are computed when needed, and again in the backward pass. A query that sees no key gives 0.
  * Gradients, with W the weights and δ = Σ dO·O by row: dV = Wᵀ·dO, dS = W∘(dO·vᵀ − δ), dQ = scale·dS·k, dK = scale·dSᵀ·q. Throws a TypeError for wrong
  * shapes, a RangeError for wrong values and for D > 128.
  *
@@ -71,7 +71,7 @@ function attended(q: Tensor, k: Tensor, v: Tensor, options: AttentionOptions): T
       throw new TypeError(`${op}: mask must broadcast to [${wanted.join(", ")}], got shape [${mask.shape.join(", ")}]`);
     }
     using own = mask.view(shape, op);
-    // unrecorded: debug mode would find the −∞
+    // not recorded: debug mode would report the −∞
     scores = mask.dtype === "i32"
       ? mapped(op, "select(log_(0.0), 0.0, a != 0.0)", [own], wanted, [], "f32")
       : shape.join() === wanted.join()
@@ -124,7 +124,7 @@ function attend(
     hidden: [lse],
     backward: (dO, wants, gradientOf) => {
       using delta = hidden(each, "f32");
-      // computed even if nobody wants it: its kernel also leaves the `delta` that the keys' kernel needs
+      // computed in any case: its kernel also computes `delta`, which the keys' kernel reads
       const dQ = wants[0] ? gradientOf(0) : Tensor.empty(q.shape, q.dtype, op);
       const [dK, dV] = inputs.length === 1
         ? [dQ, dQ]
@@ -148,8 +148,8 @@ function attend(
 }
 
 /**
- * Internal: attention of a tensor with itself, where a token's queries, keys and values lie side by side: [batch, T, 3·heads·D] → [batch, T, heads·D].
- * As `scaledDotProductAttention`, without moving anything.
+ * Internal: self-attention for a tensor that holds the queries, keys and values of a token side by side: [batch, T, 3·heads·D] → [batch, T, heads·D]. Like
+ * `scaledDotProductAttention`, without permuting anything.
  */
 export function packedAttention(
   all: Tensor,

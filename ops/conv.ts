@@ -33,7 +33,7 @@ function imageSizes(op: string, x: Tensor): [number, number, number, number] {
  * null: y[n, o, i, j] = bias[o] + Σ x[n, c, stride·i + a − padding, stride·j + b − padding]·weight[o, c, a, b] over c, a, b.
  *
  * Gradients: dX and dWeight are the sums of dY·weight and dY·x over the products that x and weight were part of, dBias = Σ dY over n, i, j. Throws a
- * TypeError for wrong shapes, a RangeError where the window is larger than the padded image. Source: `torch.nn.functional.conv2d` (without dilation and
+ * TypeError for wrong shapes, a RangeError if the window is larger than the padded image. Source: `torch.nn.functional.conv2d` (without dilation and
  * groups).
  *
  * @example
@@ -110,8 +110,8 @@ export function conv2d(x: Tensor, weight: Tensor, bias?: Tensor | null, options:
  * The largest element of each window of `kernel`×`kernel` pixels, `stride` apart (the kernel's size by default): [N, C, H, W] → [N, C, H', W'] with H' =
  * ⌊(H − kernel)/stride⌋ + 1.
  *
- * Gradient: dX = Σ dY of the windows whose largest element it is, the first of equal ones. Throws a TypeError for another number of dimensions, a RangeError
- * where the window is larger than the image. Source: `torch.nn.functional.max_pool2d`.
+ * Gradient: dX = Σ dY over the windows whose largest element it is, the first one if several are equal. Throws a TypeError unless x has four dimensions, a
+ * RangeError if the window is larger than the image. Source: `torch.nn.functional.max_pool2d`.
  *
  * @example
  * ```ts

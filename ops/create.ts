@@ -1,4 +1,4 @@
-/** Making tensors: from values, constants, and random numbers. */
+/** Makes tensors from values, constants, and random numbers. */
 import { checkBoolean, checkNumber, checkOptions, describe } from "../kernels/check.ts";
 import { sizeOf } from "../kernels/elementwise.ts";
 import { gpu } from "../kernels/gpu/gpu.ts";
@@ -7,9 +7,9 @@ import { nextRandom } from "../autograd/random.ts";
 import { ARRAYS, type DType, DTYPES, isFloat, Storage, type TypedArray } from "../autograd/storage.ts";
 import { checkDimensions, MOST_DIMENSIONS, type NestedArray, Tensor } from "../autograd/tensor.ts";
 
-/** Options of everything that makes a tensor. */
+/** Options of all functions that make tensors. */
 export interface TensorOptions {
-  /** `f32` by default, or what the typed array is. */
+  /** The dtype; by default that of the typed array, or `f32`. */
   dtype?: DType;
   /** Whether `backward` leaves a gradient in `.grad`. */
   requiresGrad?: boolean;
@@ -35,7 +35,7 @@ function checkTensorOptions(op: string, options: TensorOptions, dtypes = DTYPES)
   if (dtype !== undefined) checkDType(op, dtype, requiresGrad);
 }
 
-/** Throws for a dtype that cannot have the gradient that is asked for, or that the adapter lacks. */
+/** Throws for a dtype that cannot have the requested gradient, or that the adapter lacks. */
 function checkDType(op: string, dtype: DType, requiresGrad = false): void {
   if (requiresGrad && !isFloat(dtype)) {
     throw new TypeError(`${op}: only f32 and f16 tensors can require a gradient, got dtype ${dtype}`);
@@ -67,7 +67,7 @@ function flatten(values: unknown, shape: number[], depth: number, out: number[])
       `tensor: values must be nested evenly: ${first} at depth ${depth} at first, then an array of ${values.length}`,
     );
   }
-  if (depth === MOST_DIMENSIONS) { // also an array that holds itself
+  if (depth === MOST_DIMENSIONS) { // such as an array that contains itself
     throw new RangeError(`tensor: values must be nested at most ${MOST_DIMENSIONS} deep`);
   }
   for (const v of values) flatten(v, shape, depth + 1, out);
@@ -100,7 +100,7 @@ export function tensor(
   return uploaded("tensor", values, shape, options);
 }
 
-/** Throws if a typed array has lost its memory: then it only looks empty. */
+/** Throws if a typed array has lost its buffer: then it only seems to be empty. */
 function checkAttached(op: string, values: TypedArray): void {
   try {
     if (values.length === 0) values.indexOf(0);
@@ -109,14 +109,14 @@ function checkAttached(op: string, values: TypedArray): void {
   }
 }
 
-/** Throws if numbers that became integers lost more than their fraction. */
+/** Throws if conversion to integers has changed more than the fraction. */
 function checkHeld(op: string, numbers: ArrayLike<number>, converted: TypedArray, dtype: DType): void {
   if (isFloat(dtype)) return;
   const i = converted.findIndex((n, i) => n !== Math.trunc(numbers[i]));
   if (i >= 0) throw new RangeError(`${op}: values must fit ${dtype}, got ${numbers[i]}`);
 }
 
-/** A tensor of values, with options that were checked. */
+/** A tensor of values. The options were checked before. */
 function uploaded(
   op: string,
   values: NestedArray | readonly number[] | TypedArray,
@@ -159,7 +159,7 @@ function made(op: string, shape: readonly number[], options: TensorOptions, writ
   const result = Tensor.empty(shape.map((n) => n + 0), options.dtype ?? "f32", op); // −0 is 0
   try {
     write(result);
-  } catch (error) { // where no scope is open, nobody else can free it
+  } catch (error) { // if no scope is open, nobody else can free it
     result.dispose();
     throw error;
   }
@@ -168,8 +168,8 @@ function made(op: string, shape: readonly number[], options: TensorOptions, writ
 }
 
 /**
- * A tensor of this shape with every element `value`. Throws a TypeError for a value that is no number and a wrong dtype, a RangeError for a wrong size and a
- * value that an integer dtype does not hold.
+ * A tensor of this shape in which every element is `value`. Throws a TypeError if the value is not a number and for a wrong dtype, a RangeError for a wrong size
+ * and for a value that an integer dtype cannot hold.
  *
  * @example
  * ```ts
@@ -218,9 +218,9 @@ export function ones(shape: readonly number[], options: TensorOptions = {}): Ten
 }
 
 /**
- * The numbers from `start` (0 by default) up to but without `end`, `step` apart (1 by default): `arange(end)` or `arange(start, end, step)`. Throws a
- * TypeError for what is no number and a wrong dtype, a RangeError for a step of 0 or one that leads away from the end, and for numbers that an integer dtype
- * does not hold.
+ * The numbers from `start` (0 by default) up to but excluding `end`, `step` apart (1 by default): `arange(end)` or `arange(start, end, step)`. Throws a
+ * TypeError for an argument that is not a number and for a wrong dtype, a RangeError for a step of 0 or one that leads away from the end, and for numbers that an
+ * integer dtype cannot hold.
  *
  * @example
  * ```ts
@@ -248,7 +248,7 @@ export function arange(start: number, end?: number, step = 1, options: TensorOpt
   return uploaded("arange", values, [count], options);
 }
 
-/** Throws before the host takes memory for what the device cannot hold. */
+/** Throws, before the host allocates anything, if the device cannot hold the tensor. */
 function checkBindable(op: string, shape: readonly number[]): void {
   checkShapeArgument(op, shape);
   const most = gpu().info.limits.maxStorageBufferBindingSize, bytes = 4 * sizeOf(shape);
@@ -261,7 +261,7 @@ function checkBindable(op: string, shape: readonly number[]): void {
 }
 
 /**
- * The identity matrix [n, n]. Throws a TypeError for a wrong dtype, a RangeError for an n that is no whole number or more than the adapter binds at once.
+ * The identity matrix [n, n]. Throws a TypeError for a wrong dtype, a RangeError if n is not an integer or larger than the adapter binds at once.
  *
  * @example
  * ```ts
@@ -335,9 +335,8 @@ export function randn(shape: readonly number[], options: TensorOptions = {}): Te
 }
 
 /**
- * Whole random numbers from `low` up to but without `high`, as i32 unless another dtype is given, from the seed of `manualSeed`. Throws a TypeError for a
- * wrong dtype, a RangeError for a wrong size and a range that is empty, of 2³² numbers, or that the dtype does not hold exactly: f16 ends at ±2¹¹, f32 at
- * ±2²⁴.
+ * Random integers from `low` up to but excluding `high`, i32 by default, from the seed of `manualSeed`. Throws a TypeError for a wrong dtype, a RangeError for a
+ * wrong size and for a range that is empty, has 2³² numbers, or has numbers that the dtype cannot hold exactly (f16 ends at ±2¹¹, f32 at ±2²⁴).
  *
  * @example
  * ```ts

@@ -22,35 +22,35 @@ import {
 
 /** Options of `crossEntropy`. */
 export interface CrossEntropyOptions {
-  /** `"mean"` by default: over kept rows, by their class weights. */
+  /** `"mean"` by default: over the rows that are not ignored, weighted by their class weights. */
   reduction?: LossReduction;
-  /** The label of rows that count nowhere; −100 by default. */
+  /** The label of rows that are ignored; −100 by default. */
   ignoreIndex?: number;
-  /** ε: this share of each target is spread evenly over all classes; 0 by default. */
+  /** ε: the share of each target that is spread evenly over all classes; 0 by default. */
   labelSmoothing?: number;
   /** λ of the z-loss λ·lse² (Liger's `lse_square_scale`); 0 by default. */
   zLoss?: number;
-  /** Logits become softcap·tanh(logits/softcap) first. */
+  /** If given, logits become softcap·tanh(logits/softcap) first. */
   softcap?: number;
   /** Class weights, f32 [V]. They get no gradient. */
   weight?: Tensor;
   /** Logits are divided by it first; 1 by default. */
   temperature?: number;
-  /** Whether the z-loss is returned too (detached). */
+  /** Whether the z-loss is returned as well (detached). */
   returnZLoss?: boolean;
-  /** Whether the share of kept rows whose largest logit is the target's is returned too. Class indices only. */
+  /** Whether the accuracy is returned as well: the share of kept rows whose largest logit is the target's. Class indices only. */
   returnAccuracy?: boolean;
-  /** Whether the index of each row's largest logit is returned too, as i32. */
+  /** Whether the index of each row's largest logit is returned as well, as i32. */
   returnPredictions?: boolean;
 }
 
-/** What `crossEntropy` returns when more than the loss is asked for. All but `loss` are detached. */
+/** What `crossEntropy` returns with a `return…` option. All but `loss` are detached. */
 export interface CrossEntropyResult {
-  /** As without further returns. */
+  /** What `crossEntropy` returns otherwise. */
   loss: Tensor;
-  /** The z-loss that is part of it, reduced likewise. */
+  /** The z-loss in it, with the same reduction. */
   zLoss?: Tensor;
-  /** Share of the kept rows that are right, a scalar. */
+  /** The share of kept rows whose prediction is right, a scalar. */
   accuracy?: Tensor;
   /** Indices of the largest logits, i32. */
   predictions?: Tensor;
@@ -70,7 +70,7 @@ export const OPTIONS: readonly string[] = [
   "returnPredictions",
 ];
 
-/** Internal: what the kernel is told of the options. */
+/** Internal: the options as the kernel takes them. */
 export function numbersOf(
   { reduction = "mean", ignoreIndex = -100, labelSmoothing = 0, zLoss = 0, temperature = 1, softcap = 0 }:
     CrossEntropyOptions,
@@ -78,7 +78,7 @@ export function numbersOf(
   return { mean: reduction === "mean", ignoreIndex, smoothing: labelSmoothing, zLoss, temperature, softcap };
 }
 
-/** Internal: checks the `return…` options. `extras` is what the kernel fills for them, null where none is set; `result` is what the op returns. */
+/** Internal: checks the `return…` options. `extras` are the memories that the kernel fills for them, null if none is set; `result` makes what the op returns. */
 export function furtherReturns(
   op: string,
   options: CrossEntropyOptions,
@@ -112,17 +112,17 @@ export function furtherReturns(
  * With x = logits/T (or softcap·tanh(logits/T/softcap)), lse = ln Σ eˣ, prob = softmax(x), class weights w (1 by default), W = Σ w, and ε, λ as named below:
  *
  * - row: ℓ = (1−ε)·w_y·(lse − x_y) + (ε/V)·Σ_c w_c·(lse − x_c), and the z-loss z = λ·lse²
- * - `"none"`: ℓ + z by row, 0 where ignored · `"sum"`: Σ · `"mean"`: Σℓ/Σ_kept w_y + Σz/kept
+ * - `"none"`: ℓ + z by row, 0 for ignored rows · `"sum"`: Σ · `"mean"`: Σℓ/Σ_kept w_y + Σz/kept
  * - gradient of the mean: {[(1−ε)·w_y·(prob − 1_y) + (ε/V)·(W·prob − w)]/Σ_kept w_y + 2λ·lse·prob/kept}·(1 − tanh²)/T
  * - soft targets t: ℓ = −Σ_c w_c·t'_c·ln prob_c with t' = (1−ε)t + ε/V; the mean is over rows; nothing is ignored, the target gets no gradient
  *
  * Natural logarithms (nats). f16 logits get f16 gradients; arithmetic and loss are f32. No probability matrix is stored: value
- * and gradient come from one trip over the logits. No kept row at all: loss 0, gradient 0.
+ * and gradient come from one pass over the logits. If no row is kept, loss and gradient are 0.
  *
  * Throws a TypeError for wrong shapes or dtypes, a RangeError for wrong values and for labels outside [0, V) that the host wrote; a label that only the GPU has
  * seen makes its row's loss and gradient NaN.
  *
- * Source: `torch.nn.functional.cross_entropy`; z-loss: Chowdhery et al. 2022 (PaLM); softcap: Gemma 2, 2024; one-trip gradient: Liger-Kernel, 2024.
+ * Source: `torch.nn.functional.cross_entropy`; z-loss: Chowdhery et al. 2022 (PaLM); softcap: Gemma 2, 2024; gradient in the same pass: Liger-Kernel, 2024.
  *
  * @example
  * ```ts
@@ -141,19 +141,19 @@ export function crossEntropy(
   target: Tensor,
   options?: CrossEntropyOptions & { returnZLoss?: false; returnAccuracy?: false; returnPredictions?: false },
 ): Tensor;
-/** With `returnAccuracy`: the loss and the accuracy, and what else was asked for. */
+/** With `returnAccuracy`: the loss, the accuracy, and whatever else was requested. */
 export function crossEntropy(
   logits: Tensor,
   target: Tensor,
   options: CrossEntropyOptions & { returnAccuracy: true },
 ): CrossEntropyResult & { accuracy: Tensor };
-/** With another `return…` option: the loss and what was asked for. */
+/** With another `return…` option: the loss and what was requested. */
 export function crossEntropy(
   logits: Tensor,
   target: Tensor,
   options: CrossEntropyOptions & ({ returnZLoss: true } | { returnPredictions: true }),
 ): CrossEntropyResult;
-/** Options that are not known when this is compiled: a Tensor, or a result where a `return…` option is set. */
+/** With options that are not known at compile time: a Tensor, or a result if a `return…` option is set. */
 export function crossEntropy(
   logits: Tensor,
   target: Tensor,
@@ -199,7 +199,7 @@ export function crossEntropy(
         weight: weight?.memory ?? null,
         upstream,
         loss,
-        extras: upstream ? null : extras, // the first launch, which alone has no upstream gradient, fills them
+        extras: upstream ? null : extras, // only the first launch, which has no upstream gradient, fills them
         dLogits,
       }, {
         rows,

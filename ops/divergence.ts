@@ -23,17 +23,17 @@ export type { DivergenceName };
 export interface DivergenceOptions {
   /** Both sides' logits are divided by it; 1 by default. No T² is applied. */
   temperature?: number;
-  /** `"mean"` over kept rows by default. */
+  /** `"mean"` over the rows that are not ignored by default. */
   reduction?: LossReduction;
-  /** Class indices of the rows; a row whose label is `ignoreIndex` counts nowhere. Their values matter no further. */
+  /** Class indices of the rows; rows whose label is `ignoreIndex` are ignored. The labels have no other effect. */
   labels?: Tensor;
-  /** −100 by default. */
+  /** The label of rows that are ignored; −100 by default. */
   ignoreIndex?: number;
 }
 
 /** Options of `jsd`. */
 export interface JsdOptions extends DivergenceOptions {
-  /** The teacher's weight in the mixture m = βp + (1−β)q; 0.5 by default. 0 runs forward KL, 1 reverse KL. */
+  /** The teacher's weight in the mixture m = βp + (1−β)q; 0.5 by default. 0 gives forward KL, 1 reverse KL. */
   beta?: number;
   /** Whether the value is divided by β(1−β), which makes it continuous at both ends. */
   normalize?: boolean;
@@ -49,31 +49,31 @@ export interface SkewOptions extends DivergenceOptions {
 export interface DistillationOptions {
   /** Weight of the cross-entropy; 0.5 by default. */
   alpha?: number;
-  /** Temperature of the divergence; 2 by default. The cross-entropy is taken at 1. */
+  /** Temperature of the divergence; 2 by default. The cross-entropy has temperature 1. */
   temperature?: number;
   /** `"forwardKl"` by default. */
   divergence?: DivergenceName;
-  /** β where the divergence is `"jsd"`; 0.5 by default. */
+  /** β if the divergence is `"jsd"`; 0.5 by default. */
   beta?: number;
   /** Divides a jsd by β(1−β). */
   normalize?: boolean;
-  /** α where the divergence is a skewed KL; 0.1 by default. */
+  /** α if the divergence is a skewed KL; 0.1 by default. */
   skewAlpha?: number;
   /** Whether the divergence is multiplied by T²; true by default. */
   temperatureSquared?: boolean;
   /** `"mean"` by default. */
   reduction?: LossReduction;
-  /** −100 by default. */
+  /** The label of rows without a cross-entropy; −100 by default. */
   ignoreIndex?: number;
-  /** Whether a row with an ignored label loses its divergence too; false by default. */
+  /** Whether rows with that label have no divergence either; false by default. */
   dropIgnored?: boolean;
-  /** Whether the two parts are returned too (detached). */
+  /** Whether the two parts are returned as well (detached). */
   returnParts?: boolean;
 }
 
 /** What `distillation` returns with `returnParts`: loss = α·crossEntropy + (1−α)·T²·divergence. */
 export interface DistillationResult {
-  /** As without the parts. */
+  /** What `distillation` returns otherwise. */
   loss: Tensor;
   /** The cross-entropy, before α. */
   crossEntropy: Tensor;
@@ -83,7 +83,7 @@ export interface DistillationResult {
 
 const OPTIONS = ["temperature", "reduction", "labels", "ignoreIndex"];
 
-/** The kernel, the mixture's β and the factor of a divergence with its options: where the ends of β and α go to the plain KLs. */
+/** The kernel, the mixture's β and the factor for a divergence with its options. At the ends of β and α it is one of the plain KLs. */
 export function resolveDivergence(
   op: string,
   name: DivergenceName,
@@ -93,7 +93,7 @@ export function resolveDivergence(
   checkBoolean(op, "normalize", normalize);
   if (name === "jsd") {
     checkNumber(op, "beta", beta, { min: 0, max: 1 });
-    // J/β is that long before, and 1/β is more than f32 holds
+    // for such a β, J/β equals forward KL in f32, which could not hold 1/β
     if (beta === 0 || normalize && beta < 1e-30) return { kernel: "forwardKl", beta: 0, factor: 1 };
     if (beta === 1) return { kernel: "reverseKl", beta, factor: 1 };
     return { kernel: "jsd", beta, factor: normalize ? 1 / (beta * (1 - beta)) : 1 };
@@ -122,7 +122,7 @@ function divergence(
   options: DivergenceOptions,
   more: { beta?: number; alpha?: number; normalize?: boolean } = {},
 ): Tensor {
-  // `delta` is no option: reference cases carry it (how far their rows are apart), and it changes nothing
+  // `delta` is not an option and has no effect; reference cases carry it to say how far apart their rows are
   const given = isRecord(options)
     ? Object.fromEntries(Object.entries(options).filter(([key]) => key !== "delta"))
     : options;
@@ -158,7 +158,7 @@ function launchDivergence(
   const counts = hidden([3], "f32");
   if (labels) countRows(labels.memory, null, counts.memory, rows, columns, numbers.ignoreIndex);
   const launch: RowLaunch = (loss, [dStudent, dTeacher], upstream) => {
-    // a launch in the backward pass writes the parts again: to scratch, since nobody reads them and the first are closed
+    // a launch in the backward pass writes the parts again, to scratch: nobody reads them, and the first ones are closed
     const again = parts?.ceRows.closed;
     using ceRows = again ? hidden([rows], "f32") : null;
     using spareRows = again ? hidden([rows], "f32") : null;
@@ -187,7 +187,7 @@ function launchDivergence(
 }
 
 /**
- * KL(p‖q) by row, with p = softmax(teacher/T), q = softmax(student/T): Σ p·(ln p − ln q). Mode-covering: the usual loss of distillation.
+ * KL(p‖q) by row, with p = softmax(teacher/T), q = softmax(student/T): Σ p·(ln p − ln q). Mode-covering; the usual loss for distillation.
  *
  * Gradients: ∂/∂student = (q − p)/T, ∂/∂teacher = p·(ln p − ln q − KL)/T. Shapes: both [..., V]; `"none"` gives [...]. In nats. Identical rows give exactly 0.
  * p > 0 where the student's logit is −∞ gives +∞. Throws a TypeError for wrong shapes or dtypes, a RangeError for wrong values.
@@ -233,9 +233,9 @@ export function reverseKl(student: Tensor, teacher: Tensor, options: DivergenceO
  * Gradients: ∂/∂student = (1−β)·q·(ln q − ln m − KL(q‖m))/T, ∂/∂teacher = β·p·(ln p − ln m − KL(p‖m))/T. Between 0 and H(β) ≤ ln 2. Shapes, units and
  * errors as `forwardKl`.
  *
- * The ends: at β = 0 and 1 the formula's own value is 0, which teaches nothing. As in Liger and TRL, β = 0 runs forward KL and β = 1 reverse KL. J/β tends
- * to KL(p‖q) as β → 0 and J/(1−β) to KL(q‖p) as β → 1, so that with `normalize: true`, J/(β(1−β)), the value is continuous at both ends. Some articles
- * name the two ends the other way round: here β weighs the teacher, and a small β covers modes.
+ * The ends: at β = 0 and 1 the formula itself gives 0, from which nothing can be learned. As in Liger and TRL, β = 0 gives forward KL and β = 1 reverse KL. J/β
+ * tends to KL(p‖q) as β → 0 and J/(1−β) to KL(q‖p) as β → 1, so that with `normalize: true`, J/(β(1−β)), the value is continuous at both ends. Some articles
+ * swap the two ends: here β is the teacher's weight, and a small β is mode-covering.
  *
  * Source: Agarwal et al. 2023 (generalised knowledge distillation).
  *
@@ -337,14 +337,14 @@ export const DIVERGENCES: readonly DivergenceName[] = [
 ];
 
 /**
- * α·crossEntropy(student, labels) + (1−α)·T²·divergence(student/T, teacher/T), in one kernel and one trip over both.
+ * α·crossEntropy(student, labels) + (1−α)·T²·divergence(student/T, teacher/T), in one kernel and one pass over both.
  *
- * Student and teacher [..., V], labels [...] (i32 or u32). A row whose label is `ignoreIndex` loses its cross-entropy only: unlabelled rows still learn
- * from the teacher; `dropIgnored` drops both. The mean divides the cross-entropy by the labelled rows and the divergence by all (or, with `dropIgnored`,
- * by the kept ones).
+ * Student and teacher [..., V], labels [...] (i32 or u32). A row whose label is `ignoreIndex` has no cross-entropy but still a divergence: unlabelled rows
+ * learn from the teacher. With `dropIgnored` it has neither. The mean divides the cross-entropy by the number of labelled rows and the divergence by the number
+ * of all rows (with `dropIgnored`, of labelled ones).
  *
  * Gradients: α·(softmax(student) − 1_label) and (1−α)·T² times the divergence's own, for student and teacher. T² keeps the size of the divergence's gradient
- * while T changes; `temperatureSquared: false` switches it off. Units and errors as `crossEntropy` and `forwardKl`.
+ * independent of T; `temperatureSquared: false` leaves it out. Units and errors as `crossEntropy` and `forwardKl`.
  *
  * Source: Hinton, Vinyals & Dean 2015.
  *
@@ -374,7 +374,7 @@ export function distillation(
   labels: Tensor,
   options: DistillationOptions & { returnParts: true },
 ): DistillationResult;
-/** Options that are not known when this is compiled: a Tensor, or a result where `returnParts` is set. */
+/** With options that are not known at compile time: a Tensor, or a result if `returnParts` is set. */
 export function distillation(
   student: Tensor,
   teacher: Tensor,

@@ -8,15 +8,15 @@ import { checkTensor, Tensor } from "../autograd/tensor.ts";
 
 /** Options of `dropout`. */
 export interface DropoutOptions {
-  /** Probability of an element to be zeroed; 0.5 by default. */
+  /** The probability that an element is zeroed; 0.5 by default. */
   p?: number;
   /** Whether anything is dropped; true by default. */
   training?: boolean;
 }
 
 /**
- * Zeroes each element with probability p and scales the others by 1/(1 − p), so that the expectation stays. The mask is a hash of (seed, step, number of the
- * op in its tape, element): it is never stored, and the backward pass computes it again. Where nothing is dropped the result is a view of x.
+ * Zeroes each element with probability p and scales the others by 1/(1 − p), which preserves the expectation. The mask is a hash of (seed, step, number of the op
+ * in its tape, element): it is never stored, and the backward pass computes it again. If nothing is dropped, the result is a view of x.
  *
  * Gradient: dX = dY/(1 − p) where the element was kept, else 0. Throws a TypeError unless x is a tensor of f32 or f16, a RangeError unless 0 ≤ p < 1. Source:
  * Srivastava et al. 2014.
@@ -36,7 +36,7 @@ export function dropout(x: Tensor, options: DropoutOptions = {}): Tensor {
   checkNumber("dropout", "p", p, { min: 0, below: 1 });
   checkBoolean("dropout", "training", training);
   checkTensor("dropout", "x", x);
-  if (!chosen(training) || p === 0) { // a view, so that it is disposed of by itself as otherwise
+  if (!chosen(training) || p === 0) { // a view, so that the result can be disposed of separately from x, as usual
     const y = x.view(x.shape, "dropout");
     return record({ op: "dropout", inputs: [x], output: y, backward: (dY) => [dY.view(x.shape, "dropout")] });
   }

@@ -1,6 +1,6 @@
 /**
- * Elementwise ops. Each is given by its value and its derivatives, as WGSL expressions: `unary` and `binary` say what their letters stand for.
- * `kernels/elementwise.ts` makes kernels of them, broadcasting included.
+ * Elementwise ops. Each is defined by WGSL expressions for its value and its derivatives; `unary` and `binary` say what the letters in them stand for.
+ * `kernels/elementwise.ts` turns them into kernels that broadcast.
  */
 import { checkNumber, checkOneOf, checkOptions, describe } from "../kernels/check.ts";
 import { ACTIVATIONS } from "../kernels/math.ts";
@@ -29,7 +29,7 @@ export function unary(
       inputs: [x],
       output: y,
       saved,
-      // what the derivative does not use is bound as dY, so that nothing else need be kept
+      // dY takes the place of what the derivative does not use, so that it need not be saved
       backward: (dY) => {
         const from = [usesX ? x : dY, usesY ? y : dY, dY];
         return [mapped(`${name} backward`, derivative, from, x.shape, scalars)];
@@ -253,8 +253,8 @@ export function gelu(x: Tensor, options: GeluOptions = {}): Tensor {
 }
 
 /**
- * x held between `min` and `max`, elementwise: min(max(x, min), max), so `max` where `min` is above it. Either may be left out, or infinite. Gradient: dX
- * = dY where min ≤ x ≤ max, else 0. Throws a TypeError where both are missing and unless x is a tensor of f32 or f16, a RangeError for NaN. Source:
+ * x limited to [min, max], elementwise: min(max(x, min), max), which is `max` if `min` is larger. Either bound may be left out, or infinite. Gradient: dX = dY
+ * where min ≤ x ≤ max, else 0. Throws a TypeError if both bounds are missing or x is not a tensor of f32 or f16, a RangeError for a bound that is NaN. Source:
  * `torch.clamp`.
  *
  * @example
@@ -275,7 +275,7 @@ export function clamp(x: Tensor, options: ClampOptions): Tensor {
   return clamped(x, [asStored(x, low), asStored(x, high)]);
 }
 
-/** A bound as x's dtype holds it: else an x that equals it would not be found to. */
+/** A bound rounded to x's dtype, so that an x that equals it compares equal. */
 const asStored = (x: Tensor, n: number) => x?.dtype === "f16" ? Math.f16round(n) : n;
 
 // ---- two inputs
@@ -333,7 +333,7 @@ const smaller = binary(
 
 type WithNumber = (x: Tensor, number: [number]) => Tensor;
 
-/** An op on two tensors (`both`), on a tensor and a number behind it (`left`), or on a number in front of a tensor (`right`). */
+/** An op on two tensors (`both`), on a tensor and a number (`left`), or on a number and a tensor (`right`). */
 function numberOrTensor(
   op: string,
   a: Operand,
@@ -356,7 +356,7 @@ function numberOrTensor(
 }
 
 /**
- * a + b, elementwise with broadcasting; either may be a number. Gradients: dA = dY, dB = dY; what was broadcast gets their sum. Throws a TypeError for two
+ * a + b, elementwise with broadcasting; either may be a number. Gradients: dA = dY, dB = dY; for a broadcast operand, summed over it. Throws a TypeError for two
  * numbers, tensors of different dtypes or of integers, and shapes that do not broadcast. Source: `torch.add`.
  *
  * @example
@@ -372,7 +372,7 @@ export function add(a: Operand, b: Operand): Tensor {
 }
 
 /**
- * a − b, elementwise with broadcasting; either may be a number. Gradients: dA = dY, dB = −dY; what was broadcast gets their sum. Throws a TypeError for two
+ * a − b, elementwise with broadcasting; either may be a number. Gradients: dA = dY, dB = −dY; for a broadcast operand, summed over it. Throws a TypeError for two
  * numbers, tensors of different dtypes or of integers, and shapes that do not broadcast. Source: `torch.sub`.
  *
  * @example
@@ -388,7 +388,7 @@ export function sub(a: Operand, b: Operand): Tensor {
 }
 
 /**
- * a · b, elementwise with broadcasting; either may be a number. Gradients: dA = dY·b, dB = dY·a; what was broadcast gets their sum. Throws a TypeError for
+ * a · b, elementwise with broadcasting; either may be a number. Gradients: dA = dY·b, dB = dY·a; for a broadcast operand, summed over it. Throws a TypeError for
  * two numbers, tensors of different dtypes or of integers, and shapes that do not broadcast. Source: `torch.mul`.
  *
  * @example
@@ -404,7 +404,7 @@ export function mul(a: Operand, b: Operand): Tensor {
 }
 
 /**
- * a / b, elementwise with broadcasting; either may be a number. Gradients: dA = dY/b, dB = −dY·a/b²; what was broadcast gets their sum. Throws a TypeError
+ * a / b, elementwise with broadcasting; either may be a number. Gradients: dA = dY/b, dB = −dY·a/b²; for a broadcast operand, summed over it. Throws a TypeError
  * for two numbers, tensors of different dtypes or of integers, and shapes that do not broadcast. Source: `torch.div`.
  *
  * @example
@@ -420,8 +420,8 @@ export function div(a: Operand, b: Operand): Tensor {
 }
 
 /**
- * a to the power b (a negative base takes whole exponents only, else NaN), elementwise with broadcasting; either may be a number. Gradients: dA = dY·b·aᵇ⁻¹
- * (0 where b = 0), dB = dY·aᵇ·ln a (0 where a = 0 and b ≥ 0); what was broadcast gets their sum. Throws a TypeError for two numbers, tensors of different
+ * a to the power b (NaN for a negative base unless b is an integer), elementwise with broadcasting; either may be a number. Gradients: dA = dY·b·aᵇ⁻¹
+ * (0 where b = 0), dB = dY·aᵇ·ln a (0 where a = 0 and b ≥ 0); for a broadcast operand, summed over it. Throws a TypeError for two numbers, tensors of different
  * dtypes or of integers, and shapes that do not broadcast. Source: `torch.pow`.
  *
  * @example
@@ -439,8 +439,8 @@ export function pow(a: Operand, b: Operand): Tensor {
 }
 
 /**
- * The larger of a and b; NaN stays NaN, elementwise with broadcasting; either may be a number. Gradients: dA and dB are dY where it was taken, 0 elsewhere,
- * half of it each where a = b, all of it each at NaN; what was broadcast gets their sum. Throws a TypeError for two numbers, tensors of different dtypes or
+ * The larger of a and b, NaN if one of them is NaN, elementwise with broadcasting; either may be a number. Gradients: dA is dY where a was taken, 0 elsewhere,
+ * half of dY where a = b, and dY at NaN; dB likewise; for a broadcast operand, summed over it. Throws a TypeError for two numbers, tensors of different dtypes or
  * of integers, and shapes that do not broadcast. Source: `torch.maximum`.
  *
  * @example
@@ -456,8 +456,8 @@ export function maximum(a: Operand, b: Operand): Tensor {
 }
 
 /**
- * The smaller of a and b; NaN stays NaN, elementwise with broadcasting; either may be a number. Gradients: dA and dB are dY where it was taken, 0 elsewhere,
- * half of it each where a = b, all of it each at NaN; what was broadcast gets their sum. Throws a TypeError for two numbers, tensors of different dtypes or
+ * The smaller of a and b, NaN if one of them is NaN, elementwise with broadcasting; either may be a number. Gradients: dA is dY where a was taken, 0 elsewhere,
+ * half of dY where a = b, and dY at NaN; dB likewise; for a broadcast operand, summed over it. Throws a TypeError for two numbers, tensors of different dtypes or
  * of integers, and shapes that do not broadcast. Source: `torch.minimum`.
  *
  * @example
@@ -474,8 +474,8 @@ export function minimum(a: Operand, b: Operand): Tensor {
 
 /**
  * `a` where `condition` is not 0, else `b`, with broadcasting; `condition` has any dtype and gets no gradient. Gradients: dA = dY where `condition` is not 0,
- * else 0; dB = dY − dA; what was broadcast gets their sum. Integers, as labels are, keep every bit and get no gradient. Throws a TypeError for what is no
- * tensor, `a` and `b` of different dtypes, and shapes that do not broadcast. Source: `torch.where`.
+ * else 0; dB = dY − dA; for a broadcast operand, summed over it. Integers, as labels are, keep every bit and get no gradient. Throws a TypeError for an
+ * argument that is not a tensor, for `a` and `b` of different dtypes, and for shapes that do not broadcast. Source: `torch.where`.
  *
  * @example
  * ```ts

@@ -1,6 +1,6 @@
 /**
- * A model's head and its loss in one op. It takes the rows in chunks: it computes a chunk's logits, the loss overwrites them with their gradient, and from that
- * come the gradients of hidden states and weights. The full [N, V] logits never exist.
+ * A model's head and its loss in one op. It processes the rows in chunks: it computes a chunk's logits, the loss overwrites them with their gradient, and the
+ * gradients of hidden states and weights follow from that. The full [N, V] logits never exist.
  */
 import { checkNumber, checkOneOf, checkOptions } from "../kernels/check.ts";
 import { countRows, crossEntropyRows } from "../kernels/cross_entropy.ts";
@@ -40,7 +40,7 @@ import {
 export interface LinearCrossEntropyOptions extends CrossEntropyOptions {
   /** Added to the logits, [V]. */
   bias?: Tensor;
-  /** Rows of logits that exist at a time; by default as many as fit 256 MiB and one binding. */
+  /** The rows of a chunk; by default as many as fit into 256 MiB and one binding. */
   chunkSize?: number;
 }
 
@@ -52,13 +52,13 @@ export interface LinearDistillationOptions extends DivergenceOptions {
   teacherBias?: Tensor;
   /** `"forwardKl"` by default. */
   divergence?: DivergenceName;
-  /** β where the divergence is `"jsd"`; 0.5 by default. */
+  /** β if the divergence is `"jsd"`; 0.5 by default. */
   beta?: number;
   /** Divides a jsd by β(1−β). */
   normalize?: boolean;
-  /** α where the divergence is a skewed KL; 0.1 by default. */
+  /** α if the divergence is a skewed KL; 0.1 by default. */
   alpha?: number;
-  /** Rows of logits that exist at a time; by default as many as fit 256 MiB and one binding. */
+  /** The rows of a chunk; by default as many as fit into 256 MiB and one binding. */
   chunkSize?: number;
 }
 
@@ -69,7 +69,7 @@ interface Head {
   bias?: Tensor;
 }
 
-/** Checks a head and returns the rows that its logits would be. */
+/** Checks a head and returns the rows of its logits. */
 function headRows(op: string, names: [string, string, string], { hidden, weight, bias }: Head): Rows {
   const { rows, columns: depth, shape } = rowsOf(op, names[0], hidden);
   checkTensor(op, names[1], weight, [hidden.dtype]);
@@ -84,8 +84,8 @@ function headRows(op: string, names: [string, string, string], { hidden, weight,
   return { rows, columns, shape };
 }
 
-// The bytes of a chunk of logits, and the rows of a product's largest tile. Chunks are whole tiles (261 rows would take three and fill two), and few, since each
-// reads and writes the weight's gradient: in chunks of 261 rows 2048×1024×128256 took an H100 1.6 times as long as unfused.
+// The bytes of a chunk of logits, and the rows of a product's largest tile. Chunks are whole tiles (261 rows would take three tiles and fill only two), and there
+// are few of them, since each reads and writes the weight's gradient: in chunks of 261 rows 2048×1024×128256 took an H100 1.6 times as long as unfused.
 const CHUNK_BYTES = 2 ** 28, TILE = 128;
 
 function chunkRows(op: string, asked: number | undefined, { rows, columns }: Rows): number {
@@ -93,7 +93,7 @@ function chunkRows(op: string, asked: number | undefined, { rows, columns }: Row
   if (limit < 1) throw new RangeError(`${op}: one row of ${columns} logits is more than this adapter binds at once`);
   if (asked === undefined) {
     const most = Math.max(1, Math.min(limit, Math.floor(CHUNK_BYTES / (4 * columns))));
-    const even = Math.ceil(rows / Math.ceil(rows / most) / TILE) * TILE; // chunks of one size
+    const even = Math.ceil(rows / Math.ceil(rows / most) / TILE) * TILE; // chunks of equal size
     return rows <= most ? Math.max(1, rows) : even <= most ? even : most - most % (most < TILE ? 1 : TILE);
   }
   checkNumber(op, "chunkSize", asked, { integer: true, min: 1 });
@@ -114,14 +114,14 @@ function headForward(head: Head, logits: Memory, from: number, count: number): v
   });
 }
 
-/** Where one side's gradients go; the sums over chunks are f32 whatever the storage. */
+/** The memories of one side's gradients; those that are sums over chunks are f32 for every storage type. */
 interface HeadGradients {
   hidden: Memory | null;
   weight: Memory | null;
   bias: Memory | null;
 }
 
-/** Adds what a chunk's d_logits contribute. */
+/** Adds the contribution of a chunk's d_logits to the gradients. */
 function headBackward(
   head: Head,
   dLogits: Memory,
@@ -161,8 +161,7 @@ function headBackward(
 }
 
 /**
- * The loss over chunks. `chunk` writes the losses of a chunk's rows, and turns in place the logits of each head for which `gradients` is true into their
- * gradients.
+ * The loss over chunks. `chunk` writes the losses of a chunk's rows, and overwrites the logits of each head for which `gradients` is true with their gradient.
  */
 function chunked(
   op: string,
@@ -190,7 +189,7 @@ function chunked(
     };
     try {
       const temporary: { memory: Memory; to: Memory; tensor: Tensor }[] = [];
-      // f16 sums over chunks are kept in f32 and rounded once
+      // sums over chunks for f16 gradients are f32 and rounded once
       const summed = (tensor: Tensor, to: Memory | null): Memory | null => {
         if (!to || tensor.dtype === "f32") return to;
         const memory = take(4 * tensor.size);
@@ -203,7 +202,7 @@ function chunked(
         weight: summed(head.weight, gradients[i++]),
         bias: head.bias ? summed(head.bias, gradients[i++]) : null,
       }));
-      if (rows === 0) { // no chunk will write them
+      if (rows === 0) { // there is no chunk that writes them
         targets.forEach(({ weight, bias }, h) => {
           if (weight) fill(weight, 0, heads[h].weight.size, "f32");
           if (bias) fill(bias, 0, columns, "f32");
@@ -229,11 +228,11 @@ function chunked(
 }
 
 /**
- * `crossEntropy(linear(hidden, weight, bias), target)` without the [N, V] logits: chunks of rows are computed, used and forgotten.
+ * `crossEntropy(linear(hidden, weight, bias), target)` without the [N, V] logits: only one chunk of rows exists at a time.
  *
- * hidden [..., D], weight [V, D], bias [V], target [...] (i32 or u32). Every option, reduction and further return of `crossEntropy`, but no soft targets;
- * the mean is over all rows, not over a chunk. Gradients: dHidden = dLogits·weight, dWeight = dLogitsᵀ·hidden, dBias = Σ dLogits, with dLogits as
- * `crossEntropy` has them. Value and gradients equal the unfused ones to float32; beyond the gradients it takes one chunk of logits. Errors as
+ * hidden [..., D], weight [V, D], bias [V], target [...] (i32 or u32). It has every option, reduction and additional result of `crossEntropy`, but no soft
+ * targets; the mean is over all rows, not over a chunk. Gradients: dHidden = dLogits·weight, dWeight = dLogitsᵀ·hidden, dBias = Σ dLogits, with dLogits as
+ * `crossEntropy` has them. Value and gradients equal the unfused ones up to float32 rounding. Besides the gradients it needs memory for one chunk of logits. Errors as
  * `crossEntropy`, and a RangeError for a chunk size below 1.
  *
  * Source: Liger-Kernel 2024 (fused linear cross-entropy); Wijmans et al. 2024 (cut cross-entropy).
@@ -256,21 +255,21 @@ export function linearCrossEntropy(
   target: Tensor,
   options?: LinearCrossEntropyOptions & { returnZLoss?: false; returnAccuracy?: false; returnPredictions?: false },
 ): Tensor;
-/** With `returnAccuracy`: the loss and the accuracy, and what else was asked for. */
+/** With `returnAccuracy`: the loss, the accuracy, and whatever else was requested. */
 export function linearCrossEntropy(
   hidden: Tensor,
   weight: Tensor,
   target: Tensor,
   options: LinearCrossEntropyOptions & { returnAccuracy: true },
 ): CrossEntropyResult & { accuracy: Tensor };
-/** With another `return…` option: the loss and what was asked for. */
+/** With another `return…` option: the loss and what was requested. */
 export function linearCrossEntropy(
   hidden: Tensor,
   weight: Tensor,
   target: Tensor,
   options: LinearCrossEntropyOptions & ({ returnZLoss: true } | { returnPredictions: true }),
 ): CrossEntropyResult;
-/** Options that are not known when this is compiled: a Tensor, or a result where a `return…` option is set. */
+/** With options that are not known at compile time: a Tensor, or a result if a `return…` option is set. */
 export function linearCrossEntropy(
   hidden: Tensor,
   weight: Tensor,
@@ -322,7 +321,7 @@ export function linearCrossEntropy(
             columns,
             ...numbers,
           });
-        // on its own, because the kernel looks for the largest logits when their gradients are in their place
+        // a launch of its own: the kernel finds the largest logits last, when gradients in place would have overwritten them
         const first = extras !== null && upstream === null;
         if (first) launch(extras, null);
         if (wanted || !first) launch(null, wanted ? logits : null);
@@ -335,9 +334,9 @@ export function linearCrossEntropy(
 /**
  * A divergence between the logits of two heads, without their [N, V] logits: student hidden·weightᵀ + bias against teacherHidden·teacherWeightᵀ + teacherBias.
  *
- * hidden [..., D], weight [V, D], teacherHidden [..., E], teacherWeight [V, E]. The divergence alone: no cross-entropy, no T². Every divergence, option
+ * hidden [..., D], weight [V, D], teacherHidden [..., E], teacherWeight [V, E]. The divergence alone, without cross-entropy and T², with every option
  * and reduction. Gradients for both hidden states, weights and biases: of each side dHidden = dLogits·weight, dWeight = dLogitsᵀ·hidden, dBias = Σ
- * dLogits, with dLogits as the divergences have them. Memory: one chunk of logits a side. Errors as the divergences.
+ * dLogits, with dLogits as the divergences have them. Memory: one chunk of logits per side. Errors as the divergences.
  *
  * Source: Liger-Kernel 2024 (fused linear JSD).
  *

@@ -1,5 +1,5 @@
 /**
- * The usual losses beside the fused ones. Each is one elementwise expression and a reduction, or is composed of primitive ops. The loss of f16 tensors is f32
+ * The common losses besides the fused ones. Each is an elementwise expression with a reduction, or composed of primitive ops. The loss of f16 tensors is f32,
  * too.
  */
 import { checkBoolean, checkNumber, checkOneOf, checkOptions } from "../kernels/check.ts";
@@ -17,7 +17,7 @@ import { logSoftmax } from "./softmax.ts";
 
 /** Options of the elementwise losses. */
 export interface ReductionOptions {
-  /** `"mean"` over all elements by default; NaN where there is none. */
+  /** `"mean"` over all elements by default; NaN if there are none. */
   reduction?: LossReduction;
 }
 
@@ -36,7 +36,7 @@ function inF32(op: string, x: Tensor): Tensor {
   });
 }
 
-/** Two arguments in f32, when they are tensors of one shape and dtype. */
+/** Checks that two arguments are tensors of one shape and dtype, and returns them in f32. */
 function pairInF32(op: string, name: string, a: Tensor, target: Tensor): [Tensor, Tensor] {
   checkTensor(op, name, a);
   checkTensor(op, "target", target, [a.dtype]);
@@ -44,7 +44,7 @@ function pairInF32(op: string, name: string, a: Tensor, target: Tensor): [Tensor
   return [inF32(op, a), inF32(op, target)];
 }
 
-/** A loss of two tensors of one shape, from its value and derivatives (of a, b, c: the value, d: its gradient). */
+/** A loss of two tensors of one shape, from expressions of its value and derivatives (with a, b, the value c and its gradient d). */
 function pointwise(
   op: string,
   value: string,
@@ -119,13 +119,13 @@ export function binaryCrossEntropyWithLogits(logits: Tensor, target: Tensor, opt
 
 /** Options of `smoothL1Loss`. */
 export interface SmoothL1Options extends ReductionOptions {
-  /** Where the square ends and the straight part begins; 1 by default, 0 is `l1Loss`. */
+  /** Where the quadratic part ends and the linear part begins; 1 by default, 0 gives `l1Loss`. */
   beta?: number;
 }
 
 /**
  * With d = prediction − target: d²/(2β) for |d| < β, else |d| − β/2, averaged over all elements (or `"sum"`, `"none"`). β is 1 by default; 0 is
- * `l1Loss`. Gradient: d/β held within ±1. Throws a TypeError for different shapes, a RangeError for a negative β. Source:
+ * `l1Loss`. Gradient: d/β limited to ±1. Throws a TypeError for different shapes, a RangeError for a negative β. Source:
  * `torch.nn.functional.smooth_l1_loss`; Girshick 2015.
  *
  * @example
@@ -162,7 +162,7 @@ export interface KlDivOptions {
   logTarget?: boolean;
 }
 
-// 0·ln 0 = 0, also where the log-probability is −∞
+// 0·ln 0 = 0, also if the log-probability is −∞
 const klOfProbability = binary(
   "klDiv",
   "select(b * (log_(b) - a), 0.0, b == 0.0)",
@@ -177,8 +177,8 @@ const klOfLog = binary(
 );
 
 /**
- * PyTorch's `kl_div`: t·(ln t − x) elementwise, from log-probabilities x and probabilities t (or log-probabilities, with `logTarget`), of one shape. For those who
- * port: `forwardKl` and its like take logits, are exact for close rows, and their mean is the divergence.
+ * PyTorch's `kl_div`: t·(ln t − x) elementwise, from log-probabilities x and probabilities t (or log-probabilities, with `logTarget`), of one shape. For
+ * ported code: `forwardKl` and the other divergences take logits, are exact for close rows, and their mean is the divergence.
  *
  * Reductions: `"none"`, `"sum"`, `"mean"` (the default: divided by all elements, which is not the divergence) and `"batchmean"` (divided by the size of the
  * first dimension). Both arguments get gradients: −t and ln t + 1 − x. A zero target contributes 0. Throws a TypeError for different shapes.
@@ -211,7 +211,7 @@ export function klDiv(logProbabilities: Tensor, target: Tensor, options: KlDivOp
 
 /** Options of `nllLoss`. */
 export interface NllOptions {
-  /** `"mean"` by default: by the class weights of the kept rows. */
+  /** `"mean"` by default, weighted by the class weights of the rows that are not ignored. */
   reduction?: LossReduction;
   /** −100 by default. */
   ignoreIndex?: number;
@@ -220,8 +220,8 @@ export interface NllOptions {
 }
 
 /**
- * −w_y·x_y by row, from log-probabilities x [..., V], class indices y [...] (i32 or u32) and class weights w [V] (1 by default). Rows of `ignoreIndex`
- * (−100) count nowhere. The mean divides by the sum of the kept rows' weights. Where that is 0 (no row, all ignored, all of weight 0) loss and gradient
+ * −w_y·x_y by row, from log-probabilities x [..., V], class indices y [...] (i32 or u32) and class weights w [V] (1 by default). Rows with the label
+ * `ignoreIndex` (−100) are ignored. The mean divides by the sum of the other rows' weights. If that is 0 (no row, all ignored, all of weight 0), loss and gradient
  * are 0; in PyTorch they are NaN. Gradient: −w_y at the label's column, 0 elsewhere. Errors as `crossEntropy`, which takes logits and is exact. Source:
  * `torch.nn.functional.nll_loss`.
  *
@@ -271,7 +271,7 @@ export function nllLoss(logProbabilities: Tensor, target: Tensor, options: NllOp
 /**
  * a·b / (max(‖a‖, eps)·max(‖b‖, eps)) over `dim` (1 by default, as in PyTorch), with broadcasting; eps is 1e-8 by default, and at least 2⁻⁶³.
  * Gradients: (b/‖b‖ − cos·a/‖a‖)/‖a‖ for a (without the second term below eps), likewise for b. Throws a TypeError for shapes that do not broadcast, a
- * RangeError for a dimension that is not there. Source: `torch.nn.functional.cosine_similarity`.
+ * RangeError for a dimension that does not exist. Source: `torch.nn.functional.cosine_similarity`.
  *
  * @example
  * ```ts
@@ -288,9 +288,9 @@ export function cosineSimilarity(a: Tensor, b: Tensor, options: { dim?: number; 
   checkTensor(op, "b", b, [a.dtype]);
   const { dim: asked = 1, eps = 1e-8 } = options;
   const rank = broadcastShape(op, [a.shape, b.shape]).length;
-  const dim = checkDim(op, asked, rank) - rank; // from the back: a and b may differ in rank
+  const dim = checkDim(op, asked, rank) - rank; // counted from the back, since a and b may differ in rank
   checkNumber(op, "eps", eps, { above: 0 });
-  const least = Math.max(eps * eps, 2 ** -126); // below it f32 would be left with 0
+  const least = Math.max(eps * eps, 2 ** -126); // a smaller number could become 0 in f32
   const norm = (x: Tensor) => sum(x.square(), { dim }).maximum(least).sqrt();
   return composed(op, () => {
     const x = inF32(op, a), y = inF32(op, b);
@@ -301,7 +301,7 @@ export function cosineSimilarity(a: Tensor, b: Tensor, options: { dim?: number; 
 /**
  * 1 − cos(a, b) where y is 1, max(0, cos(a, b) − margin) where y is −1; a and b [N, D], y [N], margin 0 by default. Averaged over rows (or `"sum"`,
  * `"none"`). Gradients: those of `cosineSimilarity`, times −1 where y is 1 and 1 where y is −1 and the loss above 0. Throws a TypeError for wrong shapes,
- * a RangeError for a margin outside [−1, 1] and another y where the host wrote it as i32; elsewhere its row is NaN. Source:
+ * a RangeError for a margin outside [−1, 1] and for another y that the host wrote as i32; any other wrong y makes its row NaN. Source:
  * `torch.nn.functional.cosine_embedding_loss`.
  *
  * @example
@@ -344,18 +344,18 @@ export function cosineEmbeddingLoss(
 export interface RowOptions {
   /** Logits are divided by it; 1 by default. */
   temperature?: number;
-  /** `"mean"` over rows by default; 0 where there is none. */
+  /** `"mean"` over rows by default; 0 if there are none. */
   reduction?: LossReduction;
 }
 
-/** The loss of rows of distributions; the mean over no row is 0, as of the fused losses. */
+/** The reduced loss of rows. The mean over no rows is 0, as for the fused losses. */
 function reducedRows(rows: Tensor, reduction: LossReduction = "mean"): Tensor {
   return reduced(rows, rows.size === 0 && reduction === "mean" ? "sum" : reduction);
 }
 
 /**
- * H by row, from log-probabilities. Its gradient is that of the logits, −p·(ln p + H). logSoftmax, which comes in front and takes off any multiple of p,
- * leaves that as it is. The usual −p·(ln p + 1) would lose its digits there: of a peaked row 1 − 1 would be left.
+ * H by row, from log-probabilities. Its gradient is that for the logits, −p·(ln p + H), which the backward pass of logSoftmax, in removing any multiple of p,
+ * does not change. The usual −p·(ln p + 1) would lose its digits there: for a peaked row it would compute 1 − 1.
  */
 function entropyOfRows(log: Tensor): Tensor {
   using terms = mapped("entropy", "select(-exp(a) * a, 0.0, exp(a) == 0.0)", [log], log.shape);
@@ -373,7 +373,7 @@ function entropyOfRows(log: Tensor): Tensor {
   });
 }
 
-/** x/T less its largest in each row, which leaves the distribution as it is. So the largest ones are near 0, where the division's rounding is small. */
+/** x/T minus each row's largest, which does not change the distribution. The largest ones are then near 0, where the rounding of the division is small. */
 function cooled(x: Tensor, temperature: number): Tensor {
   using constant = x.detach();
   using largest = max(constant, { dim: -1, keepDim: true });
@@ -387,7 +387,7 @@ function cooled(x: Tensor, temperature: number): Tensor {
 
 /**
  * H(p) = −Σ p·ln p by row, with p = softmax(logits/T) over the last dimension: between 0 and ln V, in nats. Averaged over rows (or `"sum"`, `"none"`); T
- * is 1 by default. Gradient: −p·(ln p + H)/T. Throws a TypeError for what is no tensor of logits, a RangeError for T ≤ 0. Source: Shannon 1948.
+ * is 1 by default. Gradient: −p·(ln p + H)/T. Throws a TypeError unless `logits` is a tensor of f32 or f16, a RangeError for T ≤ 0. Source: Shannon 1948.
  *
  * @example
  * ```ts
@@ -449,7 +449,7 @@ const distance = binary(
 
 /**
  * KL(N(mean, e^logVariance) ‖ N(otherMean, e^otherLogVariance)) of diagonal Gaussians [..., D], summed over the last dimension and averaged over the rows (0
- * where there is none); the other is N(0, 1) by default: ½Σ[e^δ − 1 − δ + (μ − μ')²/σ'²] with δ = logVariance − otherLogVariance. In nats; identical ones
+ * if there are none); the other is N(0, 1) by default: ½Σ[e^δ − 1 − δ + (μ − μ')²/σ'²] with δ = logVariance − otherLogVariance. In nats; identical ones
  * give exactly 0.
  *
  * Gradients, over the number of rows: (μ − μ')/σ'² for the mean, ½(e^δ − 1) for logVariance, −(μ − μ')/σ'² and ½(1 − e^δ − (μ − μ')²/σ'²) for the others.

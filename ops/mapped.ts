@@ -1,9 +1,9 @@
-/** What elementwise ops and reductions share: broadcasting, and new tensors from an expression. */
+/** What elementwise ops and reductions share: broadcast shapes, and tensors computed by an expression. */
 import { map, type Operand } from "../kernels/elementwise.ts";
 import type { DType } from "../autograd/storage.ts";
 import { Tensor } from "../autograd/tensor.ts";
 
-/** The shape that shapes broadcast to, by NumPy's rule. Throws a TypeError that names the op. */
+/** The shape that `shapes` broadcast to, by NumPy's rules. Throws a TypeError that names the op. */
 export function broadcastShape(op: string, shapes: readonly (readonly number[])[]): number[] {
   const rank = Math.max(0, ...shapes.map((s) => s.length));
   const out = new Array<number>(rank).fill(1);

@@ -12,7 +12,7 @@ import { broadcastShape } from "./mapped.ts";
 import { sumTo } from "./reduce.ts";
 import { checkRank, expand, wrongFeatures } from "./shape.ts";
 
-/** Internal: a tensor as a matrix of so many columns, transposed or not; `batch` elements from one matrix to the next (0: one for all). */
+/** Internal: a tensor as matrices with `columns` columns, transposed or not; `batch` is the stride from one matrix to the next (0: one for all). */
 export function matrix(x: Tensor, columns: number, transposed = false, batch = 0): Strided {
   return { memory: x.memory, element: x.dtype, batch, row: transposed ? 1 : columns, column: transposed ? columns : 1 };
 }
@@ -23,16 +23,16 @@ function matrices(x: Tensor, transposed: boolean): Strided {
   return matrix(x, columns, transposed, x.size === rows * columns ? 0 : rows * columns);
 }
 
-/** Internal: a tensor's elements as they lie. */
+/** Internal: a tensor's elements in their order. */
 export const plain = (x: Tensor): Plain => ({ memory: x.memory, element: x.dtype });
 
-/** x with its batch dimensions equal to `batch`, or one matrix for all of them: what one stride can walk. */
+/** x, expanded if necessary so that one batch stride is enough: either it has all of `batch`, or one matrix for all. */
 function walkable(x: Tensor, batch: readonly number[]): Tensor {
   const own = sizeOf(x.shape.slice(0, -2));
   return own === 1 || own === sizeOf(batch) ? x : expand(x, [...batch, ...x.shape.slice(-2)]);
 }
 
-/** out[b] = op(a)[b] · op(b)[b], and the copies that were made for it. */
+/** out[b] = op(a)[b] · op(b)[b], and the copies that it reads. */
 function productOf(
   a: Tensor,
   transposeA: boolean,
@@ -61,7 +61,7 @@ function productOf(
  * The matrix product of the last two dimensions, with the leading dimensions broadcast: [..., M, K] · [..., K, N] → [..., M, N]. A
  * vector on the left counts as a row, on the right as a column. `transposeA` and `transposeB` take a matrix transposed without moving it.
  *
- * Gradient: dA = dC·Bᵀ, dB = Aᵀ·dC. Sums run in float32 whatever the storage. Throws a TypeError where the inner sizes or dtypes differ. Source: `torch.matmul`.
+ * Gradient: dA = dC·Bᵀ, dB = Aᵀ·dC. Sums run in float32 whatever the storage. Throws a TypeError if the inner sizes or dtypes differ. Source: `torch.matmul`.
  *
  * @example
  * ```ts
@@ -106,7 +106,7 @@ function multiply(a: Tensor, b: Tensor, options: MatmulOptions): Tensor {
     column.dispose();
     return inShape(y, y.shape.toSpliced(-1, 1));
   }
-  if (b.rank === 2 && a.rank > 2 && !transposeA) { // one matrix for all: its rows are one long batch
+  if (b.rank === 2 && a.rank > 2 && !transposeA) { // one b for all: the rows of all a form one matrix
     const [m, n] = [a.shape.at(-2)!, b.shape.at(transposeB ? -2 : -1)!];
     const rows = a.reshape([sizeOf(a.shape.slice(0, -1)), inner[0]]), y = multiply(rows, b, { transposeB });
     rows.dispose();
@@ -127,8 +127,8 @@ function multiply(a: Tensor, b: Tensor, options: MatmulOptions): Tensor {
     output: out,
     saved: [...b.requiresGrad ? [a] : [], ...a.requiresGrad ? [b] : []], // each is what the other's gradient needs
     backward: (dOut, wants, gradientOf) => {
-      // A gradient is written where it is wanted, unless it is summed over batches afterwards. Both are made before the products: where a and b are one leaf, the second
-      // takes the optimizer's place from the first, which moves
+      // A gradient is written to its final place, unless it is summed over batches afterwards. Both are made before the products: if a and b are the same leaf, the
+      // second one takes the optimizer's slot, and the first one moves
       const target = (i: number, x: Tensor) =>
         x.rank === out.rank && x.shape.slice(0, -2).every((n, d) => n === batch[d])
           ? gradientOf(i)
@@ -151,7 +151,7 @@ function multiply(a: Tensor, b: Tensor, options: MatmulOptions): Tensor {
   });
 }
 
-/** `x.reshape(shape)`, in the place of x. */
+/** Replaces x by `x.reshape(shape)`. */
 function inShape(x: Tensor, shape: readonly number[]): Tensor {
   const y = x.reshape(shape);
   x.dispose();
@@ -164,7 +164,7 @@ export interface Layer {
   weight: Tensor;
   /** [out] */
   bias?: Tensor | null;
-  /** What follows it; not after the last layer. */
+  /** Follows the layer; not allowed after the last one. */
   activation?: Activation;
 }
 
@@ -190,8 +190,8 @@ function checkLayers(op: string, x: Tensor, layers: readonly Layer[]): number {
 }
 
 /**
- * Internal: linear layers one after the other with activations between them, and a residual added in the end: each layer is one product with
- * everything else in its epilogue, forward and backward. hᵢ = f(zᵢ), zᵢ = hᵢ₋₁·Wᵢᵀ + bᵢ, y = z_last + residual.
+ * Internal: consecutive linear layers with activations between them, and a residual added at the end. Each layer is one product with everything else in its
+ * epilogue, forward and backward. hᵢ = f(zᵢ), zᵢ = hᵢ₋₁·Wᵢᵀ + bᵢ, y = z_last + residual.
  */
 export function perceptron(op: string, x: Tensor, layers: readonly Layer[], residual?: Tensor): Tensor {
   return composed(op, () => layered(op, x, layers, residual));
@@ -205,14 +205,14 @@ function layered(op: string, x: Tensor, layers: readonly Layer[], residual?: Ten
     checkTensor(op, "residual", residual, [x.dtype]);
     checkShape(op, "residual", residual, shape);
   }
-  // what each layer reads, and what the slope of the activation before it is computed from
+  // the input of each layer, and the tensor from which the slope of the activation before it is computed
   const reads = [x], slopes: (Tensor | null)[] = [null], own: Tensor[] = [];
-  layers = layers.map(({ weight, bias, activation }) => ({ weight, bias, activation })); // a module may get others before the backward pass
+  layers = layers.map(({ weight, bias, activation }) => ({ weight, bias, activation })); // copies, since a module's parameters may be replaced before the backward pass
   const y = Tensor.empty(shape, x.dtype, op), last = layers.length - 1;
   layers.forEach(({ weight, bias, activation }, i) => {
     const [outs, ins] = weight.shape;
     const h = i === last ? y : hidden([rows, outs], x.dtype);
-    // relu's slope can be told from its result, gelu's only from its argument
+    // relu's slope follows from its result, gelu's only from its argument
     const z = activation === "gelu" ? hidden([rows, outs], x.dtype) : null;
     multiplied({
       a: matrix(reads[i], ins),
@@ -235,7 +235,7 @@ function layered(op: string, x: Tensor, layers: readonly Layer[], residual?: Ten
   });
   const inputs = [x, ...layers.flatMap(({ weight, bias }) => bias ? [weight, bias] : [weight])];
   if (residual) inputs.push(residual);
-  // a weight is read where a gradient goes on to what lies before it, x for the first weight's
+  // backward reads a layer's weight if anything before it needs a gradient, and x if the first weight does
   const saved = layers[0].weight.requiresGrad ? [x] : [];
   let isPassing = x.requiresGrad;
   for (const { weight, bias } of layers) {
@@ -251,7 +251,7 @@ function layered(op: string, x: Tensor, layers: readonly Layer[], residual?: Ten
     backward: (dY, wants, gradientOf) => {
       const gradients: (Tensor | null)[] = inputs.map(() => null);
       if (residual && wants[inputs.length - 1]) gradients[inputs.length - 1] = dY;
-      let dZ = dY, at = inputs.length - (residual ? 1 : 0); // `at`: where the inputs of the layer behind the one in hand begin
+      let dZ = dY, at = inputs.length - (residual ? 1 : 0); // `at`: the index in `inputs` of the current layer's weight
       for (let i = last; i >= 0; i--) {
         const { weight, bias } = layers[i], [outs, ins] = weight.shape;
         at -= bias ? 2 : 1;
@@ -298,7 +298,7 @@ function layered(op: string, x: Tensor, layers: readonly Layer[], residual?: Ten
 /**
  * y = x·weightᵀ + bias over the last dimension: x [..., in], weight [out, in], bias [out] → [..., out]. The bias is added inside the product's kernel.
  *
- * Gradients: dX = dY·weight, dWeight = dYᵀ·x, dBias = Σ dY. Throws a TypeError where the shapes or dtypes do not fit. Source: `torch.nn.functional.linear`.
+ * Gradients: dX = dY·weight, dWeight = dYᵀ·x, dBias = Σ dY. Throws a TypeError if the shapes or dtypes do not fit. Source: `torch.nn.functional.linear`.
  *
  * @example
  * ```ts

@@ -1,4 +1,4 @@
-/** Fills the table of functions that Tensor's methods call. In this way `autograd/`, which imports nothing to its right, reaches `ops/`. */
+/** Fills the table of functions that Tensor's methods call, so that they reach `ops/`, from which `autograd/` must not import. */
 import { methods } from "../autograd/methods.ts";
 import * as elementwise from "./elementwise.ts";
 import { gather } from "./indexing.ts";

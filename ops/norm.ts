@@ -42,7 +42,7 @@ function norm(
     hidden: [stats],
     backward: (dY, wants, gradientOf, earlier) => {
       const [dX, dWeight, dBias] = [0, 1, 2].map((i) => wants[i] ? gradientOf(i) : null);
-      const plus = dX && earlier(0); // a residual's gradient
+      const plus = dX && earlier(0); // the gradient that x has already, from a residual connection
       normRowsBackward(
         {
           x: x.memory,

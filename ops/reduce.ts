@@ -32,7 +32,7 @@ function dimsOf(op: string, dim: number | number[] | undefined, rank: number): n
   return rank === 0 ? [] : dims;
 }
 
-/** Reduces `x` over `dims`, with one pass for each run of neighbouring dimensions. Reduced dimensions stay, with size 1, unless the result goes `into` a tensor. */
+/** Reduces `x` over `dims`, with one pass for each run of neighbouring dimensions. Reduced dimensions are kept with size 1, unless the result goes `into` a tensor. */
 function reduced(
   kind: Reduction,
   x: Tensor,
@@ -52,9 +52,9 @@ function reduced(
       inner = sizeOf(shape.slice(end)),
       length = sizeOf(shape.slice(start, end));
     shape = shape.map((n, d) => d >= start && d < end ? 1 : n);
-    using _ = i > 0 ? from : null; // what the pass before wrote
+    using _ = i > 0 ? from : null; // the result of the previous pass
     const last = i === runs.length - 1;
-    // what is reduced again is f32: rounded once, and a sum may be too large for f16
+    // intermediate results are f32: only the last one is rounded, and a sum may be too large for f16
     const y = last && into ? into() : Tensor.empty(shape, last ? dtype : "f32", kind);
     reduce(
       kind === "sumOfSquares" && i > 0 ? "sum" : kind,
@@ -68,7 +68,7 @@ function reduced(
     );
     from = y;
   }
-  if (runs.length === 0) { // nothing to reduce: each element is its own result
+  if (runs.length === 0) { // nothing to reduce, only to convert
     const y = Tensor.empty(shape, dtype, kind);
     reduce(kind, x.memory, x.dtype, y.memory, dtype, x.size, 1, 1);
     from = y;
@@ -76,14 +76,14 @@ function reduced(
   return from;
 }
 
-/** The same elements in another shape, in the place of `y`. */
+/** Replaces `y` by a view of it in another shape. */
 function reshaped(y: Tensor, shape: readonly number[], op: string): Tensor {
   const view = y.view([...shape], op);
   y.dispose();
   return view;
 }
 
-/** The gradient of a broadcast: sums `x` over the dimensions in which it is larger than `shape`, into the tensor that `into` gives. */
+/** The gradient of a broadcast: sums `x` over the dimensions in which it is larger than `shape`, into the tensor that `into` makes. */
 export function sumTo(x: Tensor, shape: readonly number[], into?: () => Tensor): Tensor {
   const lead = x.rank - shape.length;
   const dims = x.shape.flatMap((n, d) => d < lead || (shape[d - lead] === 1 && n !== 1) ? [d] : []);
@@ -112,7 +112,7 @@ function notEmpty(op: string, x: Tensor, dims: readonly number[]): void {
   }
 }
 
-/** kind(x) / divisor over `dims`, in a tensor that `into` makes. The dividend is f32: an f16 sum may pass 65,504 where the quotient does not. */
+/** kind(x) / divisor over `dims`, in a tensor that `into` makes. The dividend is f32: a sum may exceed the 65,504 of f16 even if the quotient does not. */
 function divided(
   name: string,
   kind: Reduction,
@@ -128,7 +128,7 @@ function divided(
 }
 
 /**
- * Σ x over `dim` (a number or several; all by default), which goes, or with `keepDim` stays with size 1; 0 over nothing. Gradient: dX = dY, broadcast.
+ * Σ x over `dim` (a number or several; all by default), which is removed, or with `keepDim` kept with size 1; 0 over nothing. Gradient: dX = dY, broadcast.
  * Throws a TypeError unless x is a tensor of f32 or f16, a RangeError for a dimension that x lacks or that is named twice. Source: `torch.sum`.
  *
  * @example
@@ -151,7 +151,7 @@ export function sum(x: Tensor, o: ReduceOptions = {}): Tensor {
 }
 
 /**
- * The mean Σ x/n over `dim` (a number or several; all by default), which goes, or with `keepDim` stays with size 1; NaN over nothing. Gradient: dX = dY/n,
+ * The mean Σ x/n over `dim` (a number or several; all by default), which is removed, or with `keepDim` kept with size 1; NaN over nothing. Gradient: dX = dY/n,
  * broadcast. Throws a TypeError unless x is a tensor of f32 or f16, a RangeError for a dimension that x lacks or that is named twice. Source: `torch.mean`.
  *
  * @example
@@ -193,7 +193,7 @@ function extreme(kind: "max" | "min", x: Tensor, o: ReduceOptions): Tensor {
 }
 
 /**
- * The largest value over `dim` (a number or several; all by default), which goes, or with `keepDim` stays with size 1; NaN where there is one. Gradient: dX
+ * The largest value over `dim` (a number or several; all by default), which is removed, or with `keepDim` kept with size 1; NaN if there is one. Gradient: dX
  * = dY at the largest value, 0 elsewhere; ties share it evenly. Throws a TypeError unless x is a tensor of f32 or f16, a RangeError for a dimension that x
  * lacks or that is named twice, and over nothing. Source: `torch.amax`.
  *
@@ -210,7 +210,7 @@ export function max(x: Tensor, o: ReduceOptions = {}): Tensor {
 }
 
 /**
- * The smallest value over `dim` (a number or several; all by default), which goes, or with `keepDim` stays with size 1; NaN where there is one. Gradient:
+ * The smallest value over `dim` (a number or several; all by default), which is removed, or with `keepDim` kept with size 1; NaN if there is one. Gradient:
  * dX = dY at the smallest value, 0 elsewhere; ties share it evenly. Throws a TypeError unless x is a tensor of f32 or f16, a RangeError for a dimension that
  * x lacks or that is named twice, and over nothing. Source: `torch.amin`.
  *
@@ -227,7 +227,7 @@ export function min(x: Tensor, o: ReduceOptions = {}): Tensor {
 }
 
 /**
- * ln Σ eˣ over `dim` (a number or several; all by default), which goes, or with `keepDim` stays with size 1, computed as max + ln(1 + the rest). Gradient:
+ * ln Σ eˣ over `dim` (a number or several; all by default), which is removed, or with `keepDim` kept with size 1, computed as max + ln(1 + the rest). Gradient:
  * dX = dY·softmax(x). Throws a TypeError unless x is a tensor of f32 or f16, a RangeError for a dimension that x lacks or that is named twice, and over
  * nothing. Source: `torch.logsumexp`.
  *
@@ -249,7 +249,7 @@ export function logSumExp(x: Tensor, o: ReduceOptions = {}): Tensor {
     output: y,
     saved: [x, y],
     backward: (dY) => {
-      // y is rounded: e^(x − y) is right but for a factor, which its sum shows
+      // y is rounded, so that e^(x − y) is off by a common factor: dividing by its sum corrects that
       const nearly = "select(exp_(a - b), 0.0, a == b && abs(b) > 3.4028234e38)";
       const share = mapped("logSumExp shares", nearly, [x, [y, kept]], x.shape, [], "f32");
       const total = reduced("sum", share, dims);
@@ -260,8 +260,8 @@ export function logSumExp(x: Tensor, o: ReduceOptions = {}): Tensor {
 }
 
 /**
- * The variance Σ(x − mean)²/(n − correction) over `dim` (a number or several; all by default), which goes, or with `keepDim` stays with size 1;
- * `correction` is 1 by default. The mean is taken off first, and then what its rounding left of it, so that a large mean costs no digits.
+ * The variance Σ(x − mean)²/(n − correction) over `dim` (a number or several; all by default), which is removed, or with `keepDim` kept with size 1;
+ * `correction` is 1 by default. The mean is subtracted first, and then the mean of the result, which rounding has left, so that a large mean costs no digits.
  *
  * Gradient: dX = 2(x − mean)·dY/(n − correction). Throws a TypeError unless x is a tensor of f32 or f16, a RangeError for a dimension that x lacks or that is
  * named twice, and for a correction that is not finite. Source: `torch.var`.
@@ -312,8 +312,8 @@ export function variance(x: Tensor, o: VarianceOptions = {}): Tensor {
 }
 
 /**
- * Index of the largest value over `dim` (over all elements by default) as i32; the first of several. No gradient. `dim` goes, or with `keepDim` stays with
- * size 1. Throws a TypeError unless x is a tensor of f32 or f16, a RangeError for a dimension that x lacks, and over nothing. Source: `torch.argmax`.
+ * The index of the largest value over `dim` (over all elements by default), as i32; the first of several. No gradient. `dim` is removed, or with `keepDim` kept
+ * with size 1. Throws a TypeError unless x is a tensor of f32 or f16, a RangeError for a dimension that x lacks, and over nothing. Source: `torch.argmax`.
  *
  * @example
  * ```ts

@@ -1,4 +1,4 @@
-/** What all losses over rows of logits share: checks, reductions, and when the gradient is computed. */
+/** What all losses over rows of logits share: checks, the reduction, and when the gradient is computed. */
 import { checkNumber, checkOneOf } from "../kernels/check.ts";
 import { scale, sizeOf } from "../kernels/elementwise.ts";
 import type { Memory } from "../kernels/gpu/memory.ts";
@@ -8,10 +8,10 @@ import { hidden, needsGradient, record } from "../autograd/tape.ts";
 import { checkShape, checkTensor, Tensor } from "../autograd/tensor.ts";
 import { checkRank } from "./shape.ts";
 
-/** How rows become the loss: their mean, their sum, or the rows themselves. */
+/** How the rows' losses are reduced: to their mean, to their sum, or not at all. */
 export type LossReduction = "mean" | "sum" | "none";
 
-/** The rows of logits: their number and length, and the shape they stand in. */
+/** The rows of a tensor of logits: their number, their length, and the shape without the last dimension. */
 export interface Rows {
   rows: number;
   columns: number;
@@ -30,8 +30,8 @@ export function rowsOf(op: string, name: string, x: Tensor, column = "class"): R
 }
 
 /**
- * Checks class indices: integers of the rows' shape. Where the host wrote them they must be classes or `ignoreIndex`; where only the
- * GPU knows them, a wrong one turns its row into NaN.
+ * Checks class indices: integers of the rows' shape. If the host wrote them, they must be classes or `ignoreIndex`; if only the GPU knows them, a wrong one
+ * makes its row NaN.
  */
 export function checkLabels(
   op: string,
@@ -52,7 +52,7 @@ export function checkLabels(
 
 type Checked = "reduction" | "temperature" | "ignoreIndex" | "labelSmoothing" | "zLoss" | "softcap";
 
-/** Checks the values of the options that row losses share. Which of them an op has, it says itself to `checkOptions`. */
+/** Checks the values of the options that row losses share. Each op tells `checkOptions` which of them it has. */
 export function checkLossOptions(op: string, o: { [name in Checked]?: unknown }): void {
   if (o.reduction !== undefined) checkOneOf(op, "reduction", o.reduction, ["mean", "sum", "none"]);
   if (o.temperature !== undefined) checkNumber(op, "temperature", o.temperature, { above: 0 });
@@ -64,13 +64,13 @@ export function checkLossOptions(op: string, o: { [name in Checked]?: unknown })
   if (o.softcap !== undefined) checkNumber(op, "softcap", o.softcap, { above: 0 });
 }
 
-/** Checks class weights: f32, one a class. */
+/** Checks class weights: f32, one per class. */
 export function checkClassWeight(op: string, name: string, weight: Tensor, columns: number): void {
   checkTensor(op, name, weight, ["f32"]);
   checkShape(op, name, weight, [columns]);
 }
 
-/** One kernel launch: the rows' losses, and gradients of the inputs where memory is given for them. */
+/** Launches the kernel of a row loss, for the rows' losses and the gradients of the inputs that have memory for them. */
 export type RowLaunch = (
   loss: Memory,
   gradients: readonly (Memory | null)[],
@@ -87,11 +87,11 @@ export function total(rows: Tensor, op: string): Tensor {
 /**
  * Runs and records a row loss. When its gradient is computed depends on the reduction:
  *
- * - A scalar gets its gradients from the same launch as its value, for an upstream gradient of 1. If another one comes, gradients of f32 are scaled in place;
- *   those of f16 are launched again, so that they are rounded only once, after it.
- * - `"none"` launches in the backward pass, where each row has its own upstream gradient.
+ * - For a scalar, one launch computes value and gradients, for an upstream gradient of 1. If the actual one differs, f32 gradients are scaled in place; f16
+ *   gradients are computed again, so that they are rounded only once.
+ * - With `"none"` the backward pass computes the gradients, since each row has its own upstream gradient.
  *
- * `scratch` is what launches read; it is freed after the last one.
+ * Launches read `scratch`, which is freed after the last one.
  */
 export function rowLoss(
   op: string,

@@ -12,8 +12,8 @@ import { broadcastShape, mapped } from "./mapped.ts";
 import { checkDim, sumTo } from "./reduce.ts";
 
 /**
- * The same elements in another shape, as a view; one size may be −1 and is worked out. Gradient: dX = dY in x's shape. Throws a TypeError where the counts
- * differ. Source: `torch.reshape`.
+ * The same elements in another shape, as a view; one size may be −1, which is inferred. Gradient: dX = dY in x's shape. Throws a TypeError if the numbers of
+ * elements differ. Source: `torch.reshape`.
  *
  * @example
  * ```ts
@@ -43,7 +43,7 @@ export function reshape(x: Tensor, shape: readonly number[]): Tensor {
 }
 
 /**
- * The dimensions in another order, as a copy: y's dimension i is x's dimension order[i]. Gradient: dX = dY in the order of x. Throws a TypeError where `order` is no
+ * The dimensions in another order, as a copy: y's dimension i is x's dimension order[i]. Gradient: dX = dY in the order of x. Throws a TypeError if `order` is not an
  * array, a RangeError unless it names each dimension once. Source: `torch.permute`.
  *
  * @example
@@ -71,7 +71,7 @@ export function permute(x: Tensor, order: readonly number[]): Tensor {
 }
 
 /**
- * Dimensions a and b exchanged, as a copy. Gradient: dX = dY with them exchanged back. Throws a TypeError for what is no tensor, a RangeError for a dimension that x
+ * Dimensions a and b exchanged, as a copy. Gradient: dX = dY with them exchanged back. Throws a TypeError if x is not a tensor, a RangeError for a dimension that x
  * lacks. Source: `torch.transpose`.
  *
  * @example
@@ -91,7 +91,7 @@ export function transpose(x: Tensor, a: number, b: number): Tensor {
 }
 
 /**
- * x broadcast to `shape` by NumPy's rule, as a copy; −1 stands for the size that x has there. Gradient: dX = Σ dY over what was broadcast. Throws a TypeError where x
+ * x broadcast to `shape` by NumPy's rule, as a copy; −1 stands for the size that x has there. Gradient: dX = Σ dY over what was broadcast. Throws a TypeError if x
  * does not broadcast to it, a RangeError for a wrong size. Source: `torch.Tensor.expand`.
  *
  * @example
@@ -129,11 +129,11 @@ export function assign(x: Tensor, other: Tensor): void {
   checkShape("assign", "other", other, x.shape);
   const { storage } = x, from = other.memory, to = storage.writable();
   if (storage === other.storage) return;
-  // one dispatch cannot read and write one buffer: two slots of an optimizer's block
+  // two slots of an optimizer's block: a dispatch cannot read and write the same buffer
   if (from.buffer === to.buffer) gpu().queue.copy(from, to, x.size * BYTES[x.dtype]);
   else copyFlat(from, to, x.dtype, x.size);
   if (!x.record || !needsGradient([x])) return;
-  x.record = null; // its gradient is no longer that of what made it
+  x.record = null; // its gradient no longer belongs to the op that made it
   x.requiresGrad = false;
   record({ op: "assign", inputs: [other], output: x, backward: (dX) => [dX] });
 }
@@ -147,7 +147,7 @@ export function checkRank(op: string, name: string, x: Tensor, rank: number): vo
   }
 }
 
-/** Internal: what is thrown where x of `shape` has not as many features as `weight`. It names x: a layer's weight is seldom what is wrong. */
+/** Internal: the error for an x of `shape` whose number of features does not fit `weight`. It names x, since a layer's weight is seldom what is wrong. */
 export function wrongFeatures(op: string, shape: readonly number[], weight: Tensor): TypeError {
   return new TypeError(
     `${op}: x must have shape [..., ${weight.shape.at(-1)}] for a weight of shape [${weight.shape.join(", ")}], got [${
@@ -156,23 +156,23 @@ export function wrongFeatures(op: string, shape: readonly number[], weight: Tens
   );
 }
 
-/** One pair a dimension, already checked. */
+/** One checked pair [start, end] for each dimension. */
 type Ranges = readonly (readonly [number, number])[];
 
-/** Where the elements between `ranges` lie in x. */
+/** Where the elements within `ranges` are in x. */
 function within(x: Tensor, ranges: Ranges): Layout {
   const strides = stridesOf(x.shape);
   return { strides, offset: ranges.reduce((sum, [from], d) => sum + from * strides[d], 0) };
 }
 
-/** What slice, concat and stack share: x's elements between `ranges`. */
+/** A copy of x's elements within `ranges`. */
 function cut(x: Tensor, ranges: Ranges, op: string): Tensor {
   const y = Tensor.empty(ranges.map(([from, to]) => to - from), x.dtype, op);
   copyStrided(x.memory, y.memory, x.dtype, y.shape, within(x, ranges));
   return y;
 }
 
-/** Zeros of `shape` with x where `ranges` say: the gradient of `cut`. */
+/** Zeros of `shape` with x at `ranges`: the gradient of `cut`. */
 function padded(x: Tensor, ranges: Ranges, shape: readonly number[], op: string): Tensor {
   const y = Tensor.empty(shape, x.dtype, op);
   fill(y.memory, 0, y.size, y.dtype);
@@ -180,15 +180,15 @@ function padded(x: Tensor, ranges: Ranges, shape: readonly number[], op: string)
   return y;
 }
 
-/** Writes x into y between `ranges`. */
+/** Writes x into y at `ranges`. */
 function place(x: Tensor, y: Tensor, ranges: Ranges): void {
   copyStrided(x.memory, y.memory, x.dtype, x.shape, undefined, within(y, ranges));
 }
 
 /**
  * A copy of the elements between start and end (exclusive), one pair for each leading dimension; negative ends count from the back, a missing pair takes all. Gradient:
- * dX = dY between them, 0 elsewhere. Throws a TypeError for what are no pairs or too many, a RangeError for a pair outside the dimension or one that ends
- * before it starts.
+ * dX = dY between them, 0 elsewhere. Throws a TypeError unless `pairs` holds pairs, at most one per dimension, a RangeError for a pair outside the dimension or
+ * one that ends before it starts.
  *
  * @example
  * ```ts
@@ -225,8 +225,8 @@ function checkTensors(op: string, xs: readonly Tensor[]): void {
 }
 
 /**
- * Tensors behind each other along `dim` (0 by default); they agree in dtype and all other dimensions. Gradients: each its part of dY. Throws a TypeError
- * for an empty list and for tensors that do not agree, a RangeError for a dimension that they lack. Source: `torch.cat`.
+ * Joins tensors along `dim` (0 by default); they agree in dtype and all other dimensions. Gradients: each gets its part of dY. Throws a TypeError for an empty
+ * list and for tensors that do not agree, a RangeError for a dimension that they lack. Source: `torch.cat`.
  *
  * @example
  * ```ts
@@ -265,7 +265,7 @@ export function concat(xs: readonly Tensor[], dim = 0): Tensor {
 }
 
 /**
- * Tensors of one shape and dtype along a new dimension `dim` (0 by default). Gradients: each its part of dY. Throws a TypeError for an empty list and for
+ * Joins tensors of one shape and dtype along a new dimension `dim` (0 by default). Gradients: each gets its part of dY. Throws a TypeError for an empty list and for
  * tensors that differ, a RangeError for a dimension that the result lacks. Source: `torch.stack`.
  *
  * @example
@@ -284,7 +284,7 @@ export function stack(xs: readonly Tensor[], dim = 0): Tensor {
   shape.splice(at, 0, 1);
   return composed("stack", () => {
     const parts = xs.map((x) => reshape(x, shape)), y = concat(parts, at);
-    for (const part of parts) part.dispose(); // a scope would hold the memory of xs with them
+    for (const part of parts) part.dispose(); // until the scope closes they would keep the memory of xs
     return y;
   });
 }
@@ -309,7 +309,7 @@ function triangle(op: "triu" | "tril", x: Tensor, diagonal: number): Tensor {
 
 /**
  * x [..., M, N] on and above the given diagonal of the last two dimensions (0, the default: the main one; 1: the one above), 0 below. Gradient: dX = dY
- * there, 0 below. Throws a TypeError for fewer than two dimensions and for integers, a RangeError for a diagonal that is no whole number. Source:
+ * there, 0 below. Throws a TypeError for fewer than two dimensions and for integers, a RangeError for a diagonal that is not an integer. Source:
  * `torch.triu`.
  *
  * @example
@@ -326,7 +326,7 @@ export function triu(x: Tensor, diagonal = 0): Tensor {
 
 /**
  * x [..., M, N] on and below the given diagonal of the last two dimensions (0, the default: the main one; 1: the one above), 0 above. Gradient: dX = dY
- * there, 0 above. Throws a TypeError for fewer than two dimensions and for integers, a RangeError for a diagonal that is no whole number. Source:
+ * there, 0 above. Throws a TypeError for fewer than two dimensions and for integers, a RangeError for a diagonal that is not an integer. Source:
  * `torch.tril`.
  *
  * @example

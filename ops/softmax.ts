@@ -30,9 +30,8 @@ function soft(kind: "softmax" | "logSoftmax", x: Tensor, dim: number): Tensor {
 }
 
 /**
- * eˣ / Σ eˣ over `dim` (the last by default), in x's shape. Gradient: dX = y·(dY − Σ dY·y). A −∞ has probability 0; a row with a NaN or +∞, or of −∞
- * alone, is NaN. Throws a TypeError for integers and for
- * a scalar, a RangeError for a dimension that x lacks. Source: `torch.softmax`.
+ * eˣ / Σ eˣ over `dim` (the last by default), in x's shape. Gradient: dX = y·(dY − Σ dY·y). A −∞ has probability 0; a row with a NaN or +∞, or with only −∞, is
+ * NaN. Throws a TypeError for integers and for a scalar, a RangeError for a dimension that x lacks. Source: `torch.softmax`.
  *
  * @example
  * ```ts
