@@ -1,4 +1,4 @@
-/** Splitting data into batches. */
+/** Splits data into batches. */
 import { checkBoolean, checkNumber, checkOptions, describe, isRecord } from "../kernels/check.ts";
 import { sizeOf } from "../kernels/elementwise.ts";
 import { ARRAYS, type TypedArray } from "../autograd/storage.ts";
@@ -15,7 +15,7 @@ export interface Column {
 
 /** Options of `batches`. */
 export interface BatchOptions {
-  /** Rows a batch. */
+  /** Rows per batch. */
   batchSize: number;
   /** Whether rows are drawn in random order; false by default. */
   shuffle?: boolean;
@@ -25,7 +25,7 @@ export interface BatchOptions {
   dropLast?: boolean;
 }
 
-/** The rows 0 … n − 1 in a random order that `seed` fixes (Fisher–Yates). */
+/** The rows 0 … n − 1 in a random order that `seed` determines (Fisher–Yates). */
 function shuffled(n: number, seed: number): Uint32Array {
   const order = Uint32Array.from({ length: n }, (_, i) => i), random = splitmix32(seed);
   for (let i = n - 1; i > 0; i--) {
@@ -36,10 +36,10 @@ function shuffled(n: number, seed: number): Uint32Array {
 }
 
 /**
- * One epoch of batches: for each, a tensor by field. The next batch is uploaded while the current one is used; a
- * batch is freed when the next is taken, but for what you `keep()`. Take a batch first and open the tape inside the loop.
+ * One epoch of batches, each with one tensor per field. The next batch is uploaded while the current one is used; a batch is freed when the next one is
+ * taken, except for tensors that you `keep()`. Take a batch first and open the tape inside the loop.
  *
- * A batch's `size` is the number of its rows. Throws a TypeError for fields of different lengths, a RangeError for a batch size below 1 and a field named `size`.
+ * A batch's `size` is its number of rows. Throws a TypeError for fields of different lengths, a RangeError for a batch size below 1 and a field named `size`.
  *
  * @example
  * ```ts
@@ -90,7 +90,7 @@ export function batches<K extends string>(
   return cutting(fields, { batchSize, shuffle, seed, dropLast });
 }
 
-/** The batches of fields and options that were checked. */
+/** The batches, from checked fields and options. */
 function* cutting<K extends string>(
   fields: [K, Column][],
   { batchSize, shuffle, seed, dropLast }: Required<BatchOptions>,
@@ -107,7 +107,7 @@ function* cutting<K extends string>(
   };
   const upload = (from: number, to: number) => {
     const batch: Record<string, Tensor> = noGrad(() =>
-      // where there is too little memory for all fields, none stays
+      // noGrad: if there is too little memory for all fields, it frees those already made
       Object.fromEntries(fields.map(([name, column]) => {
         const shape = [to - from, ...column.shape.slice(1)];
         return [name, tensor(rowsOf(column, from, to) as TypedArray, shape)];
@@ -117,7 +117,7 @@ function* cutting<K extends string>(
     return batch;
   };
   const free = (batch: Record<string, Tensor> | null) => {
-    for (const x of Object.values(batch ?? {})) if (x.owner === epoch) x.dispose(); // else it was kept
+    for (const x of Object.values(batch ?? {})) if (x.owner === epoch) x.dispose(); // otherwise it was kept
   };
   const end = dropLast ? rows - rows % batchSize : rows;
   const at = (from: number) => from < end ? upload(from, Math.min(from + batchSize, end)) : null;

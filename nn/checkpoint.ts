@@ -11,11 +11,11 @@ import { encode, openSafetensors } from "./safetensors.ts";
 
 /** What a checkpoint holds. */
 export interface Checkpoint {
-  /** Its parameters by name. */
+  /** The model, whose parameters and buffers are saved by name. */
   model: Module;
-  /** Its moments and step counts. */
+  /** The optimizer, whose state tensors, rates and step counts are saved. */
   optimizer?: Optimizer;
-  /** Steps done; schedules and batches are functions of it. */
+  /** The number of steps done, from which schedules and batches follow. */
   step?: number;
   /** Anything that JSON can hold: curves, the epoch, options. Infinity, NaN, a Map or a typed array is a TypeError. */
   extra?: unknown;
@@ -38,12 +38,12 @@ function parts(op: string, { model, optimizer }: Partial<Checkpoint>): void {
 }
 
 /**
- * Saves model, optimizer, step, random state and `info.tuning` to a safetensors file: a run that is loaded from it repeats the unbroken run bit for bit on the
- * same adapter. Save outside of a tape: what random ops draw later in an open one depends also on those before them in it, which is not saved.
- * Written under a temporary name and renamed: a kill at any moment leaves the old or the new file whole.
+ * Saves model, optimizer, step, random state and `info.tuning` to a safetensors file: a run resumed from it repeats the uninterrupted run bit for bit on the same
+ * adapter. Save outside of a tape: in an open one, what random ops draw also depends on how many came before them, which is not saved. The file is written under a
+ * temporary name and renamed: whenever the process is killed, either the old file or the new one is complete.
  *
- * Throws an Error rather than overwrite with less: where the file is a checkpoint of a later step, or has tensors that this one lacks (an optimizer, a larger model), or is
- * no checkpoint. `overwrite: true` replaces it all the same.
+ * Throws an Error rather than lose data: if the existing file is a checkpoint of a later step, has tensors that this one lacks (an optimizer, a larger model), or
+ * is not a checkpoint. `overwrite: true` replaces it anyway.
  *
  * @example
  * ```ts
@@ -81,7 +81,7 @@ export async function saveCheckpoint(
       tuning: gpu().info.tuning,
       optimizer: state && { ...state, tensors: undefined },
     });
-    // encoding begins before the old file is looked at: a training loop may go on meanwhile, and save again
+    // encoding starts before the old file is read, since a training loop may continue meanwhile, and save again
     const bytes = encode(op, tensors, { limbeck });
     bytes.catch(() => {}); // it is awaited later
     await inTurn(path, async () => {
@@ -95,8 +95,8 @@ export async function saveCheckpoint(
 }
 
 /**
- * Loads what `saveCheckpoint` saved into a model and optimizer of the same make, and sets the random state and the tuning. Returns the step and `extra`.
- * Throws an Error where the file is no checkpoint or does not fit; then the random state is as it was.
+ * Loads what `saveCheckpoint` saved into a model and an optimizer of the same kind, and sets the random state and the tuning. Returns the step and `extra`.
+ * Throws an Error if the file is not a checkpoint or does not fit; then nothing has changed.
  *
  * @example
  * ```ts
@@ -147,7 +147,7 @@ export async function loadCheckpoint(
   });
 }
 
-/** Throws if the file at `path` holds more than a checkpoint of this step with these tensors would, or is no checkpoint. */
+/** Throws if the file at `path` holds more than a checkpoint of this step with these tensors would, or is not a checkpoint. */
 async function checkKept(op: string, path: string, step: number, names: string[]): Promise<void> {
   const found = await Deno.stat(path).catch((error) => {
     if (error instanceof Deno.errors.NotFound) return null;
@@ -189,7 +189,7 @@ function parseState(text: string): State | null {
   }
 }
 
-/** Throws a TypeError for what JSON would leave out or turn into something else without a word; `around` are the objects that it lies in. */
+/** Throws a TypeError for a value that JSON would silently leave out or change; `around` are the objects that contain it. */
 function checkJson(op: string, name: string, value: unknown, around: readonly unknown[] = []): void {
   const isNumber = Number.isFinite(value) && !Object.is(value, -0);
   if (value === null || typeof value === "string" || typeof value === "boolean" || isNumber) return;
@@ -203,6 +203,6 @@ function checkJson(op: string, name: string, value: unknown, around: readonly un
   const inner = [...around, value];
   for (const [key, x] of isArray ? value.entries() : Object.entries(value)) {
     if (isArray) checkJson(op, `${name}[${key}]`, x, inner);
-    else if (x !== undefined) checkJson(op, `${name}.${key}`, x, inner); // read, it is undefined again
+    else if (x !== undefined) checkJson(op, `${name}.${key}`, x, inner); // undefined is left out, and reads as undefined again
   }
 }

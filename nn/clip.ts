@@ -9,10 +9,10 @@ import { stack } from "../ops/shape.ts";
 import { checkIterable } from "./optim.ts";
 
 /**
- * Scales the gradients so that their norm √Σ‖g‖² is at most `maxNorm`, and returns the norm before that as a scalar, all on the GPU.
- * With `maxNorm` Infinity it only measures. Parameters without a gradient are left out. A norm that is infinite makes finite gradients 0 and infinite ones
- * NaN, a norm of NaN makes all of them NaN, as in PyTorch. Throws a TypeError for what is no Tensor, a RangeError for a negative `maxNorm`. Source: Pascanu,
- * Mikolov & Bengio 2013; `torch.nn.utils.clip_grad_norm_`.
+ * Scales the gradients so that their norm √Σ‖g‖² is at most `maxNorm`, and returns the norm before that as a scalar, all on the GPU. With `maxNorm` Infinity it
+ * only measures. Parameters without a gradient are skipped. An infinite norm makes finite gradients 0 and infinite ones NaN, a norm of NaN makes all of them NaN,
+ * as in PyTorch. Throws a TypeError for a parameter that is not a Tensor, a RangeError for a negative `maxNorm`. Source: Pascanu, Mikolov & Bengio 2013;
+ * `torch.nn.utils.clip_grad_norm_`.
  *
  * @example
  * ```ts
@@ -36,7 +36,7 @@ export function clipGradNorm(params: Iterable<Tensor>, maxNorm: number): Tensor 
   return noGrad(() => {
     if (gradients.length === 0) return zeros([]);
     const norm = stack(gradients.map((g) => sumOfSquares(g))).sum().sqrt();
-    if (maxNorm === Infinity) return norm; // no factor: where the norm is infinite too, it would be NaN
+    if (maxNorm === Infinity) return norm; // not through a factor, which would be NaN for an infinite norm
     const factor = norm.add(1e-6).pow(-1).mul(maxNorm).minimum(1);
     for (const g of gradients) {
       scale(g.storage.writable(), factor.memory, g.size, g.dtype, factor.dtype);

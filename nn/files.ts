@@ -1,22 +1,22 @@
-/** Reading parts of files, and replacing files as a whole. */
+/** Reads parts of files, and replaces files as a whole. */
 import { describe } from "../kernels/check.ts";
 
-/** Bytes that are read a part at a time. */
+/** Bytes that are read in parts. */
 export interface Source {
-  /** What messages call it. */
+  /** Its name in messages. */
   name: string;
-  /** All bytes. */
+  /** The number of bytes. */
   size: number;
-  /** A copy of the bytes between. */
+  /** A copy of the bytes from `from` up to but excluding `to`. */
   read(from: number, to: number): Promise<Uint8Array<ArrayBuffer>>;
-  /** Ends it. */
+  /** Closes it. */
   close(): void;
 }
 
-/** Opens a file, or bytes as if they were one. */
+/** Opens a file, or bytes as if they were a file. */
 export async function openSource(op: string, pathOrBytes: string | URL | Uint8Array): Promise<Source> {
   if (pathOrBytes instanceof Uint8Array) {
-    // a Buffer of Node's is a Uint8Array whose slice is no copy
+    // no slice: that of a Node Buffer, which is a Uint8Array, is not a copy
     const read = (from: number, to: number) => Promise.resolve(new Uint8Array(pathOrBytes.subarray(from, to)));
     return { name: "the data", size: pathOrBytes.byteLength, read, close: () => {} };
   }
@@ -24,7 +24,7 @@ export async function openSource(op: string, pathOrBytes: string | URL | Uint8Ar
     throw new TypeError(`${op}: pathOrBytes must be a path, a URL or a Uint8Array, got ${describe(pathOrBytes)}`);
   }
   const name = JSON.stringify(String(pathOrBytes));
-  // looked at before it is opened: opening a pipe would wait for somebody to write
+  // checked before it is opened: opening a pipe would wait for a writer
   if (!(await naming(op, Deno.stat(pathOrBytes))).isFile) throw new RangeError(`${op}: ${name} is no file`);
   const file = await naming(op, Deno.open(pathOrBytes));
   try {
@@ -50,7 +50,7 @@ export async function openSource(op: string, pathOrBytes: string | URL | Uint8Ar
   }
 }
 
-/** What the system refuses, with the op's name in front of what it says. */
+/** Puts the op's name in front of the messages of system errors. */
 async function naming<T>(op: string, work: Promise<T>): Promise<T> {
   try {
     return await work;
@@ -60,16 +60,16 @@ async function naming<T>(op: string, work: Promise<T>): Promise<T> {
   }
 }
 
-/** Temporary files that this process is writing. */
+/** The temporary files that this process is writing. */
 const writing = new Set<string>();
 const ATTEMPTS = 5;
 
-/** What this process does last with each path. */
+/** The last work of this process on each path. */
 const turns = new Map<string, Promise<unknown>>();
 
-/** Does something with a path behind what was begun with it before. */
+/** Runs `work` on a path after any earlier work on the same path. */
 export async function inTurn(path: string, work: () => Promise<void>): Promise<void> {
-  path = URL.parse(path, "file:///")?.href ?? path; // ./a is a; where the folder lies takes a permission
+  path = URL.parse(path, "file:///")?.href ?? path; // so that ./a equals a; the working directory itself takes a permission
   const before = turns.get(path)?.catch(() => {});
   const turn = (async () => {
     await before;
@@ -83,15 +83,16 @@ export async function inTurn(path: string, work: () => Promise<void>): Promise<v
   }
 }
 
-/** Throws a TypeError for what is no string, a RangeError for an empty one. */
+/** Throws a TypeError unless `path` is a string, a RangeError if it is empty. */
 export function checkPath(op: string, path: unknown): void {
   if (typeof path !== "string") throw new TypeError(`${op}: path must be a string, got ${describe(path)}`);
   if (path === "") throw new RangeError(`${op}: path must name a file, got ""`);
 }
 
 /**
- * Replaces a file as a whole: the bytes go to a temporary file beside it, which is then renamed. A kill leaves the old file or the new one, and perhaps the
- * temporary file, which the next save of the same path removes. A link stays a link: the file that it leads to is replaced. Permissions stay.
+ * Replaces a file as a whole: writes the bytes to a temporary file beside it, and renames that. If the process is killed, either the old file or the new one is
+ * there, and perhaps the temporary file, which the next save to the same path removes. If the path is a link, the file that it leads to is replaced. Permissions
+ * are preserved.
  */
 export async function replaceFile(op: string, path: string, bytes: Uint8Array): Promise<void> {
   const link = await Deno.lstat(path).then((found) => found.isSymlink, () => false);
@@ -100,7 +101,7 @@ export async function replaceFile(op: string, path: string, bytes: Uint8Array): 
   await naming(op, replace(target, mode, bytes));
 }
 
-/** With mode 0 the system's own. */
+/** The same without following links. Mode 0 stands for the system's default. */
 async function replace(path: string, mode: number, bytes: Uint8Array): Promise<void> {
   await removeLeftovers(path);
   for (let attempt = 1;; attempt++) {
@@ -114,12 +115,12 @@ async function replace(path: string, mode: number, bytes: Uint8Array): Promise<v
       } finally {
         file.close();
       }
-      if (mode) await Deno.chmod(temporary, mode).catch(() => {}); // what the umask took; some file systems have no modes
+      if (mode) await Deno.chmod(temporary, mode).catch(() => {}); // restores what the umask removed; some file systems have no modes
       return await Deno.rename(temporary, path);
     } catch (error) {
       const removed = error instanceof Deno.errors.NotFound && await exists(path.replace(/[^/\\]*$/, "") || ".");
       await Deno.remove(temporary).catch(() => {});
-      // Another process that saves the same path took our temporary file for a leftover. Its file was written before ours, which is the newer one: try again
+      // another process that saves to the same path took our temporary file for a leftover; our file is the newer one, so try again
       if (!removed || attempt === ATTEMPTS) throw error;
     } finally {
       writing.delete(temporary);
@@ -129,7 +130,7 @@ async function replace(path: string, mode: number, bytes: Uint8Array): Promise<v
 
 const exists = (path: string) => Deno.stat(path).then(() => true, () => false);
 
-/** What `replace` puts behind a path. */
+/** The suffix of temporary files. */
 const TEMPORARY = /^\.[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}\.partial$/;
 
 /** Removes the temporary files of saves that were killed. */
@@ -142,6 +143,6 @@ async function removeLeftovers(path: string): Promise<void> {
       if (isTemporary && !writing.has(leftover)) await Deno.remove(leftover);
     }
   } catch {
-    // a directory that may not be listed keeps its leftovers; one that does not exist is the save's own error
+    // a directory that may not be listed keeps its leftovers; if it does not exist, the save itself throws
   }
 }

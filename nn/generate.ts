@@ -1,4 +1,4 @@
-/** Sampling from a decoder, one token at a time. */
+/** Samples from a decoder, one token at a time. */
 import { checkNumber, checkOptions, describe } from "../kernels/check.ts";
 import { cacheWrite } from "../kernels/cache.ts";
 import { noGrad } from "../autograd/tape.ts";
@@ -12,13 +12,13 @@ import { Embedding, Gpt, type KeyValueCache, MultiHeadAttention, TransformerBloc
 
 /** Options of `generate`. */
 export interface GenerateOptions {
-  /** Tokens to add. */
+  /** The number of tokens to add. */
   length: number;
-  /** Logits are divided by it; 1 by default, 0 takes the likeliest token. */
+  /** Logits are divided by it; 1 by default, 0 takes the most likely token. */
   temperature?: number;
-  /** Only the k likeliest tokens are drawn from. */
+  /** If given, only the k most likely tokens are drawn. */
   topK?: number;
-  /** Only the likeliest tokens that together have this probability are drawn from. */
+  /** If given, only the most likely tokens that together have this probability are drawn. */
   topP?: number;
   /** Seed of the draws; 0 by default. */
   seed?: number;
@@ -48,12 +48,12 @@ export function sample(
 }
 
 /**
- * The prompts, each with `length` further tokens drawn from the decoder. Keys and values of earlier tokens are kept in a cache that is allocated once,
- * so that a token costs one position and one read.
+ * The prompts, each followed by `length` tokens drawn from the decoder. Keys and values of earlier tokens are kept in a cache that is allocated once, so that
+ * each token costs the computation of one position, and one read.
  *
- * Prompts have equal lengths; prompt and new tokens together fit the decoder's context. The same seed draws the same tokens. Throws a TypeError for prompts that are no
- * Int32Arrays of one length and for a decoder, or a block without a `forwardCached` of its own, whose `forward` was replaced; a RangeError for wrong numbers, where the
- * context is too short and where logits are NaN. Source of top-p: Holtzman et al. 2020.
+ * Prompts have equal lengths; prompt and new tokens together fit into the decoder's context. The same seed draws the same tokens. Throws a TypeError for prompts
+ * that are not Int32Arrays of one length, and for a decoder (or a block without a `forwardCached` of its own) whose `forward` was replaced; a RangeError for wrong
+ * numbers, for a context that is too short and for logits that are NaN. Source of top-p: Holtzman et al. 2020.
  *
  * @example
  * ```ts
@@ -99,7 +99,7 @@ export async function generate(
   }
 
   const random = splitmix32(seed);
-  // no scope is open, and no flag switched, while this waits for a read: others run meanwhile
+  // while this waits for a read, other code runs: no scope may be open then, and no flag switched
   const memories = parameters(() =>
     gpt.blocks.flatMap(({ selfAttn: attention }) => { // which a block of another class may lack
       const own = attention?.heads ?? heads, dtype = attention?.inProjWeight?.dtype === "f16" ? "f16" : "f32";
@@ -130,7 +130,7 @@ export async function generate(
   });
 }
 
-/** Throws where a block has a forward of its own, which the pass with a cache would leave out. */
+/** Throws if a block has its own `forward`, which the pass with a cache would not call. */
 function checkCached(block: TransformerBlock, i: number): void {
   const { prototype: plain } = TransformerBlock, { prototype: attention } = MultiHeadAttention, { selfAttn } = block;
   const isUnchanged = block.forward === plain.forward && selfAttn.forward === attention.forward &&
@@ -141,7 +141,7 @@ function checkCached(block: TransformerBlock, i: number): void {
   );
 }
 
-/** What `fn` gives in evaluation. Behind it every module has the train flag that it had. */
+/** Calls `fn` with the model in evaluation mode, and restores the train flag of every module. */
 function evaluating<T>(model: Module, fn: () => T): T {
   const flags = new Map<Module, boolean>();
   const remember = (module: Module) => {
@@ -158,7 +158,7 @@ function evaluating<T>(model: Module, fn: () => T): T {
   }
 }
 
-/** Logits [batch, 1, vocabulary] behind the last of the fresh tokens, which stand at `position` and take their places in the caches. */
+/** Logits [batch, 1, vocabulary] after the last of the fresh tokens, which start at `position`. Their keys and values are added to the caches. */
 function cachedLogits(gpt: Gpt, caches: KeyValueCache[], fresh: number[][], position: number): Tensor {
   const { context } = gpt.options, batch = fresh.length, count = fresh[0].length;
   const place = tensor(new Uint32Array([position]));

@@ -19,7 +19,7 @@ function fans(op: string, x: Tensor, gain: number): { fanIn: number; fanOut: num
   checkNumber(`init.${op}`, "gain", gain, { min: 0 });
   checkRank(`init.${op}`, "x", x, 2);
   const field = sizeOf(x.shape.slice(2));
-  // of an empty weight both may be 0, by which nothing can be divided: it stays empty with any
+  // for an empty weight both may be 0, which must not divide; any other number will do
   return { fanIn: Math.max(1, x.shape[1] * field), fanOut: Math.max(1, x.shape[0] * field) };
 }
 
@@ -40,7 +40,7 @@ export function constant(x: Tensor, value: number): Tensor {
 }
 
 /**
- * Uniform from `low` to `high` (0 and 1 by default), which itself comes only where rounding makes it, as in PyTorch. Returns x. Throws a TypeError unless x
+ * Uniform in [low, high), 0 and 1 by default; rounding may give `high` itself, as in PyTorch. Returns x. Throws a TypeError unless x
  * is a tensor of f32 or f16, a RangeError for a `high` below `low`. Source: `torch.nn.init.uniform_`.
  *
  * @example

@@ -16,7 +16,7 @@ export function parameter(shape: readonly number[]): Tensor {
   return zeros(shape, { requiresGrad: true });
 }
 
-/** Internal: makes parameters, which belong to their module and to no scope. If there is too little memory for all, nothing stays. */
+/** Internal: makes parameters, which belong to their module and to no scope. If there is too little memory for all of them, none remains. */
 export function parameters<T extends (Tensor | null)[]>(make: () => [...T]): T {
   const made = noGrad(make);
   for (const x of made) x?.keep();
@@ -31,7 +31,7 @@ export interface LinearOptions {
 
 /**
  * y = x·weightᵀ + bias over the last dimension, [..., in] → [..., out]. Weight [out, in] and bias [out] start uniform in ±1/√in, as in PyTorch. Gradients as
- * `linear`. Throws a RangeError for sizes below 1, `forward` a TypeError where the shapes do not fit. Source: `torch.nn.Linear`.
+ * `linear`. Throws a RangeError for sizes below 1, `forward` a TypeError if the shapes do not fit. Source: `torch.nn.Linear`.
  *
  * @example
  * ```ts
@@ -68,9 +68,9 @@ export class Linear extends Module {
 
 /** Options of `Conv2d`. */
 export interface Conv2dOptions {
-  /** 1 by default. */
+  /** Pixels from one window to the next; 1 by default. */
   stride?: number;
-  /** 0 by default. */
+  /** Zeros around the image; 0 by default. */
   padding?: number;
   /** Whether a bias is added; true by default. */
   bias?: boolean;
@@ -149,13 +149,13 @@ export class Dropout extends Module {
   }
 }
 
-/** Internal: whether a layer is of that class and nothing else: a subclass or the layer itself may have a `forward` of its own. */
+/** Internal: whether a layer has exactly this class and its `forward`, which a subclass or the layer itself may replace. */
 export const isPlain = (layer: unknown, type: { prototype: Module }): boolean =>
   (layer as Module | undefined)?.constructor === type && (layer as Module).forward === type.prototype.forward;
 
 /**
- * Modules and functions one after the other; state names are `0.weight`, `2.weight`, … by position. Throws a TypeError for a step that is neither, `forward`
- * for one that returns no Tensor. Source: `torch.nn.Sequential`.
+ * Modules and functions in sequence; state names are `0.weight`, `2.weight`, … by position. Throws a TypeError for a step that is neither, `forward` for one that
+ * does not return a Tensor. Source: `torch.nn.Sequential`.
  *
  * @example
  * ```ts
@@ -182,7 +182,7 @@ export class Sequential extends Module {
 
   override children(): [string, Module][] {
     const steps = this.steps.flatMap((x, i): [string, Module][] => x instanceof Module ? [[String(i), x]] : []);
-    return [...steps, ...super.children().filter(([name]) => !name.startsWith("steps."))]; // and what a subclass has
+    return [...steps, ...super.children().filter(([name]) => !name.startsWith("steps."))]; // and those of a subclass
   }
 
   override forward(x: Tensor): Tensor {
@@ -200,7 +200,7 @@ export class Sequential extends Module {
     });
   }
 
-  /** The linear layers from step `i` on that have nothing but an activation between them: each is one kernel with it. */
+  /** The linear layers from step `i` on with only an activation between them: each layer and its activation are one kernel. */
   #perceptron(i: number): Layer[] {
     const layers: Layer[] = [];
     for (;; i += 2) {

@@ -1,4 +1,4 @@
-/** Collecting scalars, such as a loss, without waiting for the GPU. */
+/** Collects scalars, such as a loss, without waiting for the GPU. */
 import { describe } from "../kernels/check.ts";
 import { gpu } from "../kernels/gpu/gpu.ts";
 import type { Memory } from "../kernels/gpu/memory.ts";
@@ -18,10 +18,10 @@ function checkDevice(op: string, { memory }: List): void {
 }
 
 /**
- * Collects scalars by name on the GPU and reads many at once: a training step adds its loss and goes on, and every so many steps one read fetches them all. A
- * read waits for the GPU (11 ms at least in some runtimes), an `add` never does.
+ * Collects scalars by name on the GPU and reads many at once: a training step adds its loss and continues, and from time to time one read fetches them all. A
+ * read waits for the GPU (at least 11 ms in some runtimes), an `add` never does.
  *
- * `add` throws a TypeError for what is no scalar of f32, both where the device of the values so far was disposed or lost.
+ * `add` throws a TypeError for anything but an f32 scalar, both throw one if the device of the values so far was disposed or lost.
  *
  * @example
  * ```ts
@@ -72,7 +72,7 @@ export class Meter implements Disposable {
       const count = list.count;
       list.count = 0;
       const words = queue.read(list.memory, 4 * (1 + count));
-      fill(list.memory, 0, 1, "u32"); // behind the copy that the read encoded
+      fill(list.memory, 0, 1, "u32"); // after the copy that the read has encoded
       return [name, Array.from(new Float32Array(await words, 4))] as const;
     });
     return Object.fromEntries(await Promise.all(entries));

@@ -5,18 +5,17 @@ import { checkShape, checkTensor, Tensor } from "../autograd/tensor.ts";
 import { mapped } from "../ops/mapped.ts";
 import { assign } from "../ops/shape.ts";
 
-/** PyTorch's name of a property. A capital in front, as in `A_log` and `W_q`, is one in PyTorch's name as well. */
+/** PyTorch's name for a property. Initial capitals, as in `A_log` and `W_q`, are kept. */
 const snake = (name: string) => name.replace(/(?<=[a-z0-9][A-Z]*)[A-Z]/g, (c) => `_${c.toLowerCase()}`);
 
 /**
- * The base class of everything with parameters and a `forward`. A tensor in a property is a parameter, one of integers a buffer, which is saved and no more; a
- * module (or array of modules) in a property is a child. What lies elsewhere (arrays of tensors, a Map, a private field such as `#mask`) is neither: nothing
- * trains, saves or frees it.
- * State names are PyTorch's: `outProj.weight` is saved as `out_proj.weight`, and `A_log` as it is.
+ * The base class of everything with parameters and a `forward`. A float tensor in a property is a parameter, an integer tensor a buffer, which is only saved; a
+ * module, or an array of modules, in a property is a child. Tensors elsewhere (in arrays, a Map, a private field such as `#mask`) are neither: nothing trains,
+ * saves or frees them. State names are PyTorch's: `outProj.weight` is saved as `out_proj.weight`, and `A_log` unchanged.
  *
- * Parameters belong to the module, not to a scope: `dispose()` frees them. The layers of this package see to that. A tensor of your own needs `keep()` if a tape
- * or a scope (`noGrad` is one) may be open when the module is made: `scale = ones([1], { requiresGrad: true }).keep()`. So does a tensor that `forward` remembers:
- * a model around it frees all but its result. If two parameters have the same state name, asking for names throws a RangeError.
+ * Parameters belong to the module, not to a scope: `dispose()` frees them. The layers of this package take care of that. Your own tensors need `keep()` if a tape
+ * or a scope (`noGrad` opens one) may be open when the module is made: `scale = ones([1], { requiresGrad: true }).keep()`. So does a tensor that `forward`
+ * stores: the model around it frees everything but its result. If two parameters have the same state name, methods that use names throw a RangeError.
  *
  * @example
  * ```ts
@@ -37,14 +36,14 @@ const snake = (name: string) => name.replace(/(?<=[a-z0-9][A-Z]*)[A-Z]/g, (c) =>
  * ```
  */
 export abstract class Module {
-  /** Whether dropout and its like are active: set by `train()` and `eval()`. */
+  /** Whether dropout and the like are active: set by `train()` and `eval()`. */
   training = true;
   #switching = false;
 
   /** The module's function. */
   abstract forward(x: Tensor): Tensor;
 
-  /** The modules in this one's properties, by name. */
+  /** The modules in this module's properties, by name. */
   children(): [string, Module][] {
     return Object.entries(this).flatMap(([key, value]): [string, Module][] => {
       if (value instanceof Module) return [[snake(key), value]];
@@ -53,7 +52,7 @@ export abstract class Module {
     });
   }
 
-  /** Every parameter with its name, those of children behind the module's own. A shared one comes once, under its first name. */
+  /** Every parameter with its name; the module's own come before those of children. A shared one is listed once, under its first name. */
   namedParameters(): [string, Tensor][] {
     const found = new Set<Tensor>();
     return [...this.#named()].filter(([, x]) => isFloat(x.dtype) && !found.has(x) && found.add(x));
@@ -80,12 +79,12 @@ export abstract class Module {
     return found;
   }
 
-  /** Every parameter once: what an optimizer takes. */
+  /** Every parameter once, for an optimizer. */
   parameters(): Tensor[] {
     return this.namedParameters().map(([, tensor]) => tensor);
   }
 
-  /** Switches dropout and its like on (or off). Returns the module. */
+  /** Switches dropout and the like on (or off). Returns the module. */
   train(on = true): this {
     checkBoolean("train", "on", on);
     if (this.#switching) return this; // a child refers back to its parent
@@ -99,20 +98,20 @@ export abstract class Module {
     return this;
   }
 
-  /** Switches dropout and its like off. Returns the module. */
+  /** Switches dropout and the like off. Returns the module. */
   eval(): this {
     return this.train(false);
   }
 
-  /** The parameters and buffers by name: the live tensors, not copies. A shared one comes under each of its names. */
+  /** The parameters and buffers by name: the live tensors, not copies. A shared one is listed under each of its names. */
   stateDict(): Record<string, Tensor> {
     return Object.fromEntries(this.#named());
   }
 
   /**
-   * Copies tensors into the parameters and buffers of the same names; floats take on the dtype that is there. A shared one may come under any of its names; of
-   * several the last counts. Throws a RangeError that names what is missing or unexpected (unless `strict` is false), and a TypeError for a wrong shape or
-   * dtype; then nothing has been copied.
+   * Copies tensors into the parameters and buffers of the same names; floats are converted to the dtype of the parameter. A shared one may be given under any of
+   * its names; the last one counts. Throws a RangeError that names what is missing or unexpected (unless `strict` is false), and a TypeError for a wrong shape
+   * or dtype; then nothing has been copied.
    */
   loadStateDict(state: Record<string, Tensor>, options: { strict?: boolean } = {}): void {
     checkOptions("loadStateDict", options, ["strict"]);

@@ -1,5 +1,5 @@
 /**
- * What all optimizers share. Parameters move into flat blocks (segments below the binding limit). A second block holds the gradients, which backward writes
+ * What all optimizers share. Parameters move into flat blocks (segments below the binding limit). A second block holds the gradients, which `backward` writes
  * there directly, so that a step is one dispatch per segment. A step skips a parameter whose `.grad` is null, including its weight decay.
  */
 import { checkNumber, checkOptions, describe, isRecord } from "../kernels/check.ts";
@@ -13,14 +13,14 @@ import { noGrad } from "../autograd/tape.ts";
 import { zeros } from "../ops/create.ts";
 import { checkShape, checkTensor, Tensor } from "../autograd/tensor.ts";
 
-/** Parameters with hyperparameters of their own: those that are left out are the optimizer's. */
+/** Parameters with their own hyperparameters; those that are left out default to the optimizer's. */
 export interface ParameterGroup {
   params: Iterable<Tensor>;
   lr?: number;
   weightDecay?: number;
 }
 
-/** A group's own numbers, which may be changed between steps. */
+/** A group's own hyperparameters, which may be changed between steps. */
 type Rates = Omit<ParameterGroup, "params">;
 
 interface Slot {
@@ -38,7 +38,7 @@ interface Segment {
   parameters: FlatBlock;
   gradients: FlatBlock;
   states: FlatBlock[];
-  /** Which slot each 64 floats belong to. */
+  /** The slot of each 64 floats. */
   slotOf: Memory;
 }
 
@@ -48,7 +48,7 @@ export interface OptimizerState {
   name: string;
   /** Its learning rate. */
   lr: number;
-  /** The groups' own numbers; without them a load leaves those of the optimizer. */
+  /** The groups' own hyperparameters; if missing, loading leaves the optimizer's unchanged. */
   groups?: { lr?: number; weightDecay?: number }[];
   /** Steps that each parameter has taken. */
   steps: number[];
@@ -56,13 +56,13 @@ export interface OptimizerState {
   tensors: Record<string, Tensor>;
 }
 
-/** Internal: throws unless `params` can be walked. */
+/** Internal: throws unless `params` is iterable. */
 export function checkIterable(op: string, params: unknown, more = ""): void {
   if (typeof params === "object" && params !== null && Symbol.iterator in params) return;
   throw new TypeError(`${op}: params must be an array of Tensors${more}, got ${describe(params)}`);
 }
 
-/** Which slot each 64 floats of a block with slots of these bytes belong to. */
+/** The slot of each 64 floats in a block whose slots have these sizes in bytes. */
 function slotTable(sizes: number[]): Uint32Array<ArrayBuffer> {
   return Uint32Array.from(sizes.flatMap((bytes, i) => new Array(FlatBlock.slotBytes(bytes) / 256).fill(i)));
 }
@@ -73,11 +73,11 @@ function checkRates(op: string, { lr, weightDecay }: Rates): void {
 }
 
 /**
- * What all optimizers share: groups, flat blocks, skipping, and the one dispatch.
+ * The base class of all optimizers: groups, state, and the step. See `SGD` and `AdamW` for examples.
  *
- * A constructor throws a TypeError for parameters that are no f32 leaves, a RangeError for none at all, for one in two groups or that shares its memory with
- * another, and for numbers out of range. `step` throws an Error after `dispose()`, where the device is gone and where another optimizer took a parameter
- * since, a RangeError for a group's rate or decay out of range. `SGD` and `AdamW` show the use.
+ * A constructor throws a TypeError for parameters that are not f32 leaves, a RangeError for an empty list, for a parameter that is in two groups or shares its
+ * memory with another one, and for numbers out of range. `step` throws an Error after `dispose()`, if the device is gone or if another optimizer has taken a
+ * parameter since, a RangeError for a group's rate or decay out of range.
  */
 export abstract class Optimizer {
   #lr = 0;
@@ -89,7 +89,7 @@ export abstract class Optimizer {
   #initialState: number;
 
   /**
-   * Each optimizer has its own.
+   * For subclasses.
    * @internal
    */
   protected constructor(
@@ -108,7 +108,7 @@ export abstract class Optimizer {
     this.#segments = this.#layOut(this.#take(params));
   }
 
-  /** The learning rate of the groups that have none of their own. Set it every step to follow a schedule. */
+  /** The learning rate of groups without their own. To follow a schedule, set it before every step. */
   get lr(): number {
     return this.#lr;
   }
@@ -123,7 +123,7 @@ export abstract class Optimizer {
     checkIterable(this.name, params, " or of groups");
     const list = [...params as Iterable<Tensor | ParameterGroup>];
     const given = list.every((x) => x instanceof Tensor) ? [{ params: list as Tensor[] }] : list as ParameterGroup[];
-    const groups = given.map((group) => isRecord(group) && Object.isFrozen(group) ? { ...group } : group); // loadStateDict writes them
+    const groups = given.map((group) => isRecord(group) && Object.isFrozen(group) ? { ...group } : group); // loadStateDict writes to them
     const found = new Map<Storage, { parameter: Tensor; group: ParameterGroup }>();
     for (const group of groups) {
       if (!isRecord(group)) {
@@ -165,7 +165,7 @@ export abstract class Optimizer {
       cuts.at(-1)!.push(entry);
       used += bytes;
     }
-    // all memory first: if there is too little, nothing has changed yet and nothing stays taken
+    // allocate everything first: if there is too little memory, nothing has changed yet and nothing remains allocated
     const taken: Memory[][] = cuts.map(() => []);
     const sizesOf = (entries: typeof all) => entries.map(({ parameter }) => parameter.size * 4);
     try {
@@ -195,7 +195,7 @@ export abstract class Optimizer {
     });
   }
 
-  /** Makes `gradient` the place where backward leaves the parameter's gradient; one that the parameter has already moves there, unless others lie in its memory. */
+  /** Makes `gradient` the place where `backward` puts the parameter's gradient. An existing gradient moves there, unless it shares its memory. */
   #lend(parameter: Tensor, gradient: Memory): void {
     const { storage, grad } = parameter;
     if (grad?.storage.owners === 1 && grad !== parameter) grad.storage.moveTo(gradient, parameter.size * 4, true);
@@ -203,7 +203,7 @@ export abstract class Optimizer {
     storage.gradientHome = gradient;
   }
 
-  /** Numbers s0 … s6 of the rule for a parameter's step number `step` (from 1). */
+  /** The numbers s0 … s6 of the rule for a parameter's step `step`, counted from 1. */
   protected abstract settings(lr: number, weightDecay: number, step: number): number[];
 
   #checkUsable(): void {
@@ -228,7 +228,7 @@ export abstract class Optimizer {
         const { parameter: { grad }, group, steps } = slot;
         if (!grad) return;
         active.push(slot);
-        if (grad.storage.memory !== slot.gradient) { // it was set by hand and lies elsewhere
+        if (grad.storage.memory !== slot.gradient) { // `.grad` was assigned, so it is elsewhere
           slot.gradient.borrower?.vacate();
           gpu().queue.copy(grad.memory, slot.gradient, grad.size * 4);
         }
@@ -248,14 +248,14 @@ export abstract class Optimizer {
         parameters: parameters.whole,
         states: states.map((block) => block.whole),
       });
-      for (const slot of active) { // a step that throws was none
+      for (const slot of active) { // only now: a step that throws does not count
         slot.steps++;
         slot.parameter.storage.version++;
       }
     }
   }
 
-  /** Throws unless a slot can take part in a step. */
+  /** Throws if a slot cannot take part in a step. */
   #checkSlot({ parameter, home, group }: Slot): void {
     checkRates(this.name, group);
     if (!parameter.grad) return;
@@ -266,18 +266,18 @@ export abstract class Optimizer {
     );
   }
 
-  /** Forgets the gradients: `.grad` becomes null. */
+  /** Sets the `.grad` of all parameters to null. */
   zeroGrad(): void {
     for (const { parameter } of this.#slots) parameter.grad = null;
   }
 
   /**
-   * What a checkpoint saves: the learning rate, the groups' own rates and decays, each parameter's step count, and copies of the state tensors (`0.a` is the
-   * first of parameter 0). The copies are the caller's. What only the constructor sets (betas, momentum, the decay of all groups) is not in it.
+   * The state that a checkpoint saves: the learning rate, the groups' own rates and decays, each parameter's step count, and copies of the state tensors (`0.a` is
+   * the first of parameter 0). The copies are the caller's. What only the constructor sets (betas, momentum, the default decay) is not included.
    */
   stateDict(): OptimizerState {
     this.#checkUsable();
-    const tensors = noGrad(() => { // where memory does not suffice for all, none stays
+    const tensors = noGrad(() => { // noGrad: if there is too little memory for all, it frees those already made
       const copies: Record<string, Tensor> = {};
       this.#eachState((name, memory, { shape }) => {
         copyFlat(memory, (copies[name] = zeros(shape)).memory, "f32", copies[name].size);
@@ -289,7 +289,7 @@ export abstract class Optimizer {
     return { name: this.name, lr: this.lr, groups, steps: this.#slots.map(({ steps }) => steps), tensors };
   }
 
-  /** Takes up what `stateDict` gave, for parameters of the same shapes in the same order. Throws an Error where it does not fit; then nothing has changed. */
+  /** Loads what `stateDict` returned, for parameters of the same shapes in the same order. Throws an Error if it does not fit; then nothing has changed. */
   loadStateDict(state: OptimizerState): void {
     this.checkState(state);
     const { lr, groups, steps, tensors } = state;
@@ -300,7 +300,7 @@ export abstract class Optimizer {
   }
 
   /**
-   * Throws an Error unless `loadStateDict` would take the state.
+   * Throws an Error unless `loadStateDict` would accept the state.
    * @internal
    */
   checkState(state: OptimizerState): void {
@@ -352,13 +352,13 @@ export abstract class Optimizer {
     }
   }
 
-  /** Frees the optimizer's state, and forgets the gradients as `zeroGrad` does unless another optimizer took the parameters since. The parameters live on. */
+  /** Frees the optimizer's state and, unless another optimizer has taken the parameters since, sets their `.grad` to null. The parameters themselves remain. */
   dispose(): void {
     if (this.#disposed) return;
     this.#disposed = true;
     for (const { slots, states, slotOf } of this.#segments) {
       for (const { parameter, gradient } of slots) {
-        if (parameter.closed || parameter.storage.gradientHome !== gradient) continue; // gone, or another optimizer's since
+        if (parameter.closed || parameter.storage.gradientHome !== gradient) continue; // disposed of, or another optimizer's since
         parameter.grad = null;
         parameter.storage.gradientHome = null;
         gradient.leave();

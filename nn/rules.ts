@@ -1,6 +1,5 @@
 /**
- * The optimizers: the options of each, their checks, and the numbers of a step. `kernels/optimizer.ts` has the arithmetic of a step, `nn/optim.ts` what all
- * optimizers share.
+ * The optimizers: their options, checks, and the numbers of a step. `kernels/optimizer.ts` has the arithmetic of a step, `nn/optim.ts` what all optimizers share.
  */
 import { checkBoolean, checkNumber, checkOptions, describe } from "../kernels/check.ts";
 import type { Tensor } from "../autograd/tensor.ts";
@@ -8,12 +7,15 @@ import { Optimizer, type ParameterGroup } from "./optim.ts";
 
 /** Options of `SGD`. */
 export interface SgdOptions {
-  /** 1e-3 by default. */
+  /** The learning rate; 1e-3 by default. */
   lr?: number;
+  /** μ: how much of the previous update is kept; 0 by default. */
   momentum?: number;
+  /** τ: with momentum, the gradient's weight is 1 − τ; 0 by default. */
   dampening?: number;
+  /** Whether momentum is Nesterov's; false by default. */
   nesterov?: boolean;
-  /** Added to the gradient, times the parameter. */
+  /** λ: this times the parameter is added to the gradient; 0 by default. */
   weightDecay?: number;
 }
 
@@ -67,7 +69,7 @@ export class SGD extends Optimizer {
 
 /** Options of `Adam` and `AdamW`. */
 export interface AdamOptions {
-  /** 1e-3 by default. */
+  /** The learning rate; 1e-3 by default. */
   lr?: number;
   /** Decay of the two moments; [0.9, 0.999] by default. */
   betas?: readonly [number, number];
@@ -75,7 +77,7 @@ export interface AdamOptions {
   eps?: number;
   /** λ: 0 for Adam (added to the gradient), 0.01 for AdamW (decoupled) by default. */
   weightDecay?: number;
-  /** Whether the largest second moment so far is used. */
+  /** Whether the largest second moment so far is used; false by default. */
   amsgrad?: boolean;
 }
 
@@ -164,22 +166,22 @@ export class AdamW extends AdamFamily {
 
 /** Options of `RMSprop`. */
 export interface RmspropOptions {
-  /** 0.01 by default. */
+  /** The learning rate; 0.01 by default. */
   lr?: number;
   /** Decay of the mean square; 0.99 by default. */
   alpha?: number;
-  /** 1e-8 by default. */
+  /** Added to the denominator; 1e-8 by default. */
   eps?: number;
-  /** Added to the gradient, times the parameter. */
+  /** λ: this times the parameter is added to the gradient; 0 by default. */
   weightDecay?: number;
   /** Factor of the previous update; 0 by default. */
   momentum?: number;
-  /** Whether the mean gradient's square is taken off the mean square. */
+  /** Whether the square of the mean gradient is subtracted from the mean square; false by default. */
   centered?: boolean;
 }
 
 /**
- * RMSprop: v ← αv + (1−α)g², p ← p − lr·g/(√v + ε); weight decay is added to g. `centered` takes the mean gradient's square off v; with momentum μ b ← μb +
+ * RMSprop: v ← αv + (1−α)g², p ← p − lr·g/(√v + ε); weight decay is added to g. `centered` subtracts the square of the mean gradient from v; with momentum μ b ← μb +
  * g/(√v + ε), p ← p − lr·b. Throws as `Optimizer`, and a RangeError for an α outside [0, 1]. Source: Tieleman & Hinton 2012; `torch.optim.RMSprop`.
  *
  * @example
@@ -215,15 +217,15 @@ export class RMSprop extends Optimizer {
 
 /** Options of `Adagrad`. */
 export interface AdagradOptions {
-  /** 0.01 by default. */
+  /** The learning rate; 0.01 by default. */
   lr?: number;
-  /** The rate is lr/(1 + (t − 1)·lrDecay). */
+  /** The rate of step t is lr/(1 + (t − 1)·lrDecay); 0 by default. */
   lrDecay?: number;
-  /** Added to the gradient, times the parameter. */
+  /** λ: this times the parameter is added to the gradient; 0 by default. */
   weightDecay?: number;
-  /** What the sum of squares starts at; 0 by default. */
+  /** The initial sum of squares; 0 by default. */
   initialAccumulatorValue?: number;
-  /** 1e-10 by default. */
+  /** Added to the denominator; 1e-10 by default. */
   eps?: number;
 }
 

@@ -1,4 +1,4 @@
-/** Reading and writing safetensors files. */
+/** Reads and writes safetensors files. */
 import { describe, isRecord } from "../kernels/check.ts";
 import { sizeOf } from "../kernels/elementwise.ts";
 import { gpu } from "../kernels/gpu/gpu.ts";
@@ -14,27 +14,27 @@ interface Entry {
   data_offsets: [number, number];
 }
 
-/** Bytes of an element in a file. */
+/** Bytes of an element, by the dtype's name in a file. */
 const FILE_BYTES: Record<string, number> = { F64: 8, F32: 4, F16: 2, BF16: 2, I64: 8, I32: 4, U32: 4 };
 const FILE_TYPES: Record<DType, string> = { f32: "F32", f16: "F16", i32: "I32", u32: "U32" };
 const LONGEST_HEADER = 100_000_000; // as the reference implementation
 
 /** A file whose header was checked. */
 export interface Opened {
-  /** What messages call it. */
+  /** Its name in messages. */
   name: string;
   metadata: Record<string, string>;
   /** Names of its tensors. */
   names: string[];
-  /** Reads its tensors. They belong to no scope: which one is innermost when they are made is chance. */
+  /** Reads its tensors. They belong to no scope, since which one is innermost by then is a matter of chance. */
   load(): Promise<Record<string, Tensor>>;
 }
 
-/** The first key that comes twice in one object of a JSON text, where JSON.parse would take the last without a word. */
+/** The first key that occurs twice in an object of a JSON text; JSON.parse would silently take the last one. */
 function duplicateKey(json: string): string | undefined {
   const open: (Set<string> | null)[] = []; // null: an array
   const colon = /\s*:/y;
-  for (let i = 0; i < json.length; i++) { // no pattern for a whole string: a long one would overflow the stack
+  for (let i = 0; i < json.length; i++) { // no regular expression for a whole string, which would overflow the stack for a long one
     const token = json[i];
     if (token === "{") open.push(new Set());
     else if (token === "[") open.push(null);
@@ -51,7 +51,7 @@ function duplicateKey(json: string): string | undefined {
   }
 }
 
-/** The header of a file, checked so far that every tensor in it can be read: nothing is taken from its word, and no more than the header is read. */
+/** The header of a file, with every claim in it checked, so that every tensor can be read. Reads nothing but the header. */
 async function readHeader(
   op: string,
   source: Source,
@@ -147,7 +147,7 @@ export async function openSafetensors<T>(
     const { entries, metadata, start } = await readHeader(op, source);
     const load = async () => {
       checkHoldable(op, source, entries);
-      // all values first, so that one that does not fit leaves no tensor behind
+      // convert all values first, so that no tensor is left over if one does not fit
       const arrays: TypedArray[] = [];
       for (const [, { dtype, data_offsets: [from, to] }] of entries) {
         arrays.push(values(op, (await source.read(start + from, start + to)).buffer, dtype));
@@ -184,10 +184,10 @@ function values(op: string, raw: ArrayBuffer, dtype: string): TypedArray {
 
 /**
  * The tensors of a safetensors file, from a path or from bytes. F32, F16, I32 and U32 stay what they are; BF16 and F64 become f32, I64 becomes i32.
- * They belong to the scope that was innermost at the call, or are the caller's where there was none or it has closed meanwhile.
+ * They belong to the scope that was innermost at the call, or to the caller if there was none or it has closed meanwhile.
  *
- * Throws a RangeError that says what is wrong with a malformed file (truncated, overlapping, with holes or rests, duplicate names), and for a tensor that is more than the adapter
- * binds at once, before any memory is taken and with no more than the header read. Format: https://github.com/huggingface/safetensors.
+ * Throws a RangeError that says what is wrong with a malformed file (truncated, overlapping tensors, unused bytes, duplicate names), and for a tensor larger than
+ * the adapter binds at once, after reading only the header and before allocating any memory. Format: https://github.com/huggingface/safetensors.
  *
  * @example
  * ```ts
@@ -273,10 +273,10 @@ export async function encode(
 }
 
 /**
- * Writes tensors to a safetensors file. It is written under a temporary name beside it and renamed, so that a kill leaves the old file or the new one whole;
- * what a killed save left behind, the next one removes.
+ * Writes tensors to a safetensors file: first to a temporary file beside it, which is then renamed. If the process is killed, either the old file or the new one
+ * is complete; the next save removes the temporary file.
  *
- * Throws a TypeError for what is no tensor and metadata that are no strings, a RangeError for the names `__metadata__` and `__proto__`. Format:
+ * Throws a TypeError for a value that is not a tensor and for metadata that are not strings, a RangeError for the names `__metadata__` and `__proto__`. Format:
  * https://github.com/huggingface/safetensors.
  *
  * @example

@@ -1,15 +1,15 @@
 /**
- * Learning-rate schedules: functions from the step to a factor of the base rate. A loop sets `optimizer.lr = LR * schedule(step)`; a resumed run needs no
- * saved state.
+ * Learning-rate schedules: functions from the step to a factor of the base rate. A training loop sets `optimizer.lr = LR * schedule(step)`; they have no state
+ * that a resumed run would need.
  */
 import { checkNumber, checkOptions } from "../kernels/check.ts";
 
 /** From the step (0 on) to a factor of the base learning rate. */
 export type Schedule = (step: number) => number;
 
-/** Options of the schedules that run down to an end. */
+/** Options of schedules that decay towards the end of a run. */
 export interface DecayOptions {
-  /** The whole run, in steps. */
+  /** The number of steps of the whole run. */
   steps: number;
   /** Steps of linear warm-up at the start; 0 by default. */
   warmup?: number;
@@ -34,8 +34,8 @@ function decay(op: string, options: DecayOptions, shape: (progress: number) => n
 }
 
 /**
- * Half a cosine from 1 to `final` (0 by default) over `steps`, after a linear warm-up: final + (1 − final)·½(1 + cos πt), t the share of the steps behind
- * the warm-up. Throws a RangeError for fewer than 1 step, a warm-up outside [0, steps] and a negative `final`, the schedule itself for a negative step.
+ * Half a cosine from 1 to `final` (0 by default) over `steps`, after a linear warm-up: final + (1 − final)·½(1 + cos πt), t the share of the steps after
+ * the warm-up that are done. Throws a RangeError for fewer than 1 step, a warm-up outside [0, steps] and a negative `final`, the schedule itself for a negative step.
  * Source: Loshchilov & Hutter 2017.
  *
  * @example
@@ -51,8 +51,8 @@ export function cosine(options: DecayOptions): Schedule {
 }
 
 /**
- * A straight line from 1 to `final` (0 by default) over `steps`, after a linear warm-up: final + (1 − final)·(1 − t), t the share of the steps behind the
- * warm-up. Throws a RangeError for fewer than 1 step, a warm-up outside [0, steps] and a negative `final`, the schedule itself for a negative step.
+ * A straight line from 1 to `final` (0 by default) over `steps`, after a linear warm-up: final + (1 − final)·(1 − t), t the share of the steps after the
+ * warm-up that are done. Throws a RangeError for fewer than 1 step, a warm-up outside [0, steps] and a negative `final`, the schedule itself for a negative step.
  *
  * @example
  * ```ts
@@ -89,8 +89,8 @@ export function warmup(options: { steps: number }): Schedule {
 }
 
 /**
- * The factor `gamma` (0.1 by default) once more every `every` steps: gamma^⌊step/every⌋. Throws a RangeError for an `every` below 1 and a gamma that is not
- * above 0, the schedule itself for a negative step. Source: `torch.optim.lr_scheduler.StepLR`.
+ * Multiplies by `gamma` (0.1 by default) every `every` steps: gamma^⌊step/every⌋. Throws a RangeError for an `every` below 1 and a gamma that is not above 0, the
+ * schedule itself for a negative step. Source: `torch.optim.lr_scheduler.StepLR`.
  *
  * @example
  * ```ts

@@ -15,7 +15,7 @@ import { isPlain, Linear, parameter, parameters } from "./layers.ts";
 import { Module } from "./module.ts";
 
 /**
- * Rows of a table by index (i32 or u32): [...] → [..., width]. The table [count, width] starts N(0, 1), as in PyTorch. Gradient and errors of `forward` as
+ * Rows of a table by index (i32 or u32): [...] → [..., width]. The table [count, width] is initialized from N(0, 1), as in PyTorch. Gradient and errors of `forward` as
  * `embedding`. Throws a RangeError for sizes below 1. Source: `torch.nn.Embedding`.
  *
  * @example
@@ -106,9 +106,9 @@ export interface KeyValueCache {
   values: Tensor;
 }
 
-/** What a transformer's attention may be told in a forward pass. */
+/** Options of a transformer's attention in a forward pass. */
 export interface AttentionCall {
-  /** Whether a token sees only itself and those before it. */
+  /** Whether a token sees only itself and earlier ones; false by default. */
   causal?: boolean;
 }
 
@@ -117,16 +117,16 @@ function checkBlock(op: string, width: number, heads: number, options: Transform
   checkNumber(op, "heads", heads, { integer: true, min: 1 });
   if (width % heads !== 0) throw new RangeError(`${op}: heads must divide the width ${width}, got ${heads}`);
   const { hidden = 4 * width, dropout = 0 } = options;
-  checkNumber(op, "hidden", hidden, { integer: true, min: 1, below: 2 ** 32 }); // also where no layer uses it
+  checkNumber(op, "hidden", hidden, { integer: true, min: 1, below: 2 ** 32 }); // even if there is no layer that uses it
   checkNumber(op, p, dropout, { min: 0, below: 1 });
 }
 
 /**
- * Multi-head self-attention, [batch, T, width] → the same: with Q, K, V the heads' parts of x·inProjWeightᵀ + inProjBias, softmax(QKᵀ/√depth)·V by head, side
- * by side and through `outProj`. In training its weights are dropped with probability p (0 by default).
+ * Multi-head self-attention, [batch, T, width] → the same shape: with Q, K, V the heads' parts of x·inProjWeightᵀ + inProjBias, softmax(QKᵀ/√depth)·V for each head,
+ * side by side, through `outProj`. In training its weights are dropped with probability p (0 by default).
  *
- * Throws a RangeError where the heads do not divide the width and unless 0 ≤ p < 1, `forward` a TypeError for another shape and a RangeError for heads above
- * 128 wide. States as `torch.nn.MultiheadAttention`. Source: Vaswani et al. 2017.
+ * Throws a RangeError if the number of heads does not divide the width and unless 0 ≤ p < 1, `forward` a TypeError for another shape and a RangeError for heads
+ * wider than 128. State names as `torch.nn.MultiheadAttention`. Source: Vaswani et al. 2017.
  *
  * @example
  * ```ts
@@ -156,7 +156,7 @@ export class MultiHeadAttention extends Module {
       this.outProj = new Linear(width, width);
       constant(this.outProj.bias!, 0);
     } catch (error) {
-      this.dispose(); // of what was made before the part that does not fit
+      this.dispose(); // frees what was made before the memory ran out
       throw error;
     }
   }
@@ -178,14 +178,14 @@ export class MultiHeadAttention extends Module {
     });
   }
 
-  /** The heads' results [batch, heads, T, depth] put together. */
+  /** The heads' results [batch, heads, T, depth] side by side, [batch, T, width]. */
   merge(x: Tensor): Tensor {
     checkTensor("MultiHeadAttention", "x", x);
     const [batch, , length] = x.shape;
     return composed("MultiHeadAttention", () => x.permute([0, 2, 1, 3]).reshape([batch, length, this.width]));
   }
 
-  /** The heads' results side by side, [batch, T, width], to be projected. */
+  /** The heads' results side by side, [batch, T, width], before `outProj`. */
   attend(x: Tensor, call: AttentionCall = {}): Tensor {
     checkOptions("MultiHeadAttention", call, ["causal"]);
     const { causal = false } = call;
@@ -206,13 +206,13 @@ export class MultiHeadAttention extends Module {
 export interface TransformerBlockOptions {
   /** Width of the feed-forward layer; 4 times the width by default. */
   hidden?: number;
-  /** Dropout on weights, activations and residuals; 0 by default. */
+  /** Probability of dropout on weights, activations and residuals; 0 by default. */
   dropout?: number;
 }
 
 /**
- * A pre-norm block, [batch, T, width] → the same: x + attention(norm1(x)), then x + linear2(gelu(linear1(norm2(x)))). States as
- * `torch.nn.TransformerEncoderLayer(norm_first, gelu, batch_first)`. Throws a RangeError for sizes below 1, where the heads do not divide the width and
+ * A pre-norm block, [batch, T, width] → the same shape: x + attention(norm1(x)), then x + linear2(gelu(linear1(norm2(x)))). State names as
+ * `torch.nn.TransformerEncoderLayer(norm_first, gelu, batch_first)`. Throws a RangeError for sizes below 1, if the number of heads does not divide the width and
  * unless 0 ≤ dropout < 1; `forward` as `MultiHeadAttention`. Source: Vaswani et al. 2017; pre-norm: Xiong et al. 2020.
  *
  * @example
@@ -231,9 +231,9 @@ export class TransformerBlock extends Module {
   linear1: Linear;
   /** [width, hidden] */
   linear2: Linear;
-  /** In front of the attention. */
+  /** Before the attention. */
   norm1: LayerNorm;
-  /** In front of the feed-forward layers. */
+  /** Before the feed-forward layers. */
   norm2: LayerNorm;
   /** The probability of dropout. */
   readonly p: number;
@@ -256,7 +256,7 @@ export class TransformerBlock extends Module {
     }
   }
 
-  /** Whether dropout stands between the products and what else their kernels could do. */
+  /** Whether there is dropout between the products and the ops that their kernels could include. */
   get #dropping(): boolean {
     return chosen(this.training && this.p > 0);
   }
@@ -267,7 +267,7 @@ export class TransformerBlock extends Module {
 
   override forward(x: Tensor, call: AttentionCall = {}): Tensor {
     const { selfAttn } = this;
-    const isOwn = selfAttn.forward !== MultiHeadAttention.prototype.forward; // which need not end with outProj
+    const isOwn = selfAttn.forward !== MultiHeadAttention.prototype.forward; // and need not end with outProj
     return composed("TransformerBlock", () => {
       const inner = this.norm1.forward(x);
       const y = isOwn ? x.add(this.#drop(selfAttn.forward(inner, call))) : this.#added(x, selfAttn.attend(inner, call));
@@ -299,7 +299,7 @@ export class TransformerBlock extends Module {
     });
   }
 
-  /** The block for tokens behind those in a cache, which takes up their keys and values at `position`. */
+  /** The block for tokens that follow those in a cache; `write` adds their keys and values to it. */
   forwardCached(x: Tensor, cache: KeyValueCache, write: (cache: Tensor, x: Tensor) => void, mask: Tensor): Tensor {
     const [q, k, v] = this.selfAttn.project(this.norm1.forward(x));
     write(cache.keys, k);
@@ -311,28 +311,31 @@ export class TransformerBlock extends Module {
 
 /** Options of `Gpt`. */
 export interface GptOptions {
-  /** Number of tokens. */
+  /** The number of different tokens. */
   vocabulary: number;
-  /** Longest sequence. */
+  /** The longest sequence. */
   context: number;
+  /** The number of blocks. */
   layers: number;
+  /** The width of embeddings and hidden states. */
   width: number;
+  /** The number of attention heads. */
   heads: number;
   /** Width of the feed-forward layers; 4 times the width by default. */
   hidden?: number;
-  /** 0 by default. */
+  /** Probability of dropout; 0 by default. */
   dropout?: number;
-  /** Whether the head is the token table; false by default. */
+  /** Whether the head shares the weight of the token embedding; false by default. */
   tied?: boolean;
 }
 
 /**
  * A decoder: token and learned position embeddings, pre-norm blocks, a final norm and a head without bias. [batch, T] tokens (i32 or u32) → [batch, T, vocabulary]
- * logits. States: `tokens.weight`, `positions.weight`, `blocks.N.…`, `norm.…`, `head.weight` (absent when tied). Weights start N(0, 0.02), biases 0, as in
- * GPT-2.
+ * logits. State names: `tokens.weight`, `positions.weight`, `blocks.N.…`, `norm.…`, `head.weight` (absent when tied). Weights are initialized with deviation 0.02, biases
+ * with 0, as in GPT-2.
  *
- * Throws a RangeError for sizes below 1, where the heads do not divide the width and unless 0 ≤ dropout < 1; `forward` a TypeError for tokens of another
- * shape or dtype, a RangeError for more than the context and for tokens outside the vocabulary that the host wrote. Source: Radford et al. 2019.
+ * Throws a RangeError for sizes below 1, if the number of heads does not divide the width and unless 0 ≤ dropout < 1; `forward` a TypeError for tokens of another
+ * shape or dtype, a RangeError for sequences longer than the context and for tokens outside the vocabulary that the host wrote. Source: Radford et al. 2019.
  *
  * @example
  * ```ts
@@ -350,18 +353,18 @@ export class Gpt extends Module {
   positions: Embedding;
   /** The blocks, in order. */
   blocks: TransformerBlock[];
-  /** In front of the head. */
+  /** Before the head. */
   norm: LayerNorm;
-  /** [vocabulary, width], or null where the token table serves. */
+  /** [vocabulary, width], or null if it shares the weight of `tokens`. */
   head: Linear | null;
-  /** What it was made of. */
+  /** The options that it was made with. */
   readonly options: Required<GptOptions>;
 
   constructor(options: GptOptions) {
     super();
     checkOptions("Gpt", options, ["vocabulary", "context", "layers", "width", "heads", "hidden", "dropout", "tied"]);
     const { vocabulary, context, layers, width, heads, dropout = 0, tied = false } = options;
-    // all before the first parameter is made
+    // check everything before the first parameter is made
     checkNumber("Gpt", "vocabulary", vocabulary, { integer: true, min: 1 });
     checkNumber("Gpt", "context", context, { integer: true, min: 1 });
     checkNumber("Gpt", "layers", layers, { integer: true, min: 0, max: 4096 });
@@ -386,7 +389,7 @@ export class Gpt extends Module {
     }
   }
 
-  /** The last hidden states [batch, T, width]: what the head turns into logits. */
+  /** The last hidden states [batch, T, width], which the head turns into logits. */
   hiddenStates(tokens: Tensor): Tensor {
     const [, length] = this.#checked(tokens);
     const p = { p: this.options.dropout, training: this.training };
@@ -418,8 +421,8 @@ export class Gpt extends Module {
   }
 
   /**
-   * The head's weight [vocabulary, width]: with `hiddenStates` what `linearCrossEntropy` and `linearDistillation` take. Throws a TypeError where that is not all of the
-   * head, as with a bias or a `forward` of its own.
+   * The head's weight [vocabulary, width]: with `hiddenStates` an argument of `linearCrossEntropy` and `linearDistillation`. Throws a TypeError if there is more to the
+   * head, such as a bias or a `forward` of its own.
    */
   get headWeight(): Tensor {
     const { head } = this;
@@ -429,7 +432,7 @@ export class Gpt extends Module {
     throw new TypeError(`Gpt: head must be a Linear without bias for headWeight, got ${got}; logits() takes any head`);
   }
 
-  /** The head: logits of hidden states. */
+  /** Applies the head: logits [..., vocabulary] from hidden states [..., width]. */
   logits(hidden: Tensor): Tensor {
     return this.head ? this.head.forward(hidden) : linear(hidden, this.tokens.weight);
   }
