@@ -1,10 +1,10 @@
 /**
- * KL has a direction, and no bound; what the other distances do instead.
+ * KL is asymmetric and unbounded; how it compares with other distances.
  *
- * What to look at: the first panel, where KL(P‖Q) is not KL(Q‖P); the second, where two normal distributions part: KL grows
- * with the square of the shift, Jensen–Shannon and total variation stop at their bounds and tell far from farther no more,
- * Wasserstein's distance is the shift itself; and the third, where Σ p·(ln p − ln q), as textbooks write it, loses all its digits in
- * float32 when the rows are nearly equal (a student that has almost learnt its teacher), while `forwardKl` keeps them.
+ * What to look at: the first panel, where KL(P‖Q) differs from KL(Q‖P); the second, where two normal distributions move apart: KL
+ * grows with the square of the shift, Jensen–Shannon and total variation reach their bounds and then hardly change, and
+ * Wasserstein's distance is the shift itself; and the third, where Σ p·(ln p − ln q), as textbooks write it, loses all its digits
+ * in float32 when the rows are nearly equal (a student that has almost learned its teacher), while `forwardKl` keeps them.
  *
  *     deno task examples asymmetry --help
  *
@@ -44,7 +44,7 @@ const GAPS = range(0, -5.5, -1).map((power) => 10 ** power); // between the logi
 const CLASSES = 32;
 export const CLIP = 1e-7;
 
-/** How far Q is from P: in nats, but Wasserstein's distance in steps from class to class. */
+/** How far Q is from P, in nats; Wasserstein's distance in steps from class to class. */
 export interface Distances {
   name: string;
   forwardKl: number; // KL(P‖Q)
@@ -56,7 +56,7 @@ export interface Distances {
   wasserstein: number;
 }
 
-/** KL(P‖Q) in float64, and in float32 in three ways. */
+/** KL(P‖Q) in float64, and computed in float32 in three ways. */
 export interface Precision {
   name: string;
   gap?: number;
@@ -104,7 +104,7 @@ async function measure(name: string, logitsP: number[], logitsQ: number[], gap?:
 
 function klInFloat64(logitsP: number[], logitsQ: number[]): number {
   const [x, y] = [logitsP, logitsQ].map((logits) => {
-    const seen = logits.map(Math.fround); // what the GPU is given
+    const seen = logits.map(Math.fround); // what the GPU gets
     const most = Math.max(...seen);
     const rest = Math.log(seen.reduce((sum, logit) => sum + Math.exp(logit - most), 0));
     return seen.map((logit) => logit - most - rest);

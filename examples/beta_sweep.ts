@@ -1,10 +1,10 @@
 /**
- * From covering modes to seeking one: the generalised Jensen–Shannon divergence over β.
+ * From mode-covering to mode-seeking: the generalised Jensen–Shannon divergence over β.
  *
- * The teacher has six modes on a ring; the student is a mixture of two round Gaussians and cannot hold them all. What to look
+ * The teacher has six modes on a ring; the student is a mixture of two round Gaussians and cannot match them all. What to look
  * at: the pictures of the students, which spread over all modes at β = 0 (forward KL) and settle on two as β grows to 1 (reverse
- * KL); coverage, which falls on the way, and quality, which rises; and the last panel: as defined, the divergence and with it the
- * gradient go to 0 at both ends, `normalize` divides that away, and then the ends fit the KLs without a jump.
+ * KL); coverage, which falls with β, and quality, which rises; and the last panel: as defined, the divergence and therefore its
+ * gradient go to 0 at both ends; `normalize` prevents that, and then the KLs are the limits at both ends.
  *
  *     deno task examples beta_sweep --help
  *
@@ -47,7 +47,7 @@ export interface Student {
   parts: Part[];
 }
 
-/** Of `jsd` and of the largest element of its gradient, as defined and with `normalize`. */
+/** `jsd` and the largest element of its gradient, as defined and with `normalize`. */
 export interface Value {
   beta: number;
   plain: number;
@@ -63,7 +63,7 @@ const TEACHER = GRID.map((point) =>
   Math.log(MODES.reduce((sum, mode) => sum + Math.exp(-((distance(point, mode) / DEVIATION) ** 2) / 2), 0))
 );
 
-/** Students from all starts at one β: they are rows and do not mix. */
+/** Students from all starts at one β; each is a row and independent of the others. */
 async function train(beta: number, { seed, quick }: Setting): Promise<Student[]> {
   const [starts, steps] = quick ? [STARTS.quick, STEPS.quick] : [STARTS.full, STEPS.full];
   using _scope = new Scope(); // frees the tensors

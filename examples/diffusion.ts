@@ -1,10 +1,10 @@
 /**
  * Diffusion in one dimension: denoising learned as a sum of KL divergences between Gaussians.
  *
- * Data are turned into noise in T steps; a network learns to undo one. The step back from x_t, where the data point x₀ is
- * known, is a Gaussian q(x_{t−1} | x_t, x₀); the model's is one of the same variance around a mean that it predicts, and the
- * loss is the sum over t of KL(q ‖ model), by `gaussianKl`. What to look at: `klOfStep`, where that KL is the weighted squared
- * error of the predicted noise that is usually written down; and samples, which find both peaks from pure noise.
+ * Data are turned into noise in T steps; a network learns to undo one step. If the data point x₀ is known, the step back from x_t
+ * is a Gaussian q(x_{t−1} | x_t, x₀); the model's step has the same variance and a mean that it predicts, and the loss is the sum
+ * over t of KL(q ‖ model), by `gaussianKl`. What to look at: `klOfStep`, where this KL equals the usual loss, the weighted squared
+ * error of the predicted noise; and the samples, which find both peaks starting from pure noise.
  *
  *     deno task examples diffusion --help
  *
@@ -44,9 +44,9 @@ export interface Found {
   bins: number[];
   truth: number[];
   fits: Fit[];
-  /** Samples on their way, a few steps each. */
+  /** Where samples are after each step. */
   paths: number[][];
-  /** Mean KL of a step, and the squared error's form of the same, in nats. */
+  /** The mean KL of a step, directly and as a weighted squared error, in nats. */
   kl: number;
   weighted: number;
 }
@@ -68,19 +68,19 @@ class Denoiser extends nn.Module {
   }
 }
 
-/** Of steps t (from 1 on, the first leads to the data itself): what the mean and the variance of a step back are made of. */
+/** The coefficients of the mean and the variance of the step back from t; the last one, from t = 1, leads to the data itself. */
 function stepBack(t: number) {
   const beta = BETAS[t], kept = KEPT[t], before = KEPT[t - 1], alpha = 1 - beta;
   return {
     ofData: Math.sqrt(before) * beta / (1 - kept), // q's mean is ofData·x₀ + ofState·x_t
     ofState: Math.sqrt(alpha) * (1 - before) / (1 - kept),
-    ofNoise: beta / Math.sqrt((1 - kept) * alpha), // and, in other words, x_t/√α − ofNoise·noise
+    ofNoise: beta / Math.sqrt((1 - kept) * alpha), // which also is x_t/√α − ofNoise·noise
     variance: beta * (1 - before) / (1 - kept),
     shrink: 1 / Math.sqrt(alpha),
   };
 }
 
-/** KL(q ‖ model) of one random step each, from data [rows, 1], their noise and the steps; and its form as a squared error. */
+/** KL(q ‖ model) for one step of each data point, from the data, their noise and the steps; and the same as a squared error. */
 function klOfStep(model: Denoiser, data: number[], noise: number[], steps: number[]): { kl: Tensor; weighted: Tensor } {
   const column = (f: (s: ReturnType<typeof stepBack>) => number) => tensor(steps.map((t) => [f(stepBack(t))]));
   const noisy = data.map((x, i) => Math.sqrt(KEPT[steps[i]]) * x + Math.sqrt(1 - KEPT[steps[i]]) * noise[i]);
@@ -95,7 +95,7 @@ function klOfStep(model: Denoiser, data: number[], noise: number[], steps: numbe
   };
 }
 
-/** Turns noise into samples, step by step; returns where they were at each. */
+/** Turns noise into samples, step by step; returns the states after each step. */
 async function sample(model: Denoiser, count: number): Promise<Float32Array[]> {
   let x = randn([count, 1]).keep();
   const states = [await x.data() as Float32Array];

@@ -1,10 +1,10 @@
 /**
  * Distilling handwritten digits.
  *
- * A wide teacher learns 8,000 digits with all their labels. Small students then learn from the same 8,000 digits, but see
- * the labels of only 200 of them: labels are dear and a trained teacher is at hand, which is what distillation is for. One
- * student learns from those labels alone. The others start from the same weights, see the same batches and take the same
- * number of steps; they differ in one line, the loss, which lets the teacher speak about every digit.
+ * A wide teacher learns 8,000 digits with all their labels. Small students then learn from the same 8,000 digits, but see the
+ * labels of only 200 of them: this is the case for distillation, when labels are expensive and a trained teacher is available.
+ * One student learns from those labels alone. The others start from the same weights, see the same batches and take the same
+ * number of steps; they differ in one line, the loss, which uses the teacher's logits for every digit.
  *
  * What to look at: `LOSSES`, where the students differ; `train`, a loop in which no step waits for the GPU; and the column
  * "gain" of the table at the end, which pairs each student with the label-only student of the same seed.
@@ -61,9 +61,9 @@ const QUICK = { seeds: 2, epochs: 1 };
 const TRAIN_DIGITS = 8000; // of 10,000; the others are the test
 const SPLIT_SEED = 0; // the same test digits for every --seed
 const LABELS = 20 * CLASSES; // that a student sees, the same number of each digit
-const LABEL_REPEATS = 20; // times an epoch that a labelled digit comes up; a third of each batch then has labels
+const LABEL_REPEATS = 20; // how often a labelled digit comes up in an epoch; a third of each batch then has labels
 const STUDENT_ROWS = TRAIN_DIGITS + (LABEL_REPEATS - 1) * LABELS; // an epoch
-const UNSEEN = -100; // stands for a label that is not seen; the losses ignore it
+const UNSEEN = -100; // the label of a digit whose label is hidden; the losses ignore it
 
 const BATCH_SIZE = 128;
 const LEARNING_RATE = 5e-3; // its peak, for teacher and students
@@ -71,7 +71,7 @@ const TEACHER_HIDDEN = 256;
 const TEACHER_DROPOUT = 0.3;
 const STUDENT_HIDDEN = 32;
 const STUDENT_CHANNELS = 8; // of the convolutional student
-const READS = 10; // times a run that the losses are read and the test digits tried
+const READS = 10; // how often in a run the losses are read and the model is tested
 
 const TEMPERATURE = 2;
 const ALPHA = 0.5; // the labels' share in `distillation`
@@ -119,18 +119,18 @@ function makeStudent(kind: StudentKind): nn.Sequential {
   );
 }
 
-/** Columns with one row a digit. `nn.batches` cuts them into tensors and uploads those ahead of their use. */
+/** Columns with one row per digit. `nn.batches` cuts them into tensors and uploads these before they are used. */
 type Columns = Record<string, nn.Column>;
 type Batch = Record<string, Tensor>;
 
-/** What the teacher learns from: every digit with its label. */
+/** The teacher's training data: every digit with its label. */
 function teacherColumns({ images, labels }: Digits): Columns {
   return { images: { data: images, shape: [labels.length, PIXELS] }, labels: { data: labels, shape: [labels.length] } };
 }
 
 /**
- * What the students of one seed learn from: every digit with the teacher's logits, and the labels of a few. The images are
- * the same in every epoch, so the logits are too: they are computed once, and batched like any other column.
+ * The training data for the students of one seed: every digit with the teacher's logits, and the labels of a few. The images, and
+ * therefore the logits, are the same in every epoch: the logits are computed once, and batched like any other column.
  */
 function studentColumns({ images, labels }: Digits, teacherLogits: Float32Array, seed: number): Columns {
   const labelled = drawPerClass(labels, LABELS / CLASSES, seed);
@@ -157,8 +157,8 @@ interface Training {
 }
 
 /**
- * Trains with AdamW and a cosine schedule; every so many steps it reads the losses and tries the test digits. Null where Ctrl-C
- * came in between.
+ * Trains with AdamW and a cosine schedule; from time to time it reads the losses and tests the model. Null if Ctrl-C has
+ * interrupted it.
  */
 async function train(model: nn.Sequential, training: Training): Promise<Run | null> {
   const { method, seed, epochs, columns, lossOf, test, progress, stop } = training;
@@ -223,7 +223,7 @@ interface Setting {
   epochs: number;
 }
 
-/** What Ctrl-C leaves in the checkpoint beside the teacher: the runs that were finished. Each run has its own seed, so that the others come out the same. */
+/** What a checkpoint holds besides the teacher: the finished runs. Each run has its own seed, so the others do not depend on when the program was stopped. */
 interface Saved {
   setting: Setting;
   runs: Run[];
@@ -252,7 +252,7 @@ async function trainAll(setting: Setting, checkpoint: string, resume: boolean): 
     if (run) return runs.push(run);
     progress.stop();
     const saved: Saved = { setting, runs };
-    await saveCheckpoint(checkpoint, { model: teacher, extra: saved }, { overwrite: true }); // also that of another run
+    await saveCheckpoint(checkpoint, { model: teacher, extra: saved }, { overwrite: true }); // also one of another run
     const again = [...Deno.args.filter((argument) => argument !== "--resume"), "--resume"];
     console.log(`Stopped. Go on with: ./run distill ${quote(again)}`);
     Deno.exit(130); // as a shell calls a program that Ctrl-C ended
@@ -295,7 +295,7 @@ async function trainAll(setting: Setting, checkpoint: string, resume: boolean): 
   return runs;
 }
 
-/** The finished runs of a checkpoint, whose teacher is loaded. */
+/** Loads the teacher from a checkpoint, and returns its finished runs. */
 async function loadRuns(checkpoint: string, teacher: nn.Sequential, setting: Setting): Promise<Run[]> {
   const wanted = "the checkpoint of a run with the same options";
   const saved = await loadCheckpoint(checkpoint, { model: teacher }).catch(({ message }) =>

@@ -1,10 +1,10 @@
 /**
- * What a perfect discriminator tells a generator: Jensen–Shannon's divergence, and nothing once the supports part.
+ * What a generator can learn from a perfect discriminator: the Jensen–Shannon divergence, and nothing without overlap.
  *
  * The data are N(0, 1), the generator draws from N(shift, ½²), both as densities on a grid. What to look at: the best
- * discriminator is D* = p/(p + q), and the value of the game is then 2·JSD − ln 4, which ends at 0 as JSD ends at ln 2.
- * The generator's gradient under ln(1 − D*) is that of 2·JSD, and vanishes with the overlap; under −ln D*, which is what
- * one uses, it is that of KL(q‖p) − 2·JSD, and grows; Wasserstein's distance pulls by 1 from however far.
+ * discriminator is D* = p/(p + q), and the value of the game is then 2·JSD − ln 4, which tends to 0 as JSD tends to ln 2.
+ * The generator's gradient with the loss ln(1 − D*) is that of 2·JSD, and vanishes with the overlap; with −ln D*, which is used
+ * in practice, it is that of KL(q‖p) − 2·JSD, and grows; the gradient of Wasserstein's distance is 1 at any large distance.
  *
  *     deno task examples gan_js --help
  *
@@ -36,7 +36,7 @@ const SHIFTS = { full: range(0, 12.1, 0.25), quick: range(0, 12.1, 1) };
 const STEPS = { full: 1000, quick: 300 };
 const RATE = 0.5;
 
-/** At one shift, in nats. Gradients are those for the shift. */
+/** The results at one shift, in nats. Gradients are with respect to the shift. */
 export interface Point {
   shift: number;
   jsd: number;
@@ -58,7 +58,7 @@ const game = (logits: Tensor, p: Tensor, q: Tensor): Tensor =>
 /** V of a discriminator that has a logit for each bin, trained from D = ½. */
 async function train(p: Tensor, q: Tensor, steps: number): Promise<ArrayLike<number>> {
   const logits = zeros(p.shape, { requiresGrad: true });
-  using optimizer = new optim.Adam([logits], { lr: RATE, betas: [0.9, 0.9], eps: 1e-20 }); // tiny gradients count
+  using optimizer = new optim.Adam([logits], { lr: RATE, betas: [0.9, 0.9], eps: 1e-20 }); // so that tiny gradients count
   const schedule = optim.cosine({ steps });
   for (const step of range(steps)) {
     using _tape = new Tape();
@@ -79,7 +79,7 @@ export async function ganJs({ quick }: Setting): Promise<Point[]> {
   const logQ = () => logSoftmax(logNormal(mean, DEVIATION), -1); // of a generator that can learn
   const fixedQ = logQ().detach(), best = logP.sub(fixedQ); // ln(p/q) are the logits of p/(p + q)
   const upTo = triu(ones([GRID.length, GRID.length])); // a row times this is its running sum
-  const losses: Record<string, () => Tensor> = { // of the generator, while the discriminator stands still
+  const losses: Record<string, () => Tensor> = { // of the generator, with a fixed discriminator
     saturating: () => logQ().exp().mul(softplus(best)).neg().sum({ dim: 1 }), // E_q ln(1 − D*)
     nonSaturating: () => logQ().exp().mul(softplus(best.neg())).sum({ dim: 1 }), // E_q −ln D*
     // on a line: the area between the cumulative distributions
@@ -88,7 +88,7 @@ export async function ganJs({ quick }: Setting): Promise<Point[]> {
   const gradients: Record<string, ArrayLike<number>> = {};
   for (const [name, loss] of Object.entries(losses)) {
     using _tape = new Tape();
-    loss().sum().backward(); // rows share nothing
+    loss().sum().backward(); // rows are independent
     gradients[name] = await mean.grad!.data();
     mean.grad = null;
   }

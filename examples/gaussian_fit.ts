@@ -1,10 +1,10 @@
 /**
- * One Gaussian fitted to two: what each loss makes of a mixture that it cannot match.
+ * One Gaussian fitted to two: where each loss ends if the model cannot match the truth.
  *
- * The truth is half N(−5, 1) and half N(10, 1); the model is one N(μ, σ²). What to look at: `LOSSES`, the one line in which
- * the fits differ; forward KL, which takes the mixture's own mean and variance from every start; reverse KL, which takes
- * one of the two modes; and mean squared error, L1 and cosine similarity between densities, which are no better than
- * where they start, as their gradients vanish away from the modes (last panel) and those of some grow or shrink with the density's scale.
+ * The truth is half N(−5, 1) and half N(10, 1); the model is one N(μ, σ²). What to look at: `LOSSES`, the only line in which the
+ * fits differ; forward KL, which ends at the mixture's own mean and variance from every start; reverse KL, which ends at one of
+ * the two modes; and mean squared error, L1 and cosine similarity between densities, which depend on the start, because their
+ * gradients vanish away from the modes (last panel), and some of which depend on the scale of the density.
  *
  *     deno task examples gaussian_fit --help
  *
@@ -36,10 +36,10 @@ export const GRID: number[] = range(-40, 45 + STEP, STEP); // wide enough for th
 export const STARTS: number[][] = [[-20, 1], [-8, 2], [3, 8], [11, 4], [30, 1]]; // μ and σ
 export const DISTANCES: number[] = range(1, 16.1, 0.5); // of a mean from the right mode
 const STEPS = { full: 800, quick: 250 };
-const BETAS: [number, number] = [0.9, 0.9]; // the first gradients of KL are huge, and are to be forgotten soon
+const BETAS: [number, number] = [0.9, 0.9]; // the first gradients of KL are huge and must be forgotten soon
 const RATE = { mean: 0.5, logDeviation: 0.05 }; // Adam's, at their peak: the mean has further to go
 
-/** Of both sides' log-densities [starts, grid]: the divergences take them as logits. Summed over starts, which are rows, so that each has its own gradient. */
+/** Losses of both sides' log-densities [starts, grid], which the divergences take as logits. They are summed over the starts, which are rows, so that each has its own gradient. */
 const LOSSES: Record<string, (student: Tensor, teacher: Tensor) => Tensor> = {
   "forward KL": (student, teacher) => forwardKl(student, teacher, { reduction: "sum" }),
   "jsd, β = 0.1": (student, teacher) => jsd(student, teacher, { beta: 0.1, reduction: "sum" }),
@@ -54,7 +54,7 @@ const LOSSES: Record<string, (student: Tensor, teacher: Tensor) => Tensor> = {
 
 const QUICK_LOSSES = ["forward KL", "jsd, β = 0.5", "reverse KL", "MSE", "L1", "cosine"];
 
-/** Where the derivative is zero on paper, if that has a formula: for the modes, at −5 as at 10. */
+/** The optima that have a closed form; those at the mode −5 also hold for the mode 10. */
 const root = 2 ** (-1 / 3);
 export const CLOSED_FORMS: Record<string, { mean: number; deviation: number }> = {
   "forward KL": { mean: 2.5, deviation: Math.sqrt(1 + 7.5 ** 2) }, // the mixture's own moments

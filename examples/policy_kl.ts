@@ -1,9 +1,10 @@
 /**
- * Keeping a policy near its last version: policy gradients with no constraint, with a KL penalty and with clipping.
+ * Keeping a policy near its last version: policy gradients without a constraint, with a KL penalty and with clipping.
  *
- * An agent learns its way over a frozen lake with holes, 4×4 fields. Each update plays some episodes and then takes many gradient steps on
- * them, which pays only as long as the policy stays near the one that played. What to look at: `OBJECTIVES`, where the methods differ by a line; KL(old‖new)
- * of each update, which the penalty and the clipping hold down; and the return, which without them gets stuck or falls.
+ * An agent learns to cross a frozen lake with holes, 4×4 fields. Each update plays some episodes and then takes many gradient
+ * steps on them, which is valid only as long as the policy stays near the one that played. What to look at: `OBJECTIVES`, where
+ * the methods differ in one line; KL(old‖new) of each update, which the penalty and the clipping keep small; and the return,
+ * which without them gets stuck or falls.
  *
  *     deno task examples policy_kl --help
  *
@@ -43,7 +44,7 @@ const LEARNING_RATE = 0.3;
 const PENALTY = 1;
 const CLIP = 0.2;
 
-/** What an objective may ask of the samples [samples]: probability ratios new/old, advantages, and both policies' logits [samples, moves]. */
+/** What an objective is computed from: the samples' probability ratios new/old and advantages [samples, 1], and both policies' logits [samples, moves]. */
 interface Update {
   ratio: Tensor;
   advantage: Tensor;
@@ -89,7 +90,7 @@ function play(policy: Float32Array, random: () => number) {
   };
 }
 
-/** One point of a run: the return of the episodes that an update played, and how far it then moved the policy. */
+/** One update of a run: the return of the episodes that it played, and how far it then moved the policy. */
 export interface Point {
   method: string;
   seed: number;

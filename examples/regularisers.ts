@@ -1,10 +1,10 @@
 /**
  * Label smoothing, z-loss and softcap: what they do to confidence, to the size of logits, and to f16.
  *
- * A classifier learns few digits for long. What to look at: the reliability diagrams, where an honest
- * model lies on the diagonal (of the predictions made with 80 % confidence, 80 % are right) and the plain one is too sure, one with much label smoothing not sure enough; the
- * log-sum-exp of the logits over training, which nothing ties down but the z-loss; and what is lost when the logits are stored as f16, whose
- * steps grow with the numbers.
+ * A classifier trains on few digits for a long time. What to look at: the reliability diagrams, where a calibrated model lies on
+ * the diagonal (of the predictions made with 80 % confidence, 80 % are right), the plain one is overconfident, and one with much
+ * label smoothing is underconfident; the log-sum-exp of the logits over training, which only the z-loss keeps near 0; and what is
+ * lost when the logits are stored as f16, whose rounding steps grow with the numbers.
  *
  *     deno task examples regularisers --help
  *
@@ -42,7 +42,7 @@ const METHODS: Record<string, { labelSmoothing?: number; zLoss?: number; softcap
   "softcap, ±4": { softcap: 4 },
 };
 
-/** One trained model and the test digits. */
+/** The results of one trained model on the test digits. */
 export interface Result {
   method: string;
   accuracy: number;
@@ -53,11 +53,11 @@ export interface Result {
   /** By step, the batch's mean log-sum-exp of the logits. */
   logSumExp: number[];
   largestLogit: number;
-  /** Between the losses of rows whose logits are stored as f16 and as f32: the largest difference; null where the adapter has no f16. */
+  /** The largest difference between rows' losses with logits stored as f16 and as f32, and likewise of gradients; null if the adapter has no f16. */
   f16Error: { loss: number; gradient: number } | null;
 }
 
-/** Bins by confidence, the probability of the likeliest class (Guo et al. 2017). */
+/** Bins by confidence, the probability of the most likely class (Guo et al. 2017). */
 function reliability(probabilities: Float32Array, labels: Int32Array): Result["bins"] {
   const rows = Array.from(labels, (label, row) => {
     const own = probabilities.subarray(row * CLASSES, (row + 1) * CLASSES);
@@ -107,7 +107,7 @@ export async function regularisers({ seed, quick }: Setting): Promise<Result[]> 
     });
     const raw = await readLogits(model, test);
     using _scope = new Scope();
-    const { softcap } = options; // is part of the model, the other options only of its training
+    const { softcap } = options; // part of the model; the other options are part of its training only
     const cap = (x: Tensor) => softcap ? x.div(softcap).tanh().mul(softcap) : x;
     const logits = tensor(raw, [test.labels.length, CLASSES]);
     const bins = reliability(await softmax(cap(logits), -1).data() as Float32Array, test.labels);

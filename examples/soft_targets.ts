@@ -1,10 +1,11 @@
 /**
- * Soft targets: what a teacher's wrong answers know, and what the temperature does.
+ * Soft targets: what a teacher's wrong answers reveal, and what the temperature does.
  *
  * A teacher learns the digits. What to look at: one digit's probabilities, in which a higher temperature shows the wrong classes
- * that the teacher finds near; the matrix of those, averaged over the test digits of a class: 4 is near 9, 7 is near 9; the students that never see a 3 and
- * still recognise some when the teacher's soft targets mention it; and T²·gradient, which, as T grows, becomes that of matching logits, (student −
- * teacher)/V of centred logits, for forward and reverse KL and jsd divided by β(1 − β) alike.
+ * that the teacher finds similar; the matrix of these, averaged over the test digits of each class: 4 is near 9, 7 is near 9; the
+ * students that never see a 3 and still recognise some if the teacher's soft targets mention it; and T²·gradient, which, as T
+ * grows, tends to the gradient of matching logits, (student − teacher)/V of centred logits, for forward KL, reverse KL and jsd
+ * divided by β(1 − β).
  *
  *     deno task examples soft_targets --help
  *
@@ -35,7 +36,7 @@ const SIZES = { full: { train: 8000, epochs: 5 }, quick: { train: 3000, epochs: 
 const HIDDEN = { teacher: 256, student: 64 };
 export const UNSEEN = 3; // the digit that the students do not see
 export const TEMPERATURE = 4; // of the students' targets, and of the matrix
-const SHOWN = 9; // one that the teacher gives a little more than 95 %
+const SHOWN = 9; // a digit 9 to which the teacher gives a little more than 95 %
 export const SHOWN_TEMPERATURES: number[] = [1, 2, 5, 10];
 const TEMPERATURES = range(0, 3.1, 0.25).map((power) => 10 ** power); // of the gradients
 
@@ -73,7 +74,7 @@ async function distanceToLimit(name: string, temperature: number, rows: LogitRow
   return await norm(student.grad!.mul(temperature ** 2).sub(limit)).div(norm(limit)).item();
 }
 
-/** What is found: `near[a][b]` is the teacher's mean probability of b for digits that show a. */
+/** The results: `near[a][b]` is the teacher's mean probability of b for digits that show a. */
 export interface Found {
   example: { pixels: Float32Array; label: number; byTemperature: number[][] };
   near: number[][];
@@ -129,7 +130,7 @@ export async function softTargets({ seed, quick }: Setting): Promise<Found> {
     student.dispose();
   }
 
-  // gradients, of a student that has learnt nothing yet
+  // gradients of a student that has learned nothing yet
   const fresh = makeClassifier(HIDDEN.student);
   const few: Digits = { images: test.images.subarray(0, 64 * PIXELS), labels: test.labels.subarray(0, 64) };
   const logits = { student: await readLogits(fresh, few), teacher: await readLogits(teacher, few) };

@@ -1,11 +1,11 @@
 /**
- * What the chapters of a novel are about, by Jensen–Shannon's divergence between the words that they use.
+ * What the chapters of a novel are about, by the Jensen–Shannon divergence between the words that they use.
  *
- * A chapter of Moby Dick is a distribution over content words: those that are in several chapters, but not in most. What to
- * look at: the nearest chapters of some whose subject is known, which share it; the dark squares of the heat map, which are
- * stretches of one subject, the last of them the chase; and the control, where the same words are dealt to chapters of
- * the same lengths at random: there a chapter is no nearer to its neighbour than to any other. Short chapters have few words
- * in common with any, so that nearness is the divergence over that of the control.
+ * A chapter of Moby Dick is a distribution over content words: words that are in several chapters, but not in most. What to look
+ * at: the nearest neighbours of some chapters with a known subject, which share it; the dark squares of the heat map, which are
+ * sequences of chapters with one subject, the last of them the chase; and the control, where the same words are dealt at random to
+ * chapters of the same lengths: there a chapter is no nearer to the next one than to any other. Short chapters have few words in
+ * common with any other, so distances are divided by those of the control.
  *
  *     deno task examples topics --help
  *
@@ -23,7 +23,7 @@ import { loadChapters } from "./support/text.ts";
 
 const CHAPTERS = loadChapters().slice(0, 135); // without the epilogue, which has no number
 const FEWEST = { full: 5, quick: 15 }; // chapters that a word must be in
-const MOST = 0.4; // of all chapters: what is in more is no subject
+const MOST = 0.4; // of all chapters: a word in more of them says nothing about the subject
 const SHORTEST = 4; // letters
 const SMOOTHING = 0.1; // the whole book's share in each chapter's distribution
 const SHOWN = [9, 32, 86, 103, 104, 134]; // of a known subject
@@ -38,7 +38,7 @@ export interface Topics {
   relative: number[][]; // book / shuffled
 }
 
-/** The content words of each chapter, as places in the vocabulary. */
+/** The content words of each chapter, as indices into the vocabulary. */
 function readChapters(fewest: number): { tokens: number[][]; words: number } {
   const texts = CHAPTERS.map(({ text }) => text.toLowerCase().match(/[a-z]+/g)!);
   const spread = rollup(texts.flatMap((text) => [...new Set(text)]), (all) => all.length, (word) => word);
@@ -72,7 +72,7 @@ async function compare(tokens: number[][], words: number): Promise<number[][]> {
   return divergences;
 }
 
-/** Divergences in the book, and with its words dealt to chapters of the same lengths at random. */
+/** Divergences in the book, and with its words dealt at random to chapters of the same lengths. */
 export async function topics({ seed, quick }: Setting): Promise<Topics> {
   const { tokens, words } = readChapters(quick ? FEWEST.quick : FEWEST.full);
   const deck = shuffler(randomLcg(seed))(tokens.flat());
@@ -82,7 +82,7 @@ export async function topics({ seed, quick }: Setting): Promise<Topics> {
   return { words, book, shuffled, relative };
 }
 
-/** The mean divergence of chapters that are so many apart. */
+/** The mean divergence of chapters at this distance in the book. */
 export function apart(divergences: number[][], distance: number): number {
   return mean(range(divergences.length - distance), (i) => divergences[i][i + distance])!;
 }

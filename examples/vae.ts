@@ -1,10 +1,10 @@
 /**
- * A variational autoencoder on the digits: what the weight of its KL term buys, and how it collapses.
+ * A variational autoencoder on the digits: what the weight of its KL term does, and how the posterior collapses.
  *
  * The encoder gives each image a Gaussian q(z|x) in the plane, the decoder draws an image from z; the loss is the pixels'
- * cross-entropy plus a weight times KL(q(z|x) ‖ N(0, 1)) in closed form. What to look at: `train`, which is the whole
- * method; the KL, which falls as its weight grows, to nothing at the largest: there q is the prior whatever the image
- * (posterior collapse), and the decoder draws the mean of all digits; and the plane of digits that weight 1 learns.
+ * cross-entropy plus a weight times KL(q(z|x) ‖ N(0, 1)) in closed form. What to look at: `train`, which is the whole method; the
+ * KL, which falls as its weight grows, and is 0 at the largest weight: there q is the prior for every image (posterior collapse),
+ * and the decoder draws the mean of all digits; and the plane of digits that the model with weight 1 learns.
  *
  *     deno task examples vae --help
  *
@@ -41,18 +41,18 @@ const TEST_DIGITS = 500;
 const SHOWN = 5; // test digits that are drawn again
 const PLANE = range(-2, 2.1); // of z, in each direction
 
-/** What one weight of the KL term leads to, over the test digits. */
+/** The result of one weight of the KL term, on the test digits. */
 export interface Outcome {
   weight: number;
   /** Nats an image. */
   reconstruction: number;
   kl: number;
-  /** How much worse the reconstruction is from another image's z. */
+  /** How much worse the reconstruction from another image's z is. */
   dependence: number;
-  /** Deviation of q's means over the images, and the mean of its deviations: 0 and 1 where q is the prior. */
+  /** The deviation of q's means over the images, and the mean of q's deviations: 0 and 1 if q is the prior. */
   spread: number;
   width: number;
-  /** Pixels between 0 and 1 of the digits drawn again, and of the plane. */
+  /** The pixels, between 0 and 1, of the reconstructed digits and of the plane. */
   again: Float32Array[];
   plane: Float32Array[];
 }
@@ -70,7 +70,7 @@ class Autoencoder extends nn.Module {
     return [this.mean.forward(hidden), this.logVariance.forward(hidden)];
   }
 
-  /** Logits of the pixels that z [rows, 2] stands for. */
+  /** The logits of the pixels, from z [rows, 2]. */
   override forward(z: Tensor): Tensor {
     return this.decoder.forward(z);
   }

@@ -1,10 +1,10 @@
 /**
- * Independent coordinates for correlated ones: too narrow by reverse KL, as wide as each coordinate by forward KL.
+ * Independent coordinates for correlated ones: too narrow with reverse KL, as wide as each coordinate with forward KL.
  *
- * The truth is a Gaussian in two dimensions with covariance Σ, precision Λ = Σ⁻¹ and correlation ρ; the model is one whose
- * coordinates are independent. What to look at: reverse KL, which variational inference minimises, ends at the variances
- * 1/Λᵢᵢ = (1 − ρ²)·Σᵢᵢ, and is sure of what it does not know; forward KL ends at Σᵢᵢ, and allows what cannot be. Both
- * leave the mutual information of the coordinates, −½·ln(1 − ρ²).
+ * The truth is a Gaussian in two dimensions with covariance Σ, precision Λ = Σ⁻¹ and correlation ρ; the model is a Gaussian with
+ * independent coordinates. What to look at: reverse KL, which variational inference minimises, ends at the variances
+ * 1/Λᵢᵢ = (1 − ρ²)·Σᵢᵢ and is overconfident; forward KL ends at Σᵢᵢ and covers regions that the truth all but excludes. Both lose
+ * the mutual information of the coordinates, −½·ln(1 − ρ²).
  *
  *     deno task examples variational_inference --help
  *
@@ -23,7 +23,7 @@ const RATE = 0.1;
 const SAMPLES = 512; // of the model, a step
 const POINTS = cross(range(-5, 5.01, 0.1), range(-5, 5.01, 0.1)); // the narrowest truth is √(1 − 0.99) = 0.1 wide
 
-/** A model, and what the grid knows of its distance from the truth. */
+/** A fitted model, and its distance from the truth, computed on the grid. */
 export interface Fit {
   method: string;
   correlation: number;
@@ -53,7 +53,7 @@ const onGrid = (divergence: typeof forwardKl): Method => (logDeviations, grid, c
 const METHODS: Record<string, Method> = {
   "reverse KL": onGrid(reverseKl),
   "forward KL": onGrid(forwardKl),
-  // reverse KL where nobody knows the truth's normaliser: the energy of samples σε less the model's entropy
+  // reverse KL without knowing the truth's normaliser: the energy of samples σε minus the model's entropy
   "ELBO": (logDeviations, _grid, correlation) => {
     const samples = logDeviations.map((each) => randn([correlation.shape[0], SAMPLES]).mul(each.exp()));
     return energy(samples, correlation).mean({ dim: 1 }).sub(logDeviations[0].add(logDeviations[1]).sum({ dim: 1 }));
@@ -70,7 +70,7 @@ async function fit(method: string, correlations: number[], steps: number): Promi
   const schedule = optim.cosine({ steps });
   for (const step of range(steps)) {
     using _tape = new Tape();
-    METHODS[method](logDeviations, grid, correlation).sum().backward(); // rows share nothing
+    METHODS[method](logDeviations, grid, correlation).sum().backward(); // rows are independent
     optimizer.lr = RATE * schedule(step);
     optimizer.step();
     optimizer.zeroGrad();

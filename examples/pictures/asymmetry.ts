@@ -1,4 +1,4 @@
-/** What asymmetry shows of its numbers. */
+/** The tables and the picture of asymmetry. */
 import type { Findings } from "../support/experiment.ts";
 import { COLORS, encodeNames, INK, linePanel } from "../support/report.ts";
 import type * as Example from "../asymmetry.ts";
@@ -14,7 +14,7 @@ export function describe(
   const along = (name: string, distance: (row: Example.Distances) => number) =>
     shifts.map((row) => ({ name, x: row.shift, y: distance(row) }));
   const error = (name: string, kl: (row: Example.Precision) => number) =>
-    // a log scale has no place for an error of 0
+    // a log scale cannot show an error of 0
     precision.filter(({ gap }) => gap).map((row) => ({
       name,
       x: row.gap!,

@@ -1,4 +1,4 @@
-/** What beta_sweep shows of its numbers. */
+/** The tables and the picture of beta_sweep. */
 // @ts-types="@types/d3-array"
 import { group, mean } from "d3-array";
 import type { Findings } from "../support/experiment.ts";

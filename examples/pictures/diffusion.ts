@@ -1,4 +1,4 @@
-/** What diffusion shows of its numbers. */
+/** The tables and the picture of diffusion. */
 import type { Findings } from "../support/experiment.ts";
 import { COLORS, linePanel } from "../support/report.ts";
 import type * as Example from "../diffusion.ts";

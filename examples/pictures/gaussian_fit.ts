@@ -1,4 +1,4 @@
-/** What gaussian_fit shows of its numbers. */
+/** The tables and the picture of gaussian_fit. */
 import type { Findings } from "../support/experiment.ts";
 import { normal } from "../support/peaks.ts";
 import { COLORS, encodeNames, linePanel, type Panel } from "../support/report.ts";
@@ -37,7 +37,7 @@ export function describe(
       mark: { type: "line", clip: true },
       encoding: {
         color: encodeNames(Object.fromEntries(startNames.map((name, i) => [name, COLORS[2 + i]]))),
-        strokeWidth: { field: "under", type: "quantitative", scale: { range: [1.3, 6] }, legend: null }, // all are seen
+        strokeWidth: { field: "under", type: "quantitative", scale: { range: [1.3, 6] }, legend: null }, // so that all are visible
       },
     }],
   });

@@ -1,4 +1,4 @@
-/** What policy_kl shows of its numbers. */
+/** The tables and the picture of policy_kl. */
 // @ts-types="@types/d3-array"
 import { group, max, mean, min, range } from "d3-array";
 import type { Findings } from "../support/experiment.ts";

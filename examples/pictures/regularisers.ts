@@ -1,4 +1,4 @@
-/** What regularisers shows of its numbers. */
+/** The tables and the picture of regularisers. */
 import type { Findings } from "../support/experiment.ts";
 import { COLORS, encodeNames, INK, linePanel, type Panel } from "../support/report.ts";
 import type * as Example from "../regularisers.ts";
@@ -6,7 +6,7 @@ import type * as Example from "../regularisers.ts";
 export function describe(results: Example.Result[]): Findings {
   const half = results[0].f16Error !== null;
   const colors = Object.fromEntries(results.map(({ method }, i) => [method, COLORS[i + 2]]));
-  const every = Math.ceil(results[0].logSumExp.length / 60); // steps that one point of the curve stands for
+  const every = Math.ceil(results[0].logSumExp.length / 60); // steps per point of the curve
   return {
     title: "Label smoothing and softcap change how sure a model is, z-loss how large its log-sum-exp is",
     subtitle: "Below the dashed diagonal a model is too sure. A dot is larger for more digits.",
@@ -60,7 +60,7 @@ export function describe(results: Example.Result[]): Findings {
   };
 }
 
-/** How often a model is right by how sure it is. */
+/** How often a model is right, over its confidence. */
 function diagram({ method, bins, calibrationError }: Example.Result, color: string): Panel {
   const error = `calibration error ${(100 * calibrationError).toFixed(1)} %`;
   return {

@@ -1,4 +1,4 @@
-/** What soft_targets shows of its numbers. */
+/** The tables and the picture of soft_targets. */
 // @ts-types="@types/d3-array"
 import { range } from "d3-array";
 import { CLASSES, PIXELS } from "../support/digits.ts";

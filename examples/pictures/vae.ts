@@ -1,13 +1,13 @@
-/** What vae shows of its numbers. */
+/** The tables and the picture of vae. */
 // @ts-types="@types/d3-array"
 import { range } from "d3-array";
 import type { Findings } from "../support/experiment.ts";
 import { COLORS, INK, linePanel, type Panel } from "../support/report.ts";
 import type * as Example from "../vae.ts";
 
-const SIDE = 14; // pixels of a picture that is drawn: a quarter of the digits'
+const SIDE = 14; // pixels of a drawn picture, which has a quarter of a digit's pixels
 
-/** Pictures side by side in rows of `across`; what is nearly blank is left out, so that the file stays small. */
+/** Pictures side by side in rows of `across`; nearly blank pixels are left out to keep the file small. */
 function mosaic(title: string, pictures: Float32Array[], across: number, tile: number): Panel {
   const values = pictures.flatMap((pixels, n) =>
     range(SIDE * SIDE).flatMap((i) => {

@@ -1,4 +1,4 @@
-/** What variational_inference shows of its numbers. */
+/** The tables and the picture of variational_inference. */
 // @ts-types="@types/d3-array"
 import { range } from "d3-array";
 import type { Findings } from "../support/experiment.ts";

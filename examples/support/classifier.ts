@@ -1,5 +1,5 @@
 /**
- * A small classifier of digits, as the experiments train it.
+ * A small classifier of digits for the experiments.
  *
  * @module
  */
@@ -17,7 +17,7 @@ export function makeClassifier(hidden: number): nn.Sequential {
   return new nn.Sequential(new nn.Linear(PIXELS, hidden), relu, new nn.Linear(hidden, CLASSES));
 }
 
-/** Trains with AdamW. `loss` is given the logits and the batch: images, labels, and the columns of `more`. */
+/** Trains with AdamW. `loss` gets the logits and the batch: images, labels, and the columns of `more`. */
 export function trainClassifier(
   model: nn.Sequential,
   { images, labels }: Digits,
@@ -47,7 +47,7 @@ export async function readLogits(model: nn.Sequential, { images, labels }: Digit
   return await noGrad(() => model.forward(tensor(images, [labels.length, PIXELS]))).data() as Float32Array;
 }
 
-/** The share of the rows with this label, or of all, where the largest logit is the label's. */
+/** The share of rows whose largest logit is the label's, among all rows or those with one label. */
 export function accuracyOf(logits: Float32Array, labels: Int32Array, only?: number): number {
   const rows = [...labels.keys()].filter((row) => only === undefined || labels[row] === only);
   return mean(rows, (row) => {

@@ -1,5 +1,5 @@
 /**
- * What every example needs on a command line: options that are checked, progress that is seen, and runs that can be stopped.
+ * What every example needs on a command line: checked options, visible progress, and runs that can be stopped.
  *
  * @module
  */
@@ -11,7 +11,7 @@ import { Presets, SingleBar } from "cli-progress";
 
 const SECONDS_A_LINE = 10;
 
-/** What was given on the command line, to be asked for by name. */
+/** The options on the command line, by name. */
 export interface Options {
   /** Whether a switch such as `--quick` was given. */
   given(name: string): boolean;
@@ -26,16 +26,16 @@ export interface Options {
 }
 
 /**
- * Reads the options that lines of the help text begin with. `--help` prints that text and ends with exit code 0; an
- * unknown or bad option ends with exit code 2, naming the option, what was wanted and what came.
+ * Reads the options with which lines of the help text begin. `--help` prints that text and exits with code 0; an unknown or wrong
+ * option exits with code 2, naming the option, what was expected and what was given.
  */
 export function readOptions(help: string, args: string[] = Deno.args): Options {
   const names = new Set(Array.from(help.matchAll(/^ *--([a-z]+(?:-[a-z]+)*)/gm), ([, name]) => name));
   const unknown: string[] = [];
-  const given = args[0] === "--" ? args.slice(1) : args; // npm's way of handing options on
-  // in `--seed -5` the -5 is a value, not an option, and so is the nothing of `--out ""`
+  const given = args[0] === "--" ? args.slice(1) : args; // npm puts it before the options
+  // in `--seed -5` the -5 is a value, not an option, and so is the empty text in `--out ""`
   const joined = given.length === 0 ? [] : given.join("\0").replace(/\0(?=-\d|\0|$)/g, "=").split("\0");
-  // everything is read as text, so that `--seeds few` and `--quick=perhaps` are refused here and not guessed at
+  // everything is read as text, so that `--seeds few` and `--quick=perhaps` are refused below instead of being guessed
   const { _: rest, ...values }: { _: string[] } & Record<string, string | undefined> = parseArgs(joined, {
     string: [...names],
     alias: { help: "h" },
@@ -84,13 +84,13 @@ export function readOptions(help: string, args: string[] = Deno.args): Options {
   };
 }
 
-/** Says which option was wrong, what was wanted and what came, and ends with exit code 2. */
+/** Says which option was wrong, what was expected and what was given, and exits with code 2. */
 export function failOption(option: string, wanted: string, got: string): never {
   console.error(`${option}: wanted ${wanted}, got ${got} (--help lists the options)`);
   Deno.exit(2);
 }
 
-/** Makes the folder of `--out` and, so that one which cannot be written shows before the minutes pass, a file that goes again. */
+/** Makes the folder of `--out`, and checks with a temporary file that it can be written, before the long computation starts. */
 export async function makeFolder(path: string): Promise<void> {
   try {
     await Deno.mkdir(path, { recursive: true });
@@ -100,24 +100,25 @@ export async function makeFolder(path: string): Promise<void> {
   }
 }
 
-/** Arguments as a shell takes them. */
+/** Arguments, quoted for a shell. */
 export function quote(args: string[]): string {
   return args.map((argument) => /^[\w%+,./:=@-]+$/.test(argument) ? argument : `'${argument.replaceAll("'", "'\\''")}'`)
     .join(" ");
 }
 
-/** Whether a long run is to stop; it asks behind every step. */
+/** Tells a long run whether it is to stop. */
 export interface Stop {
+  /** Called after every step. */
   asked(): Promise<boolean>;
-  /** Whether Ctrl-C asked for it. */
+  /** Whether Ctrl-C was pressed. */
   readonly interrupted: boolean;
-  /** Lets Ctrl-C end the program at once again. */
+  /** From now on Ctrl-C ends the program at once. */
   dispose(): void;
 }
 
-/** Stops behind the step in hand at Ctrl-C, or after `steps` steps as if by Ctrl-C. A second Ctrl-C ends the program at once. */
+/** Stops a run after the current step at Ctrl-C, or after `steps` steps as if by Ctrl-C. A second Ctrl-C ends the program at once. */
 export function watchStop(steps: number = Infinity): Stop {
-  const BREATH = 100; // milliseconds between looks at the signals; they arrive only while nothing else runs
+  const BREATH = 100; // milliseconds between turns of the event loop, in which signals arrive
   let interrupted = false;
   let left = steps;
   let lastLook = performance.now();
@@ -141,24 +142,24 @@ export function watchStop(steps: number = Infinity): Stop {
   };
 }
 
-/** Removes the checkpoint of a stopped run of this setting, which nobody needs once one has finished; that of another setting stays. */
+/** Removes the checkpoint of a stopped run with this setting, after a run with it has finished. A checkpoint with another setting stays. */
 export async function removeCheckpoint(path: string, setting: unknown): Promise<void> {
   const { limbeck = "{}" } = await loadSafetensorsMetadata(path).catch((): Record<string, string> => ({}));
   const { extra } = JSON.parse(limbeck);
   if (JSON.stringify(extra?.setting) === JSON.stringify(setting)) await Deno.remove(path);
 }
 
-/** Where a long run stands, on standard error: a bar on a terminal, elsewhere a plain line every few seconds. */
+/** Progress of a long run, on standard error: a bar on a terminal, elsewhere a plain line every few seconds. */
 export interface Progress {
-  /** So many more steps are done, of what is named. */
+  /** Adds `steps` done steps; `what` is shown. */
   advance(steps: number, what: string): void;
   stop(): void;
 }
 
-/** Starts showing progress towards `total` steps, of which a run before this one has done some, with the rate and the time left. */
+/** Shows progress towards `total` steps, `before` of which an earlier run has done, with the rate and the time left. */
 export function showProgress(total: number, before: number): Progress {
   const format = "{bar} {percentage} %{pace}";
-  // shows nothing where there is no terminal; leaves line wrapping alone, so that Ctrl-C leaves the terminal as it was
+  // shows nothing without a terminal; does not change line wrapping, so that Ctrl-C need not restore it
   const bar = new SingleBar({ format, barsize: 16, linewrap: true }, Presets.shades_classic);
   bar.start(total, before, { pace: "" });
   const started = performance.now();

@@ -9,20 +9,20 @@ import type { TopLevelSpec } from "vega-lite";
 import { makeFolder, readOptions } from "./cli.ts";
 import { alignTable, drawSpec } from "./report.ts";
 
-/** What every experiment takes: the same seed gives the same numbers, and a quick run is a smaller one. */
+/** Options of every experiment: the same seed gives the same numbers, and a quick run is smaller. */
 export interface Setting {
   seed: number;
   quick: boolean;
 }
 
-/** What an experiment has to say in the end. */
+/** What an experiment shows at the end. */
 export interface Findings {
-  /** Of the picture: what one sees there, in one sentence. */
+  /** The picture's title: what it shows, in one sentence. */
   title: string;
   subtitle: string | string[];
-  /** Vega-Lite's marks and panels (`layer`, `hconcat`, …); what every picture shares is added. */
+  /** The picture in Vega-Lite (`layer`, `hconcat`, …), without what all pictures share. */
   picture: TopLevelSpec;
-  /** Each is rows of cells, the first row the head. */
+  /** Each table is a list of rows of cells; the first row is the head. */
   tables: string[][][];
   /** Lines below the tables. */
   notes?: string[];
@@ -31,7 +31,7 @@ export interface Findings {
 /**
  * Runs an experiment as a program: reads the options, prints the tables and saves the picture as an SVG.
  *
- * `name` is the file's, `about` says in one line what the program does; `run` gives the numbers, and `describe` what to show of them.
+ * `name` is the name of the file, `about` says in one line what the program does, `run` computes the numbers, and `describe` decides what to show of them.
  */
 export async function present<Result>(
   name: string,
@@ -56,7 +56,7 @@ export async function present<Result>(
   for (const cells of tables) console.log(`${alignTable(cells)}\n`);
   for (const note of notes) console.log(note);
   const config = { aria: false, ...picture.config };
-  // two decimals of a pixel do, and halve the file
+  // two decimals of a pixel are enough and halve the file
   const svg = (await drawSpec(title, subtitle, { ...picture, config })).replace(
     / (?:d|transform)="[^"]*"/g,
     (path) => path.replace(/(\.\d\d)\d+/g, "$1"),

@@ -1,5 +1,5 @@
 /**
- * A frozen lake with holes, 4×4 fields, as reinforcement learning knows it: a small task whose best policy can be computed.
+ * The frozen lake of reinforcement learning, 4×4 fields with holes: a small task whose best policy can be computed.
  *
  * @module
  */
@@ -16,8 +16,8 @@ const GRID = [
 const SIDE = 4;
 export const STATES: number = SIDE ** 2; // numbered row by row; an episode begins in the first
 const MOVES = [[0, -1], [1, 0], [0, 1], [-1, 0]];
-export const SLIP = 0.1; // of the moves go anywhere
-export const LONGEST = 50; // steps of an episode
+export const SLIP = 0.1; // of the moves go in a random direction
+export const LONGEST = 50; // the most steps of an episode
 
 /** Where a move leads, and what it earns. */
 export function act(state: number, move: number): { next: number; reward: number; end: boolean } {

@@ -1,5 +1,5 @@
 /**
- * Data in one dimension with two peaks, and how near a model's come to them.
+ * One-dimensional data with two peaks, and the distance of a model's samples from them.
  *
  * @module
  */
@@ -13,7 +13,7 @@ const EDGES = range(-4, 4, BIN);
 /** The middles of the bins. */
 export const BINS: number[] = EDGES.map((x) => x + BIN / 2);
 
-/** A histogram beside the truth, as densities over the bins. */
+/** A histogram as densities over the bins, and its distance from the truth. */
 export interface Fit {
   name: string;
   density: number[];
@@ -29,7 +29,7 @@ export const normal = (x: number, mean: number, deviation: number): number =>
 /** The true density in the middle of each bin. */
 export const TRUTH: number[] = BINS.map((x) => sum(PEAKS, (peak) => peak.share * normal(x, peak.mean, peak.deviation)));
 
-/** Data points; which peak each is from is drawn before all of them. */
+/** Data points. First the peak of each is drawn, then all points. */
 export function drawPeaks(count: number, uniform: () => number, gaussian: () => number): number[] {
   const peaks = range(count).map(() => PEAKS[uniform() < PEAKS[0].share ? 0 : 1]);
   return peaks.map(({ mean, deviation }) => mean + deviation * gaussian());

@@ -1,5 +1,5 @@
 /**
- * What a comparison of trained models says in the end: a table, and a picture of it.
+ * The report of a comparison of trained models: a table, and a picture.
  *
  * @module
  */
@@ -13,14 +13,14 @@ import { compile, type TopLevelSpec } from "vega-lite";
 export interface Run {
   method: string;
   seed: number;
-  /** The mean training loss since the point before, and the test rows' accuracy and mean negative log-likelihood (nats). */
+  /** The mean training loss since the previous point, and accuracy and mean negative log-likelihood (nats) on the test rows. */
   curve: { step: number; loss: number; accuracy: number; negativeLogLikelihood: number }[];
-  /** Over the whole run, with its evaluations. */
+  /** Over the whole run, including evaluations. */
   stepsPerSecond: number;
   parameters: number;
 }
 
-/** A method's runs over all seeds. One run alone has no deviation, and only methods with a baseline have a gain. */
+/** A method's runs over all seeds. A single run has no deviation, and only methods with a baseline have a gain. */
 export interface Row {
   method: string;
   runs: number;
@@ -34,8 +34,8 @@ export interface Row {
 }
 
 /**
- * A row for each method: means over the seeds, standard deviations, and what it gained in accuracy over the baseline's run
- * of the same seed, with the standard error of that mean.
+ * A row for each method: means over the seeds, standard deviations, and the mean gain in accuracy over the baseline's run of the
+ * same seed, with its standard error.
  */
 export function summarize(runs: Run[], baseline?: string): Row[] {
   const accuracyOf = (run: Run) => run.curve.at(-1)!.accuracy;
@@ -58,7 +58,7 @@ export function summarize(runs: Run[], baseline?: string): Row[] {
   });
 }
 
-/** The rows as an aligned table that is Markdown too. */
+/** The rows as an aligned table that is also Markdown. */
 export function formatTable(rows: Row[]): string {
   const percent = (share: number, spread?: number) =>
     (100 * share).toFixed(2) + (spread === undefined ? "" : ` ± ${(100 * spread).toFixed(2)}`);
@@ -76,7 +76,7 @@ export function formatTable(rows: Row[]): string {
   return alignTable(cells);
 }
 
-/** Cells, the first row of them the head, as an aligned table that is Markdown too. */
+/** Cells as an aligned table that is also Markdown. The first row is the head. */
 export function alignTable(cells: string[][]): string {
   const widths = cells[0].map((_, column) => Math.max(...cells.map((row) => row[column].length)));
   const align = (text: string, column: number) =>
@@ -86,7 +86,7 @@ export function alignTable(cells: string[][]): string {
   return [lines[0], rule, ...lines.slice(1)].join("\n");
 }
 
-/** One colour a method, the same in every panel. */
+/** A colour for each method, the same in every panel. */
 export const COLORS: string[] = [
   "#1f2937",
   "#9ca3af",
@@ -122,7 +122,7 @@ const CONFIG: TopLevelSpec["config"] = {
   },
 };
 
-// Vega cannot measure a text without a canvas. Its guess, 0.8 of the height a character, left a third of some pictures empty
+// Vega cannot measure text without a canvas. Its estimate, 0.8 of the font size per character, left a third of some pictures empty
 (vega as unknown as { textMetrics: { width(item: { fontSize?: number }, text: unknown): number } }).textMetrics.width =
   (
     { fontSize = 11 },
@@ -145,7 +145,7 @@ export function drawSpec(title: string, subtitle: string | string[], picture: To
 /** A part of a picture that stands beside others. */
 export type Panel = Extract<TopLevelSpec, { layer: unknown[] }>["layer"][number];
 
-/** One axis of a panel of lines; what falls outside a domain is clipped. */
+/** One axis of a panel of lines; lines are clipped to the domain. */
 export interface LineAxis {
   title: string;
   log?: boolean;
@@ -205,7 +205,7 @@ export function encodeNames(colors: Record<string, string>): NameEncoding {
   };
 }
 
-/** Learning curves (means over the seeds) beside the test error in the end, as an SVG; the bars are the curves' legend. */
+/** Learning curves (means over the seeds) beside the final test errors, as an SVG; the bars are also the legend of the curves. */
 export function drawReport(title: string, subtitle: string, runs: Run[], rows: Row[]): Promise<string> {
   const methods = rows.map(({ method }) => method);
   const color = { field: "method", scale: { domain: methods, range: COLORS.slice(0, methods.length) }, legend: null };

