@@ -1,20 +1,20 @@
 /**
  * Distilling a writer.
  *
- * A GPT learns Moby Dick character by character. Smaller ones, the students, then see the same batches for the same number
- * of steps from the same first weights; they differ in one line, the loss. One learns from the text alone, the others from
- * what the teacher would have put at every place. Between forward KL (β = 0), which makes a student cover all that the
- * teacher might say, and reverse KL (β = 1), which makes it keep to what the teacher would surely say, lies the generalised
- * Jensen–Shannon divergence.
+ * A GPT learns Moby Dick character by character. Smaller ones, the students, then see the same batches for the same number of
+ * steps from the same first weights; they differ in one line, the loss. One learns from the text alone, the others from the
+ * teacher's probabilities for every next character. Forward KL (β = 0) makes a student cover everything that the teacher might
+ * write, reverse KL (β = 1) makes it keep to what the teacher would most likely write; the generalised Jensen–Shannon divergence
+ * lies between them.
  *
- * What to look at: `STUDENTS`, where they differ; `train`, a loop in which no step waits for the GPU and which can stop
- * behind any step and go on in another process, bit for bit; `writeBatch`, where with `--on-policy` the student writes what
- * it is then marked on; and the columns "entropy" and "distinct" of the table at the end: from `--size medium`
- * on they fall as β grows.
+ * What to look at: `STUDENTS`, where they differ; `train`, a loop in which no step waits for the GPU, and which can stop after any
+ * step and continue in another process, bit for bit; `writeBatch`, with which (`--on-policy`) the student writes the text that the
+ * teacher then evaluates; and the columns "entropy" and "distinct" of the final table: from `--size medium` on they fall as β
+ * grows.
  *
  *     deno task distill-text --help
  *
- * Teachers from elsewhere speak through a file: `support/teacher_logits.ts` says what stands in it.
+ * The teacher can also be a file of logits: `support/teacher_logits.ts` describes its format.
  *
  * @module
  */
@@ -57,25 +57,13 @@ import {
   type Stop,
   watchStop,
 } from "./support/cli.ts";
-import { loadTeacherLogits, type TeacherLogits } from "./support/teacher_logits.ts";
-import {
-  cutWindows,
-  decode,
-  distinctShare,
-  drawStarts,
-  encode,
-  generator,
-  loadMobyDick,
-  makeVocabulary,
-  ngramBits,
-  RARE,
-  spreadStarts,
-} from "./support/text.ts";
+import { type Batch, type Corpus, hashOf, loadCorpus, makeBatch } from "./support/corpus.ts";
+import { decode, distinctShare, drawStarts, generator, ngramBits, RARE, spreadStarts } from "./support/text.ts";
 import { drawTextReport, formatTextTable, type TextRun, type Yardsticks } from "./support/text_report.ts";
 
 const SEED = 1; // of weights, batches and samples
 
-/** The models of a size, and how long they learn; the quick one is for a test. */
+/** The models of a size, and how long they train; "quick" is for tests. */
 interface Size {
   context: number;
   batchSize: number;
@@ -83,7 +71,7 @@ interface Size {
   student: { layers: number; width: number; heads: number };
   steps: number;
   heldOutBatches: number;
-  /** Characters of each text that a model writes in the end. */
+  /** Characters of each text that a model writes at the end. */
   sampleLength: number;
 }
 const SIZES: Record<"quick" | "small" | "medium" | "large", Size> = {
@@ -125,25 +113,17 @@ const SIZES: Record<"quick" | "small" | "medium" | "large", Size> = {
   },
 };
 
-const HELD_OUT = 0.1; // the share of the text, its end, that nobody learns from
 const LEARNING_RATE = 4e-3; // its peak at width 64; it falls with the root of the width
 const WEIGHT_DECAY = 0.05; // of matrices
 const MAX_NORM = 1; // of a step's gradient
-const READS = 10; // times a run that losses are read and held-out characters tried
+const READS = 10; // how often in a run the losses are read and the model is evaluated
 
-const SAMPLES = 16; // texts that each model writes in the end
+const SAMPLES = 16; // texts that each model writes at the end
 const SHOWN = 200; // characters of the one that is printed
-const PROMPT = 8; // characters of the text that the student goes on from on policy
+const PROMPT = 8; // characters of the text that the student continues on policy
 const PROFILED = 3; // steps
 
-/** Tokens, what follows each, both [batch, context], and where a file is the teacher its logits, [batch, context, classes]. */
-interface Batch {
-  tokens: Tensor;
-  targets: Tensor;
-  teacher?: Tensor;
-}
-
-/** A teacher is a GPT or a file. */
+/** The teacher is a GPT, or null if it is a file. */
 type Teacher = nn.Gpt | null;
 type StudentLoss = (student: nn.Gpt, batch: Batch, teacher: Teacher) => Tensor;
 
@@ -151,7 +131,7 @@ interface Student {
   method: string;
   loss: StudentLoss;
   beta?: number;
-  /** Whether it is one of the few that are trained unless all are asked for. */
+  /** Whether it is one of the few that are trained by default. */
   few?: boolean;
   /** Whether it needs the teacher's hidden states. */
   needsHidden?: boolean;
@@ -165,7 +145,7 @@ const STUDENTS: Student[] = [
     method: `jsd, β = ${beta}`,
     beta,
     few: beta === 0.5,
-    // normalized, so that between the two ends only the direction of the gradient changes, not its size
+    // normalized, so that with β only the direction of the gradient changes, not its size
     loss: learnFromTeacher((student, teacher, options) => jsd(student, teacher, { beta, normalize: true, ...options })),
   })),
   { method: "reverse KL", beta: 1, loss: learnFromTeacher(reverseKl) },
@@ -187,7 +167,7 @@ function learnFromText(model: nn.Gpt, { tokens, targets }: Batch): Tensor {
   return crossEntropy(model.forward(tokens), targets);
 }
 
-/** The labels only say which rows count: on policy those of the prompt don't. */
+/** The labels only say which rows count: on policy, those of the prompt do not. */
 function learnFromTeacher(divergence: (student: Tensor, teacher: Tensor, options: { labels: Tensor }) => Tensor) {
   return (student: nn.Gpt, batch: Batch, teacher: Teacher) =>
     divergence(student.forward(batch.tokens), teacherLogits(teacher, batch), { labels: batch.targets });
@@ -197,7 +177,7 @@ function teacherLogits(teacher: Teacher, batch: Batch): Tensor {
   return batch.teacher ?? noGrad(() => teacher!.forward(batch.tokens));
 }
 
-/** What is chosen on the command line and decides every number. */
+/** The options that determine the results. */
 interface Setting {
   size: keyof typeof SIZES;
   students: "few" | "all";
@@ -209,71 +189,7 @@ interface Setting {
   sampling: { temperature: number; topK?: number; topP?: number };
 }
 
-/** The text as tokens, cut in two. The rows of a teacher that is a file lie beside them. */
-interface Corpus {
-  vocabulary: string[];
-  train: Int32Array;
-  heldOut: Int32Array;
-  heldOutStarts: number[];
-  /** Of all tokens, and where a file is the teacher of the file. */
-  hash: string;
-  file?: TeacherLogits;
-}
-
-async function loadCorpus({ text: path, teacherLogits, size }: Setting): Promise<Corpus> {
-  const { context, batchSize, heldOutBatches } = SIZES[size];
-  const text = path ? await readText(path) : loadMobyDick();
-  let vocabulary = makeVocabulary(text.slice(0, Math.floor((1 - HELD_OUT) * text.length)));
-  let file: TeacherLogits | undefined;
-  if (teacherLogits) {
-    file = await loadTeacherLogits(teacherLogits, vocabulary)
-      .catch(({ message }) =>
-        failOption("--teacher-logits", "a safetensors file of logits", `"${teacherLogits}": ${message}`)
-      );
-    vocabulary = file.vocabulary;
-  }
-  const tokens = file?.tokens ?? encode(text, vocabulary);
-  const cut = Math.floor((1 - HELD_OUT) * tokens.length);
-  const train = tokens.subarray(0, cut);
-  const heldOut = tokens.subarray(cut);
-  const windows = Math.floor((heldOut.length - 2) / context); // that do not overlap
-  if (windows < 1) {
-    const least = Math.floor((context + 1) / HELD_OUT) + 1;
-    failOption(file ? "--teacher-logits" : "--text", `at least ${least} characters`, `${tokens.length}`);
-  }
-  const heldOutStarts = spreadStarts(heldOut, context, Math.min(windows, heldOutBatches * batchSize));
-  const hash = await hashOf([tokens, ...file ? [file.digest] : []]);
-  return { vocabulary, train, heldOut, heldOutStarts, hash, file };
-}
-
-async function readText(path: string): Promise<string> {
-  try {
-    const text = new TextDecoder("utf-8", { fatal: true }).decode(await Deno.readFile(path));
-    return text.replaceAll("\r\n", "\n");
-  } catch (error) {
-    return failOption("--text", "a file of UTF-8 text", (error as Error).message);
-  }
-}
-
-/** The windows from these starts as tensors; they belong to the innermost tape or scope. */
-function makeBatch(corpus: Corpus, part: "train" | "heldOut", starts: number[], context: number): Batch {
-  const tokens = corpus[part];
-  const shape = [starts.length, context];
-  const batch: Batch = {
-    tokens: tensor(cutWindows(tokens, starts, context), shape),
-    targets: tensor(cutWindows(tokens, starts, context, 1), shape),
-  };
-  if (corpus.file === undefined) return batch;
-  const first = part === "train" ? 0 : corpus.train.length;
-  const window = context * corpus.vocabulary.length;
-  const rows = new Float32Array(starts.length * window);
-  starts.forEach((start, i) =>
-    corpus.file!.copyRows(first + start, context, rows.subarray(i * window, (i + 1) * window))
-  );
-  return { ...batch, teacher: tensor(rows, [...shape, corpus.vocabulary.length]) };
-}
-
-/** A batch that the student writes itself, from prompts of the text. Its loss starts where its own words do. */
+/** A batch that the student writes itself, from prompts of the text. Only what the student wrote counts in the loss. */
 async function writeBatch(student: nn.Gpt, corpus: Corpus, starts: number[], seed: number): Promise<() => Batch> {
   const { context } = student.options;
   const prompts = starts.map((start) => corpus.train.slice(start, start + PROMPT));
@@ -286,7 +202,7 @@ async function writeBatch(student: nn.Gpt, corpus: Corpus, starts: number[], see
   });
 }
 
-/** What a checkpoint holds: both models, whichever of them is in training. */
+/** Both models, for checkpoints. */
 class Models extends nn.Module {
   constructor(public teacher: Teacher, public student: nn.Gpt) {
     super();
@@ -310,17 +226,17 @@ function makeOptimizer(model: nn.Gpt): optim.AdamW {
   ], { lr: LEARNING_RATE });
 }
 
-/** One run on its way: what a checkpoint adds to the models, the optimizer and the step. */
+/** The state of an unfinished run, besides the models, the optimizer and the step. */
 interface Underway {
   method: string;
   curve: TextRun["curve"];
-  /** Since the curve's last point. */
+  /** The losses since the curve's last point. */
   losses: number[];
   seconds: number;
   bytes: number;
 }
 
-/** All that a stopped run remembers beside the models, the optimizer and the step. */
+/** What a checkpoint holds besides the models, the optimizer and the step. */
 interface Saved {
   setting: Setting;
   corpusHash: string;
@@ -328,10 +244,10 @@ interface Saved {
   underway: Underway;
 }
 
-/** Thrown once a checkpoint is saved. */
+/** Thrown after a checkpoint was saved. */
 class Stopped extends Error {}
 
-/** What every run of a comparison shares. */
+/** What all runs of a comparison share. */
 interface Comparison {
   setting: Setting;
   corpus: Corpus;
@@ -341,11 +257,11 @@ interface Comparison {
   progress: Progress;
   stop: Stop;
   checkpoint: string;
-  /** The run that `--resume` found on its way, until it is taken up. */
+  /** The unfinished run that `--resume` found, until it continues. */
   resumed?: Underway;
 }
 
-/** Trains with AdamW and a cosine schedule; every so many steps it reads the losses and tries the held-out characters. */
+/** Trains with AdamW and a cosine schedule; from time to time it reads the losses and evaluates the model on the held-out text. */
 async function train(model: nn.Gpt, method: string, loss: StudentLoss, comparison: Comparison): Promise<Underway> {
   const { setting, corpus, models, heldOut, progress, stop, checkpoint, resumed } = comparison;
   const { steps, seed, onPolicy } = setting;
@@ -391,7 +307,7 @@ async function train(model: nn.Gpt, method: string, loss: StudentLoss, compariso
     progress.advance(step - first, method);
     if (stopping) {
       const saved: Saved = { setting, corpusHash: corpus.hash, runs: comparison.runs, underway };
-      // in place of an earlier stop, whose step may have been later in another run
+      // overwrites a checkpoint of an earlier stop, even if its step was later, in another run
       await saveCheckpoint(checkpoint, { model: models, optimizer, step, extra: saved }, { overwrite: true });
       throw new Stopped(`stopped behind step ${step} of ${steps} of ${method}`);
     }
@@ -403,7 +319,7 @@ async function train(model: nn.Gpt, method: string, loss: StudentLoss, compariso
   return underway;
 }
 
-/** Bits a held-out character, agreement with the teacher's likeliest characters and the entropy of the model's own guesses. */
+/** Bits per held-out character, agreement with the teacher's most likely characters, and the entropy of the model's own predictions. */
 async function evaluate(
   heldOut: Batch[],
   logitsOf: (batch: Batch) => Tensor,
@@ -427,7 +343,7 @@ async function evaluate(
   return { bits: average(bits) / Math.LN2, agreement: average(agreement), entropy: average(own) / Math.LN2 };
 }
 
-/** Texts that go on from held-out characters. Each is longer than the context: the model goes on from its own second half. */
+/** Texts that continue held-out characters. They may be longer than the context: the model continues from the last half context of its own text. */
 async function writeSamples(model: nn.Gpt, { corpus, setting }: Comparison): Promise<Int32Array[]> {
   const { context } = model.options;
   const { sampleLength } = SIZES[setting.size];
@@ -445,12 +361,7 @@ async function writeSamples(model: nn.Gpt, { corpus, setting }: Comparison): Pro
   return texts.map((text) => Int32Array.from(text));
 }
 
-async function hashOf(arrays: ArrayBufferView[]): Promise<string> {
-  const bytes = new Uint8Array(await new Blob(arrays as BlobPart[]).arrayBuffer());
-  return new Uint8Array(await crypto.subtle.digest("SHA-256", bytes)).toHex();
-}
-
-/** What a model became. */
+/** Evaluates a trained model. */
 async function examine(
   model: nn.Gpt,
   { method, curve, seconds, bytes }: Underway,
@@ -481,7 +392,7 @@ async function examine(
   };
 }
 
-/** The teacher's run, then the students'; those that a stopped run had behind it are not run again. */
+/** The teacher's run, then the students'. Runs that a stopped program had finished are not repeated. */
 async function runAll(comparison: Comparison, students: Student[]): Promise<void> {
   const { setting, corpus, models, runs, heldOut } = comparison;
   const done = (name: string) => runs.some(({ method }) => method === name);
@@ -503,7 +414,7 @@ async function runAll(comparison: Comparison, students: Student[]): Promise<void
   }
 }
 
-/** What the checkpoint of a stopped run remembers; it also sets the models. */
+/** Loads the checkpoint of a stopped run into the models, and returns the rest of it. */
 async function resume(
   path: string,
   models: Models,
@@ -601,7 +512,8 @@ async function main(): Promise<void> {
   const checkpoint = `${out}/distill_text_checkpoint.safetensors`;
 
   const { adapter } = await init();
-  const corpus = await loadCorpus(setting);
+  const { context, batchSize, heldOutBatches } = SIZES[setting.size];
+  const corpus = await loadCorpus(setting, context, heldOutBatches * batchSize);
   const teacher = corpus.file ? null : makeGpt("teacher", setting, corpus);
   const models = new Models(teacher, makeGpt("student", setting, corpus));
   if (profiling) {
@@ -609,7 +521,6 @@ async function main(): Promise<void> {
     return await dispose();
   }
 
-  const { context, batchSize } = SIZES[setting.size];
   const heldOut = range(0, corpus.heldOutStarts.length, batchSize).map((i) =>
     makeBatch(corpus, "heldOut", corpus.heldOutStarts.slice(i, i + batchSize), context)
   );
