@@ -1,14 +1,14 @@
 /**
- * The losses that are timed, each with its twin composed of primitive ops.
+ * The timed losses, each with its twin composed of primitive ops.
  *
  * @module
  */
 
 import { crossEntropy, distillation, forwardKl, gather, jsd, reverseKl, type Tensor, tensor } from "@limbeck/limbeck";
 
-/** What the losses are computed from. */
+/** The inputs of the losses. */
 export interface LossInputs {
-  /** Logits [rows, classes]; leaves that want a gradient are the caller's choice. */
+  /** Logits [rows, classes]; the caller decides which of them require a gradient. */
   student: Tensor;
   teacher: Tensor;
   /** [rows], −100 where ignored */
@@ -21,7 +21,7 @@ export interface LossInputs {
   weight: Tensor;
 }
 
-/** Labels and class weights for logits of this shape; every eighth row is ignored where that is asked for. */
+/** Labels and class weights for logits of this shape; with `someIgnored` every eighth row is ignored. */
 export function drawLabels(
   rows: number,
   classes: number,
@@ -43,8 +43,8 @@ export interface Loss {
   /** How many tensors of logits it reads. */
   inputs: 1 | 2;
   /**
-   * Floating-point operations an element of the plain loss with its gradient, as the formulas need them; an exponential or a
-   * logarithm counts as one. For the roofline.
+   * Floating-point operations per element of the plain loss with its gradient, by the formulas; an exponential or a logarithm
+   * counts as one. For the roofline.
    */
   flops: number;
   plain: { fused: (x: LossInputs) => Tensor; twin: (x: LossInputs) => Tensor };

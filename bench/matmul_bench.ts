@@ -3,7 +3,7 @@ import { assertProduct, compare } from "./support.ts";
 
 const { isSoftware } = await init();
 
-/** One product as a sum of products of elements: what matmul is when primitives have to do. */
+// a product composed of primitive ops: elementwise products and a sum
 {
   const n = isSoftware ? 64 : 512, upstream = randn([n, n]);
   const a = randn([n, n], { requiresGrad: true }), b = randn([n, n], { requiresGrad: true }), leaves = [a, b];

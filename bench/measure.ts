@@ -1,5 +1,5 @@
 /**
- * How the report measures: time on the GPU from its timestamps, the two limits of the machine, and peak memory.
+ * The report's measurements: GPU time from timestamps, the machine's two limits, and peak memory.
  *
  * @module
  */
@@ -13,28 +13,28 @@ import { finish } from "./support.ts";
 
 /** How long measurements take, in milliseconds. */
 export interface Pace {
-  /** Spent before the clock starts: a GPU needs some tens of launches to reach its clock rates. */
+  /** Before the measurement: a GPU needs some tens of launches to reach its clock rates. */
   warmUp: number;
-  /** Spent while it runs, repetitions at least and at most. */
+  /** Of the measurement, with the least and the most repetitions. */
   measured: number;
   least: number;
   most: number;
 }
 
-/** What a step took. */
+/** The time of a step. */
 export interface Timing {
-  /** Median over the repetitions of the time that its kernels took on the GPU. */
+  /** The GPU time of its kernels, a median over the repetitions. */
   milliseconds: number;
-  /** Wall clock of one of many steps behind each other, until the last has been done. */
+  /** The wall-clock time per step, over many consecutive steps, until the last one is done. */
   wall: number;
-  /** Kernels launched in a step, and the time of each by name, the slowest first. */
+  /** The number of kernels launched in a step, and the time of each by name, the slowest first. */
   launches: number;
   kernels: KernelTime[];
 }
 
 /**
- * Times steps: each runs until the GPU is warm, then against the wall clock; then all take turns with timestamps around each kernel, so that what slows the machine
- * for a while falls out of their ratios.
+ * Times steps: each runs until the GPU is warm, and is then timed by the wall clock; after that all take turns with timestamps around each kernel, so that a
+ * temporarily slow machine does not change their ratios.
  */
 export async function time(pace: Pace, ...steps: (() => void)[]): Promise<Timing[]> {
   const run = async (step: () => void, times: number) => {
@@ -82,7 +82,7 @@ export async function time(pace: Pace, ...steps: (() => void)[]): Promise<Timing
   });
 }
 
-/** The most bytes that were alive during a step beyond those before it. */
+/** The peak of live bytes during a step, minus the live bytes before it. */
 export function extraBytes(step: () => void): number {
   const { counters } = gpu(), before = counters.liveBytes;
   counters.peakBytes = before;
@@ -90,7 +90,7 @@ export function extraBytes(step: () => void): number {
   return counters.peakBytes - before;
 }
 
-/** Copies of the same bytes by two means, in bytes a second, reading and writing counted. */
+/** The rates of two ways to copy the same bytes, in bytes per second, with reads and writes counted. */
 export interface Bandwidth {
   bytes: number;
   copyBufferToBuffer: number;
@@ -111,7 +111,7 @@ const copyKernels = VECTORS.map((vectors) =>
   })
 );
 
-/** What copying so many bytes from one buffer to another reaches. */
+/** Measures the rate of copying `bytes` bytes from one buffer to another. */
 export async function measureBandwidth(bytes: number, pace: Pace): Promise<Bandwidth> {
   using _scope = new Scope();
   const from = ones([bytes / 4]), to = zeros([bytes / 4]);
@@ -131,7 +131,7 @@ export async function measureBandwidth(bytes: number, pace: Pace): Promise<Bandw
   return { bytes, copyBufferToBuffer, vec4Kernel, best: max([copyBufferToBuffer, vec4Kernel])! };
 }
 
-/** Median milliseconds of copyBufferToBuffer, from timestamps in empty passes in front of it and behind it. */
+/** Median milliseconds of copyBufferToBuffer, from timestamps in empty passes before and after it. */
 async function timeCopies(from: GPUBuffer, to: GPUBuffer, bytes: number, times: number): Promise<number> {
   const { device, queue } = gpu(), count = 2 * times;
   const querySet = device.createQuerySet({ type: "timestamp", count });
@@ -163,7 +163,7 @@ ${Array.from({ length: UNROLLED }, () => `    ${chains.map((a) => `${a} = fma(${
   y[thread] = dot(${chains.join(" + ")}, vec4f(1.0));`,
 });
 
-/** f32 operations a second that chains of multiply-adds in registers reach, a multiply-add counted as two. */
+/** f32 operations per second of multiply-add chains in registers; a multiply-add counts as two. */
 export async function measureArithmetic(workgroups: number, pace: Pace): Promise<number> {
   using _scope = new Scope();
   const y = zeros([256 * workgroups]);
@@ -173,7 +173,7 @@ export async function measureArithmetic(workgroups: number, pace: Pace): Promise
 
 const empty = defineKernel({ name: "empty", buffers: { y: "write f32" }, main: "if (thread == 0u) { y[0] = 0.0; }" });
 
-/** Milliseconds of a launch that does next to nothing: what is in every time. */
+/** Milliseconds of a launch that does almost nothing; it is part of every time. */
 export async function measureLaunch(pace: Pace): Promise<number> {
   using _scope = new Scope();
   const y = zeros([1]);

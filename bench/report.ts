@@ -1,9 +1,9 @@
 /**
- * Measures the engine on the adapter that is there and writes what it found: a page of tables, the numbers, a picture.
+ * Measures the engine on this machine's adapter and writes the results: a page of tables, the numbers as JSON, a picture.
  *
  *     deno task bench:report --help
  *
- * Times are the GPU's own, from timestamps around each kernel, forward and gradient together; training steps are wall
+ * Times are GPU times, from timestamps around each kernel, of forward and gradient together; training steps are timed by the wall
  * clock. Every loss and product is compared with its composed twin or with float64 before it is timed.
  *
  * @module
@@ -64,14 +64,14 @@ interface Product {
 interface Model {
   name: string;
   batch: number;
-  /** Of a GPT; without it the model is an MLP 784-256-256-10. */
+  /** The options of a GPT; without them the model is an MLP 784-256-256-10. */
   gpt?: nn.GptOptions;
 }
 
 /** What is measured on an adapter. */
 interface Plan {
   pace: Pace;
-  /** Bytes that are copied to find the memory's limit, and workgroups that find the arithmetic's. */
+  /** The number of bytes copied to find the limit of memory, and of workgroups to find that of arithmetic. */
   copied: number;
   workgroups: number;
   losses: [rows: number, classes: number][];
@@ -189,7 +189,7 @@ const PLANS: Record<"gpu" | "software" | "quick", Plan> = {
   },
 };
 
-/** As many rows of so many f32 classes as the adapter binds at once. */
+/** The number of rows, at most as many as the adapter binds at once with `classes` f32 columns. */
 function fittingRows(rows: number, classes: number): number {
   const { maxBufferSize, maxStorageBufferBindingSize } = gpu().info.limits;
   return Math.min(rows, Math.floor(Math.min(maxBufferSize, maxStorageBufferBindingSize) / (4 * classes)));
@@ -335,7 +335,7 @@ async function measureHeads(plan: Plan): Promise<HeadResult[]> {
   return found;
 }
 
-/** A model with the losses that it is trained by; there is something to learn, so that a loss that does not fall is a bug. */
+/** A model with the losses that it is trained by. There is something to learn, so that a loss that does not fall is a bug. */
 function build({ batch, gpt }: Model): { model: nn.Module; ways: [loss: string, forward: () => Tensor][] } {
   if (!gpt) {
     const model = new nn.Sequential(
@@ -361,7 +361,7 @@ function build({ batch, gpt }: Model): { model: nn.Module; ways: [loss: string, 
     ["crossEntropy", () => crossEntropy(model.forward(tokens), labels)],
     ["jsd", () => jsd(model.forward(tokens), teacher)],
   ];
-  if (vocabulary > 1000) { // where logits are large enough that the head and its loss are worth one op
+  if (vocabulary > 1000) { // large enough logits for the head and its loss in one op
     const teacherHidden = randn([batch, context, width]).add(randn([width]));
     const teacherWeight = randn([vocabulary, width]).mul(width ** -0.5);
     const o = { divergence: "jsd" as const };
@@ -398,7 +398,7 @@ async function measureSteps(plan: Plan): Promise<StepResult[]> {
         return await forward().item();
       };
       const before = await lossNow(), last = model.parameters().at(-1)!;
-      // steps are compiled, and the clock rises, for a while
+      // at first kernels compile, and the clock rate rises
       const warm = performance.now() + 16 * plan.pace.warmUp;
       do {
         for (let i = 0; i < warmUp; i++) step();
@@ -435,7 +435,7 @@ async function measureSteps(plan: Plan): Promise<StepResult[]> {
   return found;
 }
 
-/** Opens the adapter again as one without subgroups; null where they stay. */
+/** Opens the adapter again, without subgroups; null if it has them nevertheless. */
 async function withoutSubgroups(): Promise<GpuInfo | null> {
   await dispose();
   const adapter = (await navigator.gpu.requestAdapter())!;
@@ -445,7 +445,7 @@ async function withoutSubgroups(): Promise<GpuInfo | null> {
   return info.subgroups ? null : info;
 }
 
-/** What a program prints; nothing where it is missing or fails. */
+/** The first line that a program prints; undefined if it is missing or fails. */
 function outputOf(command: string, ...args: string[]): string | undefined {
   try {
     const { success, stdout } = new Deno.Command(command, { args, stderr: "null" }).outputSync();
@@ -455,7 +455,7 @@ function outputOf(command: string, ...args: string[]): string | undefined {
   }
 }
 
-/** The version of NVIDIA's driver, which WebGPU does not tell; other drivers are known by the adapter's own words alone. */
+/** The version of NVIDIA's driver, which WebGPU does not provide; for other drivers there is only the adapter's description. */
 const driverVersion = () => outputOf("nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader");
 const commitHash = () => outputOf("git", "describe", "--always", "--dirty", "--abbrev=12");
 
@@ -483,7 +483,7 @@ async function main(): Promise<void> {
   const lacks = quick ? ["tiny sizes, to see whether it runs"] : [];
   if (!SECTIONS.every(wanted)) lacks.push(`only ${only.join(", ")}`);
 
-  // what stands in bench/results is a whole report
+  // bench/results has complete reports only
   const out = options.text("out", `${import.meta.dirname}/${lacks.length > 0 ? "../out/report" : "results"}`);
   await makeFolder(out);
   const dawn = options.given("dawn");
@@ -517,7 +517,7 @@ async function main(): Promise<void> {
   };
   say("limits of memory and arithmetic");
   gpu().pool.trim();
-  // first, as in a process that does nothing else: what the host has kept of other work would cost its steps time
+  // first, as in a process of their own: memory that the host holds from other work would slow the steps down
   if (wanted("steps")) report.steps = await measureSteps(plan);
   if (wanted("losses")) {
     const variants: Variant[] = ["plain", "every option", "close rows", ...info.f16 ? ["f16" as const] : []];

@@ -1,5 +1,5 @@
 /**
- * What a measurement found, as a page of tables and as a picture.
+ * The report as a page of tables and as a picture.
  *
  * @module
  */
@@ -7,7 +7,7 @@
 import { alignTable, COLORS, drawSpec, FAINT, INK } from "../examples/support/report.ts";
 import type { Bandwidth, Timing } from "./measure.ts";
 
-/** A loss with its gradient. Bytes and bytes a second; `share` is of the best copy. */
+/** A loss with its gradient. `rate` is in bytes per second, `share` is relative to the best copy. */
 export interface LossResult extends Timing {
   name: string;
   variant: "plain" | "every option" | "close rows" | "f16" | "no subgroups";
@@ -19,11 +19,11 @@ export interface LossResult extends Timing {
   share: number;
   flops: number;
   gradientBytes: number;
-  /** Alive at the peak beyond the inputs. */
+  /** Bytes alive at the peak, without the inputs. */
   extraBytes: number;
 }
 
-/** A product of [m, k] and [k, n]; `rate` is in operations a second. */
+/** A product of [m, k] and [k, n]; `rate` is in operations per second. */
 export interface ProductResult extends Timing {
   what: string;
   dtype: "f32" | "f16";
@@ -37,7 +37,7 @@ export interface ProductResult extends Timing {
   rate: number;
 }
 
-/** A model's head with its loss as one op and as two. Extra bytes are those beyond inputs and gradients. */
+/** A model's head with its loss, as one op and as two. `extraBytes` are without inputs and gradients. */
 export interface HeadResult {
   name: string;
   rows: number;
@@ -50,7 +50,7 @@ export interface HeadResult {
   ratio: number;
 }
 
-/** A training step; `wall` is the clock's milliseconds a step, `milliseconds` its kernels' time. */
+/** A training step; `wall` is the wall-clock time in milliseconds, `milliseconds` the kernels' time. */
 export interface StepResult extends Timing {
   model: string;
   loss: string;
@@ -64,11 +64,11 @@ export interface StepResult extends Timing {
 /** Everything that was measured. */
 export interface Report {
   device: string;
-  /** Why this is not the whole report; empty where it is. */
+  /** What the report lacks; empty if it is complete. */
   lacks: string[];
   driver: string;
   deno: string;
-  /** Whose WebGPU it ran on. */
+  /** The implementation of WebGPU. */
   webgpu: string;
   date: string;
   commit: string;
@@ -76,7 +76,7 @@ export interface Report {
   f16: boolean;
   tensorCores: boolean;
   bandwidth: Bandwidth;
-  /** f32 operations a second in registers. */
+  /** f32 operations per second in registers. */
   arithmetic: number;
   /** Milliseconds of a kernel that does nothing. */
   launch: number;
@@ -218,7 +218,7 @@ function stepTable(steps: StepResult[]): string {
   ]);
 }
 
-/** The page, which shows the picture that lies beside it. */
+/** The page, which shows the picture beside it. */
 export function formatReport(report: Report, picture: string): string {
   const { bandwidth, losses, products, heads, steps } = report;
   const sections: [title: string, rows: unknown[], text: () => string][] = [
@@ -277,7 +277,7 @@ ${sections.filter(([, rows]) => rows.length > 0).map(([title, , text]) => `## ${
 `;
 }
 
-/** The roofline: operations a second over operations a byte, below the limits of memory and arithmetic measured in the same run. */
+/** The roofline: operations per second over operations per byte, with the limits of memory and arithmetic measured in the same run. */
 export function drawReport(report: Report): Promise<string> {
   const { bandwidth: { best }, arithmetic } = report;
   const ops = [

@@ -9,7 +9,7 @@ const { isSoftware } = await init();
     upstream = randn(shape),
     leaves = [x],
     last = { dim: -1, keepDim: true };
-  const centred = (x: Tensor) => x.sub(x.max(last).detach()); // any shift gives the same softmax, so that it needs no gradient
+  const centred = (x: Tensor) => x.sub(x.max(last).detach()); // softmax does not depend on the shift, which therefore needs no gradient
   const exponentials = (x: Tensor) => centred(x).exp();
   await compare(`softmax, ${rows}×${columns}`, {
     fused: { forward: () => softmax(x, -1), leaves, upstream },

@@ -25,7 +25,7 @@ function makeMlp(): nn.Sequential {
   return new nn.Sequential(new nn.Linear(784, 256), relu, new nn.Linear(256, 256), relu, new nn.Linear(256, 10));
 }
 
-/** AdamW of primitive ops, in place. */
+/** AdamW composed of primitive ops, in place. */
 function composedAdamW(parameters: Tensor[]): () => void {
   const state = parameters.map((p) => ({ mean: p.detach().mul(0), square: p.detach().mul(0) }));
   let steps = 0;
@@ -44,7 +44,7 @@ function composedAdamW(parameters: Tensor[]): () => void {
   };
 }
 
-// the optimizers alone: both get the same gradients, and keep them
+// the optimizers alone: both get the same gradients
 {
   const fused = makeMlp().parameters(), composed = makeMlp().parameters(), size = fused.reduce((n, p) => n + p.size, 0);
   const optimizer = new optim.AdamW(fused, { lr: LEARNING_RATE, weightDecay: DECAY }), update = composedAdamW(composed);
@@ -57,7 +57,7 @@ function composedAdamW(parameters: Tensor[]): () => void {
     optimizer.step();
     update();
   }
-  // an update of size 10⁻³ is good to some roundings, and so is a parameter of at most 1
+  // updates of size 10⁻³ and parameters of at most 1 agree up to a few roundings
   for (const [i, p] of fused.entries()) await assertNear(`AdamW: parameter ${i}`, p, composed[i], 1e-6);
   compareSteps(`AdamW, ${size} parameters`, { fused: () => optimizer.step(), composed: update });
 }
@@ -91,7 +91,7 @@ function composedAdamW(parameters: Tensor[]): () => void {
     fusedStep();
     composedStep();
   }
-  // AdamW's first steps move a parameter by its gradient's sign, whatever its size: single ones may part, the loss does not
+  // AdamW's first steps move a parameter by the sign of its gradient, however small that is: single parameters may differ, the loss does not
   const after = noGrad(fusedLoss);
   await assertNear("training step: the loss after 5", after, noGrad(composedLoss), 1e-3);
   if (!(await after.item() < before)) throw new Error("training step: the loss does not fall");

@@ -1,5 +1,5 @@
 /**
- * What the benches and the report share: steps with their gradients, and checks that come before any clock starts.
+ * What the benches and the report share: steps with their gradients, and checks before anything is timed.
  *
  * @module
  */
@@ -7,7 +7,7 @@
 import { defineKernel, matmul, ones, Scope, slice, Tape, type Tensor, zeros } from "@limbeck/limbeck";
 import { gpu } from "../kernels/gpu/gpu.ts";
 
-/** Something to be timed with its gradients: a function of leaves, and the gradient of its value where that is no scalar. */
+/** Something to be timed with its gradients: a function of leaves, and the gradient of its value unless that is a scalar. */
 export interface Work {
   forward: () => Tensor;
   leaves: Tensor[];
@@ -21,7 +21,7 @@ export function runStep({ forward, leaves, upstream }: Work): void {
   dropGradients(leaves);
 }
 
-/** So that the next step writes gradients instead of adding to them. */
+/** Drops the gradients, so that the next step writes them instead of adding to them. */
 export function dropGradients(leaves: Tensor[]): void {
   for (const leaf of leaves) {
     leaf.grad?.dispose();
@@ -30,8 +30,8 @@ export function dropGradients(leaves: Tensor[]): void {
 }
 
 /**
- * Waits until the GPU has done everything that was encoded. On Deno the read blocks until then and costs 0.1 ms; `mapAsync`
- * awaited by hand would sleep 10 ms more.
+ * Waits until the GPU has done everything that was encoded. On Deno the read blocks until then and costs 0.1 ms; awaiting
+ * `mapAsync` would sleep 10 ms more.
  */
 export async function finish(): Promise<void> {
   using _scope = new Scope();
@@ -64,9 +64,10 @@ export function widened(x: Tensor): Tensor {
 }
 
 /**
- * Throws unless x is near y, which is f32: no element may differ by more than `share` of y's largest, and all together by more than
- * that share of their sum (the gradient of a cross-entropy has one large element a row, and as much in all others). Where x is
- * stored as f16, by that rounding more. Sums of up to 10⁵ terms in f32 may differ by the 10⁻⁴ that stand unless given.
+ * Throws unless x is near y, which is f32: no element may differ by more than `share` of y's largest element, and the sum of all
+ * differences must be at most that share of the sum of all magnitudes (the gradient of a cross-entropy has one large element per
+ * row, and as much in all others together). If x is f16, the rounding to f16 is allowed as well. The default, 10⁻⁴, is for f32 sums
+ * of up to 10⁵ terms.
  */
 export async function assertNear(what: string, x: Tensor, y: Tensor, share = 1e-4): Promise<void> {
   using _scope = new Scope();
@@ -75,13 +76,13 @@ export async function assertNear(what: string, x: Tensor, y: Tensor, share = 1e-
     [difference.max(), difference.sum(), magnitude.max(), magnitude.sum()].map((t) => t.item()),
   );
   const [relative, absolute] = x.dtype === "f16" ? [share + 2 ** -11, 2 ** -24] : [share, 0];
-  // a NaN passes a maximum by, but no sum
+  // a maximum ignores a NaN, a sum does not
   if (!(most <= relative * largest + absolute && all <= relative * whole + absolute * x.size)) {
     throw new Error(`${what} is off by ${most} of ${largest}, in all by ${all} of ${whole}`);
   }
 }
 
-/** Throws unless two ways lead to the same value and gradients, the second of them in f32. */
+/** Throws unless both have the same value and gradients; `twin` is in f32. */
 export async function assertAgree(what: string, fused: Work, twin: Work): Promise<void> {
   const a = results(fused), b = results(twin);
   await assertNear(`${what}: the value`, a.value, b.value);
@@ -91,7 +92,7 @@ export async function assertAgree(what: string, fused: Work, twin: Work): Promis
   for (const x of [a.value, b.value, ...a.gradients, ...b.gradients]) x.dispose();
 }
 
-/** Throws unless some elements of c = op(a)·op(b) are what float64 makes of their rows and columns. */
+/** Throws unless some elements of c = op(a)·op(b) agree with float64. */
 export async function assertProduct(
   what: string,
   a: Tensor,
@@ -111,7 +112,7 @@ export async function assertProduct(
         sum += row[k] * column[k];
         magnitude += Math.abs(row[k] * column[k]);
       }
-      // an f32 sum in blocks is good to some roundings of the magnitudes' sum, an f16 result is rounded once more
+      // a blocked f32 sum is off by a few roundings of the sum of magnitudes; an f16 result is rounded again
       const allowed = 2 ** -21 * magnitude + (c.dtype === "f16" ? 2 ** -11 * Math.abs(sum) : 0);
       if (!(Math.abs(whole[j] - sum) <= allowed)) {
         throw new Error(`${what}: element [${i}, ${j}] must be ${sum} ± ${allowed}, got ${whole[j]}`);
@@ -121,8 +122,8 @@ export async function assertProduct(
 }
 
 /**
- * A group of `deno bench`: ways to the same value and gradients, the first of them the baseline. All are held against it before they
- * are timed. A GPU runs each many times between two waits, so that it reaches its clock rates and the wait does not count.
+ * A group of `deno bench`: several ways to compute the same value and gradients. All are compared with the first, the baseline, before
+ * they are timed. A GPU runs each many times between two waits, so that it reaches its clock rates and the wait does not count.
  */
 export async function compare(group: string, ways: Record<string, Work>): Promise<void> {
   const [[, first], ...others] = Object.entries(ways);

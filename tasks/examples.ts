@@ -3,7 +3,7 @@ import { parseArgs } from "@std/cli/parse-args";
 
 const names = [...Deno.readDirSync("examples")].map(({ name }) => name)
   .filter((file) => file.endsWith(".ts") && !file.endsWith("_test.ts")).map((file) => file.slice(0, -3)).sort();
-const [chosen, ...options] = Deno.args.filter((argument, i) => argument !== "--" || i > 1); // npm hands options on behind a --
+const [chosen, ...options] = Deno.args.filter((argument, i) => argument !== "--" || i > 1); // npm puts a -- before options
 
 if (chosen === undefined || chosen === "--help" || chosen === "-h") {
   const width = Math.max(...names.map(({ length }) => length));
@@ -24,7 +24,7 @@ if (chosen === undefined || chosen === "--help" || chosen === "-h") {
   Deno.exit(2);
 }
 
-/** Runs an example, which may read the project and the files that the options name, and write to its folder alone. */
+/** Runs an example, which may read only the project and the files that its options name, and write only to its folder. */
 async function run(name: string): Promise<void> {
   const { out = "out", ...files } = parseArgs(options, { string: ["out", "text", "teacher-logits"] });
   const reads = [".", out, files.text, files["teacher-logits"]].filter(Boolean);
@@ -34,7 +34,7 @@ async function run(name: string): Promise<void> {
     Deno.exit(2);
   }
   const permissions = ["--no-prompt", `--allow-read=${reads.join()}`, `--allow-write=${out || "out"}`];
-  const leave = () => {}; // Ctrl-C is the example's, which saves what it has
+  const leave = () => {}; // leaves Ctrl-C to the example, which saves its state
   Deno.addSignalListener("SIGINT", leave);
   const { code } = await new Deno.Command("deno", {
     args: ["run", ...permissions, `examples/${name}.ts`, ...options],

@@ -1,6 +1,6 @@
 /**
- * The largest deviation, as a share of the largest finite value wanted (at least `floor`). Infinities and NaN must be equal.
- * Infinity where the lengths differ.
+ * The largest deviation, relative to the largest finite expected value (at least `floor`). Infinities and NaN must be equal.
+ * Infinity if the lengths differ.
  */
 export function largestError(got: ArrayLike<number>, want: ArrayLike<number>, floor = 0): number {
   if (got.length !== want.length) return Infinity;

@@ -1,4 +1,4 @@
-/** Checks a differentiable op against a float64 function of the same inputs, values and gradients. */
+/** Checks values and gradients of a differentiable op against a float64 function of the same inputs. */
 import { assertEquals, assertThrows } from "@std/assert";
 import { gradcheck, init, Scope, stats, Tape, type Tensor, tensor } from "@limbeck/limbeck";
 import { largestError } from "./compare.ts";
@@ -13,7 +13,7 @@ export interface OpCase {
   reference: (...x: Array64[]) => Array64;
   /** Shapes of the inputs. */
   shapes: readonly (readonly number[])[];
-  /** Between which inputs are drawn; −2 and 2 by default. */
+  /** The range of random inputs; −2 to 2 by default. */
   range?: readonly [number, number];
   /** Inputs in place of random ones. */
   values?: readonly (readonly number[])[];
@@ -25,7 +25,7 @@ export interface OpCase {
   samples?: number;
 }
 
-/** Numbers in [0, 1) that a seed fixes (mulberry32). */
+/** Random numbers in [0, 1) from a seed (mulberry32). */
 export function random(seed: number): () => number {
   return () => {
     seed = (seed + 0x6d2b79f5) | 0;
@@ -96,7 +96,7 @@ export async function checkOps(cases: readonly OpCase[]): Promise<void> {
       wrong.push(...(await complaints(c, i)).map((complaint) => `${title}: ${complaint}`));
       const count = c.shapes.reduce((sum, shape) => sum + sizeOf(shape), 0);
       if (count > GRADCHECK_AT_MOST || c.values) continue;
-      // multiples of the golden ratio keep the distance that gradcheck's step needs: no two inputs of a maximum change places
+      // multiples of the golden ratio are far enough apart for gradcheck's step: it does not change the order of a maximum's inputs
       const [low, high] = c.range ?? [-2, 2];
       let drawn = 0;
       const next = () => low + (high - low) * ((0.35 + ++drawn * 0.6180339887) % 1);
@@ -110,7 +110,7 @@ export async function checkOps(cases: readonly OpCase[]): Promise<void> {
   assertEquals(wrong, []);
 }
 
-/** Checks values alone, element by element and relative to each: for infinities, NaN and magnitudes far apart. */
+/** Checks only values, with errors relative to each element: for infinities, NaN and very different magnitudes. */
 export async function checkValues(
   name: string,
   got: Tensor,
@@ -125,7 +125,7 @@ export async function checkValues(
   assertEquals(wrong, []);
 }
 
-/** Checks that each call throws what stands beside it, and that none of them leaves anything behind. */
+/** Checks that each call throws the expected error, and that none of them leaks memory. */
 export function assertAllThrow(table: readonly [call: () => unknown, type: ErrorConstructor, message: string][]): void {
   const before = stats().liveBytes, wrong: string[] = [];
   for (const [call, type, message] of table) {

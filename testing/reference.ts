@@ -1,4 +1,4 @@
-/** Plain float64 arithmetic on arrays with a shape: what ops are compared with. Written to be seen through, not to be fast. */
+/** Float64 arithmetic on arrays with a shape, with which ops are compared. Written to be easy to verify, not to be fast. */
 
 /** A float64 array with a shape, row by row. */
 export interface Array64 {
@@ -18,7 +18,7 @@ export function indexed(shape: readonly number[], f: (index: number[]) => number
   return { shape, data };
 }
 
-/** The element that x, broadcast, has at an index: dimensions are aligned at the back, those of size 1 count once. */
+/** The element of x, after broadcasting, at an index: dimensions are aligned at the back, those of size 1 are repeated. */
 export function at(x: Array64, index: readonly number[]): number {
   const lead = index.length - x.shape.length;
   let offset = 0;

@@ -6,7 +6,7 @@ export interface Values {
   data: Float32Array | Float64Array | Int32Array;
 }
 
-/** One reference case: what went in, and what came out in float64. */
+/** One reference case: the inputs, and the outputs in float64. */
 export interface Case {
   id: string;
   op: string;
@@ -16,7 +16,7 @@ export interface Case {
   outputs: Record<string, Values>;
 }
 
-/** What the metadata says of a case: tensors are named. */
+/** A case in the metadata, in which tensors are named. */
 interface Listed extends Omit<Case, "inputs" | "outputs"> {
   inputs: Record<string, string>;
   outputs: Record<string, string>;

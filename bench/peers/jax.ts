@@ -19,9 +19,9 @@ export const peer: Peer = {
       const [rows, columns] = x.shape, data = await x.data();
       return [[...data.subarray(0, columns)], [...data.subarray((rows - 1) * columns)]];
     };
-    /** Starts what leads to an array, which jax-js would leave until somebody reads it, and drop where nobody does. */
+    /** Starts the computation of an array, which jax-js would otherwise postpone until it is read, and drop if it never is. */
     const start = (x: Any) => void x.ref.gpuBufferSync();
-    // jax-js's oneHot makes a [classes, classes] table; comparing makes none
+    // jax-js's oneHot makes a [classes, classes] table; a comparison does not
     const crossEntropy = (logits: Any, labels: Any) => {
       const [rows, classes] = logits.shape;
       const own = np.equal(labels.reshape([rows, 1]), np.arange(classes).reshape([1, classes]));

@@ -65,7 +65,7 @@ function prepareTraining(model: nn.Module, loss: () => Tensor): Prepared {
   };
 }
 
-/** First values of a GPT, the same in Python: by the places of their names in alphabetical order. */
+/** Initial parameters of a GPT, the same as in Python: seeded by the index of their names in alphabetical order. */
 function setParameters(model: nn.Module): void {
   const named = [...model.namedParameters()].sort(([a], [b]) => a < b ? -1 : 1);
   for (const [i, [name, p]] of named.entries()) {

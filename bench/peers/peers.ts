@@ -1,5 +1,5 @@
 /**
- * The same work through other libraries on the same adapter, and the ratios of one run as a table.
+ * Runs the same work in other libraries on the same adapter, and prints the ratios as a table.
  *
  *     deno task bench:peers --help
  *
@@ -16,7 +16,7 @@ import type { Task } from "./work.ts";
 
 const HERE = import.meta.dirname!, OUT = `${HERE}/../../out/peers`;
 
-/** A peer's time at a task, or why there is none. */
+/** A peer's time for a task, or why there is none. */
 type Found = { milliseconds: number } | { missing: string };
 
 interface Column {
@@ -40,7 +40,7 @@ interface Output {
   late: boolean;
 }
 
-/** Runs a program in this folder, for so many seconds at most. */
+/** Runs a program in this folder, for at most `seconds` seconds. */
 async function run(command: string, args: string[], seconds = 600): Promise<Output> {
   let late = false;
   try {
@@ -65,8 +65,8 @@ async function run(command: string, args: string[], seconds = 600): Promise<Outp
 }
 
 /**
- * Installs the peers into this folder and bundles each into one file; the reason where that fails. The bundles stay, so that a machine
- * without a network can be given them.
+ * Installs the peers into this folder and bundles each into one file; returns the reason if that fails. The bundles are kept, so that
+ * they can be copied to a machine without a network.
  */
 async function bundle(): Promise<string | null> {
   const config = ["--quiet", "--config", "deno.json", "--frozen"];
@@ -79,27 +79,27 @@ async function bundle(): Promise<string | null> {
 
 const isFile = (path: string) => Deno.stat(path).then(({ isFile }) => isFile, () => false);
 
-/** The line that says what was wrong. */
+/** The line of the output that says what was wrong. */
 function why({ stderr, code, late }: Output): string {
   if (late) return "did not finish";
   const lines = stderr.split("\n").filter((line) => line.trim() !== "");
   return (lines.find((line) => /error/i.test(line) && !line.includes("XDG_RUNTIME_DIR")) ?? `exit code ${code}`).trim();
 }
 
-/** How far two results are apart, part by part: of the largest number, or of all together. */
+/** The largest difference of two results over their parts, relative to a part's largest number or to its sum. */
 function distance(a: number[][], b: number[][]): number {
   if (a.length !== b.length || a.some((part, i) => part.length !== b[i].length)) return Infinity;
   const shares = a.flatMap((part, i) => {
     const off = part.map((x, j) => Math.abs(x - b[i][j])), magnitudes = b[i].map(Math.abs);
     return [max(off)! / max(magnitudes)!, sum(off) / sum(magnitudes)];
   });
-  return a.flat().some(Number.isNaN) ? NaN : Math.max(...shares); // d3's max and sum pass NaN by
+  return a.flat().some(Number.isNaN) ? NaN : Math.max(...shares); // d3's max and sum ignore NaN
 }
 
-/** f32 sums of up to 10⁵ terms, and training that magnifies their roundings. */
+/** The allowed difference: f32 sums have up to 10⁵ terms, and training magnifies their roundings. */
 const allowed = (task: Task) => task.kind === "mlp" || task.kind === "gpt" ? 1e-3 : 2e-5;
 
-/** Whether a peer's answer may stand in the table, by our own, which is missing where we failed. */
+/** Checks a peer's answer against ours, which is missing if our run failed. */
 function judge(task: Task, answer: Answer, wanted?: number[][]): Found {
   if (answer.milliseconds === null) return { missing: "–" };
   if (wanted === undefined) return { missing: "not checked" };
@@ -162,7 +162,7 @@ async function main(): Promise<void> {
     else notes.push(`${peer.title} is not here: ${reason}`);
   }
   for (const task of tasks) {
-    // one library behind the other, so that they meet the machine in the same state
+    // all libraries directly after each other, so that the machine is in the same state
     for (const { file, title, found } of here) {
       const answer = await runWorker(file, task, seconds);
       console.error(`${title}: ${task.name}`);

@@ -16,7 +16,7 @@ export const peer: Peer = {
       const [rows, columns] = x.shape, part = (row: number) => tf.slice(x, [row, 0], [1, columns]).data();
       return [[...await part(0)], [...await part(rows - 1)]];
     };
-    /** Steps whose last result is kept, so that it can be waited for. */
+    /** Steps that keep their last result, so that one can wait for it. */
     const keeping = (run: () => Any[]): { step: () => void; finish: () => Promise<void>; results: () => Any[] } => {
       let results: Any[] = [];
       return {
@@ -32,7 +32,7 @@ export const peer: Peer = {
       case "crossEntropy": {
         const { rows, classes } = task;
         const logits = tf.tensor2d(numbers(rows * classes, 3, 1), [rows, classes]);
-        // what tfjs offers: a custom gradient, for labels as a matrix (made before the clock starts)
+        // tfjs has a custom gradient only for labels as a matrix, which is made before the measurement
         const oneHot = tf.cast(tf.oneHot(tf.tensor1d(classIndices(rows, classes), "int32"), classes), "float32");
         const both = tf.valueAndGrad((x: Any) => tf.losses.softmaxCrossEntropy(oneHot, x));
         const work = keeping(() => {

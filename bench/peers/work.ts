@@ -1,5 +1,5 @@
 /**
- * The work that all peers do, from the same numbers.
+ * The work of all peers, with the same numbers.
  *
  * @module
  */
@@ -20,7 +20,7 @@ export interface Prepared {
   step(): void;
   /** Waits until all steps have been done. */
   finish(): Promise<void>;
-  /** What must agree: a loss and two rows of its gradient, two rows of a product; of training, the loss after five steps from the start. */
+  /** What must agree: a loss and two rows of its gradient, two rows of a product, or, for training, the loss after the first five steps. */
   result(): Promise<number[][]>;
 }
 
@@ -28,7 +28,7 @@ export interface Prepared {
 export interface Peer {
   /** Opens the adapter. */
   open(): Promise<void>;
-  /** Null where the task has not been written for this library. */
+  /** Null if the task has not been written for this library. */
   prepare(task: Task): Promise<Prepared | null>;
 }
 
@@ -55,7 +55,7 @@ export function classIndices(size: number, classes: number): Int32Array<ArrayBuf
   return Int32Array.from({ length: size }, (_, i) => (i * 7919) % classes);
 }
 
-/** A weight's first values, and a bias's: as wide as PyTorch draws them. */
+/** Initial weights and biases of the MLP, in the same range as PyTorch's. */
 export function mlpParameters(): { weight: Float32Array<ArrayBuffer>; bias: Float32Array<ArrayBuffer> }[] {
   return MLP.map(([ins, outs], i) => ({
     weight: numbers(outs * ins, ins ** -0.5, 10 + 2 * i), // [outs, ins]

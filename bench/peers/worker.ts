@@ -1,5 +1,5 @@
 /**
- * One peer at one task, in a process of its own: a peer that hangs or aborts takes no other with it. Prints a line of JSON.
+ * Runs one task in one peer, in a process of its own, so that a peer that hangs or aborts does not affect others. Prints a line of JSON.
  *
  * @module
  */
@@ -8,7 +8,7 @@ import type { Peer, Task } from "./work.ts";
 
 /** What a worker prints. */
 export interface Answer {
-  /** Milliseconds of a step; null where the task has not been written for the peer. */
+  /** Milliseconds of a step; null if the task has not been written for the peer. */
   milliseconds: number | null;
   /** Each part is compared by its own largest number. */
   result: number[][];
@@ -32,7 +32,7 @@ async function work(file: string, task: Task): Promise<Answer> {
   while (await run(steps) < LEAST_MILLISECONDS) steps *= 2;
   await run(2 * steps);
   const times: number[] = [];
-  // what waiting costs is in both and falls out
+  // the difference of two runs does not include the cost of waiting
   for (let i = 0; i < ROUNDS; i++) times.push((await run(3 * steps) - await run(steps)) / (2 * steps));
   return { milliseconds: times.sort((a, b) => a - b)[ROUNDS >> 1], result };
 }
