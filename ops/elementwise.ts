@@ -47,16 +47,9 @@ const geluTanh = unary(
   `c * (0.5 * (1.0 + tanh_(${U})) + 0.5 * a * sech_squared_(${U}) * 0.79788456080 * (1.0 + 0.134145 * a * a))`,
 );
 const clamped = unary("clamp", "min_(max_(a, s0), s1)", "select(0.0, c, a >= s0 && a <= s1)");
-const power = unary("pow", "pow_(a, s0)", "select(c * s0 * pow_(a, s0 - 1.0), 0.0, s0 == 0.0)");
-const plusNumber = unary("add", "a + s0", "c");
-const minusNumber = unary("sub", "a - s0", "c");
-const timesNumber = unary("mul", "a * s0", "c * s0");
-const overNumber = unary("div", "a / s0", "c / s0");
-const numberMinus = unary("sub", "s0 - a", "-c");
-const numberOver = unary("div", "s0 / a", "-c * b / a");
 const maximumNumber = unary("maximum", "max_(a, s0)", "select(select(c, 0.5 * c, a == s0), 0.0, a < s0)");
 const minimumNumber = unary("minimum", "min_(a, s0)", "select(select(c, 0.5 * c, a == s0), 0.0, a > s0)");
-const numberPower = unary("pow", "pow_(s0, a)", "select(c * b * log_(s0), 0.0, s0 == 0.0 && a >= 0.0)");
+const power = unary("pow", "pow_(a, s0)", "select(c * s0 * pow_(a, s0 - 1.0), 0.0, s0 == 0.0)");
 
 /**
  * −x, elementwise. Gradient: dX = −dY. Throws a TypeError unless x is a tensor of f32 or f16. Source: `torch.neg`.
@@ -308,51 +301,35 @@ export function binary(name: string, value: string, byA: string, byB: string): (
   };
 }
 
-const sum2 = binary("add", "a + b", "d", "d");
-const difference = binary("sub", "a - b", "d", "-d");
-const product = binary("mul", "a * b", "d * b", "d * a");
-const quotient = binary("div", "a / b", "d / b", "-d * c / b");
-const powers = binary(
-  "pow",
-  "pow_(a, b)",
-  "select(d * b * pow_(a, b - 1.0), 0.0, b == 0.0)",
-  "select(d * c * log_(a), 0.0, a == 0.0 && b >= 0.0)",
-);
-const larger = binary(
-  "maximum",
-  "max_(a, b)",
-  "select(select(d, 0.5 * d, a == b), 0.0, a < b)",
-  "select(select(d, 0.5 * d, a == b), 0.0, b < a)",
-);
-const smaller = binary(
-  "minimum",
-  "min_(a, b)",
-  "select(select(d, 0.5 * d, a == b), 0.0, a > b)",
-  "select(select(d, 0.5 * d, a == b), 0.0, b > a)",
-);
+/** A number beside a tensor: value and derivative as in `unary`, with the number as s0, or a function of both. */
+type WithNumber = [value: string, derivative: string] | ((x: Tensor, number: number) => Tensor);
 
-type WithNumber = (x: Tensor, number: [number]) => Tensor;
-
-/** An op on two tensors (`both`), on a tensor and a number (`left`), or on a number and a tensor (`right`). */
-function numberOrTensor(
+/** An op on two tensors (value and derivatives as in `binary`), on a tensor and a number (`left`), or on a number and a tensor (`right`). */
+function arithmetic(
   op: string,
-  a: Operand,
-  b: Operand,
-  both: ReturnType<typeof binary>,
+  both: [value: string, byA: string, byB: string],
   left: WithNumber,
-  right = left,
-): Tensor {
-  for (const [name, x] of [["a", a], ["b", b]] as const) {
-    if (x instanceof Tensor) checkTensor(op, name, x);
-    else if (typeof x !== "number") {
-      throw new TypeError(`${op}: ${name} must be a Tensor or a number, got ${describe(x)}`);
+  right: WithNumber = left,
+): (a: Operand, b: Operand) => Tensor {
+  const onTensors = binary(op, ...both);
+  const [onLeft, onRight] = [left, right].map((form) => {
+    if (typeof form === "function") return form;
+    const f = unary(op, ...form);
+    return (x: Tensor, number: number) => f(x, [number]);
+  });
+  return (a, b) => {
+    for (const [name, x] of [["a", a], ["b", b]] as const) {
+      if (x instanceof Tensor) checkTensor(op, name, x);
+      else if (typeof x !== "number") {
+        throw new TypeError(`${op}: ${name} must be a Tensor or a number, got ${describe(x)}`);
+      }
     }
-  }
-  if (typeof b === "number") {
-    if (typeof a === "number") throw new TypeError(`${op}: one of a and b must be a Tensor, got two numbers`);
-    return left(a, [b]);
-  }
-  return typeof a === "number" ? right(b, [a]) : both(a, b);
+    if (typeof b === "number") {
+      if (typeof a === "number") throw new TypeError(`${op}: one of a and b must be a Tensor, got two numbers`);
+      return onLeft(a, b);
+    }
+    return typeof a === "number" ? onRight(b, a) : onTensors(a, b);
+  };
 }
 
 /**
@@ -367,9 +344,7 @@ function numberOrTensor(
  * console.log(await add(tensor([[1, 2], [3, 4]]), tensor([10, 20])).array()); // [[11, 22], [13, 24]]
  * ```
  */
-export function add(a: Operand, b: Operand): Tensor {
-  return numberOrTensor("add", a, b, sum2, plusNumber);
-}
+export const add: (a: Operand, b: Operand) => Tensor = arithmetic("add", ["a + b", "d", "d"], ["a + s0", "c"]);
 
 /**
  * a − b, elementwise with broadcasting; either may be a number. Gradients: dA = dY, dB = −dY; for a broadcast operand, summed over it. Throws a TypeError for two
@@ -383,9 +358,10 @@ export function add(a: Operand, b: Operand): Tensor {
  * console.log(await sub(1, tensor([1, 2])).array()); // [0, -1]
  * ```
  */
-export function sub(a: Operand, b: Operand): Tensor {
-  return numberOrTensor("sub", a, b, difference, minusNumber, numberMinus);
-}
+export const sub: (a: Operand, b: Operand) => Tensor = arithmetic("sub", ["a - b", "d", "-d"], ["a - s0", "c"], [
+  "s0 - a",
+  "-c",
+]);
 
 /**
  * a · b, elementwise with broadcasting; either may be a number. Gradients: dA = dY·b, dB = dY·a; for a broadcast operand, summed over it. Throws a TypeError for
@@ -399,9 +375,10 @@ export function sub(a: Operand, b: Operand): Tensor {
  * console.log(await mul(tensor([1, 2]), tensor([[3], [4]])).array()); // [[3, 6], [4, 8]]
  * ```
  */
-export function mul(a: Operand, b: Operand): Tensor {
-  return numberOrTensor("mul", a, b, product, timesNumber);
-}
+export const mul: (a: Operand, b: Operand) => Tensor = arithmetic("mul", ["a * b", "d * b", "d * a"], [
+  "a * s0",
+  "c * s0",
+]);
 
 /**
  * a / b, elementwise with broadcasting; either may be a number. Gradients: dA = dY/b, dB = −dY·a/b²; for a broadcast operand, summed over it. Throws a TypeError
@@ -415,9 +392,10 @@ export function mul(a: Operand, b: Operand): Tensor {
  * console.log(await div(tensor([3, 4]), 2).array()); // nearly [1.5, 2]
  * ```
  */
-export function div(a: Operand, b: Operand): Tensor {
-  return numberOrTensor("div", a, b, quotient, overNumber, numberOver);
-}
+export const div: (a: Operand, b: Operand) => Tensor = arithmetic("div", ["a / b", "d / b", "-d * c / b"], [
+  "a / s0",
+  "c / s0",
+], ["s0 / a", "-c * b / a"]);
 
 /**
  * a to the power b (NaN for a negative base unless b is an integer), elementwise with broadcasting; either may be a number. Gradients: dA = dY·b·aᵇ⁻¹
@@ -432,11 +410,16 @@ export function div(a: Operand, b: Operand): Tensor {
  * console.log(await pow(tensor([2, 3]), 3).array()); // nearly [8, 27]
  * ```
  */
-export function pow(a: Operand, b: Operand): Tensor {
-  const left: WithNumber = (x, [n]) =>
-    n === 2 ? square(x) : n === 0.5 ? sqrt(x) : n === 1 ? mul(x, 1) : n === -1 ? div(1, x) : power(x, [n]);
-  return numberOrTensor("pow", a, b, powers, left, numberPower);
-}
+export const pow: (a: Operand, b: Operand) => Tensor = arithmetic(
+  "pow",
+  [
+    "pow_(a, b)",
+    "select(d * b * pow_(a, b - 1.0), 0.0, b == 0.0)",
+    "select(d * c * log_(a), 0.0, a == 0.0 && b >= 0.0)",
+  ],
+  (x, n) => n === 2 ? square(x) : n === 0.5 ? sqrt(x) : n === 1 ? mul(x, 1) : n === -1 ? div(1, x) : power(x, [n]),
+  ["pow_(s0, a)", "select(c * b * log_(s0), 0.0, s0 == 0.0 && a >= 0.0)"],
+);
 
 /**
  * The larger of a and b, NaN if one of them is NaN, elementwise with broadcasting; either may be a number. Gradients: dA is dY where a was taken, 0 elsewhere,
@@ -451,9 +434,15 @@ export function pow(a: Operand, b: Operand): Tensor {
  * console.log(await maximum(tensor([1, 5]), tensor([3, 4])).array()); // [3, 5]
  * ```
  */
-export function maximum(a: Operand, b: Operand): Tensor {
-  return numberOrTensor("maximum", a, b, larger, (x, [n]) => maximumNumber(x, [asStored(x, n)]));
-}
+export const maximum: (a: Operand, b: Operand) => Tensor = arithmetic(
+  "maximum",
+  [
+    "max_(a, b)",
+    "select(select(d, 0.5 * d, a == b), 0.0, a < b)",
+    "select(select(d, 0.5 * d, a == b), 0.0, b < a)",
+  ],
+  (x, n) => maximumNumber(x, [asStored(x, n)]),
+);
 
 /**
  * The smaller of a and b, NaN if one of them is NaN, elementwise with broadcasting; either may be a number. Gradients: dA is dY where a was taken, 0 elsewhere,
@@ -468,9 +457,15 @@ export function maximum(a: Operand, b: Operand): Tensor {
  * console.log(await minimum(tensor([1, 5]), tensor([3, 4])).array()); // [1, 4]
  * ```
  */
-export function minimum(a: Operand, b: Operand): Tensor {
-  return numberOrTensor("minimum", a, b, smaller, (x, [n]) => minimumNumber(x, [asStored(x, n)]));
-}
+export const minimum: (a: Operand, b: Operand) => Tensor = arithmetic(
+  "minimum",
+  [
+    "min_(a, b)",
+    "select(select(d, 0.5 * d, a == b), 0.0, a > b)",
+    "select(select(d, 0.5 * d, a == b), 0.0, b > a)",
+  ],
+  (x, n) => minimumNumber(x, [asStored(x, n)]),
+);
 
 /**
  * `a` where `condition` is not 0, else `b`, with broadcasting; `condition` has any dtype and gets no gradient. Gradients: dA = dY where `condition` is not 0,
