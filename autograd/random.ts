@@ -37,8 +37,8 @@ export function setRandomState({ seed, counter }: RandomState): void {
 }
 
 /**
- * Internal: the arguments of an op's random kernel. `state` holds the seed and a counter; they change every step, so they are data. `op` is the number of the op
- * in its tape, the same every step, so it may be a parameter. Outside a tape each op increments the counter. Call `done` after launching the kernel.
+ * Internal: the arguments of an op's random kernel. `state` holds the seed and a counter; they change every step, so they are data. `op` is the number of the
+ * op in its tape, the same every step, so it may be a parameter. Outside a tape each op increments the counter. Call `done` after launching the kernel.
  */
 export function nextRandom(op = "random"): { state: Tensor; op: number; done: () => void } {
   const tape = currentTape();

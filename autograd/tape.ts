@@ -415,8 +415,8 @@ export function hidden(shape: readonly number[], dtype: DType): Tensor {
 }
 
 /**
- * While a checkpoint's function runs: the choices that were made (such as whether dropout is on), the index of the one that the recomputation repeats next (null
- * in the forward pass), and whether any op in it needs a gradient.
+ * While a checkpoint's function runs: the choices that were made (such as whether dropout is on), the index of the one that the recomputation repeats next
+ * (null in the forward pass), and whether any op in it needs a gradient.
  */
 let choices: { made: unknown[]; next: number | null; isNeeded: boolean } | null = null;
 
@@ -442,9 +442,10 @@ function setRandom(tape: Tape, to: ReturnType<typeof randomOf>): void {
  * `fn(...inputs)` without keeping its intermediate results: the backward pass computes them again. This costs a second forward pass and saves the memory of the
  * intermediate results.
  *
- * `fn` is synchronous and returns one tensor; if it calls `keep()` on it, the tensor is yours, and the recomputed one is freed. The recomputation draws the same
- * random numbers, with dropout on or off as before; anything else that `fn` reads must not change before `backward()`. Gradients reach the inputs and all
- * parameters that `fn` uses. Throws a TypeError if `fn` returns a Promise or anything else but a Tensor. Source: Chen et al. 2016; `torch.utils.checkpoint`.
+ * `fn` is synchronous and returns one tensor; if it calls `keep()` on it, the tensor is yours, and the recomputed one is freed. The recomputation draws the
+ * same random numbers, with dropout on or off as before; anything else that `fn` reads must not change before `backward()`. Gradients reach the inputs and
+ * all parameters that `fn` uses. Throws a TypeError if `fn` returns a Promise or anything else but a Tensor. Source: Chen et al. 2016;
+ * `torch.utils.checkpoint`.
  *
  * @example
  * ```ts

@@ -39,7 +39,10 @@ const STEPS = { full: 800, quick: 250 };
 const BETAS: [number, number] = [0.9, 0.9]; // the first gradients of KL are huge and must be forgotten soon
 const RATE = { mean: 0.5, logDeviation: 0.05 }; // Adam's, at their peak: the mean has further to go
 
-/** Losses of both sides' log-densities [starts, grid], which the divergences take as logits. They are summed over the starts, which are rows, so that each has its own gradient. */
+/**
+ * Losses of both sides' log-densities [starts, grid], which the divergences take as logits. They are summed over the starts, which are rows, so that each has
+ * its own gradient.
+ */
 const LOSSES: Record<string, (student: Tensor, teacher: Tensor) => Tensor> = {
   "forward KL": (student, teacher) => forwardKl(student, teacher, { reduction: "sum" }),
   "jsd, β = 0.1": (student, teacher) => jsd(student, teacher, { beta: 0.1, reduction: "sum" }),

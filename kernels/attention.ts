@@ -1,12 +1,12 @@
 /**
- * Scaled dot-product attention without the T×S score matrix: O = softmax(scale·Q·Kᵀ + mask)·V. A workgroup keeps a tile of queries and loops over tiles of keys,
- * with a running maximum and sum (Milakov & Gimelshein 2018; Dao et al. 2022). The forward pass keeps one number per query, the log-sum-exp `lse`, from which
- * the backward pass recomputes the weights. One backward kernel loops over the keys for dQ, another over the queries for dK and dV, so that every sum has a
- * fixed order and one writer.
+ * Scaled dot-product attention without the T×S score matrix: O = softmax(scale·Q·Kᵀ + mask)·V. A workgroup keeps a tile of queries and loops over tiles of
+ * keys, with a running maximum and sum (Milakov & Gimelshein 2018; Dao et al. 2022). The forward pass keeps one number per query, the log-sum-exp `lse`, from
+ * which the backward pass recomputes the weights. One backward kernel loops over the keys for dQ, another over the queries for dK and dV, so that every sum
+ * has a fixed order and one writer.
  *
- * A thread computes 2×4 or 4×4 scores of a tile. It holds two or four rows of the result, and of each row one vec4 in every few. Tiles are in workgroup memory
- * row by row: first every thread's first row, then every thread's second one, and so on. A row is an odd number of vec4s long, so that neighbouring threads read
- * from different banks.
+ * A thread computes 2×4 or 4×4 scores of a tile. It holds two or four rows of the result, and of each row one vec4 in every few. Tiles are in workgroup
+ * memory row by row: first every thread's first row, then every thread's second one, and so on. A row is an odd number of vec4s long, so that neighbouring
+ * threads read from different banks.
  */
 import { type Element, lanes, numbers, vectorOf } from "./elementwise.ts";
 import { gpu } from "./gpu/gpu.ts";
@@ -76,8 +76,8 @@ interface Shape {
   /** Whether loops are unrolled, four iterations at a time: compilers for GPUs do not unroll them, those for CPUs are slow on long bodies. */
   unrolled: boolean;
   /**
-   * Rows per thread. A multiprocessor of an H100 has 48 KiB of workgroup memory, and one group with heads of 64 takes all of it, so that a group should have many
-   * threads: the backward pass of 96 heads of 256×256 takes 0.23 ms with 128 threads of two rows, 0.40 with 64 threads of four.
+   * Rows per thread. A multiprocessor of an H100 has 48 KiB of workgroup memory, and one group with heads of 64 takes all of it, so that a group should have
+   * many threads: the backward pass of 96 heads of 256×256 takes 0.23 ms with 128 threads of two rows, 0.40 with 64 threads of four.
    */
   high: 2 | 4;
 }
@@ -220,7 +220,10 @@ const optional = ({ mask, dropout }: Shape): Record<string, BufferType> => ({
 const buffer = (access: "read" | "write", { element, wide }: Shape): BufferType =>
   `${access} ${wide ? vectorOf[element] : element}`;
 
-/** Pieces of WGSL for a tile of `rows` rows that stays and tiles of `others` rows that pass; a thread has the `high` rows from high·r on and the others 4c … 4c + 3. */
+/**
+ * Pieces of WGSL for a tile of `rows` rows that stays and tiles of `others` rows that pass; a thread has the `high` rows from high·r on and the others 4c …
+ * 4c + 3.
+ */
 function tiles({ quads, wide, rows, others, unrolled, high }: Shape) {
   const across = others / 4, threads = rows / high * across, long = stride(quads), mine = Math.ceil(quads / across);
   const own = (i: number, at: string) => `(${i * rows / high}u + ${at})`,
@@ -235,7 +238,10 @@ function tiles({ quads, wide, rows, others, unrolled, high }: Shape) {
     mine,
     declare: (name: string, count: number) => `var<workgroup> ${name}: array<array<vec4f, ${long}>, ${count}>;`,
     table: (name: string) => `var<workgroup> ${name}: array<vec4f, ${rows * (across + 1)}>;`,
-    /** Copies rows, of which a thread has `together` neighbours, into tiles: `fetch(first)` starts reading the rows from `first` on, `put(first)` writes them to the tiles. */
+    /**
+     * Copies rows, of which a thread has `together` neighbours, into tiles: `fetch(first)` starts reading the rows from `first` on, `put(first)` writes them
+     * to the tiles.
+     */
     copy: (names: string[], to: string[], count: number, together: number) => {
       const load = (unit: string, n: number, first: string) =>
         `load_${names[n]}(base_${names[n]}, ${first} + ${unit} / QUADS, ${unit} % QUADS)`;
@@ -455,8 +461,8 @@ function parameters({ q, k, v, o, causal, ...s }: AttentionSizes): Record<string
 }
 
 /**
- * A backward kernel: it keeps a tile of its own rows (queries for dQ, keys for dK and dV) and loops over tiles of the other side. With w = exp(score − lse), the
- * gradient of a score is w·(kept·dO·v − delta)·scale, where delta = Σ dO·O. The queries' kernel computes delta, the keys' kernel reads it.
+ * A backward kernel: it keeps a tile of its own rows (queries for dQ, keys for dK and dV) and loops over tiles of the other side. With w = exp(score − lse),
+ * the gradient of a score is w·(kept·dO·v − delta)·scale, where delta = Σ dO·O. The queries' kernel computes delta, the keys' kernel reads it.
  */
 const backwardKernel = variants((shape: Shape & { forQueries: boolean; packed: boolean }) => {
   const { forQueries, packed, rows, others, high } = shape, t = tiles(shape);

@@ -162,8 +162,8 @@ const kernel = variants(({ plan, ...v }: Variant & { plan: RowPlan }) => {
     let some_label = min(label, params.columns - 1u);
     given[1] = vec4f(element(row, some_label), ${v.weight ? "weight_of(some_label)" : "1.0"}, 0.0, 0.0);`;
 
-  // m and log Σ eˣ⁻ᵐ, and Σ w·t'. Meanwhile one float in every 32 bytes of the weights is read, so that the last loop finds them in the nearest cache: 4096×32000
-  // with every option takes 0.40 ms instead of 0.42
+  // m and log Σ eˣ⁻ᵐ, and Σ w·t'. Meanwhile one float in every 32 bytes of the weights is read, so that the last loop finds them in the nearest cache:
+  // 4096×32000 with every option takes 0.40 ms instead of 0.42
   const touched = capped && weighted
     ? Array.from(
       { length: Math.ceil(plan.quads / 2) },
@@ -317,9 +317,9 @@ ${
       !v.weight ? "" : `${columnReader("weight", plan)}
 fn weight_of(c: u32) -> f32 { return weight[c / 4u][c % 4u]; }`
     }
-// values that are read early and used late, kept here because registers are scarce: the upstream gradient, the scales of the row and its z-loss, the weight of all
-// classes; the label's logit and weight; for the end of the row the slopes of the label's column and the label's loss; the z-loss. (4096×32003 with every option
-// took an H100 0.42 ms when each was read where it was used, now 0.41; 2048×128256 with a softcap 1.17, now 1.10.)
+// values that are read early and used late, kept here because registers are scarce: the upstream gradient, the scales of the row and its z-loss, the weight
+// of all classes; the label's logit and weight; for the end of the row the slopes of the label's column and the label's loss; the z-loss. (4096×32003 with
+// every option took an H100 0.42 ms when each was read where it was used, now 0.41; 2048×128256 with a softcap 1.17, now 1.10.)
 var<workgroup> given: array<vec4f, ${soft ? 1 : 4}>;
 ${predictionHead}
 fn element(row: u32, c: u32) -> f32 {

@@ -9,10 +9,10 @@
  * Σ p·(eᵈ − 1 − d); the added eᵈ − 1 sums to Σq − Σp = 0. For |d| < 1, F(d)/d² and similar functions are polynomials in d, which the host fits for the given β:
  * they need no logarithm, and nothing cancels. For larger |d| the formulas are used as written.
  *
- * Only rows that are close or have nearly all probability in one class need this care. So the first loops over a row (the fast ones) use the formulas as written,
- * with sums relative to the largest of the first logits instead of the row's largest. If their result is large enough to be trusted, they write the gradient and
- * end. Otherwise the careful loops read the row again. With this, forwardKl of 4096×32000 takes an H100 0.54 ms (the speed of a copy) instead of 0.91, jsd 0.58
- * instead of 1.58.
+ * Only rows that are close or have nearly all probability in one class need this care. So the first loops over a row (the fast ones) use the formulas as
+ * written, with sums relative to the largest of the first logits instead of the row's largest. If their result is large enough to be trusted, they write the
+ * gradient and end. Otherwise the careful loops read the row again. With this, forwardKl of 4096×32000 takes an H100 0.54 ms (the speed of a copy) instead of
+ * 0.91, jsd 0.58 instead of 1.58.
  */
 import type { Element } from "./elementwise.ts";
 import { type BufferType, variants } from "./gpu/kernel.ts";
@@ -104,8 +104,8 @@ ${student?.faded ? fading("student", student.faded) : ""}${teacher?.faded ? fadi
 const flip = ${v.flip}; // whether the student's side has the smaller weight in the mixture
 var<workgroup> trusted: u32;
 var<workgroup> drift: f32;
-// values that are used late, kept here because registers are scarce (distillation of 4096×32000 took an H100 0.62 ms with them in registers, now 0.57): the scales
-// of the student's gradient, the teacher's gradient, the loss, and the row of the divergence
+// values that are used late, kept here because registers are scarce (distillation of 4096×32000 took an H100 0.62 ms with them in registers, now 0.57): the
+// scales of the student's gradient, the teacher's gradient, the loss, and the row of the divergence
 var<workgroup> given: array<vec4f, ${v.crossEntropy ? 2 : 1}>;
 ${
       v.crossEntropy
@@ -249,8 +249,8 @@ export function divergenceRows(
     power: parts && (n.temperature === 1 || n.temperature === 2) ? n.temperature : null,
   };
   const walk = planRow(n.columns, "two", { halves: inHalves(variant), lean: differs(variant) });
-  // If registers keep a part of the row, trees in workgroup memory are faster than subgroups: forwardKl of 4096×32000 takes an H100 0.54 ms instead of 0.56, jsd
-  // of 16384×8192 in f16 0.38 instead of 0.42
+  // If registers keep a part of the row, trees in workgroup memory are faster than subgroups: forwardKl of 4096×32000 takes an H100 0.54 ms instead of 0.56,
+  // jsd of 16384×8192 in f16 0.38 instead of 0.42
   const plan = { ...walk, subgroups: walk.subgroups && walk.quads === 0 };
   // bindings that are not read need some memory, too
   const unread = { labels: b.labels ?? b.counts, upstream: b.upstream?.memory ?? b.counts };

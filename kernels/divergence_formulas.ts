@@ -22,8 +22,8 @@ export interface Side {
   /** If h is the difference of two terms that nearly cancel: how large they are. */
   split?: string;
   /**
-   * h for the case that the other side's weight in the mixture is tiny, if `h` would cancel then. Only for that case, because it makes all rows take the careful
-   * loops, which are three times slower.
+   * h for the case that the other side's weight in the mixture is tiny, if `h` would cancel then. Only for that case, because it makes all rows take the
+   * careful loops, which are three times slower.
    */
   slight?: string;
   /**
@@ -50,8 +50,9 @@ export interface Formula {
   first?: string;
   firstNear?: string;
   /**
-   * `first` and `value` for rows that are not close, with finite numbers only; they may use b4 = d4/log 2, and odds4 in a mixture. Without `value`, the value is
-   * α·E_q h of the student plus β·E_p h of the teacher. Roundings that all columns share make p·eᵈ exceed q; `drift` times this excess is added to the value.
+   * `first` and `value` for rows that are not close, with finite numbers only; they may use b4 = d4/log 2, and odds4 in a mixture. Without `value`, the value
+   * is α·E_q h of the student plus β·E_p h of the teacher. Roundings that all columns share make p·eᵈ exceed q; `drift` times this excess is added to the
+   * value.
    */
   fast?: { first?: string; value?: string; drift?: string };
   /** Subtracted from the two logarithms of a mixture, as `student_limit` and `teacher_limit`; 0 instead where h is centred on its limit. */

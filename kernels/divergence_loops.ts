@@ -65,8 +65,9 @@ export function polynomials({ name, dStudent, dTeacher }: Variant): { name: stri
   ].filter((x): x is { name: string; near: Near; power: number } => typeof x.near === "function");
 }
 
-// The least value, as a multiple of the formula's scale, for which the fast loops are trusted. It corresponds to a |d| of about 0.35; in a mixture to 0.14, because
-// there eᵈ − 1 keeps d's digits: close rows then take an H100 a third of the time. For β = ½, where that would cost other rows a tenth, it corresponds to 0.5
+// The least value, as a multiple of the formula's scale, for which the fast loops are trusted. It corresponds to a |d| of about 0.35; in a mixture to 0.14,
+// because there eᵈ − 1 keeps d's digits: close rows then take an H100 a third of the time. For β = ½, where that would cost other rows a tenth, it
+// corresponds to 0.5
 const TRUSTED = 0.06, TRUSTED_MIXTURE = 0.01, TRUSTED_HALF = 0.15;
 // the least number of columns for the fast loops: with so many terms, the terms' roundings are small compared to those of the sum
 export const MANY = 64;
@@ -104,8 +105,8 @@ export function fast({ v, plan, formula, row, student, teacher, writeStudent, wr
     { first, value: formula.value };
   const halves = inHalves(v), half = v.name === "halfJsd", mixes = formula.first === MIXTURE;
 
-  // First the code that loop bodies have for four columns. s and t are the logits as exponents of two, minus one near the row's largest: q = 2ˢ/Σ2ˢ, p = 2ᵗ/Σ2ᵗ.
-  // With three loops, registers keep what the first one has computed from the logits; with two loops they would spill
+  // First the code that loop bodies have for four columns. s and t are the logits as exponents of two, minus one near the row's largest: q = 2ˢ/Σ2ˢ, p =
+  // 2ᵗ/Σ2ᵗ. With three loops, registers keep what the first one has computed from the logits; with two loops they would spill
   const scaled = mixes
     ? `let below_s4 = student4 - top.x; let below_t4 = teacher4 - top.y; ${SCALED_GAP}`
     : "let s4 = (student4 - top.x) * k2; let t4 = (teacher4 - top.y) * k2; let gap4 = s4 - t4;";
@@ -113,7 +114,8 @@ export function fast({ v, plan, formula, row, student, teacher, writeStudent, wr
   // the exponential at T = 1, if possible as a power of another one: distillation of 4096×32003 at T = 2 took an H100 0.555 ms instead of 0.577
   const e1 = v.power === 1 ? "es4" : v.power === 2 ? "(es4 * es4)" : "exp2(s4 * temperature)";
   const hasE1 = !v.crossEntropy || v.power !== null;
-  // In a mixture the power of the side with the smaller weight is computed from the other's and d: one exponential fewer, and p, q and d agree to the last digit
+  // In a mixture the power of the side with the smaller weight is computed from the other's and d: one exponential fewer, and p, q and d agree to the last
+  // digit
   const [own, other, y4] = v.flip ? ["et4", "es4", "d4"] : ["es4", "et4", "-d4"];
   const mixing = `let y4 = ${y4};
     let e4 = exp2(${v.flip ? "b4" : "-b4"});
@@ -193,7 +195,8 @@ export function fast({ v, plan, formula, row, student, teacher, writeStudent, wr
   const labelLoss = !v.crossEntropy ? "" : `let above = given[1].z - top.x;
   let ce = select(log_(totals.w) - above, 0.0, given_label == IGNORED);`;
 
-  // A value that is a mean of d: first an estimate, as the difference of two logarithms; the loop with the gradient sums it again, from terms that do not cancel
+  // A value that is a mean of d: first an estimate, as the difference of two logarithms; the loop with the gradient sums it again, from terms that do not
+  // cancel
   const valueOfMean = () =>
     `let mean_d = totals.z / totals.${field} * ${Math.LN2};
   let value = ${mean === "teacher" ? "log_ratio - mean_d" : "mean_d - log_ratio"};
@@ -206,9 +209,9 @@ export function fast({ v, plan, formula, row, student, teacher, writeStudent, wr
         : "let certain = 50.0 * value >= abs(mean_d) + abs(log_ratio);"
     }`;
 
-  // Otherwise the value comes from a second loop, with each side's E h, which the gradients need. If only one gradient is `left` after it, registers keep its power
-  // and its h. For columns that registers do not keep, h `waits` where the gradient will be (not in rows that share vec4s: there that takes more registers than it
-  // saves)
+  // Otherwise the value comes from a second loop, with each side's E h, which the gradients need. If only one gradient is `left` after it, registers keep its
+  // power and its h. For columns that registers do not keep, h `waits` where the gradient will be (not in rows that share vec4s: there that takes more
+  // registers than it saves)
   const left = !kept || v.crossEntropy && !(mixes && hasE1) || v.dStudent && v.dTeacher ? null : student ?? teacher;
   const ofLeft = of(left);
   const gradientOfLeft = (h: string) => `${ofLeft.power} * (${ofLeft.scale} * ${h} - ${ofLeft.scale} * ${ofLeft.mean})`;
@@ -279,9 +282,10 @@ export function fast({ v, plan, formula, row, student, teacher, writeStudent, wr
   });
   }`;
 
-  // A gradient ±(q − p) has the rounding errors of q and p, one with an h those of its mean, of d and of the terms of a `split` h. If h is nearly the same in all
-  // likely classes, these errors are too large compared to the row's largest gradient, and the row takes the careful loops. `widest`: the student's largest
-  // gradient, and its largest error; then the teacher's. Gradients that overwrite the logits wait for this check; others are written, and again if necessary
+  // A gradient ±(q − p) has the rounding errors of q and p, one with an h those of its mean, of d and of the terms of a `split` h. If h is nearly the same in
+  // all likely classes, these errors are too large compared to the row's largest gradient, and the row takes the careful loops. `widest`: the student's
+  // largest gradient, and its largest error; then the teacher's. Gradients that overwrite the logits wait for this check; others are written, and again if
+  // necessary
   const ofH = !mean && !half && (student ?? teacher) !== null;
   const measured = differs(v) || ofH;
   const measureOf = (side: Side | null, gradient: string) =>
@@ -358,9 +362,9 @@ export function fast({ v, plan, formula, row, student, teacher, writeStudent, wr
 }
 
 /**
- * h minus its limit, and `odds`, the other side's probability over the own: for classes whose probability on the other side is negligible. If the likeliest class
- * is one of these, h is almost equal to its limit in every likely class, and the gradient comes from the small difference: without this a gradient of 1e-5 (at
- * d = 12) had a relative error of 1e-3, one of 1e-8 (at d = 20) was noise.
+ * h minus its limit, and `odds`, the other side's probability over the own: for classes whose probability on the other side is negligible. If the likeliest
+ * class is one of these, h is almost equal to its limit in every likely class, and the gradient comes from the small difference: without this a gradient of
+ * 1e-5 (at d = 12) had a relative error of 1e-3, one of 1e-8 (at d = 20) was noise.
  */
 export function fading(side: "student" | "teacher", faded: string): string {
   const y4 = side === "student" ? "-d4" : "d4";
@@ -429,8 +433,8 @@ export function careful({ v, formula, exact, student, teacher, writeStudent, wri
   let shift = apart_(s_max, t_max);
   let range = ${exact.max("range_part", "vec2f")};`;
 
-  // c of d = (student − teacher)/T − c; for close rows from their differences. With an offset of 4e7 or more between the sides the range shows nothing, only the
-  // differences without the offset do
+  // c of d = (student − teacher)/T − c; for close rows from their differences. With an offset of 4e7 or more between the sides the range shows nothing, only
+  // the differences without the offset do
   const normaliserOfD = `let level = (range.x + range.y) * k <= 1.0;
   var close_part = vec4f(0.0);
   if (level) {
@@ -455,8 +459,8 @@ export function careful({ v, formula, exact, student, teacher, writeStudent, wri
   let ce_slope = given[1].x * params.ce_factor * given[1].y;
   if (lane == 0u) { given_ce = ce; }`;
 
-  // h of the likeliest class of each side: h is centred on it, since h − E h would lose its digits if one class has nearly all the weight. If h is ±d, the difference of
-  // the logits is centred instead: with logits of 1e4, d itself has too few digits, and gradients were off by 2e-4
+  // h of the likeliest class of each side: h is centred on it, since h − E h would lose its digits if one class has nearly all the weight. If h is ±d, the
+  // difference of the logits is centred instead: with logits of 1e4, d itself has too few digits, and gradients were off by 2e-4
   const centre = formula.mean === "student" ? "s_max, s_at" : "t_at, t_max";
   const centres = !isLate ? "" : formula.mean ? `let centre = apart_(${centre});` : `var student_h = 0.0;
   var teacher_h = 0.0;

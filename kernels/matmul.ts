@@ -5,9 +5,9 @@
  * A workgroup computes a tile of C, a thread 4×4, 8×8 or 8×12 elements of it. In each iteration (16 or 32 steps of k) the workgroup copies a slab of A and one
  * of B to workgroup memory, as vec4s along m and along n, the way threads read them. While these are multiplied, the next slabs are fetched into registers.
  *
- * The copy moves blocks of 4×4 (of f16 as many bytes), which are transposed in registers if k is the contiguous direction. Neighbouring threads take blocks that
- * are neighbours in memory. With 128 bytes of each row at a time, 4096³ reaches 47 TFLOP/s in f32 on an H100, whatever is transposed; with 64 bytes of twice as
- * many rows it reached 41.
+ * The copy moves blocks of 4×4 (of f16 as many bytes), which are transposed in registers if k is the contiguous direction. Neighbouring threads take blocks
+ * that are neighbours in memory. With 128 bytes of each row at a time, 4096³ reaches 47 TFLOP/s in f32 on an H100, whatever is transposed; with 64 bytes of
+ * twice as many rows it reached 41.
  *
  * Products with few tiles fill the GPU in other ways. The slices of a workgroup share a tile: each takes every slices-th slab, and their sums are added in a
  * fixed order. A product with a long k is cut along k into several products, and a second launch adds them up. Two small products, such as the gradients of a
@@ -77,7 +77,10 @@ fn fetch_${name}(places: vec4u, k: u32, depth: u32) -> ${block} {
 }`;
 }
 
-/** Compile-time choices: how operands are read, the index of the tile, how many steps of k are unrolled, the key of the epilogue, and the rest as in `fetcher`. */
+/**
+ * Compile-time choices: how operands are read, the index of the tile, how many steps of k are unrolled, the key of the epilogue, and the rest as in
+ * `fetcher`.
+ */
 interface Variant extends Operands {
   tile: number;
   unroll: number;
@@ -232,7 +235,8 @@ const kernel = variants((v: Variant) => {
   const multiplied = unroll === depth
     ? steps.replaceAll("u + k]", "u]") // a constant index needs no bounds check
     : `for (var k = 0u; k < ${depth / w}u; k += ${Math.max(unroll, w) / w}u) { ${steps} }`;
-  // a branch that is always taken makes the compiler wait for the next slab only after multiplying this one: 1536×4096×384 of f16 takes an H100 147 µs, else 159
+  // a branch that is always taken makes the compiler wait for the next slab only after multiplying this one: 1536×4096×384 of f16 takes an H100 147 µs, else
+  // 159
   const multiply = halves && !end.sums ? `if (params.depth > 0u) { ${multiplied} }` : multiplied;
   const operand = (element: Element, mode: Mode): BufferType =>
     halves ? "read vec4u" : `read ${mode === "s" ? element : vectorOf[element]}`;
@@ -468,7 +472,10 @@ function recipeOf(product: Product, how: ReturnType<typeof reading>, choice: Cho
   };
 }
 
-/** Recipes of one or two products, and the function that runs both if they share a launch. The key contains all that they depend on; a training step repeats the same keys. */
+/**
+ * Recipes of one or two products, and the function that runs both if they share a launch. The key contains all that they depend on; a training step repeats
+ * the same keys.
+ */
 const recipes = remembered<{ recipes: Recipe[]; pair: ReturnType<typeof pairOf> }>();
 
 const keyOf = ({ a, b, c, rows, columns, depth, batches, epilogue = {} }: Product) =>

@@ -1,7 +1,7 @@
 /**
- * What all kernels over rows share. One workgroup processes a row; its threads take four columns at a time. A loop over the row is written once, as `each(body)`.
- * A plan determines how a body becomes code: unrolled copies for the part of the row that the workgroup keeps in registers, which is read once, and, if the row
- * is longer, a loop over the rest, which reads memory again every time.
+ * What all kernels over rows share. One workgroup processes a row; its threads take four columns at a time. A loop over the row is written once, as
+ * `each(body)`. A plan determines how a body becomes code: unrolled copies for the part of the row that the workgroup keeps in registers, which is read once,
+ * and, if the row is longer, a loop over the rest, which reads memory again every time.
  */
 import { type Element, lanes, numbers, vectorOf } from "./elementwise.ts";
 import { gpu } from "./gpu/gpu.ts";
@@ -52,9 +52,9 @@ function defaultRowLimits(isSoftware: boolean): Record<RowWork, RowLimits> {
  * The plan for rows of `columns`. What the options mean, with times of an H100:
  *
  * - `halves`: registers keep f16 unconverted, twice as many numbers. Half the threads are then enough, so that more groups run concurrently: forwardKl of
- *   16384×8192 in f16 takes 0.28 ms instead of 0.34 with f32 in registers. This pays even if half of two matrices is read again (distillation of 4096×32000 in
- *   f16 0.36 ms, 0.40 if one group keeps the whole row), but not if most of the row is read again (forwardKl of 2048×128256 in f16 0.79 ms with all threads, 0.86
- *   with half).
+ *   16384×8192 in f16 takes 0.28 ms instead of 0.34 with f32 in registers. This pays even if half of two matrices is read again (distillation of 4096×32000
+ *   in f16 0.36 ms, 0.40 if one group keeps the whole row), but not if most of the row is read again (forwardKl of 2048×128256 in f16 0.79 ms with all
+ *   threads, 0.86 with half).
  * - `busy`, for a kernel with much arithmetic: if registers keep less than half of a row, half the threads keep half as much each, for the same reason
  *   (cross-entropy of 2048×128256 with every option 1.11 ms instead of 1.20).
  * - `lean`, for a kernel that has registers to spare besides a loop over the rest: a thread keeps more (forwardKl of 4096×32000 in f16 0.31 ms with 9 vec4s per
@@ -102,7 +102,10 @@ export function planRow(
   };
 }
 
-/** A WGSL function NAME_at that reads four elements, at `columns4`, of a vector with one element per column. Unless the plan is `wide` they may begin inside a vec4. */
+/**
+ * A WGSL function NAME_at that reads four elements, at `columns4`, of a vector with one element per column. Unless the plan is `wide` they may begin inside a
+ * vec4.
+ */
 export function columnReader(name: string, plan: RowPlan): string {
   return `fn ${name}_at(c: vec4u) -> vec4f {
   ${
@@ -139,7 +142,9 @@ export interface Normaliser {
   k: string;
   /** A stream whose value where `value` is largest is defined as well, as NAME_at. */
   at?: string;
-  /** A function of `value` that is normalised in its place, and that registers then keep instead of the stream's values. Only if registers keep the whole row. */
+  /**
+   * A function of `value` that is normalised in its place, and that registers then keep instead of the stream's values. Only if registers keep the whole row.
+   */
   becomes?: string;
 }
 
@@ -149,10 +154,10 @@ export interface RowCode {
   /** Defines `row_first` and reads what registers keep. Needs `row`. */
   begin: string;
   /**
-   * A loop over the row. The body sees `at4` (u32: the index of a vec4), `columns4` (vec4u: its columns), `live4` (which of them are in the row; of a vec4 shared
-   * with a neighbour not all are) and for each stream `NAME4` (vec4f), which is LOW outside of the row. Loops alternate between forward and backward, because
-   * what was read last is in the cache. `kept` is the body for what registers keep, if it differs: it may replace a stream's values for the next loop, with
-   * `kept_NAME = x`.
+   * A loop over the row. The body sees `at4` (u32: the index of a vec4), `columns4` (vec4u: its columns), `live4` (which of them are in the row; of a vec4
+   * shared with a neighbour not all are) and for each stream `NAME4` (vec4f), which is LOW outside of the row. Loops alternate between forward and backward,
+   * because what was read last is in the cache. `kept` is the body for what registers keep, if it differs: it may replace a stream's values for the next
+   * loop, with `kept_NAME = x`.
    */
   each: (body: string, kept?: string) => string;
   /** The first turn of a loop. */
@@ -177,9 +182,9 @@ type Meeting = "f32" | "vec2f" | "vec4f";
 const MEETINGS: Meeting[] = ["f32", "vec2f", "vec4f"];
 
 /**
- * The code for rows of `params.columns` columns. `streams` are read and `outputs` are written, with `store_NAME(at4, live4, x)`; names are WGSL's. An output may
- * be a stream. `halves`: registers keep streams of f16 as vec4h; then no loop may replace them. `finite`: a number below LEAST, such as −∞, reads as LEAST,
- * except from registers that keep `halves`.
+ * The code for rows of `params.columns` columns. `streams` are read and `outputs` are written, with `store_NAME(at4, live4, x)`; names are WGSL's. An output
+ * may be a stream. `halves`: registers keep streams of f16 as vec4h; then no loop may replace them. `finite`: a number below LEAST, such as −∞, reads as
+ * LEAST, except from registers that keep `halves`.
  */
 export function rowCode(
   plan: RowPlan,
@@ -230,8 +235,8 @@ export function rowCode(
     ? `(params.columns + ${4 * threads - 1}u) / ${4 * threads}u`
     : `(units + ${threads - 1}u) / ${threads}u`;
   // Each turn is inside a branch that is always taken: otherwise compilers mix the work of several turns and run out of registers. The last turn, which may
-  // extend beyond the row, is a loop of one turn, so that its place takes no registers between loops: cross-entropy of 4096×32003 in f16 takes an H100 58 registers
-  // and 0.20 ms instead of 84 and 0.25. (Not for cross-entropy in f32, which with every option would take 0.47 ms instead of 0.43.)
+  // extend beyond the row, is a loop of one turn, so that its place takes no registers between loops: cross-entropy of 4096×32003 in f16 takes an H100 58
+  // registers and 0.20 ms instead of 84 and 0.25. (Not for cross-entropy in f32, which with every option would take 0.47 ms instead of 0.43.)
   const keeping = (body: string, turns = held) =>
     turns.map((q) => {
       const alone = (finite || halves) && !sure(q) && q === quads - 1;

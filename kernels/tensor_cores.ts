@@ -2,9 +2,9 @@
  * Matrix products of f16 on tensor cores, for devices with Chromium's experimental subgroup matrices (Dawn on an NVIDIA GPU). Products of f16 are exact and
  * sums run in float32, so that an element is off by at most (depth + 16)·2⁻²³·Σ|a·b| before it is rounded to its storage type.
  *
- * A workgroup is 2×2 subgroups, each of which computes a quarter of a tile of C in fragments of 16×16. A slab of A and one of B, 32 deep, are copied as vec4s to
- * workgroup memory in the layout that they have; meanwhile the next slabs are fetched. On an H100 4096³ reaches 148 to 166 TFLOP/s, depending on the layout; f32
- * without tensor cores reaches 47.
+ * A workgroup is 2×2 subgroups, each of which computes a quarter of a tile of C in fragments of 16×16. A slab of A and one of B, 32 deep, are copied as vec4s
+ * to workgroup memory in the layout that they have; meanwhile the next slabs are fetched. On an H100 4096³ reaches 148 to 166 TFLOP/s, depending on the
+ * layout; f32 without tensor cores reaches 47.
  *
  * Tried there without epilogues, for the layout that reaches 161 TFLOP/s: tiles of 128 with padded rows reach 230, without the padding 115; tiles of 64 reach
  * 119, slabs 16 deep 154, fragments read directly from memory 75.

@@ -68,7 +68,10 @@ function fits(t: Tile): boolean {
     bytesOf(t) <= limits.maxComputeWorkgroupStorageSize;
 }
 
-/** How many slabs of a slice are fetched together. For f16 it is two, so that 128 bytes of a row are read at a time (4096³ takes an H100 3.0 ms instead of 3.4). */
+/**
+ * How many slabs of a slice are fetched together. For f16 it is two, so that 128 bytes of a row are read at a time (4096³ takes an H100 3.0 ms instead of
+ * 3.4).
+ */
 export const slabsAhead = (halves: boolean): number => halves ? 2 : 1;
 
 /**
@@ -101,13 +104,19 @@ export interface Choice {
   part: number;
 }
 
-/** The first tile that two products may share. With earlier ones, two kernels joined need more registers than one: 2048×128×512 takes an H100 51 µs in tile 3, 29 in tile 4. */
+/**
+ * The first tile that two products may share. With earlier ones, two kernels joined need more registers than one: 2048×128×512 takes an H100 51 µs in tile 3,
+ * 29 in tile 4.
+ */
 const FIRST_SHARED = 4;
 
 /** The least depth of a piece of a product that is cut along k. */
 const LEAST_PIECE = 64;
 
-/** A cache of what `make` returns for each key. It is cleared beyond 10,000 keys and when the device or the tuning changes; overrides in `matmulTuning` bypass it. */
+/**
+ * A cache of what `make` returns for each key. It is cleared beyond 10,000 keys and when the device or the tuning changes; overrides in `matmulTuning` bypass
+ * it.
+ */
 export function remembered<T>(): (key: string, make: () => T) => T {
   const by = new Map<string, T>();
   let device: GpuInfo | null = null, tuning: Tuning | null = null;

@@ -38,12 +38,12 @@ function parts(op: string, { model, optimizer }: Partial<Checkpoint>): void {
 }
 
 /**
- * Saves model, optimizer, step, random state and `info.tuning` to a safetensors file: a run resumed from it repeats the uninterrupted run bit for bit on the same
- * adapter. Save outside of a tape: in an open one, what random ops draw also depends on how many came before them, which is not saved. The file is written under a
- * temporary name and renamed: whenever the process is killed, either the old file or the new one is complete.
+ * Saves model, optimizer, step, random state and `info.tuning` to a safetensors file: a run resumed from it repeats the uninterrupted run bit for bit on the
+ * same adapter. Save outside of a tape: in an open one, what random ops draw also depends on how many came before them, which is not saved. The file is
+ * written under a temporary name and renamed: whenever the process is killed, either the old file or the new one is complete.
  *
- * Throws an Error rather than lose data: if the existing file is a checkpoint of a later step, has tensors that this one lacks (an optimizer, a larger model), or
- * is not a checkpoint. `overwrite: true` replaces it anyway.
+ * Throws an Error rather than lose data: if the existing file is a checkpoint of a later step, has tensors that this one lacks (an optimizer, a larger
+ * model), or is not a checkpoint. `overwrite: true` replaces it anyway.
  *
  * @example
  * ```ts

@@ -90,9 +90,9 @@ export function checkPath(op: string, path: unknown): void {
 }
 
 /**
- * Replaces a file as a whole: writes the bytes to a temporary file beside it, and renames that. If the process is killed, either the old file or the new one is
- * there, and perhaps the temporary file, which the next save to the same path removes. If the path is a link, the file that it leads to is replaced. Permissions
- * are preserved.
+ * Replaces a file as a whole: writes the bytes to a temporary file beside it, and renames that. If the process is killed, either the old file or the new one
+ * is there, and perhaps the temporary file, which the next save to the same path removes. If the path is a link, the file that it leads to is replaced.
+ * Permissions are preserved.
  */
 export async function replaceFile(op: string, path: string, bytes: Uint8Array): Promise<void> {
   const link = await Deno.lstat(path).then((found) => found.isSymlink, () => false);

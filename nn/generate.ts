@@ -51,9 +51,9 @@ export function sample(
  * The prompts, each followed by `length` tokens drawn from the decoder. Keys and values of earlier tokens are kept in a cache that is allocated once, so that
  * each token costs the computation of one position, and one read.
  *
- * Prompts have equal lengths; prompt and new tokens together fit into the decoder's context. The same seed draws the same tokens. Throws a TypeError for prompts
- * that are not Int32Arrays of one length, and for a decoder (or a block without a `forwardCached` of its own) whose `forward` was replaced; a RangeError for wrong
- * numbers, for a context that is too short and for logits that are NaN. Source of top-p: Holtzman et al. 2020.
+ * Prompts have equal lengths; prompt and new tokens together fit into the decoder's context. The same seed draws the same tokens. Throws a TypeError for
+ * prompts that are not Int32Arrays of one length, and for a decoder (or a block without a `forwardCached` of its own) whose `forward` was replaced; a
+ * RangeError for wrong numbers, for a context that is too short and for logits that are NaN. Source of top-p: Holtzman et al. 2020.
  *
  * @example
  * ```ts

@@ -154,8 +154,8 @@ export const isPlain = (layer: unknown, type: { prototype: Module }): boolean =>
   (layer as Module | undefined)?.constructor === type && (layer as Module).forward === type.prototype.forward;
 
 /**
- * Modules and functions in sequence; state names are `0.weight`, `2.weight`, … by position. Throws a TypeError for a step that is neither, `forward` for one that
- * does not return a Tensor. Source: `torch.nn.Sequential`.
+ * Modules and functions in sequence; state names are `0.weight`, `2.weight`, … by position. Throws a TypeError for a step that is neither, `forward` for one
+ * that does not return a Tensor. Source: `torch.nn.Sequential`.
  *
  * @example
  * ```ts

@@ -13,9 +13,10 @@ const snake = (name: string) => name.replace(/(?<=[a-z0-9][A-Z]*)[A-Z]/g, (c) =>
  * module, or an array of modules, in a property is a child. Tensors elsewhere (in arrays, a Map, a private field such as `#mask`) are neither: nothing trains,
  * saves or frees them. State names are PyTorch's: `outProj.weight` is saved as `out_proj.weight`, and `A_log` unchanged.
  *
- * Parameters belong to the module, not to a scope: `dispose()` frees them. The layers of this package take care of that. Your own tensors need `keep()` if a tape
- * or a scope (`noGrad` opens one) may be open when the module is made: `scale = ones([1], { requiresGrad: true }).keep()`. So does a tensor that `forward`
- * stores: the model around it frees everything but its result. If two parameters have the same state name, methods that use names throw a RangeError.
+ * Parameters belong to the module, not to a scope: `dispose()` frees them. The layers of this package take care of that. Your own tensors need `keep()` if a
+ * tape or a scope (`noGrad` opens one) may be open when the module is made: `scale = ones([1], { requiresGrad: true }).keep()`. So does a tensor that
+ * `forward` stores: the model around it frees everything but its result. If two parameters have the same state name, methods that use names throw a
+ * RangeError.
  *
  * @example
  * ```ts
@@ -109,9 +110,9 @@ export abstract class Module {
   }
 
   /**
-   * Copies tensors into the parameters and buffers of the same names; floats are converted to the dtype of the parameter. A shared one may be given under any of
-   * its names; the last one counts. Throws a RangeError that names what is missing or unexpected (unless `strict` is false), and a TypeError for a wrong shape
-   * or dtype; then nothing has been copied.
+   * Copies tensors into the parameters and buffers of the same names; floats are converted to the dtype of the parameter. A shared one may be given under any
+   * of its names; the last one counts. Throws a RangeError that names what is missing or unexpected (unless `strict` is false), and a TypeError for a wrong
+   * shape or dtype; then nothing has been copied.
    */
   loadStateDict(state: Record<string, Tensor>, options: { strict?: boolean } = {}): void {
     checkOptions("loadStateDict", options, ["strict"]);

@@ -272,8 +272,8 @@ export abstract class Optimizer {
   }
 
   /**
-   * The state that a checkpoint saves: the learning rate, the groups' own rates and decays, each parameter's step count, and copies of the state tensors (`0.a` is
-   * the first of parameter 0). The copies are the caller's. What only the constructor sets (betas, momentum, the default decay) is not included.
+   * The state that a checkpoint saves: the learning rate, the groups' own rates and decays, each parameter's step count, and copies of the state tensors
+   * (`0.a` is the first of parameter 0). The copies are the caller's. What only the constructor sets (betas, momentum, the default decay) is not included.
    */
   stateDict(): OptimizerState {
     this.#checkUsable();

@@ -1,5 +1,6 @@
 /**
- * The optimizers: their options, checks, and the numbers of a step. `kernels/optimizer.ts` has the arithmetic of a step, `nn/optim.ts` what all optimizers share.
+ * The optimizers: their options, checks, and the numbers of a step. `kernels/optimizer.ts` has the arithmetic of a step, `nn/optim.ts` what all optimizers
+ * share.
  */
 import { checkBoolean, checkNumber, checkOptions, describe } from "../kernels/check.ts";
 import type { Tensor } from "../autograd/tensor.ts";
@@ -181,8 +182,8 @@ export interface RmspropOptions {
 }
 
 /**
- * RMSprop: v ← αv + (1−α)g², p ← p − lr·g/(√v + ε); weight decay is added to g. `centered` subtracts the square of the mean gradient from v; with momentum μ b ← μb +
- * g/(√v + ε), p ← p − lr·b. Throws as `Optimizer`, and a RangeError for an α outside [0, 1]. Source: Tieleman & Hinton 2012; `torch.optim.RMSprop`.
+ * RMSprop: v ← αv + (1−α)g², p ← p − lr·g/(√v + ε); weight decay is added to g. `centered` subtracts the square of the mean gradient from v; with momentum μ
+ * b ← μb + g/(√v + ε), p ← p − lr·b. Throws as `Optimizer`, and a RangeError for an α outside [0, 1]. Source: Tieleman & Hinton 2012; `torch.optim.RMSprop`.
  *
  * @example
  * ```ts

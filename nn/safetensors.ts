@@ -186,8 +186,8 @@ function values(op: string, raw: ArrayBuffer, dtype: string): TypedArray {
  * The tensors of a safetensors file, from a path or from bytes. F32, F16, I32 and U32 stay what they are; BF16 and F64 become f32, I64 becomes i32.
  * They belong to the scope that was innermost at the call, or to the caller if there was none or it has closed meanwhile.
  *
- * Throws a RangeError that says what is wrong with a malformed file (truncated, overlapping tensors, unused bytes, duplicate names), and for a tensor larger than
- * the adapter binds at once, after reading only the header and before allocating any memory. Format: https://github.com/huggingface/safetensors.
+ * Throws a RangeError that says what is wrong with a malformed file (truncated, overlapping tensors, unused bytes, duplicate names), and for a tensor larger
+ * than the adapter binds at once, after reading only the header and before allocating any memory. Format: https://github.com/huggingface/safetensors.
  *
  * @example
  * ```ts
@@ -273,8 +273,8 @@ export async function encode(
 }
 
 /**
- * Writes tensors to a safetensors file: first to a temporary file beside it, which is then renamed. If the process is killed, either the old file or the new one
- * is complete; the next save removes the temporary file.
+ * Writes tensors to a safetensors file: first to a temporary file beside it, which is then renamed. If the process is killed, either the old file or the new
+ * one is complete; the next save removes the temporary file.
  *
  * Throws a TypeError for a value that is not a tensor and for metadata that are not strings, a RangeError for the names `__metadata__` and `__proto__`. Format:
  * https://github.com/huggingface/safetensors.

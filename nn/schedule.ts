@@ -34,9 +34,9 @@ function decay(op: string, options: DecayOptions, shape: (progress: number) => n
 }
 
 /**
- * Half a cosine from 1 to `final` (0 by default) over `steps`, after a linear warm-up: final + (1 − final)·½(1 + cos πt), t the share of the steps after
- * the warm-up that are done. Throws a RangeError for fewer than 1 step, a warm-up outside [0, steps] and a negative `final`, the schedule itself for a negative step.
- * Source: Loshchilov & Hutter 2017.
+ * Half a cosine from 1 to `final` (0 by default) over `steps`, after a linear warm-up: final + (1 − final)·½(1 + cos πt), t the share of the steps after the
+ * warm-up that are done. Throws a RangeError for fewer than 1 step, a warm-up outside [0, steps] and a negative `final`, the schedule itself for a negative
+ * step. Source: Loshchilov & Hutter 2017.
  *
  * @example
  * ```ts
@@ -52,7 +52,8 @@ export function cosine(options: DecayOptions): Schedule {
 
 /**
  * A straight line from 1 to `final` (0 by default) over `steps`, after a linear warm-up: final + (1 − final)·(1 − t), t the share of the steps after the
- * warm-up that are done. Throws a RangeError for fewer than 1 step, a warm-up outside [0, steps] and a negative `final`, the schedule itself for a negative step.
+ * warm-up that are done. Throws a RangeError for fewer than 1 step, a warm-up outside [0, steps] and a negative `final`, the schedule itself for a negative
+ * step.
  *
  * @example
  * ```ts
@@ -89,8 +90,8 @@ export function warmup(options: { steps: number }): Schedule {
 }
 
 /**
- * Multiplies by `gamma` (0.1 by default) every `every` steps: gamma^⌊step/every⌋. Throws a RangeError for an `every` below 1 and a gamma that is not above 0, the
- * schedule itself for a negative step. Source: `torch.optim.lr_scheduler.StepLR`.
+ * Multiplies by `gamma` (0.1 by default) every `every` steps: gamma^⌊step/every⌋. Throws a RangeError for an `every` below 1 and a gamma that is not above 0,
+ * the schedule itself for a negative step. Source: `torch.optim.lr_scheduler.StepLR`.
  *
  * @example
  * ```ts

@@ -15,8 +15,8 @@ import { isPlain, Linear, parameter, parameters } from "./layers.ts";
 import { Module } from "./module.ts";
 
 /**
- * Rows of a table by index (i32 or u32): [...] → [..., width]. The table [count, width] is initialized from N(0, 1), as in PyTorch. Gradient and errors of `forward` as
- * `embedding`. Throws a RangeError for sizes below 1. Source: `torch.nn.Embedding`.
+ * Rows of a table by index (i32 or u32): [...] → [..., width]. The table [count, width] is initialized from N(0, 1), as in PyTorch. Gradient and errors of
+ * `forward` as `embedding`. Throws a RangeError for sizes below 1. Source: `torch.nn.Embedding`.
  *
  * @example
  * ```ts
@@ -122,8 +122,8 @@ function checkBlock(op: string, width: number, heads: number, options: Transform
 }
 
 /**
- * Multi-head self-attention, [batch, T, width] → the same shape: with Q, K, V the heads' parts of x·inProjWeightᵀ + inProjBias, softmax(QKᵀ/√depth)·V for each head,
- * side by side, through `outProj`. In training its weights are dropped with probability p (0 by default).
+ * Multi-head self-attention, [batch, T, width] → the same shape: with Q, K, V the heads' parts of x·inProjWeightᵀ + inProjBias, softmax(QKᵀ/√depth)·V for
+ * each head, side by side, through `outProj`. In training its weights are dropped with probability p (0 by default).
  *
  * Throws a RangeError if the number of heads does not divide the width and unless 0 ≤ p < 1, `forward` a TypeError for another shape and a RangeError for heads
  * wider than 128. State names as `torch.nn.MultiheadAttention`. Source: Vaswani et al. 2017.
@@ -212,8 +212,8 @@ export interface TransformerBlockOptions {
 
 /**
  * A pre-norm block, [batch, T, width] → the same shape: x + attention(norm1(x)), then x + linear2(gelu(linear1(norm2(x)))). State names as
- * `torch.nn.TransformerEncoderLayer(norm_first, gelu, batch_first)`. Throws a RangeError for sizes below 1, if the number of heads does not divide the width and
- * unless 0 ≤ dropout < 1; `forward` as `MultiHeadAttention`. Source: Vaswani et al. 2017; pre-norm: Xiong et al. 2020.
+ * `torch.nn.TransformerEncoderLayer(norm_first, gelu, batch_first)`. Throws a RangeError for sizes below 1, if the number of heads does not divide the width
+ * and unless 0 ≤ dropout < 1; `forward` as `MultiHeadAttention`. Source: Vaswani et al. 2017; pre-norm: Xiong et al. 2020.
  *
  * @example
  * ```ts
@@ -330,12 +330,13 @@ export interface GptOptions {
 }
 
 /**
- * A decoder: token and learned position embeddings, pre-norm blocks, a final norm and a head without bias. [batch, T] tokens (i32 or u32) → [batch, T, vocabulary]
- * logits. State names: `tokens.weight`, `positions.weight`, `blocks.N.…`, `norm.…`, `head.weight` (absent when tied). Weights are initialized with deviation 0.02, biases
- * with 0, as in GPT-2.
+ * A decoder: token and learned position embeddings, pre-norm blocks, a final norm and a head without bias. [batch, T] tokens (i32 or u32) → [batch, T,
+ * vocabulary] logits. State names: `tokens.weight`, `positions.weight`, `blocks.N.…`, `norm.…`, `head.weight` (absent when tied). Weights are initialized
+ * with deviation 0.02, biases with 0, as in GPT-2.
  *
- * Throws a RangeError for sizes below 1, if the number of heads does not divide the width and unless 0 ≤ dropout < 1; `forward` a TypeError for tokens of another
- * shape or dtype, a RangeError for sequences longer than the context and for tokens outside the vocabulary that the host wrote. Source: Radford et al. 2019.
+ * Throws a RangeError for sizes below 1, if the number of heads does not divide the width and unless 0 ≤ dropout < 1; `forward` a TypeError for tokens of
+ * another shape or dtype, a RangeError for sequences longer than the context and for tokens outside the vocabulary that the host wrote. Source: Radford et
+ * al. 2019.
  *
  * @example
  * ```ts
@@ -421,8 +422,8 @@ export class Gpt extends Module {
   }
 
   /**
-   * The head's weight [vocabulary, width]: with `hiddenStates` an argument of `linearCrossEntropy` and `linearDistillation`. Throws a TypeError if there is more to the
-   * head, such as a bias or a `forward` of its own.
+   * The head's weight [vocabulary, width]: with `hiddenStates` an argument of `linearCrossEntropy` and `linearDistillation`. Throws a TypeError if there is
+   * more to the head, such as a bias or a `forward` of its own.
    */
   get headWeight(): Tensor {
     const { head } = this;

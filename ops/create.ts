@@ -168,8 +168,8 @@ function made(op: string, shape: readonly number[], options: TensorOptions, writ
 }
 
 /**
- * A tensor of this shape in which every element is `value`. Throws a TypeError if the value is not a number and for a wrong dtype, a RangeError for a wrong size
- * and for a value that an integer dtype cannot hold.
+ * A tensor of this shape in which every element is `value`. Throws a TypeError if the value is not a number and for a wrong dtype, a RangeError for a wrong
+ * size and for a value that an integer dtype cannot hold.
  *
  * @example
  * ```ts
@@ -219,8 +219,8 @@ export function ones(shape: readonly number[], options: TensorOptions = {}): Ten
 
 /**
  * The numbers from `start` (0 by default) up to but excluding `end`, `step` apart (1 by default): `arange(end)` or `arange(start, end, step)`. Throws a
- * TypeError for an argument that is not a number and for a wrong dtype, a RangeError for a step of 0 or one that leads away from the end, and for numbers that an
- * integer dtype cannot hold.
+ * TypeError for an argument that is not a number and for a wrong dtype, a RangeError for a step of 0 or one that leads away from the end, and for numbers
+ * that an integer dtype cannot hold.
  *
  * @example
  * ```ts
@@ -335,8 +335,8 @@ export function randn(shape: readonly number[], options: TensorOptions = {}): Te
 }
 
 /**
- * Random integers from `low` up to but excluding `high`, i32 by default, from the seed of `manualSeed`. Throws a TypeError for a wrong dtype, a RangeError for a
- * wrong size and for a range that is empty, has 2³² numbers, or has numbers that the dtype cannot hold exactly (f16 ends at ±2¹¹, f32 at ±2²⁴).
+ * Random integers from `low` up to but excluding `high`, i32 by default, from the seed of `manualSeed`. Throws a TypeError for a wrong dtype, a RangeError
+ * for a wrong size and for a range that is empty, has 2³² numbers, or has numbers that the dtype cannot hold exactly (f16 ends at ±2¹¹, f32 at ±2²⁴).
  *
  * @example
  * ```ts

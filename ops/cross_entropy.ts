@@ -78,7 +78,9 @@ export function numbersOf(
   return { mean: reduction === "mean", ignoreIndex, smoothing: labelSmoothing, zLoss, temperature, softcap };
 }
 
-/** Internal: checks the `return…` options. `extras` are the memories that the kernel fills for them, null if none is set; `result` makes what the op returns. */
+/**
+ * Internal: checks the `return…` options. `extras` are the memories that the kernel fills for them, null if none is set; `result` makes what the op returns.
+ */
 export function furtherReturns(
   op: string,
   options: CrossEntropyOptions,

@@ -15,8 +15,8 @@ export interface DropoutOptions {
 }
 
 /**
- * Zeroes each element with probability p and scales the others by 1/(1 − p), which preserves the expectation. The mask is a hash of (seed, step, number of the op
- * in its tape, element): it is never stored, and the backward pass computes it again. If nothing is dropped, the result is a view of x.
+ * Zeroes each element with probability p and scales the others by 1/(1 − p), which preserves the expectation. The mask is a hash of (seed, step, number of
+ * the op in its tape, element): it is never stored, and the backward pass computes it again. If nothing is dropped, the result is a view of x.
  *
  * Gradient: dX = dY/(1 − p) where the element was kept, else 0. Throws a TypeError unless x is a tensor of f32 or f16, a RangeError unless 0 ≤ p < 1. Source:
  * Srivastava et al. 2014.

@@ -333,8 +333,8 @@ function arithmetic(
 }
 
 /**
- * a + b, elementwise with broadcasting; either may be a number. Gradients: dA = dY, dB = dY; for a broadcast operand, summed over it. Throws a TypeError for two
- * numbers, tensors of different dtypes or of integers, and shapes that do not broadcast. Source: `torch.add`.
+ * a + b, elementwise with broadcasting; either may be a number. Gradients: dA = dY, dB = dY; for a broadcast operand, summed over it. Throws a TypeError for
+ * two numbers, tensors of different dtypes or of integers, and shapes that do not broadcast. Source: `torch.add`.
  *
  * @example
  * ```ts
@@ -347,8 +347,8 @@ function arithmetic(
 export const add: (a: Operand, b: Operand) => Tensor = arithmetic("add", ["a + b", "d", "d"], ["a + s0", "c"]);
 
 /**
- * a − b, elementwise with broadcasting; either may be a number. Gradients: dA = dY, dB = −dY; for a broadcast operand, summed over it. Throws a TypeError for two
- * numbers, tensors of different dtypes or of integers, and shapes that do not broadcast. Source: `torch.sub`.
+ * a − b, elementwise with broadcasting; either may be a number. Gradients: dA = dY, dB = −dY; for a broadcast operand, summed over it. Throws a TypeError for
+ * two numbers, tensors of different dtypes or of integers, and shapes that do not broadcast. Source: `torch.sub`.
  *
  * @example
  * ```ts
@@ -364,8 +364,8 @@ export const sub: (a: Operand, b: Operand) => Tensor = arithmetic("sub", ["a - b
 ]);
 
 /**
- * a · b, elementwise with broadcasting; either may be a number. Gradients: dA = dY·b, dB = dY·a; for a broadcast operand, summed over it. Throws a TypeError for
- * two numbers, tensors of different dtypes or of integers, and shapes that do not broadcast. Source: `torch.mul`.
+ * a · b, elementwise with broadcasting; either may be a number. Gradients: dA = dY·b, dB = dY·a; for a broadcast operand, summed over it. Throws a TypeError
+ * for two numbers, tensors of different dtypes or of integers, and shapes that do not broadcast. Source: `torch.mul`.
  *
  * @example
  * ```ts
@@ -381,8 +381,8 @@ export const mul: (a: Operand, b: Operand) => Tensor = arithmetic("mul", ["a * b
 ]);
 
 /**
- * a / b, elementwise with broadcasting; either may be a number. Gradients: dA = dY/b, dB = −dY·a/b²; for a broadcast operand, summed over it. Throws a TypeError
- * for two numbers, tensors of different dtypes or of integers, and shapes that do not broadcast. Source: `torch.div`.
+ * a / b, elementwise with broadcasting; either may be a number. Gradients: dA = dY/b, dB = −dY·a/b²; for a broadcast operand, summed over it. Throws a
+ * TypeError for two numbers, tensors of different dtypes or of integers, and shapes that do not broadcast. Source: `torch.div`.
  *
  * @example
  * ```ts
@@ -422,9 +422,9 @@ export const pow: (a: Operand, b: Operand) => Tensor = arithmetic(
 );
 
 /**
- * The larger of a and b, NaN if one of them is NaN, elementwise with broadcasting; either may be a number. Gradients: dA is dY where a was taken, 0 elsewhere,
- * half of dY where a = b, and dY at NaN; dB likewise; for a broadcast operand, summed over it. Throws a TypeError for two numbers, tensors of different dtypes or
- * of integers, and shapes that do not broadcast. Source: `torch.maximum`.
+ * The larger of a and b, NaN if one of them is NaN, elementwise with broadcasting; either may be a number. Gradients: dA is dY where a was taken, 0
+ * elsewhere, half of dY where a = b, and dY at NaN; dB likewise; for a broadcast operand, summed over it. Throws a TypeError for two numbers, tensors of
+ * different dtypes or of integers, and shapes that do not broadcast. Source: `torch.maximum`.
  *
  * @example
  * ```ts
@@ -445,9 +445,9 @@ export const maximum: (a: Operand, b: Operand) => Tensor = arithmetic(
 );
 
 /**
- * The smaller of a and b, NaN if one of them is NaN, elementwise with broadcasting; either may be a number. Gradients: dA is dY where a was taken, 0 elsewhere,
- * half of dY where a = b, and dY at NaN; dB likewise; for a broadcast operand, summed over it. Throws a TypeError for two numbers, tensors of different dtypes or
- * of integers, and shapes that do not broadcast. Source: `torch.minimum`.
+ * The smaller of a and b, NaN if one of them is NaN, elementwise with broadcasting; either may be a number. Gradients: dA is dY where a was taken, 0
+ * elsewhere, half of dY where a = b, and dY at NaN; dB likewise; for a broadcast operand, summed over it. Throws a TypeError for two numbers, tensors of
+ * different dtypes or of integers, and shapes that do not broadcast. Source: `torch.minimum`.
  *
  * @example
  * ```ts

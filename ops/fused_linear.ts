@@ -84,8 +84,8 @@ function headRows(op: string, names: [string, string, string], { hidden, weight,
   return { rows, columns, shape };
 }
 
-// The bytes of a chunk of logits, and the rows of a product's largest tile. Chunks are whole tiles (261 rows would take three tiles and fill only two), and there
-// are few of them, since each reads and writes the weight's gradient: in chunks of 261 rows 2048×1024×128256 took an H100 1.6 times as long as unfused.
+// The bytes of a chunk of logits, and the rows of a product's largest tile. Chunks are whole tiles (261 rows would take three tiles and fill only two), and
+// there are few of them, since each reads and writes the weight's gradient: in chunks of 261 rows 2048×1024×128256 took an H100 1.6 times as long as unfused.
 const CHUNK_BYTES = 2 ** 28, TILE = 128;
 
 function chunkRows(op: string, asked: number | undefined, { rows, columns }: Rows): number {
@@ -232,8 +232,8 @@ function chunked(
  *
  * hidden [..., D], weight [V, D], bias [V], target [...] (i32 or u32). It has every option, reduction and additional result of `crossEntropy`, but no soft
  * targets; the mean is over all rows, not over a chunk. Gradients: dHidden = dLogits·weight, dWeight = dLogitsᵀ·hidden, dBias = Σ dLogits, with dLogits as
- * `crossEntropy` has them. Value and gradients equal the unfused ones up to float32 rounding. Besides the gradients it needs memory for one chunk of logits. Errors as
- * `crossEntropy`, and a RangeError for a chunk size below 1.
+ * `crossEntropy` has them. Value and gradients equal the unfused ones up to float32 rounding. Besides the gradients it needs memory for one chunk of logits.
+ * Errors as `crossEntropy`, and a RangeError for a chunk size below 1.
  *
  * Source: Liger-Kernel 2024 (fused linear cross-entropy); Wijmans et al. 2024 (cut cross-entropy).
  *

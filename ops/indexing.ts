@@ -1,6 +1,6 @@
 /**
- * Gathers elements by index. Indices are i32 or u32 tensors and get no gradient. An index out of range is a RangeError if the host wrote it; otherwise its result
- * is NaN, or 0 for integers and in `oneHot`.
+ * Gathers elements by index. Indices are i32 or u32 tensors and get no gradient. An index out of range is a RangeError if the host wrote it; otherwise its
+ * result is NaN, or 0 for integers and in `oneHot`.
  */
 import { checkNumber } from "../kernels/check.ts";
 import { sizeOf } from "../kernels/elementwise.ts";
@@ -20,8 +20,8 @@ function checkIndex(op: string, index: Tensor, size: number): void {
 }
 
 /**
- * The rows of `weight` [V, D] with the indices `index` [...] (i32 or u32) → [..., D]. Gradient: dWeight[v] = Σ dY over the places where index = v, added in their order:
- * the same bits every time.
+ * The rows of `weight` [V, D] with the indices `index` [...] (i32 or u32) → [..., D]. Gradient: dWeight[v] = Σ dY over the places where index = v, added in
+ * their order: the same bits every time.
  *
  * Throws a TypeError for wrong shapes or dtypes, a RangeError for an index outside [0, V) that the host wrote; one that only the GPU has seen gives a row of
  * NaN. Source: `torch.nn.functional.embedding`.
@@ -58,8 +58,8 @@ export function embedding(weight: Tensor, index: Tensor): Tensor {
 }
 
 /**
- * y[…, j, …] = x[…, index[…, j, …], …] along `dim`: index (i32 or u32) has x's shape except along `dim`. Gradient: dX[…, k, …] = Σ dY over the places where index = k,
- * added in their order.
+ * y[…, j, …] = x[…, index[…, j, …], …] along `dim`: index (i32 or u32) has x's shape except along `dim`. Gradient: dX[…, k, …] = Σ dY over the places where
+ * index = k, added in their order.
  *
  * Throws a TypeError for wrong shapes or dtypes, a RangeError for a dimension that x lacks and for an index out of range that the host wrote; one that only
  * the GPU has seen gives NaN, or 0 where x holds integers. Source: `torch.gather`, with equal sizes outside `dim`.

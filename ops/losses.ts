@@ -221,9 +221,9 @@ export interface NllOptions {
 
 /**
  * −w_y·x_y by row, from log-probabilities x [..., V], class indices y [...] (i32 or u32) and class weights w [V] (1 by default). Rows with the label
- * `ignoreIndex` (−100) are ignored. The mean divides by the sum of the other rows' weights. If that is 0 (no row, all ignored, all of weight 0), loss and gradient
- * are 0; in PyTorch they are NaN. Gradient: −w_y at the label's column, 0 elsewhere. Errors as `crossEntropy`, which takes logits and is exact. Source:
- * `torch.nn.functional.nll_loss`.
+ * `ignoreIndex` (−100) are ignored. The mean divides by the sum of the other rows' weights. If that is 0 (no row, all ignored, all of weight 0), loss and
+ * gradient are 0; in PyTorch they are NaN. Gradient: −w_y at the label's column, 0 elsewhere. Errors as `crossEntropy`, which takes logits and is exact.
+ * Source: `torch.nn.functional.nll_loss`.
  *
  * @example
  * ```ts

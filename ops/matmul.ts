@@ -127,8 +127,8 @@ function multiply(a: Tensor, b: Tensor, options: MatmulOptions): Tensor {
     output: out,
     saved: [...b.requiresGrad ? [a] : [], ...a.requiresGrad ? [b] : []], // each is what the other's gradient needs
     backward: (dOut, wants, gradientOf) => {
-      // A gradient is written to its final place, unless it is summed over batches afterwards. Both are made before the products: if a and b are the same leaf, the
-      // second one takes the optimizer's slot, and the first one moves
+      // A gradient is written to its final place, unless it is summed over batches afterwards. Both are made before the products: if a and b are the same
+      // leaf, the second one takes the optimizer's slot, and the first one moves
       const target = (i: number, x: Tensor) =>
         x.rank === out.rank && x.shape.slice(0, -2).every((n, d) => n === batch[d])
           ? gradientOf(i)
@@ -207,7 +207,8 @@ function layered(op: string, x: Tensor, layers: readonly Layer[], residual?: Ten
   }
   // the input of each layer, and the tensor from which the slope of the activation before it is computed
   const reads = [x], slopes: (Tensor | null)[] = [null], own: Tensor[] = [];
-  layers = layers.map(({ weight, bias, activation }) => ({ weight, bias, activation })); // copies, since a module's parameters may be replaced before the backward pass
+  // copies, since a module's parameters may be replaced before the backward pass
+  layers = layers.map(({ weight, bias, activation }) => ({ weight, bias, activation }));
   const y = Tensor.empty(shape, x.dtype, op), last = layers.length - 1;
   layers.forEach(({ weight, bias, activation }, i) => {
     const [outs, ins] = weight.shape;

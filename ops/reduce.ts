@@ -32,7 +32,10 @@ function dimsOf(op: string, dim: number | number[] | undefined, rank: number): n
   return rank === 0 ? [] : dims;
 }
 
-/** Reduces `x` over `dims`, with one pass for each run of neighbouring dimensions. Reduced dimensions are kept with size 1, unless the result goes `into` a tensor. */
+/**
+ * Reduces `x` over `dims`, with one pass for each run of neighbouring dimensions. Reduced dimensions are kept with size 1, unless the result goes `into` a
+ * tensor.
+ */
 function reduced(
   kind: Reduction,
   x: Tensor,

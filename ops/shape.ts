@@ -43,8 +43,8 @@ export function reshape(x: Tensor, shape: readonly number[]): Tensor {
 }
 
 /**
- * The dimensions in another order, as a copy: y's dimension i is x's dimension order[i]. Gradient: dX = dY in the order of x. Throws a TypeError if `order` is not an
- * array, a RangeError unless it names each dimension once. Source: `torch.permute`.
+ * The dimensions in another order, as a copy: y's dimension i is x's dimension order[i]. Gradient: dX = dY in the order of x. Throws a TypeError if `order`
+ * is not an array, a RangeError unless it names each dimension once. Source: `torch.permute`.
  *
  * @example
  * ```ts
@@ -71,8 +71,8 @@ export function permute(x: Tensor, order: readonly number[]): Tensor {
 }
 
 /**
- * Dimensions a and b exchanged, as a copy. Gradient: dX = dY with them exchanged back. Throws a TypeError if x is not a tensor, a RangeError for a dimension that x
- * lacks. Source: `torch.transpose`.
+ * Dimensions a and b exchanged, as a copy. Gradient: dX = dY with them exchanged back. Throws a TypeError if x is not a tensor, a RangeError for a dimension
+ * that x lacks. Source: `torch.transpose`.
  *
  * @example
  * ```ts
@@ -91,8 +91,8 @@ export function transpose(x: Tensor, a: number, b: number): Tensor {
 }
 
 /**
- * x broadcast to `shape` by NumPy's rule, as a copy; −1 stands for the size that x has there. Gradient: dX = Σ dY over what was broadcast. Throws a TypeError if x
- * does not broadcast to it, a RangeError for a wrong size. Source: `torch.Tensor.expand`.
+ * x broadcast to `shape` by NumPy's rule, as a copy; −1 stands for the size that x has there. Gradient: dX = Σ dY over what was broadcast. Throws a TypeError
+ * if x does not broadcast to it, a RangeError for a wrong size. Source: `torch.Tensor.expand`.
  *
  * @example
  * ```ts
@@ -265,8 +265,8 @@ export function concat(xs: readonly Tensor[], dim = 0): Tensor {
 }
 
 /**
- * Joins tensors of one shape and dtype along a new dimension `dim` (0 by default). Gradients: each gets its part of dY. Throws a TypeError for an empty list and for
- * tensors that differ, a RangeError for a dimension that the result lacks. Source: `torch.stack`.
+ * Joins tensors of one shape and dtype along a new dimension `dim` (0 by default). Gradients: each gets its part of dY. Throws a TypeError for an empty list
+ * and for tensors that differ, a RangeError for a dimension that the result lacks. Source: `torch.stack`.
  *
  * @example
  * ```ts

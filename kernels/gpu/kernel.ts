@@ -34,7 +34,10 @@ export interface KernelSpec {
 export interface Kernel {
   /** The spec that it was defined with. */
   readonly spec: KernelSpec;
-  /** Encodes one dispatch of `workgroups` workgroups. Memories and params are passed by name; those that the kernel does not have are ignored, and may be null. */
+  /**
+   * Encodes one dispatch of `workgroups` workgroups. Memories and params are passed by name; those that the kernel does not have are ignored, and may be
+   * null.
+   */
   run(buffers: Record<string, Memory | null>, params: Record<string, number>, workgroups: number): void;
 }
 
@@ -290,7 +293,10 @@ export function pairOf(
 const suffixed = <T>(record: Record<string, T>): Record<string, T> =>
   Object.fromEntries(Object.entries(record).map(([name, value]) => [`${name}_b`, value]));
 
-/** Two kernels as one: the first `split` workgroups run a, the others b. The names of b get the suffix `_b`; a workgroup variable that both declare with the same words is shared. */
+/**
+ * Two kernels as one: the first `split` workgroups run a, the others b. The names of b get the suffix `_b`; a workgroup variable that both declare with the
+ * same words is shared.
+ */
 function both(a: KernelSpec, b: KernelSpec): KernelSpec {
   const variable = /var<workgroup> .*;/g, common = new Set(a.head?.match(variable));
   const head = (b.head ?? "").replace(variable, (text) => common.has(text) ? "" : text);

@@ -31,7 +31,10 @@ export class Memory implements Disposable {
   written: number = -1;
   /** How often it was written. For a slot, writes to the whole block do not count. */
   writes: number = 0;
-  /** Who uses it without owning it, as a gradient uses a slot of an optimizer. The borrower moves out when another one needs the place, and inherits it when its owner goes. */
+  /**
+   * Who uses it without owning it, as a gradient uses a slot of an optimizer. The borrower moves out when another one needs the place, and inherits it when
+   * its owner goes.
+   */
   borrower: { vacate(): void; inherit(): void } | null = null;
   /** The shape of the tensor in it, for messages. */
   shape: readonly number[] | null = null;
