@@ -79,7 +79,9 @@ async function tune(): Promise<Tuning | null> {
   try {
     const [student, teacher, dStudent] = [take(size), take(size), take(size)], rows = Math.ceil(size / WIDTHS[0]);
     const [labels, counts, loss] = [take(rows), take(256), take(rows)];
-    for (const [op, y] of [student, teacher].entries()) random("normal", y, labels, op, size, "f32", 0, 0);
+    for (const [op, y] of [student, teacher].entries()) {
+      random("normal", "f32", { y, state: labels }, { op, size, low: 0, count: 0 });
+    }
     fill(labels, 0, rows, "i32");
     const walk = (work: RowWork, columns: number): void => {
       const numbers = { rows: Math.floor(size / columns), firstRow: 0, allRows: rows, columns, ...NUMBERS };

@@ -20,18 +20,21 @@ const embeddingKernel = variants((element: Element) => ({
   y[thread] = ${element}(select(nan, x, known));`,
 }));
 
-/** y[n] = weight[index[n]], rows of `width`. */
+/** `count` indices into `rows` rows of `width` elements. */
+export interface EmbeddingSizes {
+  count: number;
+  width: number;
+  rows: number;
+}
+
+/** y[n] = weight[index[n]]. */
 export function embedding(
-  weight: Memory,
-  index: Memory,
-  y: Memory,
   element: Element,
-  count: number,
-  width: number,
-  rows: number,
+  b: { weight: Memory; index: Memory; y: Memory },
+  { count, width, rows }: EmbeddingSizes,
 ): void {
   const size = count * width;
-  embeddingKernel(element).run({ weight, index, y }, { size, width, rows }, Math.ceil(size / 256));
+  embeddingKernel(element).run(b, { size, width, rows }, Math.ceil(size / 256));
 }
 
 // A workgroup sums 128 columns of one row, or of eight: among every 1,024 positions it marks those with each row's index, then visits them. For 1,024 tokens
@@ -95,18 +98,14 @@ var<workgroup> named: atomic<u32>; // a bit for each row that occurs`,
 
 /** dWeight[row] = the sum of dY over the positions with that index, in their order; 0 if there are none. */
 export function embeddingBackward(
-  index: Memory,
-  dY: Memory,
-  dWeight: Memory,
   element: Element,
-  count: number,
-  width: number,
-  rows: number,
+  b: { index: Memory; dY: Memory; dWeight: Memory },
+  { count, width, rows }: EmbeddingSizes,
 ): void {
   const tiles = Math.ceil(width / 128), each = rows * tiles < 4096 ? 1 : 8;
   for (const [start, end] of spans(count, 2)) { // 1,024 positions take up to 1,600 turns
     embeddingBackwardKernel({ element, count: each }).run(
-      { index, dY, dWeight },
+      b,
       { start, end, width, rows, tiles },
       Math.ceil(rows / each) * tiles,
     );
@@ -138,14 +137,12 @@ const gatherKernel = variants((element: Element) => ({
 
 /** y[o, j, i] = x[o, index[o, j, i], i]. */
 export function gather(
-  x: Memory,
-  index: Memory,
-  y: Memory,
   element: Element,
+  b: { x: Memory; index: Memory; y: Memory },
   { outer, from, to, inner }: GatherSizes,
 ): void {
   const size = outer * to * inner;
-  gatherKernel(element).run({ x, index, y }, { size, length: from, taken: to, inner }, Math.ceil(size / 256));
+  gatherKernel(element).run(b, { size, length: from, taken: to, inner }, Math.ceil(size / 256));
 }
 
 const gatherBackwardKernel = variants((element: Element) => ({
@@ -167,16 +164,14 @@ const gatherBackwardKernel = variants((element: Element) => ({
 
 /** dX[o, k, i] = the sum of dY[o, j, i] over the j with index[o, j, i] = k. */
 export function gatherBackward(
-  index: Memory,
-  dY: Memory,
-  dX: Memory,
   element: Element,
+  b: { index: Memory; dY: Memory; dX: Memory },
   { outer, from, to, inner }: GatherSizes,
 ): void {
   const size = outer * from * inner;
   for (const [start, end] of spans(to, 1)) {
     gatherBackwardKernel(element).run(
-      { index, dY, dX },
+      b,
       { size, length: from, taken: to, inner, start, end },
       Math.ceil(size / 256),
     );

@@ -58,15 +58,11 @@ const randomKernel = variants(({ kind, element }: { kind: Kind; element: Element
 /** Random numbers: uniform in [0, 1) (multiples of 2⁻²⁴, in f16 of 2⁻¹¹), normal, or integers in [low, low + count). `state` holds seed and step. */
 export function random(
   kind: Kind,
-  y: Memory,
-  state: Memory,
-  op: number,
-  size: number,
   element: Element,
-  low: number,
-  count: number,
+  b: { y: Memory; state: Memory },
+  n: { op: number; size: number; low: number; count: number },
 ): void {
-  randomKernel({ kind, element }).run({ y, state }, { op, size, low, count }, Math.ceil(size / 256));
+  randomKernel({ kind, element }).run(b, n, Math.ceil(n.size / 256));
 }
 
 const dropoutKernel = variants((element: Element) => ({
@@ -81,13 +77,9 @@ const dropoutKernel = variants((element: Element) => ({
 
 /** y = x / (1 − p) with probability 1 − p, else 0. The backward pass runs it again on dY with the same state and op number. */
 export function dropout(
-  x: Memory,
-  state: Memory,
-  y: Memory,
-  op: number,
-  size: number,
-  p: number,
   element: Element,
+  b: { x: Memory; state: Memory; y: Memory },
+  n: { op: number; size: number; p: number },
 ): void {
-  dropoutKernel(element).run({ x, state, y }, { op, size, p }, Math.ceil(size / 256));
+  dropoutKernel(element).run(b, n, Math.ceil(n.size / 256));
 }

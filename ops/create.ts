@@ -291,7 +291,7 @@ function drawn(
   return made(op, shape, options, (x) => {
     const { state, op: number, done } = nextRandom(op);
     try {
-      random(kind, x.memory, state.memory, number, x.size, x.dtype, low, count);
+      random(kind, x.dtype, { y: x.memory, state: state.memory }, { op: number, size: x.size, low, count });
     } finally {
       done();
     }

@@ -132,27 +132,36 @@ function divergence(
   const { kernel, beta, factor } = resolveDivergence(op, op, more);
   const rows = sides(op, student, teacher);
   if (labels !== undefined) checkLabels(op, "labels", labels, rows, ignoreIndex);
-  return composed(op, () =>
-    launchDivergence(op, kernel, student, teacher, labels ?? null, rows, reduction, {
-      temperature,
-      beta,
-      ignoreIndex,
-      drop: labels !== undefined,
-      ceFactor: 0,
-      divergenceFactor: factor,
-    }, null));
+  return composed(
+    op,
+    () =>
+      launchDivergence(op, kernel, { student, teacher, labels: labels ?? null, shape: rows, reduction, parts: null }, {
+        temperature,
+        beta,
+        ignoreIndex,
+        drop: labels !== undefined,
+        ceFactor: 0,
+        divergenceFactor: factor,
+      }),
+  );
+}
+
+/** What a divergence is computed from, checked. */
+interface DivergenceInputs {
+  student: Tensor;
+  teacher: Tensor;
+  labels: Tensor | null;
+  shape: Rows;
+  reduction: LossReduction;
+  /** For distillation: where the rows of its two parts go. */
+  parts: { ceRows: Tensor; divergenceRows: Tensor } | null;
 }
 
 function launchDivergence(
   op: string,
   kernel: DivergenceName,
-  student: Tensor,
-  teacher: Tensor,
-  labels: Tensor | null,
-  shape: Rows,
-  reduction: LossReduction,
+  { student, teacher, labels, shape, reduction, parts }: DivergenceInputs,
   numbers: Omit<DivergenceNumbers, "rows" | "firstRow" | "allRows" | "columns" | "mean">,
-  parts: { ceRows: Tensor; divergenceRows: Tensor } | null,
 ): Tensor {
   const { rows, columns } = shape;
   const counts = hidden([3], "f32");
@@ -408,7 +417,7 @@ export function distillation(
   checkLabels(op, "labels", labels, shape, ignoreIndex);
   return composed(op, () => {
     const parts = { ceRows: hidden(shape.shape, "f32"), divergenceRows: hidden(shape.shape, "f32") };
-    const loss = launchDivergence(op, kernel, student, teacher, labels, shape, reduction, {
+    const loss = launchDivergence(op, kernel, { student, teacher, labels, shape, reduction, parts }, {
       temperature,
       beta: mixture,
       ignoreIndex,
@@ -416,7 +425,7 @@ export function distillation(
       ceFactor: alpha,
       divergenceFactor: (1 - alpha) * factor * (temperatureSquared ? temperature ** 2 : 1),
       partFactor: factor,
-    }, parts);
+    });
     const { ceRows, divergenceRows: rows } = parts;
     const part = (x: Tensor) => reduction === "none" ? x.detach() : total(x, op);
     const result = returnParts ? { loss, crossEntropy: part(ceRows), divergence: part(rows) } : loss;

@@ -42,8 +42,8 @@ export function dropout(x: Tensor, options: DropoutOptions = {}): Tensor {
   }
   return composed("dropout", () => {
     const { state, op, done } = nextRandom();
-    const y = Tensor.empty(x.shape, x.dtype, "dropout");
-    kernel(x.memory, state.memory, y.memory, op, x.size, p, x.dtype);
+    const y = Tensor.empty(x.shape, x.dtype, "dropout"), numbers = { op, size: x.size, p };
+    kernel(x.dtype, { x: x.memory, state: state.memory, y: y.memory }, numbers);
     const recorded = record({
       op: "dropout",
       inputs: [x],
@@ -51,7 +51,7 @@ export function dropout(x: Tensor, options: DropoutOptions = {}): Tensor {
       saved: [state],
       backward: (dY) => {
         const dX = Tensor.empty(x.shape, x.dtype, "dropout");
-        kernel(dY.memory, state.memory, dX.memory, op, x.size, p, x.dtype);
+        kernel(x.dtype, { x: dY.memory, state: state.memory, y: dX.memory }, numbers);
         return [dX];
       },
     });

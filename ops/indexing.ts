@@ -42,8 +42,9 @@ export function embedding(weight: Tensor, index: Tensor): Tensor {
   }
   const [rows, width] = weight.shape;
   checkIndex("embedding", index, rows);
-  const y = Tensor.empty([...index.shape, width], weight.dtype, "embedding");
-  lookUp(weight.memory, index.memory, y.memory, weight.dtype, index.size, width, rows);
+  const y = Tensor.empty([...index.shape, width], weight.dtype, "embedding"),
+    sizes = { count: index.size, width, rows };
+  lookUp(weight.dtype, { weight: weight.memory, index: index.memory, y: y.memory }, sizes);
   return record({
     op: "embedding",
     inputs: [weight],
@@ -51,7 +52,8 @@ export function embedding(weight: Tensor, index: Tensor): Tensor {
     saved: [index],
     backward: (dY, _, gradientOf) => {
       const dWeight = gradientOf(0);
-      embeddingBackward(index.memory, dY.memory, dWeight.memory, weight.dtype, index.size, width, rows);
+      const buffers = { index: index.memory, dY: dY.memory, dWeight: dWeight.memory };
+      embeddingBackward(weight.dtype, buffers, sizes);
       return [dWeight];
     },
   });
@@ -92,7 +94,7 @@ export function gather(x: Tensor, dim: number, index: Tensor): Tensor {
     inner: sizeOf(x.shape.slice(along + 1)),
   };
   const y = Tensor.empty(index.shape, x.dtype, "gather");
-  take(x.memory, index.memory, y.memory, x.dtype, sizes);
+  take(x.dtype, { x: x.memory, index: index.memory, y: y.memory }, sizes);
   return record({
     op: "gather",
     inputs: [x],
@@ -100,7 +102,7 @@ export function gather(x: Tensor, dim: number, index: Tensor): Tensor {
     saved: [index],
     backward: (dY, _, gradientOf) => {
       const dX = gradientOf(0);
-      gatherBackward(index.memory, dY.memory, dX.memory, x.dtype, sizes);
+      gatherBackward(x.dtype, { index: index.memory, dY: dY.memory, dX: dX.memory }, sizes);
       return [dX];
     },
   });
