@@ -25,7 +25,7 @@ export const isFloat = (dtype: DType): boolean => dtype === "f32" || dtype === "
 export const BYTES: Record<DType, number> = { f32: 4, f16: 2, i32: 4, u32: 4 };
 
 /**
- * The memory behind tensors. Views and `detach()` share one; it goes back to the pool with its last owner.
+ * The memory of tensors. Views and `detach()` share it; it returns to the pool with its last owner.
  */
 export class Storage {
   #changes = 0;

@@ -1,17 +1,17 @@
-/** Arguments of public functions, good ones and ones that must be refused: what testing/fuzz_table.ts is made of. */
+/** Valid and invalid arguments of public functions, from which testing/fuzz_table.ts is built. */
 import type { GeneratorValue } from "fast-check";
 import fc from "fast-check";
 import { type DType, Scope, Tensor, tensor, type TypedArray } from "@limbeck/limbeck";
 import { ARRAYS, isFloat, type Storage } from "../autograd/storage.ts";
 import { sizeOf } from "./reference.ts";
 
-/** A value that must be refused in the place of a good one, made when it is needed. `says` must stand in the message. */
+/** A value that must be refused in the place of a good one, made when it is needed. The message must contain `says`. */
 export interface Bad {
   make: () => unknown;
   says?: string;
 }
 
-/** One argument of a call. Where it may be the object of a method, `tensors` are the bad values that have methods. */
+/** One argument of a call. If it may be the object of a method, `tensors` are the bad values that have methods. */
 export interface Argument {
   good: unknown;
   bad: Bad[];
@@ -35,16 +35,16 @@ const KINDS: Record<string, unknown> = {
   strings: ["a"],
   nested: [[1], [2]],
   function: () => 5,
-  endless: [], // holds itself
-  nameless: { constructor: { name: Symbol("s") } }, // whose kind no message can tell
+  endless: [], // contains itself
+  nameless: { constructor: { name: Symbol("s") } }, // whose class has no name that a message could give
 };
 (KINDS.endless as unknown[]).push(KINDS.endless);
 
-/** A value of every kind but these. */
+/** A value of every kind except these. */
 export const not = (...kinds: string[]): Bad[] =>
   are(...Object.entries(KINDS).filter(([kind]) => !kinds.includes(kind)).map(([, v]) => v));
 
-/** A value of every kind but these, and these values. */
+/** A value of every kind except these, and these values. */
 export const wrong = (kinds: string[], ...values: unknown[]): Bad[] => [...not(...kinds), ...are(...values)];
 
 /** The same in a list. */
@@ -88,12 +88,12 @@ export class Draw {
     return shape.slice(this.int(0, shape.length)).map((n) => this.chance() ? 1 : n);
   }
 
-  /** To be done behind the call. */
+  /** Calls `fn` after the call. */
   after(fn: () => void): void {
     this.#after.push(fn);
   }
 
-  /** An object that is disposed of behind the call. */
+  /** An object that is disposed of after the call. */
   own<T extends { dispose(): void }>(object: T): T {
     this.after(() => object.dispose());
     return object;
@@ -103,14 +103,14 @@ export class Draw {
     for (const fn of this.#after.splice(0).reverse()) fn();
   }
 
-  /** A tensor; integers lie in [0, below). */
+  /** A tensor; integers are in [0, below). */
   tensor(shape: readonly number[], dtype: DType = "f32", below = 3, requiresGrad = false): Tensor {
     const whole = !isFloat(dtype), from = this.int(0, 9);
     const values = Array.from({ length: sizeOf(shape) }, (_, i) => whole ? (from + i) % below : 0.1 + (from + i) % 7);
     return tensor(ARRAYS[dtype].from(values) as TypedArray, shape, { requiresGrad });
   }
 
-  /** Tensors that are no longer usable: closed by hand, with a scope, or of a device that was disposed of. */
+  /** Tensors that can no longer be used: disposed of, closed with a scope, or on a device that was disposed of. */
   gone(shape: readonly number[], dtype: DType = "f32"): Bad[] {
     return [
       () => {
@@ -126,7 +126,7 @@ export class Draw {
     ].map((make) => ({ make }));
   }
 
-  /** A tensor argument. `exact`: another shape is wrong. `wrong`: dtypes that are. `or`: other kinds that are right. */
+  /** A tensor argument. `exact`: any other shape is invalid. `wrong`: invalid dtypes. `or`: other kinds of values that are valid. */
   x(
     shape: readonly number[],
     o: {
@@ -156,7 +156,7 @@ export class Draw {
     };
   }
 
-  /** Integers in [0, below) on the device; others are wrong. */
+  /** Integers in [0, below) on the device; others are invalid. */
   labels(shape: number[], below: number, o: { exact?: boolean; optional?: boolean } = {}): Argument {
     const x = this.x(shape, { dtype: this.pick("i32", "u32"), below, ...o });
     const outside = [below, -1, 2 ** 31 - 1].map((k) => ({
@@ -165,7 +165,7 @@ export class Draw {
     return sizeOf(shape) === 0 ? x : { ...x, bad: [...x.bad, ...outside] };
   }
 
-  /** One of these numbers; `outside` and what is no finite number are wrong. */
+  /** One of these numbers; `outside`, and anything but a finite number, is invalid. */
   number(good: (number | undefined)[], outside: unknown[] = [], required = false): Argument {
     const bad = [...not("number"), ...are(NaN, Infinity, -Infinity, ...outside), ...required ? are(undefined) : []];
     return { good: this.pick(...good), bad };
@@ -187,7 +187,7 @@ export class Draw {
     };
   }
 
-  /** Options: any may be left out but those that are always given. A misspelt one is wrong, and the message names it. */
+  /** Options: any may be left out except those in `always`. A misspelt one is invalid, and the message names the right one. */
   options(options: Record<string, Argument>, ...always: string[]): Argument {
     const given = Object.entries(options).filter(([k, o]) =>
       always.includes(k) || o.good !== undefined && this.chance()
@@ -211,7 +211,7 @@ export class Draw {
     return { good, bad: [...not("array"), ...are(undefined, ...wrong, ...huge)] };
   }
 
-  /** A dimension out of so many. */
+  /** A dimension of a tensor of this rank. */
   dim(rank: number, o: { required?: boolean; several?: boolean } = {}): Argument {
     const { required = false, several = false } = o, most = Math.max(1, rank), one = this.int(-most, most - 1);
     const lists = several ? [[one], Array.from({ length: rank }, (_, i) => i)] : [];

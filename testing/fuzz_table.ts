@@ -1,10 +1,10 @@
-/** The arguments of every public function: how good ones are drawn, and what must be refused in their place. Shapes and options vary little: each new kernel is compiled. */
+/** The arguments of every public function: how valid ones are drawn, and what must be refused. Shapes and options vary little, because each new kernel is compiled. */
 import * as limbeck from "@limbeck/limbeck";
 import { nn, optim, Scope, Tape, Tensor, tensor } from "@limbeck/limbeck";
 import { absent, are, type Argument, type Bad, type Draw, listed, not, wrong } from "./fuzz.ts";
 import { sizeOf } from "./reference.ts";
 
-/** The arguments of a function; of a method the object comes first. */
+/** The arguments of a function; for a method the object comes first. */
 export const table: Record<string, (d: Draw) => Argument[]> = {};
 const row = (names: string, draw: (d: Draw) => Argument[]) =>
   names.split(/(?<!new) /).forEach((name) => table[name] = draw);
@@ -247,7 +247,7 @@ row("crossEntropy", (d) => {
   ];
 });
 const DIVERGENCES = ["forwardKl", "reverseKl", "jsd", "skewForwardKl", "skewReverseKl", "totalVariation"];
-/** The options of a divergence that has some. */
+/** The options of a divergence that has its own. */
 const ofDivergence = (d: Draw, name: string, alpha = "alpha"): Record<string, Argument> =>
   name === "jsd" ? { beta: fraction(d), normalize: d.flag() } : name.startsWith("skew") ? { [alpha]: fraction(d) } : {};
 for (const name of DIVERGENCES) {
@@ -373,7 +373,7 @@ row("gradcheck", (d) => [
   d.options({ step: d.number([1e-2], [0, -1]), tolerance: d.number([0.1], [0, -1]) }),
 ]);
 row("manualSeed", (d) => [d.integer([0, 99], [-1, 2 ** 32], true)]);
-/** A record of which one entry is wrong. */
+/** A record with one wrong entry. */
 const spoilt = (good: Record<string, unknown>, entries: Record<string, Bad[]>): Bad[] => [
   ...not(),
   ...are(undefined, { ...good, zzz: 1 }),
@@ -406,7 +406,7 @@ row("defineKernel", () => {
     params: wrong(["object"], { x: "u32" }, { s: "f64" }),
     workgroup: wrong(["number"], 0, 0.5, NaN, Infinity),
     subgroups: not("boolean"),
-    head: wrong(["string"], "fn g() { var s: S; f(&s.x); }"), // the compiler would abort at these
+    head: wrong(["string"], "fn g() { var s: S; f(&s.x); }"), // on which the compiler would abort
     main: [...not("string"), ...required, ...are("var a: array<f32, 4>; f(&a[1]);")],
   };
   return [{ good, bad: spoilt(good, bad) }];
@@ -497,7 +497,7 @@ row("Tensor.backward", (d) => {
   const y = d.tensor([2], "f32", 3, true).square();
   return [{ good: y, bad: d.gone([2]) }, d.x([2], { exact: true, grad: false })];
 });
-/** Methods that are functions too: the first argument is the tensor itself. */
+/** Methods that are also functions: the first argument is the tensor itself. */
 const methodNames = Object.getOwnPropertyNames(Tensor.prototype).filter((name) => name !== "where");
 for (const name of methodNames.filter((name) => Object.hasOwn(table, name))) {
   row(`Tensor.${name}`, (d) => {
@@ -716,7 +716,7 @@ export const INTERNAL: string[] = [
 
 /** What a message may begin with besides the name of the function, class or method. */
 export const SAYS: [RegExp, string[]][] = [
-  [/^(new )?nn\./, [...Object.keys(limbeck), "MultiHeadAttention"]], // a module is made of ops
+  [/^(new )?nn\./, [...Object.keys(limbeck), "MultiHeadAttention"]], // a module consists of ops
   [/^Tensor\./, ["tensor"]],
   [/^optim\.Optimizer\./, ["Adam"]],
   [/^Kernel\./, ["fuzzed"]],

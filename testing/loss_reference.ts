@@ -1,6 +1,6 @@
 /**
- * The losses in float64, value and gradients, straight from their formulas: what the fused kernels are compared with. The
- * tests of each op hold its reference against central differences first.
+ * Values and gradients of the losses in float64, directly from their formulas, with which the fused kernels are compared. The tests
+ * of each op first compare its reference with central differences.
  */
 import { assertEquals } from "@std/assert";
 import type { CrossEntropyOptions, DivergenceName, LossReduction, Tensor } from "@limbeck/limbeck";
@@ -30,7 +30,7 @@ export function logSoftmax(x: readonly number[]): { log: number[]; lse: number }
   return { log: x.map((v) => v - most - logSum), lse: most + logSum };
 }
 
-/** Gradients of a reduction's rows: upstream is one number, or one a row for `none`. */
+/** Gradients of a reduction's rows: `upstream` is one number, or one per row for `none`. */
 const upstreamOf = (upstream: Numbers, row: number) => upstream[upstream.length === 1 ? 0 : row];
 
 /** Rows that are scaled already become the loss: for `none` themselves. */
@@ -42,17 +42,17 @@ export type CrossEntropyNumbers =
   & Pick<CrossEntropyOptions, "reduction" | "ignoreIndex" | "labelSmoothing" | "zLoss" | "softcap" | "temperature">
   & { weight?: number[] };
 
-/** What `crossEntropy` gives. */
+/** The results of `crossEntropy`. */
 export interface CrossEntropyReference {
   loss: number[];
   dLogits: number[];
   zLoss: number[];
-  /** Share of the kept rows that are right: class indices only. */
+  /** The share of kept rows whose prediction is right; class indices only. */
   accuracy: number;
   predictions: number[];
 }
 
-/** Cross-entropy with class indices, or with probabilities where `target` is as long as the logits and `soft`. */
+/** Cross-entropy with class indices, or, with `soft`, with probabilities: then `target` is as long as the logits. */
 export function crossEntropy(
   logits: Numbers,
   target: Numbers,
@@ -81,7 +81,7 @@ export function crossEntropy(
     const u = row.map((v) => v / temperature / (softcap ?? 1));
     const { log, lse } = logSoftmax(softcap ? u.map((v) => softcap * Math.tanh(v)) : u);
     const chain = u.map((v) => (softcap ? 1 / Math.cosh(v) ** 2 : 1) / temperature);
-    // w·t' by class: what multiplies each −log prob
+    // w·t' by class: the factor of each −log prob
     const mass = row.map((_, c) =>
       soft
         ? weight[c] * ((1 - smoothing) * targets[r][c] + smoothing / V)
@@ -95,7 +95,7 @@ export function crossEntropy(
     const up = upstreamOf(upstream, r);
     row.forEach((_, c) => {
       const probability = Math.exp(log[c]);
-      // where one class has all the mass, its 1 − prob as −expm1(log prob), which keeps its digits
+      // if one class has nearly all the mass, −expm1(log prob) keeps the digits of its 1 − prob
       const only = mass[c] === total && total !== 0;
       const main = (only ? total * Math.expm1(log[c]) : total * probability - mass[c]) * inverse(weights);
       dLogits.push(up * (main + 2 * zLoss * lse * probability * inverse(count)) * chain[c]);
@@ -121,7 +121,7 @@ export interface DivergenceNumbers {
   alpha?: number;
 }
 
-/** What a divergence gives. */
+/** The results of a divergence. */
 export interface DivergenceReference {
   loss: number[];
   dStudent: number[];
@@ -134,7 +134,7 @@ interface RowDivergence {
   teacher: number[];
 }
 
-/** One row at T = 1: the value and the gradients by both sides' logits. */
+/** One row at T = 1: the value, and the gradients with respect to both sides' logits. */
 function rowDivergence(name: DivergenceName, s: number[], t: number[], o: DivergenceNumbers): RowDivergence {
   const { beta = 0.5, alpha = 0.1, normalize = false } = o;
   const { log: X } = logSoftmax(s), { log: Y } = logSoftmax(t), q = X.map(Math.exp), p = Y.map(Math.exp);
@@ -145,7 +145,7 @@ function rowDivergence(name: DivergenceName, s: number[], t: number[], o: Diverg
     const expected = sum((c) => times(w[c], h(c)));
     return each((c) => times(w[c], h(c) - expected));
   };
-  // Σ a·log(a/b) by log(b/a): where all of those are small it is Σ a·(eˣ − 1 − x), the difference being Σb − Σa = 0, whose terms cannot cancel
+  // Σ a·log(a/b) from x = log(b/a): if all x are small, as Σ a·(eˣ − 1 − x), which adds Σb − Σa = 0, and whose terms cannot cancel
   const relative = (a: number[], x: number[]) =>
     x.every((v) => Math.abs(v) < 1) ? sum((c) => a[c] * (Math.expm1(x[c]) - x[c])) : sum((c) => -times(a[c], x[c]));
   const d = each((c) => X[c] - Y[c]), minusD = d.map((v) => -v);
@@ -169,7 +169,7 @@ function rowDivergence(name: DivergenceName, s: number[], t: number[], o: Diverg
       Math.abs(d[c]) < 1 ? Math.log1p(b * Math.expm1(-d[c])) : Math.log(b * p[c] + (1 - b) * q[c]) - X[c]
     ),
   });
-  // −log(m/w) + (1−b)·x/(1+x) by log(m/w) and x = m/w − 1, where b is the other side's weight: of second order in b
+  // −log(m/w) + (1−b)·x/(1+x) from log(m/w) and x = m/w − 1, where b is the other side's weight: of second order in b
   const second = (log: number, x: number, b: number) =>
     Math.abs(x) < 1e-3
       ? x * x * (1 / 2 - x * (1 / 3 - x * (1 / 4 - x / 5))) - x * (x + b) / (1 + x)
@@ -282,7 +282,7 @@ export function distillation(
   };
 }
 
-/** A head's logits, and what their gradient gives for its inputs. */
+/** A head's logits, and the gradients of its inputs. */
 export class Head {
   readonly logits: number[];
   constructor(
@@ -306,7 +306,7 @@ export class Head {
   }
 }
 
-// ---- comparing
+// ---- comparisons
 
 /** ∂f/∂x by central differences; x is restored. The step's square and 1e-16 over the step are both below 1e-9. */
 export function differences(f: () => number, x: Float64Array | number[], step = 1e-5): number[] {
@@ -320,7 +320,7 @@ export function differences(f: () => number, x: Float64Array | number[], step = 
   });
 }
 
-/** The largest deviation of any row, as a share of that row's largest number (at least `floor`). Infinities and NaN must be equal. */
+/** The largest deviation of any row, relative to that row's largest number (at least `floor`). Infinities and NaN must be equal. */
 export function rowError(got: Numbers, want: Numbers, columns: number, floor = 0): number {
   if (got.length !== want.length) return Infinity;
   let worst = 0;
@@ -338,7 +338,7 @@ export function rowError(got: Numbers, want: Numbers, columns: number, floor = 0
   return worst;
 }
 
-/** Normal random numbers that a seed fixes, rounded to f32 so that the kernels see what the references see. */
+/** Normal random numbers from a seed, rounded to f32, so that kernels and references get the same numbers. */
 export function normals(count: number, deviation: number, seed: number): number[] {
   const draw = random(seed);
   return Array.from(
@@ -347,7 +347,7 @@ export function normals(count: number, deviation: number, seed: number): number[
   );
 }
 
-/** Whole random numbers in [0, below) that a seed fixes. */
+/** Random integers in [0, below) from a seed. */
 export function integers(count: number, below: number, seed: number): number[] {
   const draw = random(seed);
   return Array.from({ length: count }, () => Math.floor(below * draw()));
@@ -356,7 +356,7 @@ export function integers(count: number, below: number, seed: number): number[] {
 /** Class indices as a tensor. */
 export const labelsOf = (labels: readonly number[], shape?: number[]): Tensor => tensor(Int32Array.from(labels), shape);
 
-/** Runs `check` with rows kept in registers, with rows of which 128 columns are, and with rows that are read again. */
+/** Runs `check` with rows in registers, with only 128 columns of each row in registers, and with rows that are read again. */
 export async function underAllPlans(check: (plan: string) => Promise<void>): Promise<void> {
   try {
     for (const [threads, quads] of [[256, 8], [32, 1], [256, 0]]) {
@@ -368,7 +368,7 @@ export async function underAllPlans(check: (plan: string) => Promise<void>): Pro
   }
 }
 
-/** Every combination of one choice each. */
+/** Every combination with one of the choices for each key. */
 export function combinations<T extends Record<string, readonly unknown[]>>(
   choices: T,
 ): { [K in keyof T]: T[K][number] }[] {
@@ -379,8 +379,8 @@ export function combinations<T extends Record<string, readonly unknown[]>>(
 }
 
 /**
- * Where an f16 gradient is not the float64 one rounded once: off by more than 2⁻¹¹ of itself, half the smallest step, and `arithmetic`
- * of the row's largest. Empty if it is.
+ * The elements of an f16 gradient that are not the float64 ones rounded once: off by more than 2⁻¹¹ of themselves, half the smallest
+ * step, plus `arithmetic` times the row's largest.
  */
 export function f16Errors(got: Numbers, want: Numbers, columns: number, arithmetic: number): string[] {
   return rowsOf(want, columns).flatMap((row, r) => {
@@ -392,7 +392,7 @@ export function f16Errors(got: Numbers, want: Numbers, columns: number, arithmet
   });
 }
 
-/** Throws with a list of what is off: `[name, error, limit]` each. */
+/** Throws with a list of the errors above their limits, from `[name, error, limit]`. */
 export function assertSmall(errors: Iterable<readonly [name: string, error: number, limit: number]>): void {
   const wrong = Array.from(errors).filter(([, error, limit]) => !(error <= limit));
   assertEquals(
@@ -406,7 +406,7 @@ export interface Input {
   values: Numbers;
   shape: readonly number[];
   dtype?: "f32" | "f16";
-  /** False for an input that no gradient is wanted for. */
+  /** False for an input without a gradient. */
   requiresGrad?: boolean;
 }
 

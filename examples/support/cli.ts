@@ -46,7 +46,7 @@ export function readOptions(help: string, args: string[] = Deno.args): Options {
     Deno.exit(0);
   }
   const wanted = [...names].map((name) => `--${name}`).join(", ");
-  unknown.push(...rest); // what stands behind a later --
+  unknown.push(...rest); // arguments after a later --
   if (unknown.length > 0) failOption("unknown option", `one of ${wanted}`, `"${unknown[0]}"`);
   return {
     given(name) {

@@ -169,7 +169,7 @@ export async function dispose(): Promise<void> {
  *
  * await init();
  * const y = tensor([1, 2]).mul(2);
- * await flush(); // the GPU begins; the host goes on
+ * await flush(); // the GPU starts; the host continues
  * console.log(await y.array()); // [2, 4]
  * ```
  */

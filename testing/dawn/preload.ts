@@ -1,28 +1,28 @@
 /**
- * Puts Dawn, Chromium's WebGPU, in the place of Deno's own: loaded in front of each test file by `deno task test:dawn`, and by `bench:report --dawn`.
- * Run by itself it prints the adapter that Dawn finds, and ends with exit code 1 where there is none.
+ * Replaces Deno's WebGPU by Dawn, Chromium's. `deno task test:dawn` loads it before each test file, and so does `bench:report --dawn`. Run by itself, it prints
+ * the adapter that Dawn finds, and exits with code 1 if there is none.
  */
 
-// subgroup matrices, where there are tensor cores; and timestamps as the GPU takes them, for `bench:report --dawn`
+// subgroup matrices, if there are tensor cores; and exact timestamps, for `bench:report --dawn`
 const TOGGLES = [
   "enable-dawn-features=allow_unsafe_apis,vulkan_enable_f16_on_nvidia",
   "disable-dawn-features=timestamp_quantization",
 ];
 
-// by its path, so that Deno's own configuration and lockfile know nothing of it
+// imported by its path, so that it is not in Deno's own configuration and lockfile
 const { create, globals } = await import(
   new URL("node_modules/webgpu/index.js", import.meta.url).href
 );
 Object.assign(globalThis, globals);
 Object.defineProperty(navigator, "gpu", { value: create(TOGGLES) });
 
-// While a promise waits, Dawn looks for events in a busy loop, a new function for each look; Deno then searches all of
-// them whenever one is collected: a test of 5 s took 5 min.
+// While a promise is pending, Dawn polls for events in a busy loop, with a new function each time; Deno then searches all of
+// these functions whenever one is collected: a test of 5 s took 5 min.
 Object.assign(globalThis, {
   setImmediate: (look: () => void) => setTimeout(look, 1),
 });
 
-// Dawn aborts the process when a promise ends unresolved, as `device.lost` does where a test file leaves its device.
+// Dawn aborts the process if a promise is still pending at its end, as `device.lost` is if a test file does not destroy its device.
 const devices: GPUDevice[] = [];
 const { requestDevice } = globals.GPUAdapter.prototype;
 globals.GPUAdapter.prototype.requestDevice = async function (

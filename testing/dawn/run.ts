@@ -1,7 +1,7 @@
 /**
- * `deno task test:dawn [FILE…]`: the tests on a second implementation of WebGPU, Dawn, by way of the npm package
- * `webgpu`. Without a GPU it runs on SwiftShader, Chromium's software Vulkan, as Dawn refuses older releases of Mesa's.
- * Where one of the two cannot be had, it says so in one line and ends with exit code 0.
+ * `deno task test:dawn [FILE…]`: the tests on a second implementation of WebGPU, Dawn, from the npm package `webgpu`. Without a GPU
+ * it runs on SwiftShader, Chromium's software Vulkan, because Dawn refuses older releases of Mesa's. If one of the two is not
+ * available, it says so in one line and exits with code 0.
  */
 
 const HERE = "testing/dawn";
@@ -24,7 +24,7 @@ function notRun(why: string, output: string = ""): never {
   Deno.exit(0);
 }
 
-/** Runs a command; whether it succeeded, and what it printed. */
+/** Runs a command; returns whether it succeeded, and what it printed. */
 function run(
   command: string,
   args: string[],
@@ -51,7 +51,7 @@ function exists(path: string): boolean {
   }
 }
 
-/** The file that tells Vulkan's loader of SwiftShader, brought from Debian's Chromium (31 MB, nothing is installed) where it is missing. */
+/** The file that tells Vulkan's loader about SwiftShader; if missing, it is downloaded with Debian's Chromium (31 MB, nothing is installed). */
 function findSwiftShader(): string {
   const found = [...PLACES, `${Deno.cwd()}/${BROUGHT}`].map((place) => `${place}/${SWIFTSHADER}`);
   const there = () => found.find(exists);
@@ -83,7 +83,7 @@ if (!installed.ok) {
 const env: Record<string, string> = {};
 if (Deno.build.os === "linux" && !Deno.env.has("VK_DRIVER_FILES")) {
   const driver = findSwiftShader();
-  env.VK_DRIVER_FILES = env.VK_ICD_FILENAMES = driver; // the second is what older loaders read
+  env.VK_DRIVER_FILES = env.VK_ICD_FILENAMES = driver; // older loaders read the second
 }
 const leave = [
   "--no-prompt",
@@ -94,8 +94,8 @@ const adapter = run("deno", ["run", ...leave, `${HERE}/preload.ts`], env);
 if (!adapter.ok) notRun("Dawn finds no adapter", adapter.output);
 console.log(`test:dawn: ${adapter.output.trim()}`);
 
-// the examples and what else runs in a process of its own runs on Deno's WebGPU; so does what opens and ends some twenty devices: Deno's node API panics in about a
-// third of the runs when it has collected so many of Dawn's
+// left out: the examples and other tests that start a process, which runs on Deno's WebGPU; and a test that opens and ends some twenty devices, since Deno's
+// node API panics in about a third of the runs after collecting so many devices of Dawn
 const everything = [
   "--doc",
   "--ignore=**/*_long_test.ts,examples,tasks,kernels/gpu/dispose_test.ts",
