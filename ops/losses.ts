@@ -44,29 +44,24 @@ function pairInF32(op: string, name: string, a: Tensor, target: Tensor): [Tensor
   return [inF32(op, a), inF32(op, target)];
 }
 
-/** A loss of two tensors of one shape, from expressions of its value and derivatives (with a, b, the value c and its gradient d). */
+/**
+ * A loss of two tensors of one shape, from expressions of its value and derivatives (with a, b, the value c and its gradient d). `name` is that of the first
+ * tensor.
+ */
 function pointwise(
   op: string,
+  name: string,
   value: string,
   byA: string,
   byB: string,
-): (a: Tensor, b: Tensor, options: ReductionOptions) => Tensor {
+): (a: Tensor, target: Tensor, options?: ReductionOptions) => Tensor {
   const f = binary(op, value, byA, byB);
-  return (a, b, options) => {
+  return (a, target, options = {}) => {
     checkOptions(op, options, ["reduction"]);
     checkLossOptions(op, options);
-    return composed(op, () => reduced(f(...pairInF32(op, "prediction", a, b)), options.reduction ?? "mean"));
+    return composed(op, () => reduced(f(...pairInF32(op, name, a, target)), options.reduction ?? "mean"));
   };
 }
-
-const squaredError = pointwise("mseLoss", "(a - b) * (a - b)", "2.0 * d * (a - b)", "2.0 * d * (b - a)");
-const absoluteError = pointwise("l1Loss", "abs(a - b)", "d * sign(a - b)", "d * sign(b - a)");
-const logistic = pointwise(
-  "binaryCrossEntropyWithLogits",
-  "(max(a, 0.0) - a * b) + log1p_(exp(-abs(a)))",
-  "d * select(sigmoid_(a) - b, (1.0 - b) - sigmoid_(-a), a > 0.0)",
-  "-d * a",
-);
 
 /**
  * (prediction − target)², averaged over all elements (or `"sum"`, `"none"`). Both of one shape; gradients 2(prediction − target) and its negative, over the
@@ -80,9 +75,13 @@ const logistic = pointwise(
  * console.log(await mseLoss(tensor([1, 2]), tensor([0, 4])).item()); // 2.5
  * ```
  */
-export function mseLoss(prediction: Tensor, target: Tensor, options: ReductionOptions = {}): Tensor {
-  return squaredError(prediction, target, options);
-}
+export const mseLoss: (prediction: Tensor, target: Tensor, options?: ReductionOptions) => Tensor = pointwise(
+  "mseLoss",
+  "prediction",
+  "(a - b) * (a - b)",
+  "2.0 * d * (a - b)",
+  "2.0 * d * (b - a)",
+);
 
 /**
  * |prediction − target|, averaged over all elements (or `"sum"`, `"none"`). Both of one shape; gradients ±sign(prediction − target) over the number of elements,
@@ -96,9 +95,13 @@ export function mseLoss(prediction: Tensor, target: Tensor, options: ReductionOp
  * console.log(await l1Loss(tensor([1, 2]), tensor([0, 4])).item()); // 1.5
  * ```
  */
-export function l1Loss(prediction: Tensor, target: Tensor, options: ReductionOptions = {}): Tensor {
-  return absoluteError(prediction, target, options);
-}
+export const l1Loss: (prediction: Tensor, target: Tensor, options?: ReductionOptions) => Tensor = pointwise(
+  "l1Loss",
+  "prediction",
+  "abs(a - b)",
+  "d * sign(a - b)",
+  "d * sign(b - a)",
+);
 
 /**
  * −t·ln σ(x) − (1 − t)·ln(1 − σ(x)) with σ = sigmoid, x the logits and t the target probabilities of the same shape, in nats, averaged over all elements
@@ -113,9 +116,14 @@ export function l1Loss(prediction: Tensor, target: Tensor, options: ReductionOpt
  * console.log(await binaryCrossEntropyWithLogits(tensor([0]), tensor([1])).item()); // ln 2
  * ```
  */
-export function binaryCrossEntropyWithLogits(logits: Tensor, target: Tensor, options: ReductionOptions = {}): Tensor {
-  return logistic(logits, target, options);
-}
+export const binaryCrossEntropyWithLogits: (logits: Tensor, target: Tensor, options?: ReductionOptions) => Tensor =
+  pointwise(
+    "binaryCrossEntropyWithLogits",
+    "logits",
+    "(max(a, 0.0) - a * b) + log1p_(exp(-abs(a)))",
+    "d * select(sigmoid_(a) - b, (1.0 - b) - sigmoid_(-a), a > 0.0)",
+    "-d * a",
+  );
 
 /** Options of `smoothL1Loss`. */
 export interface SmoothL1Options extends ReductionOptions {

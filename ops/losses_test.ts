@@ -504,6 +504,7 @@ Deno.test("losses: what they throw", async () => {
       'mseLoss: reduction must be one of mean, sum, none, got "avg"',
     ],
     [() => l1Loss(labels as Anything, y), TypeError, "l1Loss: prediction must have dtype"],
+    [() => binaryCrossEntropyWithLogits(labels, y), TypeError, "binaryCrossEntropyWithLogits: logits must have dtype"],
     [
       () => smoothL1Loss(x, y, { beta: -1 }),
       RangeError,
