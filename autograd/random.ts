@@ -19,9 +19,9 @@ import { Tensor } from "./tensor.ts";
  * console.log(a, await rand([2]).array()); // the same twice
  * ```
  */
-export function manualSeed(value: number): void {
-  checkNumber("manualSeed", "seed", value, { integer: true, min: 0, below: 2 ** 32 });
-  setRandomState({ seed: value, counter: 0 });
+export function manualSeed(seed: number): void {
+  checkNumber("manualSeed", "seed", seed, { integer: true, min: 0, below: 2 ** 32 });
+  setRandomState({ seed, counter: 0 });
 }
 
 /** The state of the generator: what a checkpoint saves. */

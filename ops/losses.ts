@@ -11,7 +11,7 @@ import { checkShape, checkTensor, type Tensor } from "../autograd/tensor.ts";
 import { forwardKl } from "./divergence.ts";
 import { binary, unary, where } from "./elementwise.ts";
 import { broadcastShape, mapped } from "./mapped.ts";
-import { checkDim, max, mean, sum } from "./reduce.ts";
+import { checkDim, max, mean as average, sum } from "./reduce.ts";
 import { checkClassWeight, checkLabels, checkLossOptions, type LossReduction, rowLoss, rowsOf } from "./row_loss.ts";
 import { logSoftmax } from "./softmax.ts";
 
@@ -22,7 +22,7 @@ export interface ReductionOptions {
 }
 
 function reduced(x: Tensor, reduction: LossReduction): Tensor {
-  return reduction === "none" ? x : reduction === "sum" ? sum(x) : mean(x);
+  return reduction === "none" ? x : reduction === "sum" ? sum(x) : average(x);
 }
 
 /** x in f32, in which losses are computed; the gradient of an f16 x is rounded once, at the end. */
@@ -471,20 +471,20 @@ const distance = binary(
  * console.log(await gaussianKl(zeros([8, 2]), zeros([8, 2])).item()); // 0
  * ```
  */
-export function gaussianKl(meanOf: Tensor, logVariance: Tensor, otherMean?: Tensor, otherLogVariance?: Tensor): Tensor {
+export function gaussianKl(mean: Tensor, logVariance: Tensor, otherMean?: Tensor, otherLogVariance?: Tensor): Tensor {
   const op = "gaussianKl";
-  rowsOf(op, "mean", meanOf);
+  rowsOf(op, "mean", mean);
   const others = [["logVariance", logVariance], ["otherMean", otherMean], [
     "otherLogVariance",
     otherLogVariance,
   ]] as const;
   for (const [name, x] of others) {
     if (x === undefined && name !== "logVariance") continue;
-    checkTensor(op, name, x, [meanOf.dtype]);
-    checkShape(op, name, x, meanOf.shape);
+    checkTensor(op, name, x, [mean.dtype]);
+    checkShape(op, name, x, mean.shape);
   }
   return composed(op, () => {
-    const m = inF32(op, meanOf), v = inF32(op, logVariance), n = otherMean && inF32(op, otherMean);
+    const m = inF32(op, mean), v = inF32(op, logVariance), n = otherMean && inF32(op, otherMean);
     const w = otherLogVariance && inF32(op, otherLogVariance);
     const delta = w ? v.sub(w) : v, apart = n ? m.sub(n) : m;
     return reducedRows(sum(excess(delta).add(w ? distance(apart, w) : apart.square()).mul(0.5), { dim: -1 }));

@@ -95,18 +95,19 @@ export function sumTo(x: Tensor, shape: readonly number[], into?: () => Tensor):
   return into ? y : reshaped(y, shape, "sum");
 }
 
-function options(
+/** Checks x and the options, and returns the dimensions to reduce, the shape with them kept, and the shape of the result. */
+function reductionOf(
   op: string,
   x: Tensor,
-  o: ReduceOptions,
+  options: ReduceOptions,
   more: string[] = [],
 ): { dims: number[]; kept: number[]; shape: number[] } {
   checkTensor(op, "x", x);
-  checkOptions(op, o, ["dim", "keepDim", ...more]);
-  if (o.keepDim !== undefined) checkBoolean(op, "keepDim", o.keepDim);
-  const dims = dimsOf(op, o.dim, x.rank);
+  checkOptions(op, options, ["dim", "keepDim", ...more]);
+  if (options.keepDim !== undefined) checkBoolean(op, "keepDim", options.keepDim);
+  const dims = dimsOf(op, options.dim, x.rank);
   const kept = x.shape.map((n, d) => dims.includes(d) ? 1 : n);
-  return { dims, kept, shape: o.keepDim ? kept : x.shape.filter((_, d) => !dims.includes(d)) };
+  return { dims, kept, shape: options.keepDim ? kept : x.shape.filter((_, d) => !dims.includes(d)) };
 }
 
 function notEmpty(op: string, x: Tensor, dims: readonly number[]): void {
@@ -142,8 +143,8 @@ function divided(
  * console.log(await sum(tensor([[1, 2], [3, 4]]), { dim: 1 }).array()); // [3, 7]
  * ```
  */
-export function sum(x: Tensor, o: ReduceOptions = {}): Tensor {
-  const { dims, kept, shape } = options("sum", x, o);
+export function sum(x: Tensor, options: ReduceOptions = {}): Tensor {
+  const { dims, kept, shape } = reductionOf("sum", x, options);
   const y = reshaped(reduced("sum", x, dims), shape, "sum");
   return record({
     op: "sum",
@@ -165,8 +166,8 @@ export function sum(x: Tensor, o: ReduceOptions = {}): Tensor {
  * console.log(await mean(tensor([[1, 2], [3, 4]]), { dim: 0 }).array()); // [2, 3]
  * ```
  */
-export function mean(x: Tensor, o: ReduceOptions = {}): Tensor {
-  const { dims, kept, shape } = options("mean", x, o);
+export function mean(x: Tensor, options: ReduceOptions = {}): Tensor {
+  const { dims, kept, shape } = reductionOf("mean", x, options);
   const count = sizeOf(dims.map((d) => x.shape[d]));
   const y = divided("mean", "sum", x, dims, count, () => Tensor.empty(shape, x.dtype, "mean"));
   return record({
@@ -177,8 +178,8 @@ export function mean(x: Tensor, o: ReduceOptions = {}): Tensor {
   });
 }
 
-function extreme(kind: "max" | "min", x: Tensor, o: ReduceOptions): Tensor {
-  const { dims, kept, shape } = options(kind, x, o);
+function extreme(kind: "max" | "min", x: Tensor, options: ReduceOptions): Tensor {
+  const { dims, kept, shape } = reductionOf(kind, x, options);
   notEmpty(kind, x, dims);
   const y = reshaped(reduced(kind, x, dims), shape, kind);
   return record({
@@ -208,8 +209,8 @@ function extreme(kind: "max" | "min", x: Tensor, o: ReduceOptions): Tensor {
  * console.log(await max(tensor([[1, 3], [7, 2]]), { dim: 1 }).array()); // [3, 7]
  * ```
  */
-export function max(x: Tensor, o: ReduceOptions = {}): Tensor {
-  return extreme("max", x, o);
+export function max(x: Tensor, options: ReduceOptions = {}): Tensor {
+  return extreme("max", x, options);
 }
 
 /**
@@ -225,8 +226,8 @@ export function max(x: Tensor, o: ReduceOptions = {}): Tensor {
  * console.log(await min(tensor([[1, 3], [7, 2]]), { dim: 1 }).array()); // [1, 2]
  * ```
  */
-export function min(x: Tensor, o: ReduceOptions = {}): Tensor {
-  return extreme("min", x, o);
+export function min(x: Tensor, options: ReduceOptions = {}): Tensor {
+  return extreme("min", x, options);
 }
 
 /**
@@ -242,8 +243,8 @@ export function min(x: Tensor, o: ReduceOptions = {}): Tensor {
  * console.log(await logSumExp(tensor([[0, 0], [1000, 1000]]), { dim: 1 }).array()); // nearly [0.693147, 1000.693]
  * ```
  */
-export function logSumExp(x: Tensor, o: ReduceOptions = {}): Tensor {
-  const { dims, kept, shape } = options("logSumExp", x, o);
+export function logSumExp(x: Tensor, options: ReduceOptions = {}): Tensor {
+  const { dims, kept, shape } = reductionOf("logSumExp", x, options);
   notEmpty("logSumExp", x, dims);
   const y = reshaped(reduced("logSumExp", x, dims), shape, "logSumExp");
   return record({
@@ -277,9 +278,9 @@ export function logSumExp(x: Tensor, o: ReduceOptions = {}): Tensor {
  * console.log(await variance(tensor([1, 2, 3, 4])).item()); // 5/3
  * ```
  */
-export function variance(x: Tensor, o: VarianceOptions = {}): Tensor {
-  const { dims, kept, shape } = options("variance", x, o, ["correction"]);
-  const { correction = 1 } = o;
+export function variance(x: Tensor, options: VarianceOptions = {}): Tensor {
+  const { dims, kept, shape } = reductionOf("variance", x, options, ["correction"]);
+  const { correction = 1 } = options;
   checkNumber("variance", "correction", correction);
   const count = sizeOf(dims.map((d) => x.shape[d])), divisor = Math.max(0, count - correction);
   return composed("variance", () => {
@@ -326,10 +327,10 @@ export function variance(x: Tensor, o: VarianceOptions = {}): Tensor {
  * console.log(await argmax(tensor([[1, 3], [7, 2]]), { dim: 1 }).array()); // [1, 0]
  * ```
  */
-export function argmax(x: Tensor, o: { dim?: number; keepDim?: boolean } = {}): Tensor {
+export function argmax(x: Tensor, options: { dim?: number; keepDim?: boolean } = {}): Tensor {
   checkTensor("argmax", "x", x);
-  if (o?.dim !== undefined) checkDim("argmax", o.dim, Math.max(1, x.rank));
-  const { dims, shape } = options("argmax", x, o);
+  if (options?.dim !== undefined) checkDim("argmax", options.dim, Math.max(1, x.rank));
+  const { dims, shape } = reductionOf("argmax", x, options);
   notEmpty("argmax", x, dims);
   return reshaped(reduced("argmax", x, dims, "i32"), shape, "argmax");
 }
