@@ -83,8 +83,6 @@ export class Storage {
   /** Memory that may be written; counts as a write. Small uploads are in read-only memory: they move first. */
   writable(): Memory {
     if (this.memory.owner.readOnly) this.vacate();
-    this.#changes++; // after what may throw
-    this.#host = null;
     this.isUnit = false;
     return this.memory;
   }

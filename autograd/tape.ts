@@ -166,7 +166,7 @@ export class Tape extends Scope {
     const { output } = spec;
     output.requiresGrad = true;
     // results belong to the tape even if a scope is open inside it, except what a checkpoint recomputes, which only its own walk needs
-    if (output.owner !== null && output.owner === innermost() && choices === null) this.adopt(output);
+    if (output.owner === innermost() && choices === null) this.adopt(output);
     const record = new Record(this, this.#records.length, spec);
     this.#records.push(record);
     output.record = record;
@@ -206,7 +206,7 @@ export class Tape extends Scope {
    * @internal
    */
   walkAgain(fn: () => Tensor, dOutput: Tensor): void {
-    const first = this.#records.length, { lent, count } = Tensor;
+    const first = this.#records.length, { count } = Tensor;
     let output: Tensor | null = null;
     recording = true;
     try {
@@ -218,7 +218,6 @@ export class Tape extends Scope {
       for (let i = last.index; i >= first; i--) if (this.#records[i].gradient !== null) this.#step(this.#records[i]);
     } finally {
       recording = false;
-      Tensor.lent = lent;
       for (const record of this.#records.splice(first)) record.finish("walked");
       if (output && output.number >= count) output.dispose(); // also if fn keeps its result: the caller has that of the forward pass
     }
@@ -287,9 +286,9 @@ export class Tape extends Scope {
 }
 
 /** Whether the gradient of input `i`, a leaf, is also that of a later input that an op made: it waits there, and must not change with the leaf's. */
-function isAwaited({ wants, sources }: Record, gradients: readonly (Tensor | null)[], i: number): boolean {
+function isAwaited({ sources }: Record, gradients: readonly (Tensor | null)[], i: number): boolean {
   for (let j = i + 1; j < sources.length; j++) {
-    if (sources[j] && wants[j] && gradients[j]?.storage === gradients[i]!.storage) return true;
+    if (sources[j] && gradients[j]?.storage === gradients[i]!.storage) return true;
   }
   return false;
 }
