@@ -112,6 +112,7 @@ Deno.test("checkpoint(fn): the seed may change around it and inside, and goes on
   const first = rand([4]);
   manualSeed(3);
   assertEquals(await rand([4]).data(), await first.data());
+  assertNotEquals(await rand([4]).data(), await first.data(), "the second op of a step draws others");
   manualSeed(4);
   assertNotEquals(await rand([4]).data(), await first.data());
 });
@@ -122,6 +123,7 @@ Deno.test("checkpoint(fn): what fn did not make, or has no gradient, comes back 
   const x = leaf([3], 1), constant = tensor([4]), earlier = noGrad(() => x.mul(2));
   for (const y of [constant, earlier]) {
     assertStrictEquals(checkpoint(() => y, x), y);
+    assertStrictEquals(checkpoint((x) => x.mul(2) && y, x), y);
     assertEquals(y.requiresGrad, false);
   }
   const index = checkpoint((x) => x.argmax(), x);
@@ -151,7 +153,7 @@ Deno.test("checkpoint(fn): train flags are those of the forward pass", async () 
       const result = await results(
         call,
         [[2, 5, 8]],
-        (call, x) => call((x) => block.forward(x), x),
+        (call, x) => call((x) => block.forward(call((x) => block.forward(x), x)), x),
         () => block.train(!training),
       );
       return { result, parameters: await Promise.all(block.parameters().map((p) => p.grad!.data())) };
@@ -234,6 +236,10 @@ Deno.test("checkpoint(fn): a scope inside fn, with a result that is kept, which 
     y.sum().backward();
     assertEquals(await y.array(), [9, 36]);
     assertEquals(await x.grad!.array(), [18, 36]);
+    let made: Tensor | null = null; // the second pass finds it, makes nothing, and must not free it
+    using z = checkpoint((x) => made ??= x.square().keep(), x);
+    z.sum().backward();
+    assertEquals(await z.array(), [1, 4]);
   }
   assertEquals([stats().liveTensors, stats().liveBytes], [before.liveTensors, before.liveBytes]);
 });
@@ -256,11 +262,14 @@ Deno.test("checkpoint(fn): what fn was given or found", async () => {
 Deno.test("checkpoint(fn): an input that was disposed of after the forward pass", async () => {
   await init();
   using _tape = new Tape();
-  const w = tensor([1, 2], { requiresGrad: true }), x = tensor([3, 4]);
-  const y = checkpoint((x) => x.mul(w).square(), x);
-  x.dispose(); // a plain mul keeps it for its backward pass
-  y.sum().backward();
-  assertEquals(await w.grad!.array(), [18, 64]);
+  const w = tensor([1, 2], { requiresGrad: true });
+  for (const [x, gradient] of [[tensor([3, 4]), [18, 64]], [w.mul(3), [36, 288]]] as const) {
+    const y = checkpoint((x) => x.mul(w).square(), x);
+    x.dispose(); // a plain mul keeps it for its backward pass
+    y.sum().backward();
+    assertEquals(await w.grad!.array(), gradient);
+    w.grad = null;
+  }
 });
 
 Deno.test("checkpoint(fn): an input that was written in place is found", async () => {

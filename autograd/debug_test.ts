@@ -101,6 +101,7 @@ Deno.test("expectNoLeaks: a dispose() inside frees all", async () => {
 
 Deno.test("memory: the peak starts anew, the pool is trimmed", async () => {
   await init();
+  using _held = zeros([4]);
   zeros([2 ** 20]).dispose();
   assert(stats().peakBytes >= 2 ** 22 && stats().pooledBytes >= 2 ** 22);
   resetPeak();
@@ -128,6 +129,7 @@ Deno.test("memory: the peak starts anew, the pool is trimmed", async () => {
 Deno.test("memory: debug mode lists forgotten tensors with the lines that made them", async () => {
   await dispose();
   await init({ debug: true });
+  const { stackTraceLimit } = Error as { stackTraceLimit?: number };
   assertEquals(stats().forgotten, []);
   const forgotten = tensor([[1, 2, 3]]).exp();
   const kept = zeros([4]).keep();
@@ -143,6 +145,7 @@ Deno.test("memory: debug mode lists forgotten tensors with the lines that made t
     ["exp", [1, 3], "f32", 12],
   ]);
   for (const { place } of found) assertStringIncludes(place, "debug_test.ts");
+  assertEquals((Error as { stackTraceLimit?: number }).stackTraceLimit, stackTraceLimit, "is as it was");
   assert(scoped.closed);
   const error = assertThrows(() => expectNoLeaks(() => void noGrad(() => kept.mul(2))), Error);
   assertStringIncludes(error.message, "mul (shape [4]) at ");

@@ -14,7 +14,7 @@ function product(x: Tensor, y: Tensor, wrong: number): Tensor {
 
 Deno.test("gradcheck: accepts the right gradient and finds the wrong one", async () => {
   await init();
-  const x = tensor([1, -2, 0.5]), y = tensor([2, 3, -1]);
+  const x = tensor([1, -2, 0.5]), y = tensor([2, 3, -1]), one = tensor([1]);
   const before = stats().liveBytes;
   const right = await gradcheck((a, b) => product(a, b, 1), [x, y]);
   assert(right.ok, `${right.errors}`);
@@ -22,6 +22,7 @@ Deno.test("gradcheck: accepts the right gradient and finds the wrong one", async
   assertEquals(ok, false);
   assert(errors[0] < 1e-3, `${errors}`);
   assert(Math.abs(errors[1] - 0.1) < 0.01, `${errors}`); // it says which input and by how much
+  assertEquals((await gradcheck((a, b) => product(a, b, 1.1), [one, one])).ok, false); // none is too small
   const loose = await gradcheck((a, b) => product(a, b, 1.1), [x, y], { tolerance: 0.2 });
   assert(loose.ok);
   assertEquals(stats().liveBytes, before);

@@ -110,13 +110,15 @@ Deno.test("tape: backward needs a tape that recorded the loss", async () => {
 });
 
 Deno.test("tape: dOutput must fit", async () => {
-  await init();
+  const { f16 } = await init();
   using _tape = new Tape();
   const x = leaf([1, 2]), y = x.square();
   assertThrows(() => y.backward(), TypeError, "a tensor of shape [2] needs dOutput of that shape");
   assertThrows(() => y.backward(tensor([1])), TypeError, "backward: dOutput must have shape [2], got [1]");
   assertThrows(() => y.backward(tensor([[1, 1]])), TypeError, "backward: dOutput must have shape [2], got [1, 2]");
   assertThrows(() => y.backward(tensor(new Int32Array(2))), TypeError, "backward: dOutput must have dtype");
+  const half = f16 ? tensor([1, 1], { dtype: "f16" }) : null;
+  if (half) assertThrows(() => y.backward(half), TypeError, "backward: dOutput must have dtype f32, got f16");
   y.backward(tensor([1, 10])); // none of these walked anything
   assertEquals(await x.grad!.array(), [2, 40]);
 });
@@ -241,6 +243,9 @@ Deno.test("tape: a gradient is its leaf's unless it is kept", async () => {
   step().dispose();
   assertEquals(x.grad, null);
   assertEquals(await step().array(), [2, 4]);
+  const same = x.grad!;
+  x.grad = same;
+  assert(!same.closed, "in its own place it stays");
   const kept = x.grad!.keep(), mine = tensor([7, 7]).keep();
   x.grad = mine;
   x.grad = null;
@@ -383,6 +388,11 @@ Deno.test("tape: what it saved of a result stays when the caller disposes of it"
   square.dispose();
   loss.backward();
   assertEquals(await x.grad!.array(), [4, 32]);
+  const [first, second] = [x.square().sum(), x.square().sum()];
+  x.dispose();
+  first.backward();
+  assertThrows(() => x.add(1), TypeError, "was closed", "what another record still saves is closed to the caller");
+  second.backward();
 });
 
 Deno.test("tape: gradients pass through results that were disposed of", async () => {
@@ -503,6 +513,7 @@ Deno.test("tape: a throw inside a backward leaves nothing behind", async () => {
     });
     const loss = bad.add(x.square()).sum();
     assertThrows(() => loss.backward(), RangeError, "no gradient today");
+    assertThrows(() => bad.sum().backward(), Error, "backward: custom was walked before");
     // other records of the same tape are walked with clean gradients
     x.grad?.dispose();
     x.grad = null;
@@ -654,10 +665,18 @@ Deno.test("noGrad: records nothing and passes results on", async () => {
     [5, 10],
   ]);
   assertEquals(n, 1);
-  assertStrictEquals(noGrad(() => x), x);
+  const kept = tensor([1]).keep(), loss = x.sum();
+  assertStrictEquals(noGrad(() => kept), kept);
+  noGrad(() => {
+    loss.backward();
+    noGrad(() => x.mul(2));
+    assert(!x.mul(2).requiresGrad, "neither a backward() nor another noGrad inside it ends it");
+  });
   assert(x.mul(2).requiresGrad, "afterwards recording goes on");
   tape.close();
   assert(y.closed && z.closed, "the enclosing scope owns them");
+  assert(!kept.closed, "but not what was the caller's");
+  kept.dispose();
 });
 
 Deno.test("noGrad: without an enclosing scope the caller owns the result", async () => {
@@ -706,7 +725,12 @@ Deno.test("tape: all bytes come back", async () => {
     const extra = y.detach(), kept = y.keep();
     sum(y.add(extra).square()).backward();
     kept.dispose();
+    const a = w.exp(), b = w.neg(), c = a.square();
+    c.add(a.add(b)).sum().backward(); // a's gradient is b's as well when more is added to it
     w.exp(); // never walked
+    const saved = [w.exp()];
+    record({ op: "mine", inputs: [w], output: zeros([3]), saved, backward: () => [null] });
+    saved.length = 0;
   }
   w.dispose(); // with its gradient
   const after = stats();
@@ -715,15 +739,27 @@ Deno.test("tape: all bytes come back", async () => {
 
 Deno.test("tape: what it records is its own, also in a scope inside it", async () => {
   await init();
-  const x = leaf([1, 2]).keep(), tape = new Tape(), inner = new Scope();
+  using _outer = new Scope();
+  const x = leaf([1, 2]).keep(), outside = zeros([2]), tape = new Tape(), inner = new Scope();
   const y = x.mul(2), constant = tensor([3]), kept = x.mul(3).keep(), unrecorded = noGrad(() => x.mul(4));
+  const loss = crossEntropy(x.detach().mul(0).add(x), tensor(Int32Array.of(0), [])); // its gradient waits beside it
   inner.close();
   assertEquals([y, constant, kept, unrecorded].map((t) => t.closed), [false, true, false, true]);
   y.sum().backward();
   assertEquals(await x.grad!.array(), [2, 2]);
+  loss.backward();
+  record({ op: "mine", inputs: [x], output: outside, backward: () => [null] });
   tape.close();
-  assertEquals([y.closed, kept.closed], [true, false]);
-  for (const t of [x, kept]) t.dispose();
+  assertEquals([y.closed, kept.closed, outside.closed], [true, false, false]);
+  for (const t of [x, kept, outside]) t.dispose();
+});
+
+Deno.test("tape: what a record hides and the walk makes is freed in the walk", async () => {
+  await init();
+  using _tape = new Tape();
+  const x = leaf([1, 2]), label = tensor(Int32Array.of(0), []), { liveTensors } = stats();
+  crossEntropy(x.mul(2), label).backward();
+  assertEquals(stats().liveTensors, liveTensors + 3); // the product, the loss and x's gradient
 });
 
 Deno.test("tape: closes a scope that was opened inside it", async () => {

@@ -140,6 +140,7 @@ Deno.test("tensor: many live tensors without a scope warn once and name the op",
     await init();
     const x = tensor([1]);
     for (let i = 0; i < 600; i++) made.push(x.neg());
+    for (let i = 0; i < 600; i++) x.neg().dispose();
     assertEquals(said, []);
     for (let i = 0; i < 500; i++) made.push(x.neg());
     made.push(x);
