@@ -395,8 +395,7 @@ export class FlatBlock {
   }
 
   /** `whole` returns to the pool with its last slot. */
-  give(slot: Memory): void {
-    this.whole.batch = Math.max(this.whole.batch, slot.batch);
+  give(): void {
     if (--this.#held > 0) return;
     this.whole.slots = [];
     this.pool.slack -= this.#slack;

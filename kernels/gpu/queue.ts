@@ -117,7 +117,7 @@ export class Queue {
 
   /** Call it before a dispatch that overwrites a whole memory: then it no longer matters whether a failed batch should have written it. */
   renew(memory: Memory): void {
-    for (const part of [memory, ...memory.slots]) part.written = this.batch;
+    memory.written = this.batch;
   }
 
   /** The failed batch, if any, that should have written a memory or a slot of it. */
@@ -172,8 +172,7 @@ export class Queue {
     params.forEach((value, i) => {
       const [, type] = pipeline.params[i];
       if (type === "f32") view.setFloat32(4 * i, value, true);
-      else if (type === "i32") view.setInt32(4 * i, value, true);
-      else view.setUint32(4 * i, value, true);
+      else view.setUint32(4 * i, value, true); // an i32's bits too
     });
     const key = bytes.subarray(0, 4 * params.length).join();
     let block = this.#blocks.get(key);
