@@ -110,6 +110,9 @@ Deno.test("memory: the peak starts anew, the pool is trimmed", async () => {
   assertEquals(stats().peakBytes, stats().liveBytes + 256);
   zeros([2 ** 10]).dispose();
   assertEquals(stats().peakBytes, stats().liveBytes + 2 ** 12);
+  const { pooledBytes } = stats();
+  zeros([2 ** 10]).dispose(); // what the pool had waiting
+  assertEquals(stats().pooledBytes, pooledBytes);
   using scope = new Scope();
   const x = zeros([100]), y = x.add(1);
   trimPool();

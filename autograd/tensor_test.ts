@@ -114,9 +114,12 @@ Deno.test("tensor: assign between two parameters of one optimizer", async () => 
   using _scope = new Scope();
   const a = tensor([1, 2], { requiresGrad: true }), b = tensor([3, 4], { requiresGrad: true });
   using _optimizer = new optim.SGD([a, b]); // both lie in one buffer now
+  using _tape = new Tape();
+  const y = a.square().sum();
   a.assign(b);
   b.assign(tensor([5, 6]));
   assertEquals([await a.array(), await b.array()], [[3, 4], [5, 6]]);
+  assertThrows(() => y.backward(), Error, "an input of square (shape [2]) was changed in place");
 });
 
 Deno.test("tensor: assign does not touch the memory of whoever takes the slot next", async () => {

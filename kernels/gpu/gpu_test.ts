@@ -186,8 +186,8 @@ Deno.test("gpu: numbers in params are told apart, −0 and large u32 too", async
     workgroup: 1,
     main: "y[0] = 1.0 / params.a; y[1] = f32(params.b >> 24u); y[2] = f32(params.c);",
   });
+  const y = zeros([3]);
   const run = (a: number, b: number, c: number) => {
-    const y = zeros([3]);
     kernel.run({ y: y.memory }, { a, b, c }, 1);
     return y.array();
   };
@@ -247,6 +247,12 @@ Deno.test("gpu: what later batches made of a refused batch's results says so as 
   const third = second.mul(2);
   await assertRejects(() => flush(), Error, "early");
   for (const x of [y, second, third, third.add(1)]) await assertRejects(() => x.data(), Error, "was not computed");
+  const fresh = zeros([4]);
+  await flush();
+  broken.run({ y: fresh.memory }, {}, 1);
+  const read = fresh.data(), open = fresh.add(1); // in the batch that is open when the device says so
+  await assertRejects(() => read, Error, "early");
+  await assertRejects(() => open.data(), Error, "was not computed");
   assertEquals([await before.array(), await before.add(1).array()], [[2, 3], [3, 4]]);
 });
 
@@ -274,6 +280,10 @@ Deno.test("gpu: what is added to or fills a part of a refused batch's results is
   }
   const joined = concat([lost, good]);
   for (const x of [w.grad!, joined]) await assertRejects(() => x.data(), Error, "was not computed");
+  const moved = tensor([1, 2], { requiresGrad: true });
+  moved.assign(lost);
+  using _optimizer = new optim.SGD([moved]); // copies it
+  await assertRejects(() => moved.data(), Error, "was not computed");
   lost.assign(good); // and what is written as a whole is there again
   w.grad = null;
   {
