@@ -139,6 +139,11 @@ Deno.test("tape: an in-place change after use is found", async () => {
   const v = zeros([1], { requiresGrad: true }), saved = v.square();
   set.run({ x: v.memory }, {}, 1);
   assertThrows(() => saved.sum().backward(), Error, "changed in place");
+  // what a loss reads once more
+  const weight = ones([2]),
+    rows = crossEntropy(leaf([1, 2]), tensor(Int32Array.of(0), []), { weight, reduction: "none" });
+  weight.assign(zeros([2]));
+  assertThrows(() => rows.backward(), Error, "an input of crossEntropy (shape [2]) was changed in place");
   // an optimizer that takes a parameter moves it, which changes nothing
   const moved = leaf([1, 2]), cubed = moved.mul(moved.square()).sum();
   using _optimizer = new optim.SGD([moved], { lr: 1 });
@@ -162,6 +167,10 @@ Deno.test("tape: a result that was overwritten passes its gradient to what stand
   assertEquals(z.requiresGrad, false);
   const same = noGrad(() => w.mul(2)), parameter = leaf([0, 0]).assign(v.mul(2)); // neither has a record
   assertEquals([same.assign(v).requiresGrad, parameter.record], [false, null]);
+  const unrecorded = w.mul(3);
+  noGrad(() => void unrecorded.assign(v)); // changes numbers, not the history
+  unrecorded.sum().backward();
+  assertEquals(await w.grad!.array(), [5, 5]);
   const u = leaf([1, 2]), again = u.mul(9);
   again.assign(u).assign(again.add(u)).square().sum().backward(); // (2u)²
   assertEquals([await again.array(), await u.grad!.array()], [[2, 4], [8, 16]]);

@@ -1,6 +1,7 @@
-import { assert, assertEquals, assertThrows } from "@std/assert";
+import { assert, assertAlmostEquals, assertEquals, assertThrows } from "@std/assert";
 import {
   conv2d,
+  gelu,
   init,
   manualSeed,
   nn,
@@ -52,6 +53,22 @@ Deno.test("layers: a Sequential calls a layer's own forward, between layers that
     model.forward(x);
     assertEquals(calls, 1, `step ${at}`);
     model.dispose();
+  }
+});
+
+Deno.test("layers: a Sequential gives what its steps give one by one, whichever ends it", async () => {
+  await init();
+  using _scope = new Scope();
+  manualSeed(4);
+  const layer = () => new nn.Linear(2, 2), steps = [layer(), gelu, gelu, layer(), relu, layer(), gelu, layer()];
+  const x = randn([3, 2]);
+  for (let from = 0; from < 4; from++) {
+    for (let end = from + 1; end <= steps.length; end++) {
+      const part = steps.slice(from, end),
+        alone = part.reduce((y: Tensor, f) => f instanceof nn.Module ? f.forward(y) : f(y), x);
+      const want = await alone.data(), got = await new nn.Sequential(...part).forward(x).data();
+      got.forEach((v, i) => assertAlmostEquals(v, want[i], 1e-6, `steps ${from} to ${end}`)); // products in another order
+    }
   }
 });
 

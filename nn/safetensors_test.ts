@@ -308,6 +308,9 @@ Deno.test("safetensors: what is done with a file is done in turn, however its pa
     })
   ));
   assertEquals(done.filter((path) => path !== "http://["), spellings.slice(0, 4));
+  const failing = inTurn("a", () => Promise.reject(new Error("mine"))), next = inTurn("a", () => Promise.resolve());
+  await assertRejects(() => failing, Error, "mine");
+  await next; // is not the one that failed
 });
 
 Deno.test("safetensors: errors name the file, and what is no file is refused", async () => {

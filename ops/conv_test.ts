@@ -102,7 +102,9 @@ Deno.test("conv: what they throw", async () => {
   assertThrows(() => conv2d(x, weight, null, { padding: 0.5 }), RangeError, "conv2d: padding must be");
   // deno-lint-ignore no-explicit-any
   assertThrows(() => conv2d(x, weight, null, { dilation: 2 } as any), TypeError, "conv2d: unknown option");
+  assertThrows(() => conv2d(x, zeros([3, 2, 1, 0])), RangeError, "conv2d: weight must fit the padded image");
   assertThrows(() => maxPool2d(x, { kernel: 5 }), RangeError, "maxPool2d: kernel must fit the image, got 5");
+  assertThrows(() => maxPool2d(zeros([1, 1, 4, 3]), { kernel: 4 }), RangeError, "maxPool2d: kernel must fit the image");
   assertThrows(() => maxPool2d(x, { kernel: 2, stride: 0 }), RangeError, "maxPool2d: stride must be");
   assertThrows(() => maxPool2d(zeros([4, 4]), { kernel: 2 }), TypeError, "maxPool2d: x must have shape");
 });

@@ -170,9 +170,13 @@ Deno.test("nllLoss: weights, ignored rows, reductions", async () => {
   assertEquals(await nllLoss(zeros([0, 4]), labelsOf([])).item(), 0);
   const weightless = await measure((x) => nllLoss(x, labelsOf(target), { weight: zeros([5]) }), [as(A)]);
   assert([...weightless.loss, ...weightless.gradients[0]].every((v) => v === 0), `${weightless.loss}`);
-  const infinite = { values: [-Infinity, -1, -1, -Infinity], shape: [2, 2] };
-  const rowsOfIt = await measure((x) => nllLoss(x, labelsOf([0, 0]), { reduction: "none" }), [infinite], [1, 1]);
-  assertEquals(rowsOfIt, { loss: [Infinity, 1], gradients: [[-1, 0, -1, 0]] });
+  const infinite = { values: [-Infinity, -1, -1, -Infinity, -Infinity, -1], shape: [3, 2] };
+  const rowsOfIt = await measure(
+    (x) => nllLoss(x, labelsOf([0, 0, -100]), { reduction: "none" }), // an ignored row is one of class 0 and weight 0
+    [infinite],
+    [1, 1, 1],
+  );
+  assertEquals(rowsOfIt, { loss: [Infinity, 1, 0], gradients: [[-1, 0, -1, 0, 0, 0]] });
   // labels
   assertThrows(() => nllLoss(zeros([2, 3]), labelsOf([0, 3])), RangeError, "nllLoss: target must be a class in [0, 3)");
   const poisoned = await measure(

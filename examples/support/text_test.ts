@@ -1,5 +1,5 @@
 import { assertEquals } from "@std/assert";
-import { distinctShare, encode, makeVocabulary, ngramBits, spreadStarts } from "./text.ts";
+import { decode, distinctShare, encode, makeVocabulary, ngramBits, spreadStarts } from "./text.ts";
 
 Deno.test("n-grams: add-one counts of aab…", () => {
   const train = Int32Array.from("aabaabaab", (character) => character === "a" ? 0 : 1); // aa 3, ab 3, ba 2
@@ -17,5 +17,6 @@ Deno.test("vocabulary: rare characters share a class", () => {
   const vocabulary = makeVocabulary("whale ".repeat(10) + "☃");
   assertEquals(vocabulary, ["\uFFFD", " ", "a", "e", "h", "l", "w"]);
   assertEquals([...encode("whale☃", vocabulary)], [6, 4, 2, 5, 3, 0]);
+  assertEquals(decode([6, 4, 2, 5, 3, 0], vocabulary), "whale\uFFFD");
   assertEquals(distinctShare(["whalewhale"].map((text) => encode(text, vocabulary))), 5 / 7);
 });
