@@ -167,6 +167,28 @@ Deno.test("crossEntropy: class weights over many rows, and over many classes", a
   assertSmall(errors);
 });
 
+Deno.test("crossEntropy: a softcap of rows that registers keep, as on a GPU", async () => {
+  await init();
+  const errors: [string, number, number][] = [], V = 251, softcap = 30;
+  const weight = normals(V, 1, 7).map((w) => Math.fround(0.1 + w * w)), target = [250, -100, 7];
+  const logits = normals(3 * V, 3, V);
+  [logits[250], logits[3], logits[2 * V + 5]] = [145, 150, -150]; // where tanh is all but ±1, its slope is not told from it
+  try {
+    rowTuning.limits = { threads: 32, quads: 2 };
+    for (const o of [{}, { weight, labelSmoothing: 0.1, zLoss: 1e-3, temperature: 1.5 }] as CrossEntropyNumbers[]) {
+      const options = { ...o, softcap, reduction: "none" as const };
+      const want = reference(logits, target, V, options, [1, 2, 3]);
+      const inputs = [{ values: logits, shape: [3, V] }];
+      const got = await measure((x) => crossEntropy(x, labelsOf(target), gpuOptions(options)), inputs, [1, 2, 3]);
+      errors.push([`loss of ${Object.keys(o)}`, rowError(got.loss, want.loss, 1, 1e-3), VALUE]);
+      errors.push([`gradient of ${Object.keys(o)}`, rowError(got.gradients[0], want.dLogits, V, 1e-12), 1e-5]); // 30 in f32
+    }
+  } finally {
+    rowTuning.limits = null;
+  }
+  assertSmall(errors);
+});
+
 Deno.test("crossEntropy: shapes", async () => {
   await init();
   const x = LOGITS.slice(0, CLASSES), want = reference(x, [3], CLASSES);
@@ -252,6 +274,10 @@ Deno.test("crossEntropy: large logits, temperatures, and −∞", async () => {
     assertEquals(got.loss, [I], text(o));
     assert(rowError(got.gradients[0], want.dLogits, 3) <= GRADIENT, text(o) + got.gradients[0]);
   }
+  // without a z-loss lse may be more than f32 holds
+  const far = { values: [1e30, 0, 1], shape: [1, 3] };
+  const sure = await measure((x) => crossEntropy(x, labelsOf([0]), { temperature: 1e-10 }), [far]);
+  assertEquals(sure, { loss: [0], gradients: [[0, 0, 0]] });
   // a probability of 0 at a logit of −∞ counts 0
   const soft = await measure(
     (x) => crossEntropy(x, tensor([[0, 0.25, 0.75]])),
