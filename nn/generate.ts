@@ -35,7 +35,7 @@ export function sample(
   if (Array.prototype.some.call(logits, Number.isNaN)) {
     throw new RangeError("generate: gpt must give numbers, got NaN among its logits");
   }
-  const order = Array.from(logits, (_, i) => i).sort((a, b) => logits[b] - logits[a] || a - b);
+  const order = Array.from(logits, (_, i) => i).sort((a, b) => logits[b] - logits[a]); // stable: the first of equals
   if (options.temperature === 0) return order[0];
   const largest = logits[order[0]];
   const weights = order.slice(0, options.topK).map((i) => Math.exp((logits[i] - largest) / options.temperature));
