@@ -227,6 +227,7 @@ Deno.test("shape: what they throw", async () => {
   assertThrows(() => reshape(x, [-1, 4]), TypeError, "reshape: shape [-1, 4]");
   assertThrows(() => permute(x, [0]), RangeError, "permute: order must name each of the 2 dimensions once");
   assertThrows(() => permute(x, [0, 0]), RangeError, "permute: order");
+  assertThrows(() => permute(x, [0, 1, 0]), RangeError, "permute: order must name each of the 2 dimensions once");
   assertThrows(() => permute(x, [0, 2]), RangeError, "permute: order[1] must be");
   assertThrows(() => transpose(x, 0, 2), RangeError, "transpose: b must be");
   assertThrows(() => expand(x, [3]), TypeError, "expand: x of shape [2, 3] does not broadcast to [3]");

@@ -6,8 +6,8 @@ Deno.test("teacher logits: what is no teacher is refused when it is read", async
   await init();
   using _scope = new Scope();
   const out = await Deno.makeTempDir(), path = `${out}/teacher.safetensors`, vocabulary = [..."abcd"];
-  const load = async (tensors: Record<string, Tensor>) => {
-    await saveSafetensors(path, tensors);
+  const load = async (tensors: Record<string, Tensor>, metadata?: Record<string, string>) => {
+    await saveSafetensors(path, tensors, metadata);
     return await loadTeacherLogits(path, vocabulary);
   };
   const tokens = tensor(Int32Array.of(0, 1)), indices = tensor(Int32Array.of(0, 1, 2, 3), [2, 2]);
@@ -20,6 +20,7 @@ Deno.test("teacher logits: what is no teacher is refused when it is read", async
   assertEquals([...rows.subarray(0, 2), ...rows.subarray(6)], [1, 0, 1, 0]);
   const { tokens: read } = await load({ ...dense(0), tokens: tensor(Uint32Array.of(0, 1), [2]) });
   assertEquals(read, Int32Array.of(0, 1)); // what `nn.generate` takes
+  assertEquals((await load(dense(0), { vocabulary: "wxyz" })).vocabulary, [..."wxyz"]);
   const none = tensor(new Float32Array(0), [2, 0]);
   for (
     const [tensors, message] of [

@@ -6,6 +6,7 @@ Deno.test("n-grams: add-one counts of aab…", () => {
   const heldOut = Int32Array.from([0, 0, 1, 0]);
   const options = { classes: 2, starts: spreadStarts(heldOut, 2, 1), context: 2 }; // its targets: b behind aa, a behind ab
   assertEquals(options.starts, [1]);
+  assertEquals(spreadStarts(new Int32Array(10), 3, 2), [1, 6]); // the last target is the last token
   const bits = (order: number) => ngramBits(train, heldOut, { ...options, order });
   const expected = (...shares: number[]) => -shares.reduce((sum, share) => sum + Math.log2(share), 0) / shares.length;
   assertEquals(bits(1).toFixed(12), expected(4 / 11, 7 / 11).toFixed(12));
