@@ -72,9 +72,7 @@ function loops({ begin, step, join, result = "shared_values[lane]" }: Fold, ahea
       ${join}
       shared_values[lane] = total;
     }
-  }
-  workgroupBarrier();
-  let result = ${result};`;
+  }`; // the lanes of the result read what they wrote
 }
 
 /** Compile-time choices: also how many results a workgroup computes, and how many elements a lane reads at once. */
