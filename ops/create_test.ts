@@ -209,7 +209,13 @@ Deno.test("create: arrays that hold themselves, no sizes and too many dimensions
   const most = tensor(deep(12));
   assertThrows(() => stack([most, most]), RangeError, "at most 12 dimensions, got 13");
   assertThrows(() => most.reshape(new Array(13).fill(1)), RangeError, "reshape: a tensor has at most 12 dimensions");
-  const empty = [zeros([-0]), tensor([], [-0]), zeros([1]).expand([-0]), zeros([1]).slice([[0, -0]])];
+  const empty = [
+    zeros([-0]),
+    zeros([0]).reshape([-0]),
+    tensor([], [-0]),
+    zeros([1]).expand([-0]),
+    zeros([1]).slice([[0, -0]]),
+  ];
   for (const { shape } of empty) assert(Object.is(shape[0], 0)); // which assertEquals does not tell from −0
   // four operands of as many dimensions as there may be, none of which merge
   const shape = Array.from({ length: 12 }, (_, i) => i % 2 ? 2 : 1), other = shape.map((n) => 3 - n);

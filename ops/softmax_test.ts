@@ -117,6 +117,12 @@ Deno.test("softmax: more rows than one dimension of workgroups has", async () =>
   assertEquals(worst < 1e-6, true, `off by ${worst}`);
 });
 
+Deno.test("softmax: rows of nothing", async () => {
+  await init();
+  using _tape = new Tape();
+  for (const op of [softmax, logSoftmax]) assertEquals(await op(zeros([2, 0])).array(), [[], []]);
+});
+
 Deno.test("softmax: what it throws", async () => {
   await init();
   assertThrows(() => softmax(zeros([])), TypeError, "softmax: x must have at least 1 dimension");

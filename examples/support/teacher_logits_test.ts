@@ -25,6 +25,8 @@ Deno.test("teacher logits: what is no teacher is refused when it is read", async
   for (
     const [tensors, message] of [
       [{ logits: tensor([[0]]) }, 'no tensor "tokens" among logits'],
+      [{ ...dense(0), tokens: tensor(Int32Array.of(0, 4)) }, "tokens must be classes in [0, 4), got 4"],
+      [{ tokens, logits: tensor(new Int32Array(8), [2, 4]) }, "logits must hold floats, got i32"],
       [dense(NaN), "logits must be finite, got NaN"],
       [dense(-Infinity), "logits must be finite, got -Infinity"],
       [top({ values: tensor([[1, 0], [Infinity, 0]]) }), "values must be finite, got Infinity"],

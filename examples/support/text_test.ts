@@ -17,6 +17,7 @@ Deno.test("n-grams: add-one counts of aab…", () => {
 Deno.test("vocabulary: rare characters share a class", () => {
   const vocabulary = makeVocabulary("whale ".repeat(10) + "☃");
   assertEquals(vocabulary, ["\uFFFD", " ", "a", "e", "h", "l", "w"]);
+  assertEquals(makeVocabulary("\uFFFD".repeat(10)), ["\uFFFD"]);
   assertEquals([...encode("whale☃", vocabulary)], [6, 4, 2, 5, 3, 0]);
   assertEquals(decode([6, 4, 2, 5, 3, 0], vocabulary), "whale\uFFFD");
   assertEquals(distinctShare(["whalewhale"].map((text) => encode(text, vocabulary))), 5 / 7);
