@@ -73,7 +73,7 @@ Deno.test("tape: opening a second one changes nothing", async () => {
   {
     using _tape = new Tape();
     const x = leaf([3]);
-    assertThrows(() => new Tape(), Error);
+    assertThrows(() => new Tape(), Error, "Tape: one tape is open already");
     x.square().sum().backward();
     assertEquals(await x.grad!.array(), [6]);
   }

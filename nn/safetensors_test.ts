@@ -255,7 +255,7 @@ Deno.test("safetensors: nothing but the header is read of a file that is refused
     }
     sparse("", 2 ** 32, 2n ** 31n);
     await refused("its header has 2147483648 bytes, more than 100000000");
-    await assertRejects(() => loadSafetensors(directory), Error); // no file
+    await assertRejects(() => loadSafetensors(directory), RangeError, "is no file");
   });
 });
 
@@ -360,7 +360,7 @@ Deno.test("safetensors: a save that fails leaves the old file and nothing else",
     assertEquals(Deno.readFileSync(path), old);
     // the data is written, but cannot get its name
     await Deno.mkdir(`${directory}/taken/inner`, { recursive: true });
-    await assertRejects(() => saveSafetensors(`${directory}/taken`, { x }), Error);
+    await assertRejects(() => saveSafetensors(`${directory}/taken`, { x }), Error, "saveSafetensors: ");
     const none = () => saveSafetensors(`${directory}/none/a`, { x });
     await assertRejects(none, Deno.errors.NotFound, "saveSafetensors: No such file");
     assertEquals(names(directory), ["a.safetensors", "taken"]);

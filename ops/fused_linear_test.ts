@@ -536,7 +536,7 @@ Deno.test("linear losses: what they throw", async () => {
     [kl({ labels: 3 }), TypeError, `${D}labels must be a Tensor, got 3`],
   ]);
   const { dispatches } = stats();
-  assertThrows(ce({ chunkSize: 0 }), RangeError);
+  assertThrows(ce({ chunkSize: 0 }), RangeError, "linearCrossEntropy: chunkSize must be an integer, at least 1");
   assertEquals(stats().dispatches, dispatches); // checked before anything is encoded
   assert(Number.isFinite(await linearCrossEntropy(h, w, target).item()));
 });
