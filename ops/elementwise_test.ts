@@ -435,13 +435,15 @@ Deno.test("elementwise: a NaN with a sign stays NaN", async () => {
   }
 });
 
-Deno.test("pow: signs of zeros, and −1 to an infinite power, as in C", async () => {
+Deno.test("pow: signs of zeros, and infinite and large powers, as in C", async () => {
   await init();
   using _scope = new Scope();
   const I = Infinity, bases = [-0, -0, -0, -0, 0, -1, -1, -2], powers = [-1, 3, -3, 2, -3, I, -I, 0.5];
   const got = Array.from(await pow(tensor(bases), tensor(powers)).data());
   assertEquals(got, [-I, -0, -I, 0, I, 1, 1, NaN]); // assertEquals tells −0 from 0
   assertEquals(Array.from(await pow(tensor([-0, -0]), tensor([-1.5, 1.5])).data()), [I, 0]); // odd are whole powers only
+  const large = pow(tensor([2, 2, 0.5, 0.5, -1, -2]), tensor([I, -I, I, -I, 2 ** 33, 2 ** 33]));
+  assertEquals(Array.from(await large.data()), [I, 0, 0, I, 1, I]);
 });
 
 Deno.test("pow: the largest float", async () => {
