@@ -60,8 +60,6 @@ async function naming<T>(op: string, work: Promise<T>): Promise<T> {
   }
 }
 
-/** The temporary files that this process is writing. */
-const writing = new Set<string>();
 const ATTEMPTS = 5;
 
 /** The last work of this process on each path. */
@@ -106,7 +104,6 @@ async function replace(path: string, mode: number, bytes: Uint8Array): Promise<v
   await removeLeftovers(path);
   for (let attempt = 1;; attempt++) {
     const temporary = `${path}.${crypto.randomUUID()}.partial`;
-    writing.add(temporary);
     try {
       const file = await Deno.open(temporary, { write: true, createNew: true, mode: mode || undefined });
       try {
@@ -122,8 +119,6 @@ async function replace(path: string, mode: number, bytes: Uint8Array): Promise<v
       await Deno.remove(temporary).catch(() => {});
       // another process that saves to the same path took our temporary file for a leftover; our file is the newer one, so try again
       if (!removed || attempt === ATTEMPTS) throw error;
-    } finally {
-      writing.delete(temporary);
     }
   }
 }
@@ -140,7 +135,7 @@ async function removeLeftovers(path: string): Promise<void> {
     for await (const entry of Deno.readDir(directory || ".")) {
       const leftover = directory + entry.name;
       const isTemporary = entry.name.startsWith(name) && TEMPORARY.test(entry.name.slice(name.length));
-      if (isTemporary && !writing.has(leftover)) await Deno.remove(leftover);
+      if (isTemporary) await Deno.remove(leftover);
     }
   } catch {
     // a directory that may not be listed keeps its leftovers; if it does not exist, the save itself throws
