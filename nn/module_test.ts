@@ -248,8 +248,8 @@ Deno.test("init: moments of the random initialisations", async () => {
   manualSeed(2);
   const { constant, kaimingNormal, kaimingUniform, normal, uniform, xavierNormal, xavierUniform } = nn.init;
   const x = tensor(new Float32Array(20_000), [100, 200]);
-  const deviation = async () => {
-    const data = Array.from(await x.data());
+  const deviation = async (of = x) => {
+    const data = Array.from(await of.data());
     return Math.sqrt(data.reduce((sum, v) => sum + v * v, 0) / data.length);
   };
   // the deviation of 20,000 draws is right to 1/√40,000 = 0.5 %; 2 % is four times that
@@ -266,6 +266,9 @@ Deno.test("init: moments of the random initialisations", async () => {
   near(await deviation(), Math.sqrt(2 / 200));
   kaimingNormal(x, 1);
   near(await deviation(), Math.sqrt(1 / 200));
+  const conv = x.reshape([10, 20, 10, 10]); // of a convolution's weight the field counts to both fans
+  near(await deviation(xavierUniform(conv)), Math.sqrt(2 / 3000));
+  near(await deviation(kaimingNormal(conv, 1)), Math.sqrt(1 / 2000));
   for (const shape of [[0, 0], [3, 0], [0, 3]]) {
     const empty = zeros(shape);
     for (const fill of [xavierUniform, xavierNormal, kaimingUniform, kaimingNormal]) assertEquals(fill(empty), empty);

@@ -227,11 +227,14 @@ Deno.test("transformer: dropout in training, none in evaluation", async () => {
   assertEquals(await run(gpt, tokens, 1), trained);
   assert((await run(gpt, tokens, 2)).some((v, i) => v !== trained[i]));
   assert((await run(plain, tokens, 1)).some((v, i) => v !== trained[i]));
+  // the decoder drops of what goes into its blocks
+  const bare = new nn.Gpt({ ...SIZES, layers: 0, dropout: 0.3 }), embedded = await run(bare, tokens, 1);
+  assert((await run(bare, tokens, 2)).some((v, i) => v !== embedded[i]));
   // the attention drops weights of its own
   const attention = new nn.MultiHeadAttention(4, 2, 0.5), x = tensor(numbers(20, 3), [1, 5, 4]);
   const dropped = await run(attention, x, 1);
   assert((await run(attention.eval(), x, 1)).some((v, i) => v !== dropped[i]));
-  for (const module of [plain, gpt, attention]) module.dispose();
+  for (const module of [plain, gpt, bare, attention]) module.dispose();
 });
 
 Deno.test("transformer: a tied head is one parameter, and its gradient the sum of both uses", async () => {
@@ -332,6 +335,27 @@ Deno.test("transformer: weights that are replaced before the backward pass have 
   const want = await gradients(() => {});
   assertEquals(await gradients(() => linear2.weight = zeros([4, 16])), want);
   assertEquals(await gradients(() => linear2.bias = null), want);
+});
+
+Deno.test("transformer: a block drops of its attention, of its hidden layer and of what that gives", async () => {
+  await init();
+  using _scope = new Scope();
+  manualSeed(6);
+  const block = new nn.TransformerBlock(4, 2, { hidden: 8, dropout: 0.5 }), x = zeros([1, 32, 4]);
+  const values = async (attention: number, hidden: number, weight: number, bias: number) => {
+    const { selfAttn: { outProj }, linear1, linear2 } = block;
+    const of = [[outProj.bias, attention], [linear1.bias, hidden], [linear2.weight, weight], [
+      linear2.bias,
+      bias,
+    ]] as const;
+    for (const [parameter, value] of of) nn.init.constant(parameter!, value);
+    return [...new Set(await block.forward(x).data())].sort();
+  };
+  nn.init.constant(block.linear1.weight, 0);
+  assertEquals(await values(1, 0, 0, 0), [0, 2]);
+  assertEquals(await values(0, 0, 0, 1), [0, 2]);
+  assert((await values(0, 3, 1, 0)).length > 2); // how many of eight were dropped
+  block.dispose();
 });
 
 Deno.test("transformer: a layer that was replaced is called by its own forward, with dropout and without", async () => {
