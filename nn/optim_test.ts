@@ -57,13 +57,12 @@ Deno.test("optim: segments, where one binding cannot hold all parameters, change
 
 Deno.test("optim: groups have rates and decays of their own", async () => {
   await init();
-  const [a, b, c] = [leaf([1, 1]), leaf([1, 1]), leaf([1, 1])];
-  const optimizer = new optim.SGD([{ params: [a], lr: 0.5 }, { params: [b], weightDecay: 0 }, { params: [c] }], {
-    lr: 0.25,
-    weightDecay: 1,
-  });
+  const [a, b, c, d] = [leaf([1, 1]), leaf([1, 1]), leaf([1, 1]), leaf([1, 1])];
+  const groups = [{ params: [a], lr: 0.5 }, { params: [b], weightDecay: 0 }, { params: [c] }, { params: [d], lr: 0 }];
+  const optimizer = new optim.SGD(groups, { lr: 0.25, weightDecay: 1 });
   const ones = [[1, 2], [1, 2], [1, 2]];
-  step(optimizer, [a, b, c], ones);
+  step(optimizer, [a, b, c, d], [...ones, [1, 2]]);
+  assertEquals(await read(d), [1, 1]); // 0 is a rate as well
   assertEquals(await read(a), [0, -0.5]); // 1 − ½(g + 1)
   assertEquals(await read(b), [0.75, 0.5]); // 1 − ¼g
   assertEquals(await read(c), [0.5, 0.25]); // 1 − ¼(g + 1)
@@ -335,7 +334,8 @@ Deno.test("optim: all bytes come back, in whichever order things are disposed of
       model.forward(tensor([[1, 2, 3]])).sum().backward();
       optimizer.step();
     }
-    for (const x of modelFirst ? [model, optimizer] : [optimizer, model]) x.dispose();
+    const next = new optim.SGD(model.parameters()); // takes the gradients' places
+    for (const x of modelFirst ? [model, optimizer, next] : [optimizer, next, model]) x.dispose();
     assertEquals(stats().liveBytes, before, `model ${modelFirst ? "first" : "last"}`);
   }
 });
@@ -514,8 +514,9 @@ function withGradients(gradients: (number[] | null)[]): Tensor[] {
 Deno.test("optim: clipGradNorm scales all gradients by one factor", async () => {
   await init();
   using _scope = new Scope();
-  const gradients = [[3, -1, 2], [4], [0.5, 0.25]], norm = Math.hypot(...gradients.flat());
-  for (const maxNorm of [1, 0.01, 5, 0]) {
+  const usual = [[3, -1, 2], [4], [0.5, 0.25]], small = usual.map((g) => g.map((x) => x * 2 ** -21)); // beside 1e-6
+  for (const [maxNorm, gradients] of [[1, usual], [0.01, usual], [5, usual], [0, usual], [1e-6, small]] as const) {
+    const norm = Math.hypot(...gradients.flat());
     const parameters = withGradients([gradients[0], null, gradients[1], gradients[2]]);
     const got = optim.clipGradNorm(parameters, maxNorm);
     assertEquals(got.shape, []);
@@ -620,7 +621,8 @@ Deno.test("optim: a state dict, there and back", async () => {
   const first = new optim.AdamW([a, b], { lr: 0.1 });
   step(first, [a, b], [[1, -2], [3]]);
   step(first, [a, b], [[2, 1], null]);
-  const state = first.stateDict();
+  const inner = new Scope(), state = first.stateDict();
+  inner.close(); // what the caller asked for is his
   assertEquals([state.name, state.lr, state.steps], ["AdamW", 0.1, [2, 1]]);
   assertEquals(Object.entries(state.tensors).map(([name, x]) => `${name} [${x.shape}]`).sort(), [
     "0.a [2]",
