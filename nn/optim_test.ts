@@ -391,6 +391,8 @@ Deno.test("optim: what constructors throw", async () => {
   assertThrows(() => new optim.Adam([a], { betas: [0.9, 1] }), RangeError, "Adam: betas[1] must be");
   assertThrows(() => new optim.AdamW([a], { weightDecay: NaN }), RangeError, "AdamW: weightDecay must be");
   assertThrows(() => new optim.SGD([a], { nesterov: true }), RangeError, "got momentum 0 and dampening 0");
+  const damped = { nesterov: true, momentum: 0.9, dampening: 0.5 };
+  assertThrows(() => new optim.SGD([a], damped), RangeError, "got momentum 0.9 and dampening 0.5");
   // deno-lint-ignore no-explicit-any
   assertThrows(() => new optim.SGD([a], { learningRate: 1 } as any), TypeError, "unknown option");
   // deno-lint-ignore no-explicit-any
@@ -510,6 +512,26 @@ function withGradients(gradients: (number[] | null)[]): Tensor[] {
     return parameter;
   });
 }
+
+Deno.test("optim: defaults, and the first step of a momentum, are PyTorch's", async () => {
+  await init();
+  const { Adagrad, Adam, AdamW, RMSprop, SGD } = optim;
+  const cases: [(x: Tensor[]) => optim.Optimizer, gradients: number[], want: number][] = [
+    [(x) => new SGD(x), [1], 0.999],
+    [(x) => new SGD(x, { lr: 0.1, momentum: 0.9, dampening: 0.5 }), [1, 1], 1 - 0.1 * (1 + (0.9 + 0.5))],
+    [(x) => new AdamW(x), [1], 1 - 1e-5 - 1e-3], // decays by lr · 0.01
+    [(x) => new Adam(x), [1e-8], 1 - 1e-3 / 2], // a gradient of ε
+    [(x) => new RMSprop(x), [1e-8], 1 - 0.01 / (0.1 + 1)], // √(1 − 0.99) and ε
+    [(x) => new Adagrad(x), [1e-10], 1 - 0.01 / 2],
+  ];
+  for (const [make, gradients, want] of cases) {
+    const x = leaf([1]), optimizer = make([x]);
+    for (const g of gradients) step(optimizer, [x], [[g]]);
+    assertAlmostEquals((await read(x))[0], want, 2e-7, optimizer.name); // a few roundings near 1
+    optimizer.dispose();
+    x.dispose();
+  }
+});
 
 Deno.test("optim: clipGradNorm scales all gradients by one factor", async () => {
   await init();
