@@ -9,7 +9,9 @@ import { splitmix32 } from "./splitmix.ts";
 
 /** One field of a data set: its values row by row, and their shape [rows, …]. */
 export interface Column {
+  /** The values, row by row. */
   data: TypedArray;
+  /** [rows, …] */
   shape: readonly number[];
 }
 

@@ -47,6 +47,7 @@ export class Linear extends Module {
   /** [out], or null */
   bias: Tensor | null;
 
+  /** A layer with fresh random parameters. */
   constructor(inFeatures: number, outFeatures: number, options: LinearOptions = {}) {
     super();
     checkOptions("Linear", options, ["bias"]);
@@ -61,6 +62,7 @@ export class Linear extends Module {
     ]);
   }
 
+  /** [..., in] → [..., out] */
   override forward(x: Tensor): Tensor {
     return linear(x, this.weight, this.bias ?? undefined);
   }
@@ -100,6 +102,7 @@ export class Conv2d extends Module {
   /** Zeros around the image. */
   readonly padding: number;
 
+  /** A layer with fresh random parameters, for square windows of `kernel`×`kernel` pixels. */
   constructor(inChannels: number, outChannels: number, kernel: number, options: Conv2dOptions = {}) {
     super();
     checkOptions("Conv2d", options, ["stride", "padding", "bias"]);
@@ -119,6 +122,7 @@ export class Conv2d extends Module {
     this.padding = padding;
   }
 
+  /** [N, in, H, W] → [N, out, H', W'] */
   override forward(x: Tensor): Tensor {
     return conv2d(x, this.weight, this.bias, { stride: this.stride, padding: this.padding });
   }
@@ -139,11 +143,13 @@ export class Conv2d extends Module {
  * ```
  */
 export class Dropout extends Module {
+  /** `p` is the probability of dropping an element. */
   constructor(readonly p = 0.5) {
     super();
     checkNumber("Dropout", "p", p, { min: 0, below: 1 });
   }
 
+  /** [...] → the same */
   override forward(x: Tensor): Tensor {
     return dropout(x, { p: this.p, training: this.training });
   }
@@ -170,6 +176,7 @@ export class Sequential extends Module {
   /** The steps, in order. */
   readonly steps: (Module | ((x: Tensor) => Tensor))[];
 
+  /** The steps in their order. */
   constructor(...steps: (Module | ((x: Tensor) => Tensor))[]) {
     super();
     steps.forEach((step, i) => {
@@ -180,11 +187,13 @@ export class Sequential extends Module {
     this.steps = steps;
   }
 
+  /** The modules among the steps by position, then what a subclass has. */
   override children(): [string, Module][] {
     const steps = this.steps.flatMap((x, i): [string, Module][] => x instanceof Module ? [[String(i), x]] : []);
     return [...steps, ...super.children().filter(([name]) => !name.startsWith("steps."))]; // and those of a subclass
   }
 
+  /** What the last step makes of what the one before it made, and so on; x itself where there is none. */
   override forward(x: Tensor): Tensor {
     return composed("Sequential", () => {
       let y = x;

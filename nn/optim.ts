@@ -15,8 +15,11 @@ import { checkShape, checkTensor, Tensor } from "../autograd/tensor.ts";
 
 /** Parameters with their own hyperparameters; those that are left out default to the optimizer's. */
 export interface ParameterGroup {
+  /** Leaves of f32. */
   params: Iterable<Tensor>;
+  /** The group's learning rate. */
   lr?: number;
+  /** The group's weight decay. */
   weightDecay?: number;
 }
 

@@ -11,10 +11,10 @@ export interface SgdOptions {
   /** The learning rate; 1e-3 by default. */
   lr?: number;
   /** μ: how much of the previous update is kept; 0 by default. */
-  momentum?: number;
   /** τ: with momentum, the gradient's weight is 1 − τ; 0 by default. */
-  dampening?: number;
   /** Whether momentum is Nesterov's; false by default. */
+  momentum?: number;
+  dampening?: number;
   nesterov?: boolean;
   /** λ: this times the parameter is added to the gradient; 0 by default. */
   weightDecay?: number;
@@ -46,6 +46,7 @@ export class SGD extends Optimizer {
   #dampening: number;
   #nesterov: boolean;
 
+  /** Takes the parameters over, from another optimizer too, which then can no longer step. */
   constructor(params: Iterable<Tensor> | readonly ParameterGroup[], options: SgdOptions = {}) {
     checkOptions("SGD", options, ["lr", "momentum", "dampening", "nesterov", "weightDecay"]);
     const { lr = 1e-3, momentum = 0, dampening = 0, nesterov = false, weightDecay = 0 } = options;
@@ -63,6 +64,7 @@ export class SGD extends Optimizer {
     this.#nesterov = nesterov;
   }
 
+  /** @internal */
   protected override settings(lr: number, weightDecay: number, step: number): number[] {
     return [lr, weightDecay, this.#momentum, step === 1 ? 1 : 1 - this.#dampening, this.#nesterov ? 1 : 0];
   }
@@ -82,6 +84,10 @@ export interface AdamOptions {
   amsgrad?: boolean;
 }
 
+/**
+ * What Adam and AdamW share.
+ * @internal
+ */
 class AdamFamily extends Optimizer {
   #betas: readonly [number, number];
   #eps: number;
@@ -111,6 +117,7 @@ class AdamFamily extends Optimizer {
     this.#eps = eps;
   }
 
+  /** @internal */
   protected override settings(lr: number, weightDecay: number, step: number): number[] {
     const [beta1, beta2] = this.#betas;
     const decay = this.decoupled ? [0, 1 - lr * weightDecay] : [weightDecay, 1];
@@ -135,6 +142,7 @@ class AdamFamily extends Optimizer {
  * ```
  */
 export class Adam extends AdamFamily {
+  /** Takes the parameters over, from another optimizer too, which then can no longer step. */
   constructor(params: Iterable<Tensor> | readonly ParameterGroup[], options: AdamOptions = {}) {
     super("Adam", false, params, options);
   }
@@ -160,6 +168,7 @@ export class Adam extends AdamFamily {
  * ```
  */
 export class AdamW extends AdamFamily {
+  /** Takes the parameters over, from another optimizer too, which then can no longer step. */
   constructor(params: Iterable<Tensor> | readonly ParameterGroup[], options: AdamOptions = {}) {
     super("AdamW", true, params, options);
   }
@@ -200,6 +209,7 @@ export interface RmspropOptions {
 export class RMSprop extends Optimizer {
   #numbers: [rest: number, eps: number, momentum: number, centered: number];
 
+  /** Takes the parameters over, from another optimizer too, which then can no longer step. */
   constructor(params: Iterable<Tensor> | readonly ParameterGroup[], options: RmspropOptions = {}) {
     checkOptions("RMSprop", options, ["lr", "alpha", "eps", "weightDecay", "momentum", "centered"]);
     const { lr = 0.01, alpha = 0.99, eps = 1e-8, weightDecay = 0, momentum = 0, centered = false } = options;
@@ -211,6 +221,7 @@ export class RMSprop extends Optimizer {
     this.#numbers = [1 - alpha, eps, momentum, centered ? 1 : 0];
   }
 
+  /** @internal */
   protected override settings(lr: number, weightDecay: number): number[] {
     return [lr, weightDecay, ...this.#numbers];
   }
@@ -250,6 +261,7 @@ export class Adagrad extends Optimizer {
   #decay: number;
   #eps: number;
 
+  /** Takes the parameters over, from another optimizer too, which then can no longer step. */
   constructor(params: Iterable<Tensor> | readonly ParameterGroup[], options: AdagradOptions = {}) {
     checkOptions("Adagrad", options, ["lr", "lrDecay", "weightDecay", "initialAccumulatorValue", "eps"]);
     const { lr = 0.01, lrDecay = 0, weightDecay = 0, initialAccumulatorValue = 0, eps = 1e-10 } = options;
@@ -261,6 +273,7 @@ export class Adagrad extends Optimizer {
     this.#eps = eps;
   }
 
+  /** @internal */
   protected override settings(lr: number, weightDecay: number, step: number): number[] {
     return [lr / (1 + (step - 1) * this.#decay), weightDecay, this.#eps];
   }

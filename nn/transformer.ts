@@ -30,6 +30,7 @@ export class Embedding extends Module {
   /** [count, width] */
   weight: Tensor;
 
+  /** A table with fresh random rows. */
   constructor(count: number, width: number) {
     super();
     checkNumber("Embedding", "count", count, { integer: true, min: 1 });
@@ -37,6 +38,7 @@ export class Embedding extends Module {
     [this.weight] = parameters(() => [normal(parameter([count, width]))]);
   }
 
+  /** Indices [...] → [..., width] */
   override forward(index: Tensor): Tensor {
     return embedding(this.weight, index);
   }
@@ -60,6 +62,7 @@ export class LayerNorm extends Module {
   /** [width] */
   bias: Tensor;
 
+  /** `eps` is added to the variance. */
   constructor(width: number, readonly eps = 1e-5) {
     super();
     checkNumber("LayerNorm", "width", width, { integer: true, min: 1 });
@@ -67,6 +70,7 @@ export class LayerNorm extends Module {
     [this.weight, this.bias] = parameters(() => [ones([width], { requiresGrad: true }), parameter([width])]);
   }
 
+  /** [..., width] → the same */
   override forward(x: Tensor): Tensor {
     return layerNorm(x, this.weight, this.bias, { eps: this.eps });
   }
@@ -88,6 +92,7 @@ export class RMSNorm extends Module {
   /** [width] */
   weight: Tensor;
 
+  /** `eps` is added to the mean square. */
   constructor(width: number, readonly eps = 1e-5) {
     super();
     checkNumber("RMSNorm", "width", width, { integer: true, min: 1 });
@@ -95,6 +100,7 @@ export class RMSNorm extends Module {
     this.weight = ones([width], { requiresGrad: true }).keep();
   }
 
+  /** [..., width] → the same */
   override forward(x: Tensor): Tensor {
     return rmsNorm(x, this.weight, { eps: this.eps });
   }
@@ -145,6 +151,7 @@ export class MultiHeadAttention extends Module {
   /** The projection of the heads' results. */
   outProj: Linear;
 
+  /** Attention with fresh random parameters; `p` is the probability of dropping a weight. */
   constructor(readonly width: number, readonly heads: number, readonly p = 0) {
     super();
     checkBlock("MultiHeadAttention", width, heads, { dropout: p }, "p");
@@ -197,6 +204,7 @@ export class MultiHeadAttention extends Module {
     });
   }
 
+  /** [batch, T, width] → the same */
   override forward(x: Tensor, call: AttentionCall = {}): Tensor {
     return composed("MultiHeadAttention", () => this.outProj.forward(this.attend(x, call)));
   }
@@ -238,6 +246,7 @@ export class TransformerBlock extends Module {
   /** The probability of dropout. */
   readonly p: number;
 
+  /** A block with fresh random parameters. */
   constructor(width: number, heads: number, options: TransformerBlockOptions = {}) {
     super();
     checkOptions("TransformerBlock", options, ["hidden", "dropout"]);
@@ -265,6 +274,7 @@ export class TransformerBlock extends Module {
     return dropout(x, { p: this.p, training: this.training });
   }
 
+  /** [batch, T, width] → the same */
   override forward(x: Tensor, call: AttentionCall = {}): Tensor {
     const { selfAttn } = this;
     const isOwn = selfAttn.forward !== MultiHeadAttention.prototype.forward; // and need not end with outProj
@@ -316,10 +326,10 @@ export interface GptOptions {
   /** The longest sequence. */
   context: number;
   /** The number of blocks. */
-  layers: number;
   /** The width of embeddings and hidden states. */
-  width: number;
   /** The number of attention heads. */
+  layers: number;
+  width: number;
   heads: number;
   /** Width of the feed-forward layers; 4 times the width by default. */
   hidden?: number;
@@ -361,6 +371,7 @@ export class Gpt extends Module {
   /** The options that it was made with. */
   readonly options: Required<GptOptions>;
 
+  /** A model with fresh random parameters. */
   constructor(options: GptOptions) {
     super();
     checkOptions("Gpt", options, ["vocabulary", "context", "layers", "width", "heads", "hidden", "dropout", "tied"]);
@@ -438,6 +449,7 @@ export class Gpt extends Module {
     return this.head ? this.head.forward(hidden) : linear(hidden, this.tokens.weight);
   }
 
+  /** Tokens [batch, T] → logits [batch, T, vocabulary] */
   override forward(tokens: Tensor): Tensor {
     return composed("Gpt", () => this.logits(this.hiddenStates(tokens)));
   }
