@@ -163,9 +163,17 @@ export function limitsOf({ limits }: GPUAdapter): Record<string, number> {
   return found;
 }
 
+function checkFeatures(what: string, { features }: GPUAdapter | GPUDevice, asked: GPUFeatureName[]): void {
+  const missing = asked.find((f) => !features.has(f));
+  if (missing === undefined) return;
+  throw new RangeError(`init: the ${what} lacks the feature ${describe(missing)}; it has ${[...features].join(", ")}`);
+}
+
 /** Requests a device with the adapter's full limits and the optional features that the engine can use. */
 export async function openDevice(options: InitOptions): Promise<{ device: GPUDevice; info: GpuInfo }> {
+  const asked = (options.features ?? []) as GPUFeatureName[];
   if (options.device) {
+    checkFeatures("device", options.device, asked);
     return { device: options.device, info: describeDevice(options.device, options.device.adapterInfo) };
   }
   const webgpu = globalThis.navigator?.gpu;
@@ -179,14 +187,7 @@ export async function openDevice(options: InitOptions): Promise<{ device: GPUDev
   const requiredLimits = limitsOf(adapter);
   const known: GPUFeatureName[] = ["timestamp-query", "shader-f16", MATRICES];
   const optional = known.filter((f) => adapter.features.has(f));
-  const asked = (options.features ?? []) as GPUFeatureName[];
-  for (const f of asked) {
-    if (!adapter.features.has(f)) {
-      throw new RangeError(
-        `init: the adapter lacks the feature ${describe(f)}; it has ${[...adapter.features].join(", ")}`,
-      );
-    }
-  }
+  checkFeatures("adapter", adapter, asked);
   const requiredFeatures = [...new Set([...optional, ...asked])];
   // Deno grants subgroups without listing them
   const withSubgroups = [...requiredFeatures, "subgroups"] as GPUFeatureName[];

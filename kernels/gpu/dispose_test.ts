@@ -3,6 +3,7 @@ import { assert, assertEquals, assertRejects, assertThrows } from "@std/assert";
 import {
   defineKernel,
   dispose,
+  distillation,
   init,
   manualSeed,
   Meter,
@@ -312,9 +313,18 @@ Deno.test("init: an injected device stays its maker's", async () => {
   {
     using _scope = new Scope();
     assertEquals(await tensor([1, 2]).add(1).array(), [2, 3]);
+    const logits = zeros([2, 3]), binds = "binds at most 8 buffers, got 9; init({ adapter })"; // the least limits
+    const student = zeros([2, 3], { requiresGrad: true }), labels = tensor(new Int32Array(2));
+    using _tape = new Tape();
+    assertThrows(() => distillation(student, logits, labels), RangeError, binds);
   }
   await dispose();
   assertEquals(listeners.size, 0);
+  await assertRejects(
+    () => init({ device, features: ["nonsense"] }),
+    RangeError,
+    'init: the device lacks the feature "nonsense"',
+  );
   const make = device.createBuffer, held = new Set<GPUBuffer>();
   device.createBuffer = (descriptor) => {
     const buffer = make.call(device, descriptor), { destroy } = buffer;

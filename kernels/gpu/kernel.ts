@@ -130,7 +130,7 @@ export function defineKernel(spec: KernelSpec): Kernel {
     run(buffers, values, workgroups) {
       const open = gpu(), { errors, info: { limits }, queue } = open;
       if (owner !== open) {
-        checkFits(spec, limits);
+        checkFits(spec, open);
         const shapes = names.map((name) => `${name} [${buffers?.[name]?.shape?.join(", ") ?? "?"}]`).join(", ");
         errors.open();
         pipeline = compile(spec, open);
@@ -220,11 +220,12 @@ function elementPointer(wgsl: string): string | undefined {
 }
 
 /** Throws unless the adapter can run the kernel. */
-function checkFits({ name, buffers, workgroup = 256 }: KernelSpec, limits: Gpu["info"]["limits"]): void {
+function checkFits({ name, buffers, workgroup = 256 }: KernelSpec, { info: { limits }, options }: Gpu): void {
   const count = Object.keys(buffers).length;
   if (count > limits.maxStorageBuffersPerShaderStage) {
+    const advice = options.device ? "; init({ adapter }), without a device, asks for all that the adapter has" : "";
     throw new RangeError(
-      `${name}: this adapter binds at most ${limits.maxStorageBuffersPerShaderStage} buffers, got ${count}`,
+      `${name}: this device binds at most ${limits.maxStorageBuffersPerShaderStage} buffers, got ${count}${advice}`,
     );
   }
   checkNumber(name, "workgroup", workgroup, { max: limits.maxComputeInvocationsPerWorkgroup });
