@@ -61,7 +61,8 @@ export function crossEntropyTwin(logits: Tensor, { places, kept }: Omit<LossInpu
 }
 
 /** KL(a‖m) by row, from a's logits and the logarithm of m. */
-const klTwin = (a: Tensor, logM: Tensor) => a.softmax(-1).mul(a.logSoftmax(-1).sub(logM)).sum({ dim: -1 });
+export const klTwin = (a: Tensor, logM: Tensor): Tensor =>
+  a.softmax(-1).mul(a.logSoftmax(-1).sub(logM)).sum({ dim: -1 });
 const meanOfKept = (rows: Tensor, { kept }: LossInputs) => rows.mul(kept).sum().div(kept.sum());
 export function forwardKlTwin(x: LossInputs, temperature: number): Tensor {
   return meanOfKept(klTwin(x.teacher.div(temperature), x.student.div(temperature).logSoftmax(-1)), x);
