@@ -17,11 +17,17 @@ const HERE = /(?:at |@)(.*)autograd\/ledger\.ts/.exec(new Error().stack ?? "")?.
 const OWN = new RegExp(`${RegExp.escape(HERE)}(mod|(kernels|autograd|ops|nn)/(?!.*_test)[^:]*)\\.ts`);
 
 /** The first line of the stack trace that is outside of this package. */
+export function outside(stack = ""): string {
+  const lines = stack.split("\n").filter((line) => /^\s*at |@/.test(line)).map((line) => line.trim());
+  if (HERE === "") return lines.join("\n  ");
+  return lines.find((line) => !OWN.test(line) && !line.includes("<anonymous>")) ?? lines.at(-1) ??
+    "at an unknown place";
+}
+
 function callingLine(): string {
   const limits = Error as { stackTraceLimit?: number }, before = limits.stackTraceLimit;
   limits.stackTraceLimit = 100; // V8 gives 10 frames, which may all be ours
-  const lines = new Error().stack?.split("\n").slice(1) ?? [];
+  const { stack } = new Error();
   limits.stackTraceLimit = before;
-  return (lines.find((line) => !OWN.test(line) && !line.includes("<anonymous>")) ?? lines.at(-1) ??
-    "at an unknown place").trim();
+  return outside(stack);
 }

@@ -4,6 +4,7 @@ import { sizeOf } from "../kernels/elementwise.ts";
 import { checkBackward, checkForward } from "./anomaly.ts";
 import { scoped } from "./composed.ts";
 import { added, addToLeaf, checkGradients, copyOf, gradientFor, unit } from "./gradients.ts";
+import { outside } from "./ledger.ts";
 import { methods } from "./methods.ts";
 import { innermost, Scope } from "./scope.ts";
 import { BYTES, type DType, DTYPES, isFloat, Storage } from "./storage.ts";
@@ -146,11 +147,8 @@ export class Tape extends Scope {
   constructor() {
     gpu();
     if (openTape) {
-      const line = openTape.#openedAt?.stack?.split("\n").find((l, i) => i > 0 && !l.includes("autograd/tape.ts"))
-        ?.trim();
-      throw new Error(
-        `Tape: one tape is open already, opened ${line ?? "elsewhere"}; close it first (using, or close())`,
-      );
+      const where = outside(openTape.#openedAt?.stack);
+      throw new Error(`Tape: one tape is open already, opened ${where}; close it first (using, or close())`);
     }
     super();
     this.#openedAt = new Error();

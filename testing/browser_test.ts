@@ -1,4 +1,4 @@
-import { assertEquals } from "@std/assert";
+import { assert, assertEquals, assertMatch } from "@std/assert";
 
 /** What a page in a browser does: WebGPU is there, `Deno` is not. */
 const PAGE = `
@@ -21,4 +21,29 @@ console.log(losses[19] < losses[0], typeof Deno);`;
 Deno.test("browser: training needs WebGPU and nothing of Deno", async () => {
   const { stdout, stderr } = await new Deno.Command("deno", { args: ["eval", PAGE] }).output();
   assertEquals(new TextDecoder().decode(stdout), "true undefined\n", new TextDecoder().decode(stderr));
+});
+
+/** The same in a bundle, in which no file tells the package from the program. */
+const FORGETFUL = `
+import { init, stats, tensor } from ${JSON.stringify(new URL("../mod.ts", import.meta.url))};
+delete globalThis.Deno;
+await init({ debug: true });
+function forget() { return tensor([1]); }
+forget();
+console.log(stats().forgotten[0].place);`;
+
+Deno.test("browser: a bundle says where its program made what it forgot", async () => {
+  const folder = await Deno.makeTempDir(), program = `${folder}/main.ts`, bundle = `${folder}/main.js`;
+  const run = async (...args: string[]) => {
+    const { success, stdout, stderr } = await new Deno.Command("deno", { args }).output();
+    assert(success, new TextDecoder().decode(stderr));
+    return new TextDecoder().decode(stdout);
+  };
+  try {
+    await Deno.writeTextFile(program, FORGETFUL);
+    await run("bundle", "--quiet", "--platform", "browser", "-o", bundle, program);
+    assertMatch(await run("run", "--no-prompt", bundle), /^at .*\n(.*\n)*\s+at forget /);
+  } finally {
+    await Deno.remove(folder, { recursive: true });
+  }
 });
