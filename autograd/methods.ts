@@ -86,7 +86,7 @@ export interface Methods {
   gather(x: Tensor, dim: number, index: Tensor): Tensor;
   triu(x: Tensor, diagonal?: number): Tensor;
   tril(x: Tensor, diagonal?: number): Tensor;
-  where(condition: Tensor, a: Tensor, b: Tensor): Tensor;
+  where(condition: Tensor, a: Operand, b: Operand): Tensor;
   matmul(a: Tensor, b: Tensor, options?: MatmulOptions): Tensor;
 }
 

@@ -583,7 +583,7 @@ export class Tensor implements Disposable {
   }
 
   /** This tensor where `condition` is not 0, else `other`. */
-  where(condition: Tensor, other: Tensor): Tensor {
+  where(condition: Tensor, other: Operand): Tensor {
     return methods.where(condition, this, other);
   }
 

@@ -182,9 +182,20 @@ function made(op: string, shape: readonly number[], options: TensorOptions, writ
 export function full(shape: readonly number[], value: number, options: TensorOptions = {}): Tensor {
   if (typeof value !== "number") throw new TypeError(`full: value must be a number, got ${describe(value)}`);
   checkTensorOptions("full", options);
-  if (options.dtype === "i32") checkNumber("full", "value", value, { integer: true, min: -(2 ** 31), below: 2 ** 31 });
-  if (options.dtype === "u32") checkNumber("full", "value", value, { integer: true, min: 0, below: 2 ** 32 });
-  return made("full", shape, options, (x) => fill(x.memory, value, x.size, x.dtype));
+  return filled("full", "value", shape, value, options);
+}
+
+/** Internal: `full`, for an op that names its argument. */
+export function filled(
+  op: string,
+  name: string,
+  shape: readonly number[],
+  value: number,
+  options: TensorOptions,
+): Tensor {
+  if (options.dtype === "i32") checkNumber(op, name, value, { integer: true, min: -(2 ** 31), below: 2 ** 31 });
+  if (options.dtype === "u32") checkNumber(op, name, value, { integer: true, min: 0, below: 2 ** 32 });
+  return made(op, shape, options, (x) => fill(x.memory, value, x.size, x.dtype));
 }
 
 /**

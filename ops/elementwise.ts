@@ -4,11 +4,12 @@
  */
 import { checkNumber, checkOneOf, checkOptions, describe } from "../kernels/check.ts";
 import { ACTIVATIONS } from "../kernels/math.ts";
+import { composed } from "../autograd/composed.ts";
 import type { ClampOptions, GeluOptions, Operand } from "../autograd/methods.ts";
 import { DTYPES } from "../autograd/storage.ts";
 import { record } from "../autograd/tape.ts";
 import { checkTensor, Tensor } from "../autograd/tensor.ts";
-import { broadcastShape, mapped } from "./mapped.ts";
+import { filled } from "./create.ts";
 import { sumTo } from "./reduce.ts";
 
 // ---- one input
@@ -481,8 +482,16 @@ export const minimum: (a: Operand, b: Operand) => Tensor = arithmetic(
  * console.log(await y.array()); // [1, 4]
  * ```
  */
-export function where(condition: Tensor, a: Tensor, b: Tensor): Tensor {
+export function where(condition: Tensor, a: Operand, b: Operand): Tensor {
   checkTensor("where", "condition", condition, DTYPES);
+  if (typeof a === "number" || typeof b === "number") {
+    const [like, name] = typeof a === "number" ? [b, "b"] : [a, "a"];
+    if (typeof like === "number") throw new TypeError("where: one of a and b must be a Tensor, got two numbers");
+    checkTensor("where", name, like, DTYPES);
+    const tensorOf = (name: string, x: Operand) =>
+      typeof x === "number" ? filled("where", name, [], x, { dtype: like.dtype }) : x;
+    return composed("where", () => where(condition, tensorOf("a", a), tensorOf("b", b)));
+  }
   checkTensor("where", "a", a, DTYPES);
   checkTensor("where", "b", b, [a.dtype]);
   const shape = broadcastShape("where", [condition.shape, a.shape, b.shape]);

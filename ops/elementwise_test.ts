@@ -202,6 +202,12 @@ Deno.test("elementwise: where", async () => {
       reference: (a, b) => ({ shape: [2, 3], data: a.data.map((x, i) => i % 3 > 0 ? x : b.data[Math.floor(i / 3)]) }),
       shapes: [[2, 3], [2, 1]],
     },
+    {
+      name: "where of a number",
+      op: (a) => where(row, a, 7),
+      reference: (a) => ({ shape: [2, 3], data: a.data.map((x, i) => i % 3 > 0 ? x : 7) }),
+      shapes: [[2, 3]],
+    },
   ]);
 });
 
@@ -375,6 +381,9 @@ Deno.test("elementwise: what they throw", async () => {
   assertThrows(() => add(x, tensor([1, 2])), TypeError, "add: shapes [3] and [2] do not broadcast");
   assertThrows(() => mul(x, index), TypeError, "mul: b must have dtype");
   assertThrows(() => where(x, index, x), TypeError, "where: b must have dtype i32, got f32");
+  assertThrows(() => where(x, 1, 2), TypeError, "where: one of a and b must be a Tensor, got two numbers");
+  assertThrows(() => where(x, 0.5, index), RangeError, "where: a must be an integer");
+  assertEquals(await where(x, -100, index).array(), Array.from(await index.data(), () => -100)); // x is not 0
   assertThrows(() => exp(index), TypeError, "exp: x must have dtype");
   assertThrows(() => add(1, 2), TypeError, "add: one of a and b must be a Tensor");
   // deno-lint-ignore no-explicit-any

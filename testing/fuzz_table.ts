@@ -71,8 +71,8 @@ row("where", (d) => {
   const shape = d.shape(0, 3), [of, dtype] = [0, 1].map(() => d.pick("f32", "i32", "u32"));
   return [
     d.x(d.narrower(shape), { dtype: of, wrong: [] }),
-    d.x(shape, { dtype, wrong: [] }),
-    d.x(d.narrower(shape), { dtype }),
+    d.x(shape, { dtype, wrong: [], or: ["number"] }),
+    d.x(d.narrower(shape), { dtype, or: ["number"] }),
   ];
 });
 
