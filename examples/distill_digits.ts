@@ -312,7 +312,7 @@ const HELP = `Distils a teacher of handwritten digits into small students, with 
   --seed N     first seed of weights, batches and labels (${SEED})
   --seeds N    students of each kind, one a seed (${SEEDS}; quick ${QUICK.seeds})
   --epochs N   passes over the digits (${EPOCHS}; quick ${QUICK.epochs})
-  --quick      fewer seeds and epochs: within a minute on two CPU cores
+  --quick      fewer seeds and epochs: within a minute on two CPU cores (conv takes longer)
   --out DIR    folder for distill_digits.svg and distill_digits.json (out)
   --resume     goes on where Ctrl-C has stopped a run with these options
   --help       this text`;
