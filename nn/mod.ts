@@ -10,6 +10,7 @@ export {
   Embedding,
   Gpt,
   type GptOptions,
+  type KeyValueCache,
   LayerNorm,
   MultiHeadAttention,
   RMSNorm,

@@ -108,7 +108,9 @@ export class RMSNorm extends Module {
 
 /** Keys and values of the tokens so far, [batch, heads, length, depth], allocated once and written in place. */
 export interface KeyValueCache {
+  /** By head. */
   keys: Tensor;
+  /** Likewise. */
   values: Tensor;
 }
 
