@@ -44,6 +44,9 @@ Deno.test("init: a second call returns the same, also while the first runs", asy
   console.warn = (message: string) => said.push(message);
   try {
     await Promise.all([init(), init({ debug: true }), init({})]); // likewise while the first still runs
+    await dispose();
+    await init({ features: [] });
+    await init({ features: [] }); // the same list
   } finally {
     console.warn = warn;
   }

@@ -39,7 +39,7 @@ export interface Made {
 }
 
 /** The defaults of `init`. */
-const DEFAULTS: InitOptions = { memoryLimit: Infinity, debug: false, autotune: false };
+const DEFAULTS: InitOptions = { memoryLimit: Infinity, debug: false, autotune: false, features: [] };
 
 let current: Gpu | null = null;
 let starting: Promise<GpuInfo> | null = null;
@@ -66,7 +66,12 @@ export async function open(options: InitOptions, prepare: () => Promise<void>): 
   while (starting) await starting.catch(() => {}); // another call is opening it; that call reports its own errors
   if (current && current.errors.lost === null) {
     const { options: first, info } = current, names = Object.keys(options) as (keyof InitOptions)[];
-    const other = names.filter((n) => (first[n] ?? DEFAULTS[n]) !== (options[n] ?? DEFAULTS[n]));
+    const texts = ["features", "autotune"]; // lists and tunings are the same with the same content
+    const valueOf = (o: InitOptions, n: keyof InitOptions) => {
+      const value = o[n] ?? DEFAULTS[n];
+      return texts.includes(n) ? JSON.stringify(value) : value;
+    };
+    const other = names.filter((n) => valueOf(first, n) !== valueOf(options, n));
     if (other.length > 0) {
       console.warn(`limbeck: init() was called before: ${other.join(", ")} changes nothing until dispose()`);
     }
