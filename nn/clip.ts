@@ -3,7 +3,7 @@ import { checkNumber } from "../kernels/check.ts";
 import { scale } from "../kernels/elementwise.ts";
 import { reduce } from "../kernels/reduce.ts";
 import { noGrad } from "../autograd/tape.ts";
-import { checkTensor, type Tensor } from "../autograd/tensor.ts";
+import { checkTensor, Tensor } from "../autograd/tensor.ts";
 import { zeros } from "../ops/create.ts";
 import { stack } from "../ops/shape.ts";
 import { checkIterable } from "./optim.ts";
@@ -46,7 +46,7 @@ export function clipGradNorm(params: Iterable<Tensor>, maxNorm: number): Tensor 
 }
 
 function sumOfSquares(x: Tensor): Tensor {
-  const y = zeros([]);
+  const y = Tensor.empty([], "f32", "clipGradNorm");
   reduce("sumOfSquares", x.memory, x.dtype, y.memory, "f32", 1, x.size, 1);
   return y;
 }

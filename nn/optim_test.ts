@@ -580,6 +580,19 @@ Deno.test("optim: clipGradNorm only measures where the bound is infinite", async
   }
 });
 
+Deno.test("optim: clipGradNorm takes three launches a gradient, and an empty one", async () => {
+  await init();
+  using _scope = new Scope();
+  const launches = (gradients: number[][]) => {
+    const before = stats().dispatches;
+    optim.clipGradNorm(withGradients(gradients), 1);
+    return stats().dispatches - before;
+  };
+  const few = launches([[1, 2], [3]]); // sum of squares, its place beside the others, and the factor
+  assertEquals(launches([[1, 2], [3], [4], [5, 6]]) - few, 6);
+  assertEquals(await optim.clipGradNorm(withGradients([[], [3, 4]]), 1).item(), 5);
+});
+
 Deno.test("optim: clipGradNorm of gradients that are not finite, as torch's", async () => {
   await init();
   for (const [gradient, want] of [[[1, -Infinity], [0, NaN]], [[1, NaN], [NaN, NaN]]]) {
