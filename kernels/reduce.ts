@@ -72,7 +72,9 @@ function loops({ begin, step, join, result = "shared_values[lane]" }: Fold, ahea
       ${join}
       shared_values[lane] = total;
     }
-  }`; // the lanes of the result read what they wrote
+  }
+  let result = ${result}; // which the same lane wrote
+  `;
 }
 
 /** Compile-time choices: also how many results a workgroup computes, and how many elements a lane reads at once. */

@@ -19,7 +19,7 @@ function checkDevice(op: string, { memory }: List): void {
 
 /**
  * Collects scalars by name on the GPU and reads many at once: a training step adds its loss and continues, and from time to time one read fetches them all. A
- * read waits for the GPU (at least 11 ms in some runtimes), an `add` never does.
+ * read waits for the GPU, an `add` never does.
  *
  * `add` throws a TypeError for anything but an f32 scalar, both throw one if the device of the values so far was disposed or lost.
  *

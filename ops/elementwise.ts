@@ -10,6 +10,7 @@ import { DTYPES } from "../autograd/storage.ts";
 import { record } from "../autograd/tape.ts";
 import { checkTensor, Tensor } from "../autograd/tensor.ts";
 import { filled } from "./create.ts";
+import { broadcastShape, mapped } from "./mapped.ts";
 import { sumTo } from "./reduce.ts";
 
 // ---- one input

@@ -3,13 +3,16 @@ import { checkTuning, type Tuning } from "./tuning.ts";
 
 /** What `init` takes. */
 export interface InitOptions {
-  /** A device made elsewhere (by a browser, by Dawn). It remains the caller's: `dispose()` does not destroy it. */
+  /**
+   * A device made elsewhere (by a browser, by Dawn). It remains the caller's: `dispose()` does not destroy it. Its limits are the caller's choice too: with the
+   * least ones (8 buffers a kernel) `distillation` does not run. From an `adapter`, `init` requests all that it has.
+   */
   device?: GPUDevice;
   /** An adapter made elsewhere, to request the device from. If it comes from the npm package `webgpu`, keep what `create` returned: without it Dawn crashes. */
   adapter?: GPUAdapter;
   /** Which adapter to request if there are several. */
   powerPreference?: "low-power" | "high-performance";
-  /** Further device features to request; one that the adapter lacks is a RangeError. */
+  /** Further device features to request; one that the adapter, or a device made elsewhere, lacks is a RangeError. */
   features?: string[];
   /** The most bytes of GPU memory that tensors and the pool may take together; to allocate more throws a RangeError. */
   memoryLimit?: number;
