@@ -33,9 +33,11 @@ export function checkGradients(
 }
 
 /** An uninitialised gradient; that of a leaf is in the optimizer's slot, if there is one and `.grad` is null. */
-export function gradientFor(input: Tensor, isLeaf: boolean): Tensor {
+export function gradientFor(input: Tensor, isLeaf: boolean, read: readonly Tensor[]): Tensor {
   const home = isLeaf && !input.closed && input.grad === null ? freeHome(input) : null;
-  if (!home) return Tensor.empty(input.shape, input.dtype, "backward");
+  if (!home || read.some((x) => x.storage.memory.buffer === home.buffer)) {
+    return Tensor.empty(input.shape, input.dtype, "backward");
+  }
   return Tensor.owned(new Storage(home, true), input.shape, input.dtype, "backward");
 }
 
@@ -72,7 +74,7 @@ export function copyOf(x: Tensor): Tensor {
 export function addToLeaf(leaf: Tensor, gradient: Tensor, isFreed: boolean): void {
   if (leaf.grad) {
     // x + x gives the same tensor twice
-    using same = leaf.grad.storage === gradient.storage ? copyOf(gradient) : null;
+    using same = leaf.grad.memory.buffer === gradient.memory.buffer ? copyOf(gradient) : null;
     accumulate(leaf.grad.storage.writable(), (same ?? gradient).memory, leaf.size, leaf.dtype);
     return;
   }

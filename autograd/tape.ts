@@ -237,7 +237,8 @@ export class Tape extends Scope {
     const gradients = spec.backward(
       record.gradient!,
       wants,
-      (i) => gradientFor(spec.inputs[i], record.sources[i] === null), // not input.record, which a closed input has lost
+      // a closed input has lost its own record
+      (i) => gradientFor(spec.inputs[i], record.sources[i] === null, [record.gradient!, ...record.saved]),
       (i) => {
         const { sources } = record, earlier = sources[i]?.gradient ?? null;
         if (earlier === null || sources.indexOf(sources[i]) !== i) return null; // if inputs are the same tensor, it must be added only once

@@ -8,6 +8,7 @@ import {
   nn,
   noGrad,
   optim,
+  record,
   Scope,
   stats,
   Tape,
@@ -70,6 +71,20 @@ Deno.test("optim: groups have rates and decays of their own", async () => {
   step(optimizer, [a, b, c], ones);
   assertEquals(await read(b), [0.25, -0.5]);
   assertEquals(await read(a), [-0.5, -1.25]);
+});
+
+Deno.test("optim: the gradient of one parameter may be read where that of another is computed", async () => {
+  await init();
+  const [a, b] = [[1, 2, 3, 4], [5, 6, 7, 8]].map((x) => tensor(x, [2, 2], { requiresGrad: true }).keep());
+  using _optimizer = new optim.SGD([a, b], { lr: 1 }); // one buffer holds both gradients
+  using _tape = new Tape();
+  b.mul(tensor([[1, 2], [3, 4]])).sum().backward();
+  matmul(a, b.grad!).sum().backward(); // the product of its backward rule would write into the buffer that it reads
+  assertEquals(await read(a.grad!), [3, 7, 3, 7]);
+  const spec = { op: "given", inputs: [a], output: a.detach(), backward: () => [b.grad!] };
+  record(spec).sum().backward();
+  assertEquals(await read(a.grad!), [4, 9, 6, 11]);
+  for (const x of [a, b]) x.dispose();
 });
 
 Deno.test("optim: the gradient of a broadcast parameter is summed where the optimizer keeps it", async () => {
