@@ -5,12 +5,14 @@
 import { checkNumber } from "../kernels/check.ts";
 import { sizeOf } from "../kernels/elementwise.ts";
 import { embedding as lookUp, embeddingBackward, gather as take, gatherBackward } from "../kernels/indexing.ts";
+import { composed } from "../autograd/composed.ts";
 import { DTYPES } from "../autograd/storage.ts";
 import { record } from "../autograd/tape.ts";
 import { checkTensor, Tensor } from "../autograd/tensor.ts";
 import { arange } from "./create.ts";
 import { mapped } from "./mapped.ts";
 import { checkDim } from "./reduce.ts";
+import { slice } from "./shape.ts";
 
 function checkIndex(op: string, index: Tensor, size: number): void {
   checkTensor(op, "index", index, ["i32", "u32"]);
@@ -64,7 +66,7 @@ export function embedding(weight: Tensor, index: Tensor): Tensor {
  * index = k, added in their order.
  *
  * Throws a TypeError for wrong shapes or dtypes, a RangeError for a dimension that x lacks and for an index out of range that the host wrote; one that only
- * the GPU has seen gives NaN, or 0 where x holds integers. Source: `torch.gather`, with equal sizes outside `dim`.
+ * the GPU has seen gives NaN, or 0 where x holds integers. Source: `torch.gather`.
  *
  * @example
  * ```ts
@@ -79,14 +81,20 @@ export function gather(x: Tensor, dim: number, index: Tensor): Tensor {
   checkTensor("gather", "x", x, DTYPES);
   const along = checkDim("gather", dim, x.rank);
   checkTensor("gather", "index", index, ["i32", "u32"]);
-  if (index.rank !== x.rank || index.shape.some((n, d) => d !== along && n !== x.shape[d])) {
+  if (index.rank !== x.rank || index.shape.some((n, d) => d !== along && n > x.shape[d])) {
     throw new TypeError(
-      `gather: index must have shape [${x.shape.join(", ")}] but for dimension ${along}, got [${
+      `gather: index must have at most shape [${x.shape.join(", ")}] but for dimension ${along}, got [${
         index.shape.join(", ")
       }]`,
     );
   }
   checkIndex("gather", index, x.shape[along]);
+  if (index.shape.some((n, d) => d !== along && n < x.shape[d])) {
+    return composed("gather", () => {
+      const within = slice(x, x.shape.map((n, d) => [0, d === along ? n : index.shape[d]]));
+      return gather(within, along, index);
+    });
+  }
   const sizes = {
     outer: sizeOf(x.shape.slice(0, along)),
     from: x.shape[along],
