@@ -4,7 +4,7 @@ import { copyFlat, copyStrided, type Layout, sizeOf, stridesOf } from "../kernel
 import { fill } from "../kernels/random.ts";
 import { gpu } from "../kernels/gpu/gpu.ts";
 import { composed } from "../autograd/composed.ts";
-import { BYTES, DTYPES } from "../autograd/storage.ts";
+import { BYTES, DTYPES, isFloat } from "../autograd/storage.ts";
 import { needsGradient, record } from "../autograd/tape.ts";
 import { checkShape, checkTensor, Tensor } from "../autograd/tensor.ts";
 import { arange, checkShapeArgument, tensor } from "./create.ts";
@@ -290,13 +290,14 @@ export function stack(xs: readonly Tensor[], dim = 0): Tensor {
 }
 
 function triangle(op: "triu" | "tril", x: Tensor, diagonal: number): Tensor {
-  checkTensor(op, "x", x);
+  checkTensor(op, "x", x, DTYPES);
   checkRank(op, "x", x, 2);
   checkNumber(op, "diagonal", diagonal, { integer: true });
   const [rows, columns] = x.shape.slice(-2);
   using row = tensor(Float32Array.from({ length: rows }, (_, i) => i), [rows, 1]); // the record keeps what it saved
   using column = arange(columns);
-  const keep = op === "triu" ? "select(0.0, a, c - b >= s0)" : "select(0.0, a, c - b <= s0)";
+  const zero = isFloat(x.dtype) ? "0.0" : x.dtype === "i32" ? "0i" : "0u";
+  const keep = `select(${zero}, a, c - b ${op === "triu" ? ">=" : "<="} s0)`;
   const y = mapped(op, keep, [x, row, column], x.shape, [diagonal]);
   return record({
     op,

@@ -214,7 +214,9 @@ Deno.test("shape: integers are moved too", async () => {
   assertEquals(await x.transpose(0, 1).array(), [[1, 2 ** 24 + 1], [2, 2 ** 30 + 1], [-3, -(2 ** 31)]]);
   assertEquals((await x.reshape([6]).array() as number[])[3], 2 ** 24 + 1);
   assertEquals(await slice(x, [[0, 2], [-2, 2]]).array(), [[2], [2 ** 30 + 1]]);
+  assertEquals(await tril(x, 1).array(), [[1, 2, 0], [2 ** 24 + 1, 2 ** 30 + 1, -(2 ** 31)]]);
   const u = tensor(new Uint32Array([2 ** 32 - 1, 2 ** 24 + 1]));
+  assertEquals(await triu(stack([u, u])).array(), [[2 ** 32 - 1, 2 ** 24 + 1], [0, 2 ** 24 + 1]]);
   assertEquals(await concat([u, slice(u, [[1, 2]])]).array(), [2 ** 32 - 1, 2 ** 24 + 1, 2 ** 24 + 1]);
   assertEquals(await stack([u, u], 1).array(), [[2 ** 32 - 1, 2 ** 32 - 1], [2 ** 24 + 1, 2 ** 24 + 1]]);
 });

@@ -135,7 +135,10 @@ row("stack", (d) => {
   const shape = d.shape(0, 2);
   return [listOf(d, Array.from({ length: d.int(1, 3) }, () => shape)), d.dim(shape.length + 1)];
 });
-row("triu tril", (d) => [d.x(d.shape(2, 3), { shapes: [[], [3]] }), d.integer([undefined, 0, 1, -2])]);
+row("triu tril", (d) => {
+  const dtype = d.pick("f32", "i32", "u32");
+  return [d.x(d.shape(2, 3), { dtype, wrong: [], shapes: [[], [3]] }), d.integer([undefined, 0, 1, -2])];
+});
 
 // indexing and linear algebra
 row("embedding", (d) => {
