@@ -64,7 +64,7 @@ export class Linear extends Module {
 
   /** [..., in] → [..., out] */
   override forward(x: Tensor): Tensor {
-    return linear(x, this.weight, this.bias ?? undefined);
+    return linear(x, this.weight, this.bias);
   }
 }
 

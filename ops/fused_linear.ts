@@ -39,18 +39,18 @@ import {
 /** Options of `linearCrossEntropy`: those of `crossEntropy`, and the head's. */
 export interface LinearCrossEntropyOptions extends CrossEntropyOptions {
   /** Added to the logits, [V]. */
-  bias?: Tensor;
   /** The rows of a chunk; by default as many as fit into 256 MiB and one binding. */
+  bias?: Tensor | null;
   chunkSize?: number;
 }
 
 /** Options of `linearDistillation`. */
 export interface LinearDistillationOptions extends DivergenceOptions {
   /** Added to the student's logits, [V]. */
-  bias?: Tensor;
   /** Added to the teacher's logits, [V]. */
-  teacherBias?: Tensor;
   /** `"forwardKl"` by default. */
+  bias?: Tensor | null;
+  teacherBias?: Tensor | null;
   divergence?: DivergenceName;
   /** β if the divergence is `"jsd"`; 0.5 by default. */
   beta?: number;
@@ -287,7 +287,7 @@ export function linearCrossEntropy(
   checkLossOptions(op, options);
   const { bias, chunkSize, reduction = "mean", weight: classWeight } = options;
   const numbers = numbersOf(options), { ignoreIndex } = numbers;
-  const head = { hidden, weight, bias };
+  const head = { hidden, weight, bias: bias ?? undefined };
   const shape = headRows(op, ["hidden", "weight", "bias"], head), { rows, columns } = shape;
   checkLabels(op, "target", target, shape, ignoreIndex);
   if (classWeight !== undefined) checkClassWeight(op, "options.weight", classWeight, columns);
@@ -378,8 +378,8 @@ export function linearDistillation(
   const { temperature = 1, reduction = "mean", labels, ignoreIndex = -100 } = options;
   checkOneOf(op, "divergence", divergence, DIVERGENCES);
   const { kernel, beta: mixture, factor } = resolveDivergence(op, divergence, { beta, alpha, normalize });
-  const student = { hidden, weight, bias },
-    teacher = { hidden: teacherHidden, weight: teacherWeight, bias: teacherBias };
+  const student = { hidden, weight, bias: bias ?? undefined },
+    teacher = { hidden: teacherHidden, weight: teacherWeight, bias: teacherBias ?? undefined };
   const shape = headRows(op, ["hidden", "weight", "bias"], student), { rows, columns } = shape;
   const other = headRows(op, ["teacherHidden", "teacherWeight", "teacherBias"], teacher);
   if (other.columns !== columns) {

@@ -243,8 +243,15 @@ Deno.test("linear losses: equal the unfused ones", async () => {
       ),
       await measure((h, w, a, b) => jsd(linear(h, w), linear(a, b), { beta: 0.3 }), four),
     ],
+    [ // what a Linear without a bias has
+      await measure((h, w) => linearCrossEntropy(h, w, target, { bias: null }), two),
+      await measure((h, w) => crossEntropy(linear(h, w, null), target), two),
+    ],
     [
-      await measure((h, w, a, b) => linearDistillation(h, w, a, b, { temperature: 2 }), four),
+      await measure(
+        (h, w, a, b) => linearDistillation(h, w, a, b, { temperature: 2, bias: null, teacherBias: null }),
+        four,
+      ),
       await measure((h, w, a, b) => forwardKl(linear(h, w), linear(a, b), { temperature: 2 }), four),
     ],
   ];

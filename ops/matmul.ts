@@ -297,7 +297,8 @@ function layered(op: string, x: Tensor, layers: readonly Layer[], residual?: Ten
 }
 
 /**
- * y = x·weightᵀ + bias over the last dimension: x [..., in], weight [out, in], bias [out] → [..., out]. The bias is added inside the product's kernel.
+ * y = x·weightᵀ + bias over the last dimension: x [..., in], weight [out, in], bias [out] (or null) → [..., out]. The bias is added inside the product's
+ * kernel.
  *
  * Gradients: dX = dY·weight, dWeight = dYᵀ·x, dBias = Σ dY. Throws a TypeError if the shapes or dtypes do not fit. Source: `torch.nn.functional.linear`.
  *
@@ -310,6 +311,6 @@ function layered(op: string, x: Tensor, layers: readonly Layer[], residual?: Ten
  * console.log(await y.array()); // [[11.5, 16.5]]
  * ```
  */
-export function linear(x: Tensor, weight: Tensor, bias?: Tensor): Tensor {
+export function linear(x: Tensor, weight: Tensor, bias?: Tensor | null): Tensor {
   return perceptron("linear", x, [{ weight, bias }]);
 }

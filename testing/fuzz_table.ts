@@ -286,7 +286,7 @@ row("linearCrossEntropy", (d) => {
   return [
     ...head(d, rows, d.int(1, 5), columns),
     d.labels(rows, columns, { exact: true }),
-    d.options({ ...options, bias: maybe(d, [columns]), chunkSize: chunkSize(d) }),
+    d.options({ ...options, bias: maybe(d, [columns], { or: ["null"] }), chunkSize: chunkSize(d) }),
   ];
 });
 row("linearDistillation", (d) => {
@@ -299,8 +299,8 @@ row("linearDistillation", (d) => {
       divergence,
       ...ofDivergence(d, divergence.good as string),
       labels: d.labels(rows, columns, { exact: true, optional: true }),
-      bias: maybe(d, [columns]),
-      teacherBias: maybe(d, [columns]),
+      bias: maybe(d, [columns], { or: ["null"] }),
+      teacherBias: maybe(d, [columns], { or: ["null"] }),
       chunkSize: chunkSize(d),
     }, "divergence"),
   ];
