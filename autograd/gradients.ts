@@ -32,7 +32,10 @@ export function checkGradients(
   }
 }
 
-/** An uninitialised gradient; that of a leaf is in the optimizer's slot, if there is one and `.grad` is null. */
+/**
+ * An uninitialised gradient; that of a leaf is in the optimizer's slot, if there is one and `.grad` is null. It is not if the rule reads another gradient of
+ * that optimizer: one dispatch cannot read and write the same buffer.
+ */
 export function gradientFor(input: Tensor, isLeaf: boolean, read: readonly Tensor[]): Tensor {
   const home = isLeaf && !input.closed && input.grad === null ? freeHome(input) : null;
   if (!home || read.some((x) => x.storage.memory.buffer === home.buffer)) {
@@ -73,7 +76,7 @@ export function copyOf(x: Tensor): Tensor {
  */
 export function addToLeaf(leaf: Tensor, gradient: Tensor, isFreed: boolean): void {
   if (leaf.grad) {
-    // x + x gives the same tensor twice
+    // the same tensor twice (x + x), or the gradient of another leaf, which is in the same optimizer's block
     using same = leaf.grad.memory.buffer === gradient.memory.buffer ? copyOf(gradient) : null;
     accumulate(leaf.grad.storage.writable(), (same ?? gradient).memory, leaf.size, leaf.dtype);
     return;

@@ -38,7 +38,7 @@ import {
 
 /** Options of `linearCrossEntropy`: those of `crossEntropy`, and the head's. */
 export interface LinearCrossEntropyOptions extends CrossEntropyOptions {
-  /** Added to the logits, [V]. */
+  /** Added to the logits, [V]; null, as that of a `Linear` without one, adds nothing. */
   /** The rows of a chunk; by default as many as fit into 256 MiB and one binding. */
   bias?: Tensor | null;
   chunkSize?: number;
@@ -46,8 +46,8 @@ export interface LinearCrossEntropyOptions extends CrossEntropyOptions {
 
 /** Options of `linearDistillation`. */
 export interface LinearDistillationOptions extends DivergenceOptions {
-  /** Added to the student's logits, [V]. */
-  /** Added to the teacher's logits, [V]. */
+  /** Added to the student's logits, [V]; or null. */
+  /** Added to the teacher's logits, [V]; or null. */
   /** `"forwardKl"` by default. */
   bias?: Tensor | null;
   teacherBias?: Tensor | null;

@@ -62,8 +62,8 @@ export function embedding(weight: Tensor, index: Tensor): Tensor {
 }
 
 /**
- * y[…, j, …] = x[…, index[…, j, …], …] along `dim`: index (i32 or u32) has x's shape except along `dim`. Gradient: dX[…, k, …] = Σ dY over the places where
- * index = k, added in their order.
+ * y[…, j, …] = x[…, index[…, j, …], …] along `dim`: index (i32 or u32) has any size there and at most x's sizes elsewhere. Gradient: dX[…, k, …] = Σ dY over
+ * the places where index = k, added in their order.
  *
  * Throws a TypeError for wrong shapes or dtypes, a RangeError for a dimension that x lacks and for an index out of range that the host wrote; one that only
  * the GPU has seen gives NaN, or 0 where x holds integers. Source: `torch.gather`.

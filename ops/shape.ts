@@ -310,8 +310,7 @@ function triangle(op: "triu" | "tril", x: Tensor, diagonal: number): Tensor {
 
 /**
  * x [..., M, N] on and above the given diagonal of the last two dimensions (0, the default: the main one; 1: the one above), 0 below. Gradient: dX = dY
- * there, 0 below. Throws a TypeError for fewer than two dimensions and for integers, a RangeError for a diagonal that is not an integer. Source:
- * `torch.triu`.
+ * there, 0 below. Throws a TypeError for fewer than two dimensions, a RangeError for a diagonal that is not an integer. Source: `torch.triu`.
  *
  * @example
  * ```ts
@@ -327,8 +326,7 @@ export function triu(x: Tensor, diagonal = 0): Tensor {
 
 /**
  * x [..., M, N] on and below the given diagonal of the last two dimensions (0, the default: the main one; 1: the one above), 0 above. Gradient: dX = dY
- * there, 0 above. Throws a TypeError for fewer than two dimensions and for integers, a RangeError for a diagonal that is not an integer. Source:
- * `torch.tril`.
+ * there, 0 above. Throws a TypeError for fewer than two dimensions, a RangeError for a diagonal that is not an integer. Source: `torch.tril`.
  *
  * @example
  * ```ts
