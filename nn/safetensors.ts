@@ -15,8 +15,11 @@ interface Entry {
 }
 
 /** Bytes of an element, by the dtype's name in a file. */
-const FILE_BYTES: Record<string, number> = { F64: 8, F32: 4, F16: 2, BF16: 2, I64: 8, I32: 4, U32: 4 };
+const FLOATS = { F64: 8, F32: 4, F16: 2, BF16: 2 };
+const FILE_BYTES: Record<string, number> = { ...FLOATS, I64: 8, I32: 4, U32: 4, I16: 2, U16: 2, I8: 1, U8: 1, BOOL: 1 };
 const FILE_TYPES: Record<DType, string> = { f32: "F32", f16: "F16", i32: "I32", u32: "U32" };
+/** Arrays of what becomes i32. */
+const NARROW = { I16: Int16Array, U16: Uint16Array, I8: Int8Array, U8: Uint8Array, BOOL: Uint8Array };
 const LONGEST_HEADER = 100_000_000; // as the reference implementation
 
 /** A file whose header was checked. */
@@ -85,8 +88,10 @@ async function readHeader(
   for (const [name, entry] of entries) {
     const { dtype, shape, data_offsets: offsets } = entry ?? {};
     if (name === "__proto__") fail(`it names a tensor ${describe(name)}`);
-    if (typeof dtype !== "string" || !Object.hasOwn(FILE_BYTES, dtype)) {
-      fail(`${describe(name)} has the dtype ${describe(dtype)}; readable are ${Object.keys(FILE_BYTES).join(", ")}`);
+    if (typeof dtype !== "string") fail(`${describe(name)} has the dtype ${describe(dtype)}`);
+    if (!Object.hasOwn(FILE_BYTES, dtype)) { // the file may be valid for all that
+      const which = `${describe(name)} of ${source.name} has the dtype ${describe(dtype)}`;
+      throw new RangeError(`${op}: ${which}; readable are ${Object.keys(FILE_BYTES).join(", ")}`);
     }
     if (!Array.isArray(shape) || !shape.every((n) => Number.isSafeInteger(n) && n >= 0)) {
       fail(`${describe(name)} has the shape ${describe(shape)}`);
@@ -149,8 +154,9 @@ export async function openSafetensors<T>(
       checkHoldable(op, source, entries);
       // convert all values first, so that no tensor is left over if one does not fit
       const arrays: TypedArray[] = [];
-      for (const [, { dtype, data_offsets: [from, to] }] of entries) {
-        arrays.push(values(op, (await source.read(start + from, start + to)).buffer, dtype));
+      for (const [name, { dtype, data_offsets: [from, to] }] of entries) {
+        const of = `${describe(name)} of ${source.name}`;
+        arrays.push(values(op, of, (await source.read(start + from, start + to)).buffer, dtype));
       }
       const loaded: Record<string, Tensor> = {};
       try {
@@ -167,16 +173,17 @@ export async function openSafetensors<T>(
   }
 }
 
-function values(op: string, raw: ArrayBuffer, dtype: string): TypedArray {
+function values(op: string, of: string, raw: ArrayBuffer, dtype: string): TypedArray {
   const own = DTYPES.find((d) => FILE_TYPES[d] === dtype);
   if (own) return new ARRAYS[own](raw);
   if (dtype === "F64") return Float32Array.from(new Float64Array(raw));
   if (dtype === "I64") {
     return Int32Array.from(new BigInt64Array(raw), (n) => {
-      if (BigInt.asIntN(32, n) !== n) throw new RangeError(`${op}: the I64 value ${n} does not fit i32`);
+      if (BigInt.asIntN(32, n) !== n) throw new RangeError(`${op}: ${of} holds ${n}, which does not fit i32`);
       return Number(n);
     });
   }
+  if (dtype in NARROW) return Int32Array.from(new NARROW[dtype as keyof typeof NARROW](raw));
   const halves = new Uint16Array(raw), words = new Uint32Array(halves.length); // BF16: the upper half of an f32
   halves.forEach((half, i) => words[i] = half << 16);
   return new Float32Array(words.buffer);

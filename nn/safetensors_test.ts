@@ -104,6 +104,8 @@ Deno.test("safetensors: files of other writers", async () => {
     bytesOf(new Float64Array([1 / 3, -1e300, 2 ** -200])),
     bytesOf(new BigInt64Array([-1n, 2n ** 31n - 1n, -(2n ** 31n)])),
     bytesOf(new Float32Array([7])),
+    bytesOf(new Uint8Array([1, 0, 255])),
+    bytesOf(new Int16Array([-300])),
   ];
   let end = 0;
   const offsets = data.map((part) => [end, end += part.length]);
@@ -113,12 +115,16 @@ Deno.test("safetensors: files of other writers", async () => {
     half: { dtype: "BF16", shape: [2, 4], data_offsets: offsets[0] },
     double: { dtype: "F64", shape: [3], data_offsets: offsets[1] },
     long: { dtype: "I64", shape: [3, 1], data_offsets: offsets[2] },
+    bytes: { dtype: "U8", shape: [3], data_offsets: offsets[4] },
+    short: { dtype: "I16", shape: [1], data_offsets: offsets[5] },
   };
   const wanted = {
     late: { shape: [], data: new Float32Array([7]) },
     half: { shape: [2, 4], data: new Float32Array([1.5, -2, Infinity, -Infinity, 0, -0, 2 ** -133, NaN]) },
     double: { shape: [3], data: new Float32Array([1 / 3, -Infinity, 0]) },
     long: { shape: [3, 1], data: new Int32Array([-1, 2 ** 31 - 1, -(2 ** 31)]) },
+    bytes: { shape: [3], data: new Int32Array([1, 0, 255]) },
+    short: { shape: [1], data: new Int32Array([-300]) },
   };
   assertEquals(await contents(await load(entries)), wanted);
   assertEquals(await contents(await load(JSON.stringify(entries, null, 3) + "   ")), wanted); // padded
@@ -191,8 +197,8 @@ Deno.test("safetensors: malformed files take no memory", async () => {
     ["a fractional shape", file({ a: entry({ shape: [0.5, 4] }) }, data), '"a" has the shape [0.5, 4]'],
     ["a shape of texts", file({ a: entry({ shape: ["2"] }) }, data), '"a" has the shape ["2"]'],
     ["no shape", file({ a: { dtype: "F32", data_offsets: [0, 8] } }, data), '"a" has the shape undefined'],
-    ["an unknown dtype", file({ a: entry({ dtype: "F8_E4M3" }) }, data), '"a" has the dtype "F8_E4M3"; readable are'],
-    ["a dtype of Object's", file({ a: entry({ dtype: "toString" }) }, data), '"a" has the dtype "toString"'],
+    ["an unknown dtype", file({ a: entry({ dtype: "F8_E4M3" }) }, data), 'the dtype "F8_E4M3"; readable are'],
+    ["a dtype of Object's", file({ a: entry({ dtype: "toString" }) }, data), 'has the dtype "toString"'],
     ["a dtype in an array", file({ a: entry({ dtype: ["F32"] }) }, data), '"a" has the dtype ["F32"]'],
     ["no dtype", file({ a: { shape: [2], data_offsets: [0, 8] } }, data), '"a" has the dtype undefined'],
     ["a tensor that is null", file({ a: null }), '"a" has the dtype undefined'],
@@ -210,7 +216,7 @@ Deno.test("safetensors: malformed files take no memory", async () => {
     ["a long name", file(`{"${"a".repeat(2 ** 22)}": 5}`), "has the dtype undefined"],
     ["a long name twice", file(`{"${"\\n".repeat(2 ** 22)}": 5, "${"\\n".repeat(2 ** 22)}": 5}`), "twice"],
     ["a deep header", file(`${"[".repeat(2 ** 18)}${"]".repeat(2 ** 18)}`), 'its header begins with "["'],
-    ["a number that does not fit i32", long, "the I64 value 2147483648 does not fit i32"],
+    ["a number that does not fit i32", long, "holds 2147483648, which does not fit i32"],
   ];
   const before = stats(), wrong: string[] = [];
   for (const [name, bytes, message] of cases) {
