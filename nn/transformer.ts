@@ -118,6 +118,8 @@ export interface KeyValueCache {
 export interface AttentionCall {
   /** Whether a token sees only itself and earlier ones; false by default. */
   causal?: boolean;
+  /** As `scaledDotProductAttention` takes it, for [batch, heads, T, T]: padding is 0 in an i32 mask [batch, 1, 1, T], all other tokens 1. */
+  mask?: Tensor;
 }
 
 function checkBlock(op: string, width: number, heads: number, options: TransformerBlockOptions, p = "dropout"): void {
@@ -196,13 +198,16 @@ export class MultiHeadAttention extends Module {
 
   /** The heads' results side by side, [batch, T, width], before `outProj`. */
   attend(x: Tensor, call: AttentionCall = {}): Tensor {
-    checkOptions("MultiHeadAttention", call, ["causal"]);
-    const { causal = false } = call;
+    checkOptions("MultiHeadAttention", call, ["causal", "mask"]);
+    const { causal = false, mask } = call, dropout = this.training ? this.p : 0;
     checkBoolean("MultiHeadAttention", "causal", causal);
     this.#checked(x);
     return composed("MultiHeadAttention", () => {
+      if (mask !== undefined) {
+        return this.merge(scaledDotProductAttention(...this.project(x), { causal, mask, dropout }));
+      }
       const all = linear(x, this.inProjWeight, this.inProjBias);
-      return packedAttention(all, this.heads, { causal, dropout: this.training ? this.p : 0 });
+      return packedAttention(all, this.heads, { causal, dropout });
     });
   }
 

@@ -6,6 +6,7 @@ import {
   manualSeed,
   nn,
   noGrad,
+  ones,
   Scope,
   stats,
   Tape,
@@ -137,8 +138,8 @@ Deno.test("transformer: the small layers are their ops", async () => {
   for (const module of [table, layer, rms]) module.dispose();
 });
 
-/** A block from primitive ops alone. */
-function composed(p: Record<string, Tensor>, x: Tensor, heads: number, causal: boolean): Tensor {
+/** A block from primitive ops alone; `seen` is 1 where a token sees another one, else 0. */
+function composed(p: Record<string, Tensor>, x: Tensor, heads: number, seen: Tensor): Tensor {
   const [batch, length, width] = x.shape, depth = width / heads;
   const normed = (x: Tensor, name: string) => {
     const centred = x.sub(x.mean({ dim: -1, keepDim: true }));
@@ -158,11 +159,7 @@ function composed(p: Record<string, Tensor>, x: Tensor, heads: number, causal: b
     ));
     return projected.matmul(pick).reshape([batch, length, heads, depth]).transpose(1, 2);
   });
-  let scores = q.matmul(k.transpose(2, 3)).mul(1 / Math.sqrt(depth));
-  if (causal) {
-    const seen = tril(zeros([length, length]).add(1));
-    scores = scores.add(seen.sub(1).mul(1e30));
-  }
+  const scores = q.matmul(k.transpose(2, 3)).mul(1 / Math.sqrt(depth)).add(seen.sub(1).mul(1e30));
   const joined = scores.softmax(-1).matmul(v).transpose(1, 2).reshape([batch, length, width]);
   const y = x.add(times(joined, "self_attn.out_proj.weight", "self_attn.out_proj.bias"));
   const inner = times(normed(y, "norm2"), "linear1.weight", "linear1.bias").gelu();
@@ -173,7 +170,15 @@ Deno.test("transformer: a block against primitive ops, values and all gradients"
   await init();
   const block = new nn.TransformerBlock(6, 3, { hidden: 10 }), shape = [2, 5, 6];
   scramble(block);
-  for (const causal of [false, true]) {
+  const all = ones([5, 5]), padding = [1, 1, 1, 1, 1, 1, 1, 1, 0, 0];
+  const mask = tensor(new Int32Array(padding), [2, 1, 1, 5]);
+  const calls: [nn.AttentionCall, Tensor][] = [
+    [{}, all],
+    [{ causal: true }, tril(all)],
+    [{ mask }, tensor(padding, [2, 1, 1, 5])],
+    [{ mask, causal: true }, tensor(padding, [2, 1, 1, 5]).mul(tril(all))],
+  ];
+  for (const [call, seen] of calls) {
     const run = async (forward: (x: Tensor) => Tensor) => {
       using _tape = new Tape();
       for (const p of block.parameters()) {
@@ -187,13 +192,13 @@ Deno.test("transformer: a block against primitive ops, values and all gradients"
       for (const [name, t] of gradients) all.push([name, await t.grad!.data()]);
       return all;
     };
-    const got = await run((x) => block.forward(x, { causal }));
-    const want = await run((x) => composed(block.stateDict(), x, 3, causal));
+    const got = await run((x) => block.forward(x, call));
+    const want = await run((x) => composed(block.stateDict(), x, 3, seen));
     const wrong = got.flatMap(([name, values], i) => {
       const error = largestError(values, want[i][1], 1e-2); // gradients of key biases are 0
       return error < 1e-5 ? [] : [`${name} ${error}`]; // both f32, some 80 roundings
     });
-    assertEquals(wrong, [], `causal ${causal}`);
+    assertEquals(wrong, [], Object.keys(call).join());
   }
   block.dispose();
 });
@@ -314,6 +319,11 @@ Deno.test("transformer: what they throw", async () => {
   assertThrows(() => attention.forward(tokens, { casual: true } as any), TypeError, "did you mean causal?");
   // deno-lint-ignore no-explicit-any
   assertThrows(() => attention.attend(tokens, { causal: 1 } as any), TypeError, "MultiHeadAttention: causal must be");
+  assertThrows(
+    () => attention.forward(tokens, { mask: zeros([3]) }),
+    TypeError,
+    "mask: shapes [3] and [1, 2, 2, 2] do not broadcast",
+  );
   // deno-lint-ignore no-explicit-any
   assertThrows(() => attention.merge(5 as any), TypeError, "MultiHeadAttention: x must be a Tensor, got 5");
   attention.dispose();

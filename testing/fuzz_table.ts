@@ -547,7 +547,10 @@ layer("Embedding", (d) => [size(d, 2, 5), size(d, 1, 5)], (d, m) => [d.labels([2
 layer("LayerNorm", (d) => [size(d, 1, 5), eps(d)], (d, m) => [d.x([2, m.weight.shape[0]])]);
 layer("RMSNorm", (d) => [size(d, 1, 5), eps(d)], (d, m) => [d.x([2, m.weight.shape[0]])]);
 const tokens = (d: Draw) => d.x([2, 3, 4], { shapes: [[2, 3, 5]] });
-const call = (d: Draw) => d.options({ causal: d.flag() });
+const call = (d: Draw) => {
+  const mask = d.x([3], { dtype: "i32", wrong: ["u32"], grad: false });
+  return d.options({ causal: d.flag(), ...d.chance() && { mask: { good: mask.good, bad: mask.bad.slice(1) } } });
+};
 const heads = (d: Draw) => d.integer([2], [0, -1, 3], true);
 layer("MultiHeadAttention", (d) => [size(d, 4), heads(d), probability(d)], (d) => [tokens(d), call(d)]);
 layer(
