@@ -33,6 +33,7 @@ export { arange, eye, full, ones, rand, randint, randn, tensor, type TensorOptio
 export {
   abs,
   add,
+  cast,
   clamp,
   cos,
   div,

@@ -69,6 +69,7 @@ export interface Methods {
   silu(x: Tensor): Tensor;
   softplus(x: Tensor): Tensor;
   clamp(x: Tensor, options: ClampOptions): Tensor;
+  cast(x: Tensor, dtype: "f32" | "f16"): Tensor;
   sum(x: Tensor, options?: ReduceOptions): Tensor;
   mean(x: Tensor, options?: ReduceOptions): Tensor;
   max(x: Tensor, options?: ReduceOptions): Tensor;

@@ -497,6 +497,11 @@ export class Tensor implements Disposable {
     return methods.clamp(this, options);
   }
 
+  /** x as f32 or f16. */
+  cast(dtype: "f32" | "f16"): Tensor {
+    return methods.cast(this, dtype);
+  }
+
   /** Σ x over `dim`, or over all. */
   sum(options?: ReduceOptions): Tensor {
     return methods.sum(this, options);

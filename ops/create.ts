@@ -36,7 +36,7 @@ function checkTensorOptions(op: string, options: TensorOptions, dtypes = DTYPES)
 }
 
 /** Throws for a dtype that cannot have the requested gradient, or that the adapter lacks. */
-function checkDType(op: string, dtype: DType, requiresGrad = false): void {
+export function checkDType(op: string, dtype: DType, requiresGrad = false): void {
   if (requiresGrad && !isFloat(dtype)) {
     throw new TypeError(`${op}: only f32 and f16 tensors can require a gradient, got dtype ${dtype}`);
   }

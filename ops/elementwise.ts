@@ -9,8 +9,7 @@ import type { ClampOptions, GeluOptions, Operand } from "../autograd/methods.ts"
 import { DTYPES } from "../autograd/storage.ts";
 import { record } from "../autograd/tape.ts";
 import { checkTensor, Tensor } from "../autograd/tensor.ts";
-import { filled } from "./create.ts";
-import { broadcastShape, mapped } from "./mapped.ts";
+import { checkDType, checkWhole, full } from "./create.ts";
 import { sumTo } from "./reduce.ts";
 
 // ---- one input
@@ -272,6 +271,36 @@ export function clamp(x: Tensor, options: ClampOptions): Tensor {
 
 /** A bound rounded to x's dtype, so that an x that equals it compares equal. */
 const asStored = (x: Tensor, n: number) => x?.dtype === "f16" ? Math.f16round(n) : n;
+
+/** Internal: `cast`, whose checks are done, under another op's name. */
+export function converted(op: string, x: Tensor, dtype: "f32" | "f16"): Tensor {
+  return record({
+    op,
+    inputs: [x],
+    output: mapped(op, "a", [x], x.shape, [], dtype),
+    backward: (dY) => [mapped(`${op} backward`, "a", [dY], x.shape, [], x.dtype)],
+  });
+}
+
+/**
+ * A copy of x, of any dtype, in f32 or f16, rounded to the nearest. Gradient: dX = dY in x's dtype; integers get none. So parameters in f32 train with
+ * products and losses of f16. Throws a TypeError for another dtype and for f16 where the adapter lacks it. Source: `torch.Tensor.to`.
+ *
+ * @example
+ * ```ts
+ * import { cast, init, tensor } from "@limbeck/limbeck";
+ *
+ * await init();
+ * const isRight = tensor([1, 0, 1, 1], { dtype: "i32" });
+ * console.log(await cast(isRight, "f32").mean().item()); // 0.75
+ * ```
+ */
+export function cast(x: Tensor, dtype: "f32" | "f16"): Tensor {
+  checkTensor("cast", "x", x, DTYPES);
+  if (dtype !== "f32" && dtype !== "f16") throw new TypeError(`cast: dtype must be f32 or f16, got ${describe(dtype)}`);
+  checkDType("cast", dtype);
+  return converted("cast", x, dtype);
+}
 
 // ---- two inputs
 

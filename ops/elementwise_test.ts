@@ -2,6 +2,7 @@ import { assert, assertEquals, assertRejects, assertThrows } from "@std/assert";
 import {
   abs,
   add,
+  cast,
   clamp,
   cos,
   div,
@@ -182,6 +183,29 @@ Deno.test("elementwise: one tensor on both sides", async () => {
       range: [0.5, 2],
     },
   ]);
+});
+
+Deno.test("elementwise: cast", async () => {
+  const { f16 } = await init();
+  using _tape = new Tape();
+  const values = async (x: Tensor) => [x.dtype, Array.from(await x.data())];
+  const index = tensor([-3, 2 ** 24], { dtype: "i32" }), large = tensor([2 ** 32 - 1], { dtype: "u32" });
+  assertEquals(await values(cast(index, "f32")), ["f32", [-3, 2 ** 24]]);
+  assertEquals(await values(cast(large, "f32")), ["f32", [2 ** 32]]);
+  const w = tensor([0.1, -2, NaN], { requiresGrad: true });
+  cast(w, "f32").mul(tensor([3, 0.1, 1])).sum().backward();
+  assertEquals(await values(w.grad!), ["f32", [3, Math.fround(0.1), 1]]); // a copy: w.grad is not rounded
+  // deno-lint-ignore no-explicit-any
+  assertThrows(() => cast(w, "i32" as any), TypeError, 'cast: dtype must be f32 or f16, got "i32"');
+  if (!f16) return assertThrows(() => cast(w, "f16"), TypeError, "cast: this adapter has no shader-f16");
+  assertEquals(await values(cast(w, "f16")), ["f16", [Math.f16round(0.1), -2, NaN]]);
+  const back = tensor([0.1, 2], { dtype: "f16", requiresGrad: true });
+  cast(back, "f32").mul(tensor([3, 0.1])).sum().backward(); // there and back: each gradient in the dtype of its input
+  assertEquals(await values(back.grad!), ["f16", [3, Math.f16round(0.1)]]);
+  w.grad = null;
+  cast(w, "f16").square().sum().backward();
+  const [first, second] = await w.grad!.data();
+  assertEquals([w.grad!.dtype, first, second], ["f32", Math.f16round(2 * Math.f16round(0.1)), -4]);
 });
 
 Deno.test("elementwise: where", async () => {

@@ -9,9 +9,8 @@ import { composed } from "../autograd/composed.ts";
 import { hidden, record } from "../autograd/tape.ts";
 import { checkShape, checkTensor, type Tensor } from "../autograd/tensor.ts";
 import { forwardKl } from "./divergence.ts";
-import { binary, unary, where } from "./elementwise.ts";
-import { broadcastShape, mapped } from "./mapped.ts";
-import { checkDim, max, mean as average, sum } from "./reduce.ts";
+import { binary, broadcastShape, converted, mapped, unary, where } from "./elementwise.ts";
+import { checkDim, max, mean, sum } from "./reduce.ts";
 import { checkClassWeight, checkLabels, checkLossOptions, type LossReduction, rowLoss, rowsOf } from "./row_loss.ts";
 import { logSoftmax } from "./softmax.ts";
 
@@ -26,15 +25,7 @@ function reduced(x: Tensor, reduction: LossReduction): Tensor {
 }
 
 /** x in f32, in which losses are computed; the gradient of an f16 x is rounded once, at the end. */
-function inF32(op: string, x: Tensor): Tensor {
-  if (x.dtype === "f32") return x;
-  return record({
-    op,
-    inputs: [x],
-    output: mapped(op, "a", [x], x.shape, [], "f32"),
-    backward: (dY) => [mapped(`${op} backward`, "a", [dY], x.shape, [], "f16")],
-  });
-}
+const inF32 = (op: string, x: Tensor): Tensor => x.dtype === "f32" ? x : converted(op, x, "f32");
 
 /** Checks that two arguments are tensors of one shape and dtype, and returns them in f32. */
 function pairInF32(op: string, name: string, a: Tensor, target: Tensor): [Tensor, Tensor] {

@@ -8,6 +8,7 @@ const ARGUMENTS: Record<string, () => unknown[]> = {
   ...Object.fromEntries(
     ["add", "sub", "mul", "div", "pow", "maximum", "minimum"].map((name) => [name, () => [tensor([3, 2])]]),
   ),
+  cast: () => ["f32"],
   clamp: () => [{ min: 0.6, max: 2 }],
   expand: () => [[3, 2, 2]],
   gather: () => [1, tensor(new Int32Array([1, 0]), [2, 1])],

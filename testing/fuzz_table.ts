@@ -53,6 +53,10 @@ row("tensor", (d) => {
 // elementwise
 row("abs cos exp log neg relu rsqrt sigmoid silu sin softplus sqrt square tanh", (d) => [d.x(d.shape(0, 3))]);
 row("gelu", (d) => [d.x(d.shape(0, 3)), d.options({ approximate: d.oneOf("none", "tanh") })]);
+row("cast", (d) => [
+  d.x(d.shape(0, 3), { dtype: d.pick("f32", "i32", "u32"), wrong: [] }),
+  { good: "f32", bad: wrong([], undefined, "i32", "f64") },
+]);
 row("clamp", (d) => {
   const bound = (good: number[], ...outside: number[]) => ({
     good: d.pick(...good),
