@@ -170,7 +170,8 @@ async function train(model: nn.Sequential, training: Training): Promise<Run | nu
   const started = performance.now();
   let step = 0;
   for (const epoch of range(epochs)) {
-    for (const batch of nn.batches(columns, { batchSize: BATCH_SIZE, shuffle: true, seed: 1000 * seed + epoch })) {
+    const options = { batchSize: BATCH_SIZE, shuffle: true, seed: 1000 * seed + epoch, dropLast: true };
+    for (const batch of nn.batches(columns, options)) {
       {
         using _tape = new Tape(); // records the step, and frees at the end of the block what the step has made
         const loss = lossOf(model.forward(batch.images), batch);

@@ -86,7 +86,9 @@ function train(weight: number, { images, labels }: Digits, { seed, quick }: Sett
   using optimizer = new optim.Adam(model.parameters(), { lr: LEARNING_RATE });
   for (const epoch of range(quick ? SIZES.quick.epochs : SIZES.full.epochs)) {
     const columns = { images: { data: images, shape: [rows, PIXELS] } };
-    for (const { images } of nn.batches(columns, { batchSize: BATCH_SIZE, shuffle: true, seed: epoch })) {
+    for (
+      const { images } of nn.batches(columns, { batchSize: BATCH_SIZE, shuffle: true, seed: epoch, dropLast: true })
+    ) {
       using _tape = new Tape();
       const [mean, logVariance] = model.encode(images);
       const z = randn(mean.shape).mul(logVariance.mul(0.5).exp()).add(mean); // differentiable in mean and deviation

@@ -50,7 +50,7 @@ function shuffled(n: number, seed: number): Uint32Array {
  * await init();
  * const x = { data: new Float32Array(20), shape: [10, 2] }, y = { data: new Int32Array(10), shape: [10] };
  * for (const batch of nn.batches({ x, y }, { batchSize: 4, shuffle: true, seed: 1 })) {
- *   console.log(batch.x.shape, batch.y.shape); // [4, 2] [4], twice
+ *   console.log(batch.x.shape, batch.y.shape); // [4, 2] [4], twice, then [2, 2] [2]
  * }
  * ```
  */
@@ -59,7 +59,7 @@ export function batches<K extends string>(
   options: BatchOptions,
 ): Generator<Record<K, Tensor> & { size: number }, void, void> {
   checkOptions("batches", options, ["batchSize", "shuffle", "seed", "dropLast"]);
-  const { batchSize, shuffle = false, seed = 0, dropLast = true } = options;
+  const { batchSize, shuffle = false, seed = 0, dropLast = false } = options;
   checkNumber("batches", "batchSize", batchSize, { integer: true, min: 1 });
   checkNumber("batches", "seed", seed, { integer: true });
   checkBoolean("batches", "shuffle", shuffle);

@@ -32,7 +32,7 @@ export function trainClassifier(
   };
   using optimizer = new optim.AdamW(model.parameters(), { lr: LEARNING_RATE });
   for (const epoch of range(epochs)) {
-    for (const batch of nn.batches(columns, { batchSize: BATCH_SIZE, shuffle: true, seed: epoch })) {
+    for (const batch of nn.batches(columns, { batchSize: BATCH_SIZE, shuffle: true, seed: epoch, dropLast: true })) {
       using _tape = new Tape(); // records the step and frees its memory
       loss(model.forward(batch.images), batch).backward();
       optimizer.step();
