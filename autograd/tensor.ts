@@ -360,7 +360,8 @@ export class Tensor implements Disposable {
 
   /**
    * Adds the gradients of this tensor to the `.grad` of every leaf that it was computed from. `dOutput` has this tensor's shape; for a scalar it is 1 by
-   * default. Throws an Error if no open tape recorded this tensor, or if `backward` has walked its records before.
+   * default. Gradients are constants: a loss that contains one (a gradient penalty) gets nothing through it. Throws an Error if no open tape recorded this
+   * tensor, or if `backward` has walked its records before.
    */
   backward(dOutput?: Tensor): void {
     methods.backward(this, dOutput);

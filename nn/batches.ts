@@ -23,7 +23,7 @@ export interface BatchOptions {
   shuffle?: boolean;
   /** Seed of that order; 0 by default. */
   seed?: number;
-  /** Whether a last, smaller batch is left out; true by default. */
+  /** Whether a last, smaller batch is left out; false by default. */
   dropLast?: boolean;
 }
 

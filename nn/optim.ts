@@ -13,7 +13,7 @@ import { noGrad } from "../autograd/tape.ts";
 import { zeros } from "../ops/create.ts";
 import { checkShape, checkTensor, Tensor } from "../autograd/tensor.ts";
 
-/** Parameters with their own hyperparameters; those that are left out default to the optimizer's. */
+/** Parameters with their own hyperparameters, which may be changed between steps; those that are left out default to the optimizer's. */
 export interface ParameterGroup {
   /** Leaves of f32. */
   params: Iterable<Tensor>;
@@ -23,7 +23,7 @@ export interface ParameterGroup {
   weightDecay?: number;
 }
 
-/** A group's own hyperparameters, which may be changed between steps. */
+/** A group's own hyperparameters. */
 type Rates = Omit<ParameterGroup, "params">;
 
 interface Slot {

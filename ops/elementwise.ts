@@ -9,7 +9,8 @@ import type { ClampOptions, GeluOptions, Operand } from "../autograd/methods.ts"
 import { DTYPES } from "../autograd/storage.ts";
 import { record } from "../autograd/tape.ts";
 import { checkTensor, Tensor } from "../autograd/tensor.ts";
-import { checkDType, checkWhole, full } from "./create.ts";
+import { checkDType, filled } from "./create.ts";
+import { broadcastShape, mapped } from "./mapped.ts";
 import { sumTo } from "./reduce.ts";
 
 // ---- one input

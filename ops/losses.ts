@@ -9,8 +9,9 @@ import { composed } from "../autograd/composed.ts";
 import { hidden, record } from "../autograd/tape.ts";
 import { checkShape, checkTensor, type Tensor } from "../autograd/tensor.ts";
 import { forwardKl } from "./divergence.ts";
-import { binary, broadcastShape, converted, mapped, unary, where } from "./elementwise.ts";
-import { checkDim, max, mean, sum } from "./reduce.ts";
+import { binary, converted, unary, where } from "./elementwise.ts";
+import { broadcastShape, mapped } from "./mapped.ts";
+import { checkDim, max, mean as average, sum } from "./reduce.ts";
 import { checkClassWeight, checkLabels, checkLossOptions, type LossReduction, rowLoss, rowsOf } from "./row_loss.ts";
 import { logSoftmax } from "./softmax.ts";
 

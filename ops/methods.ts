@@ -7,7 +7,7 @@ import { argmax, logSumExp, max, mean, min, sum, variance } from "./reduce.ts";
 import { assign, expand, permute, reshape, slice, transpose, tril, triu } from "./shape.ts";
 import { logSoftmax, softmax } from "./softmax.ts";
 
-const { binary: _b, broadcastShape: _s, converted: _c, mapped: _m, unary: _u, ...table } = elementwise;
+const { binary: _b, converted: _c, unary: _u, ...table } = elementwise;
 Object.assign(methods, table, {
   argmax,
   assign,

@@ -17,8 +17,9 @@ export interface InitOptions {
   /** The most bytes of GPU memory that tensors and the pool may take together; to allocate more throws a RangeError. */
   memoryLimit?: number;
   /**
-   * Whether every result is checked: the next await throws an Error that names the op and the step that first made a NaN or an infinity. `stats()` then also
-   * lists forgotten tensors with the lines that made them. Slow; false by default.
+   * Whether every result is checked: the next await throws an Error that names the op and the step that first made a NaN or an infinity. An
+   * intended one, such as −∞ for a masked score, counts too: mask with −1e9 (−6e4 in f16). `stats()` then also lists forgotten tensors with the lines that made
+   * them. Slow; false by default.
    */
   debug?: boolean;
   /**
