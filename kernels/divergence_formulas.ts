@@ -46,6 +46,8 @@ export interface Formula {
   /** The value at which rows are no longer close, as a multiple of a KL's; and the value that only rows with almost nothing in common exceed. */
   scale: string;
   most?: string;
+  /** Whether there is a mixture m. */
+  mixes?: true;
   /** What is computed from d4 first (u4, v4 and r4 for a mixture), and what the `near` formulas need in addition. */
   first?: string;
   firstNear?: string;
@@ -86,7 +88,7 @@ const FADED_RATIO = "-1.0 / (exp(-y4) + ratio)";
 
 // `share` ≤ ½ is the smaller weight in the mixture, y the logarithm of its side over the other: log(m/other) = log(1 − share + share·eʸ), which does not cancel
 // while share·(eʸ − 1) ≤ 1, that is y ≤ gentle; beyond that, log(m/side) = log(share + (1 − share)·e⁻ʸ). It takes one exponential and one logarithm
-export const MIXTURE: string = `let y4 = select(-d4, d4, flip);
+const MIXTURE: string = `let y4 = select(-d4, d4, flip);
   let gentle4 = y4 <= vec4f(params.gentle);
   let z4 = select(-y4, y4, gentle4);
   let e4 = exp4_(select(min(z4, vec4f(60.0)), z4, is_nan4_(z4)));
@@ -108,11 +110,8 @@ const SECOND = "gap4 - x4 * (w4 * e4) / m4";
 export const SIDES: string = `let p4 = select(vec4f(0.0), exp((teacher4 - t_max) * k - log_t), live4);
     let q4 = select(vec4f(0.0), exp((student4 - s_max) * k - log_s), live4);`;
 
-// the same for rows that are neither close nor almost disjoint, in terms of odds4 = eᵈ − 1 or e⁻ᵈ − 1
-const FAST_MIXTURE = `let x4 = params.share * odds4;
-  let m4 = 1.0 + x4; // over the side with the larger weight
-  let log4 = log_of_any4_(m4, x4);
-  let u4 = select(log4 + d4, log4, flip);
+// the same in the fast loops, in terms of log4, the logarithm of m over the side with the larger weight, and odds4 = eᵈ − 1 or e⁻ᵈ − 1
+const FAST_MIXTURE = `let u4 = select(log4 + d4, log4, flip);
   let v4 = select(log4, log4 - d4, flip);
   let r4 = select(-odds4, odds4, flip) / m4;`;
 
@@ -133,10 +132,6 @@ const HALF = `let half4 = 0.5 * d4;
   ${LAMBDA}
   let v4 = select(2.0 * a4, vec4f(0.0), rising4) + (rest4 - student_limit);
   let u4 = select(vec4f(0.0), 2.0 * a4, rising4) + (rest4 - teacher_limit);`;
-const FAST_HALF = `let e4 = exp2(-abs(b4));
-  ${LAMBDA}
-  let v4 = lambda4 - ${LN2} * min(b4, vec4f(0.0));
-  let u4 = lambda4 + ${LN2} * max(b4, vec4f(0.0));`;
 const HALF_NEAR = `let square4 = half4 * half4;
   let log_cosh4 = square4 * ${series((z) => logCosh(sqrt(z)) / z, "square4", 0.25, 6)};`;
 
@@ -175,6 +170,7 @@ export const FORMULAS: Record<DivergenceName | "halfJsd", Formula> = {
     scale: "alpha * beta",
     fadesApart: true,
     most: "-0.999 * (alpha * log(alpha) + beta * log(beta))",
+    mixes: true,
     first: MIXTURE,
     fast: { first: FAST_MIXTURE },
   },
@@ -183,13 +179,14 @@ export const FORMULAS: Record<DivergenceName | "halfJsd", Formula> = {
     near: `larger4 * root4 * square4 * ${
       series((z) => (sqrt(z) * sinh(sqrt(z)) - cosh(sqrt(z)) * logCosh(sqrt(z))) / z, "square4", 0.25, 6)
     }`,
-    student: { weight: "alpha", h: "-v4", near: `half4 - log_cosh4 - (${LN2} - student_limit)` },
-    teacher: { weight: "beta", h: "-u4", near: `-half4 - log_cosh4 - (${LN2} - teacher_limit)` },
+    student: { weight: "alpha", h: "-v4", slope: "beta", near: `half4 - log_cosh4 - (${LN2} - student_limit)` },
+    teacher: { weight: "beta", h: "-u4", slope: "alpha", near: `-half4 - log_cosh4 - (${LN2} - teacher_limit)` },
     scale: "0.25",
     limits: `${LN2}`,
     most: `${0.999 * LN2}`,
+    mixes: true,
     first: HALF,
-    fast: { first: FAST_HALF },
+    fast: { first: FAST_MIXTURE },
     firstNear: HALF_NEAR,
     sides: HALF_SIDES,
     bounded: true,
@@ -214,6 +211,7 @@ export const FORMULAS: Record<DivergenceName | "halfJsd", Formula> = {
       faded: FADED_BOTH,
     },
     scale: "alpha * alpha",
+    mixes: true,
     first: MIXTURE,
     fast: { // if p has the larger weight, m/p is 1 + x4
       first: FAST_MIXTURE,
@@ -240,6 +238,7 @@ export const FORMULAS: Record<DivergenceName | "halfJsd", Formula> = {
       faded: FADED_RATIO,
     },
     scale: "beta * beta",
+    mixes: true,
     first: MIXTURE,
     fast: {
       first: FAST_MIXTURE,

@@ -157,9 +157,9 @@ export interface RowCode {
    * A loop over the row. The body sees `at4` (u32: the index of a vec4), `columns4` (vec4u: its columns), `live4` (which of them are in the row; of a vec4
    * shared with a neighbour not all are) and for each stream `NAME4` (vec4f), which is LOW outside of the row. Loops alternate between forward and backward,
    * because what was read last is in the cache. `kept` is the body for what registers keep, if it differs: it may replace a stream's values for the next
-   * loop, with `kept_NAME = x`.
+   * loop, with `kept_NAME = x`. If it is null, the loop reads the whole row from memory.
    */
-  each: (body: string, kept?: string) => string;
+  each: (body: string, kept?: string | null) => string;
   /** The first turn of a loop. */
   first: (body: string) => string;
   /**
@@ -174,6 +174,8 @@ export interface RowCode {
   max: (x: string, type?: Meeting) => string;
   /** For a vec4f, the sum of the first component and the maxima of the others, in one go: forwardKl of 4096×32000 took an H100 0.56 ms instead of 0.57. */
   sumAndMost: (x: string) => string;
+  /** The same code for a branch: its loops continue to alternate from here on, those of another branch do too. */
+  fork: () => RowCode;
   /** The normalisers of the row. The code `also` runs in the first loop over it. */
   normalise: (of: Normaliser[], also?: string) => string;
 }
@@ -184,13 +186,18 @@ const MEETINGS: Meeting[] = ["f32", "vec2f", "vec4f"];
 /**
  * The code for rows of `params.columns` columns. `streams` are read and `outputs` are written, with `store_NAME(at4, live4, x)`; names are WGSL's. An output
  * may be a stream. `halves`: registers keep streams of f16 as vec4h; then no loop may replace them. `finite`: a number below LEAST, such as −∞, reads as
- * LEAST, except from registers that keep `halves`.
+ * LEAST, except from registers that keep `halves`. `loops` and `meetings` are the numbers of those that precede this code.
  */
 export function rowCode(
   plan: RowPlan,
   streams: Record<string, Element>,
   outputs: Record<string, Element>,
-  { finite = false, halves = false }: { finite?: boolean; halves?: boolean } = {},
+  { finite = false, halves = false, loops = 0, meetings = 0 }: {
+    finite?: boolean;
+    halves?: boolean;
+    loops?: number;
+    meetings?: number;
+  } = {},
 ): RowCode {
   const { threads, quads, more, wide, subgroups } = plan;
   const names = Object.keys(streams);
@@ -250,10 +257,9 @@ export function rowCode(
     ${turn(alone ? "turn" : `${q}u`, sure(q), (name) => `vec4f(${name}_${q})`, kept)}
   }`;
     }).join("\n  ");
-  let loops = 0;
-  const each = (body: string, kept = body) => {
-    const backward = loops++ % 2 === 1;
-    if (!more) return keeping(kept);
+  const walk = (backward: boolean, body: string, kept: string | null = body) => {
+    if (!more && kept !== null) return keeping(kept);
+    const first = kept === null ? 0 : quads;
     const step = (from: string, to: string, i = 0) =>
       backward ? `${from} + (${to} - ${i + 1}u - turn)` : i ? `turn + ${i}u` : "turn";
     const loop = (from: string, to: string, sure: boolean) =>
@@ -275,17 +281,17 @@ export function rowCode(
           .join("\n    ")
       }
   }`;
-    const inside = `max(${wide ? "params.columns / 4u" : "inner"} / ${threads}u, ${quads}u)`;
-    const even = `(${inside} - (${inside} - ${quads}u) % 2u)`;
+    const inside = `max(${wide ? "params.columns / 4u" : "inner"} / ${threads}u, ${first}u)`;
+    const even = `(${inside} - (${inside} - ${first}u) % 2u)`;
     const parts = halves
-      ? [byTwo(`${quads}u`, even), loop(even, steps, false)]
+      ? [byTwo(`${first}u`, even), loop(even, steps, false)]
       : wide
-      ? [loop(`${quads}u`, steps, false)]
-      : [loop(`${quads}u`, inside, true), loop(inside, steps, false)];
+      ? [loop(`${first}u`, steps, false)]
+      : [loop(`${first}u`, inside, true), loop(inside, steps, false)];
     const rest = (backward ? parts.reverse() : parts).join("\n  ");
-    return backward ? `${rest}\n  ${keeping(kept)}` : `${keeping(kept)}\n  ${rest}`;
+    return kept === null ? rest : backward ? `${rest}\n  ${keeping(kept)}` : `${keeping(kept)}\n  ${rest}`;
   };
-  let meetings = 0;
+  const each = (body: string, kept?: string | null) => walk(loops++ % 2 === 1, body, kept);
   // sums and maxima alternate between two regions of memory, so that one barrier each is enough
   const meet = (kind: "sum" | "max" | "mixed") => (x: string, type: Meeting = "vec4f") =>
     subgroups ? `all_${kind}_${type}(lane, ${x}, ${meetings++ % 2}u)` : `all_${kind}_${type}(lane, ${x})`;
@@ -314,6 +320,7 @@ ${ROW_FUNCTIONS}`,
       ).join("\n  ")
     }`,
     each,
+    fork: () => rowCode(plan, streams, outputs, { finite, halves, loops, meetings }),
     overwrite: (output, c, body, x) =>
       `{
     let home = row * params.columns + ${c};
