@@ -16,7 +16,7 @@ export function entries({ ledger }: Gpu): [Tensor, Made][] {
 const HERE = /(?:at |@)(.*)autograd\/ledger\.ts/.exec(new Error().stack ?? "")?.[1] ?? "";
 const OWN = new RegExp(`${RegExp.escape(HERE)}(mod|(kernels|autograd|ops|nn)/(?!.*_test)[^:]*)\\.ts`);
 
-/** The first line of the stack trace that is outside of this package. */
+/** The first line of a stack trace that is outside of this package; in a bundle, where no file shows which that is, the whole trace. */
 export function outside(stack = ""): string {
   const lines = stack.split("\n").filter((line) => /^\s*at |@/.test(line)).map((line) => line.trim());
   if (HERE === "") return lines.join("\n  ");

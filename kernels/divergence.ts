@@ -179,10 +179,12 @@ ${
   }
 
   ${
-      v.slight ? "" : `if (params.columns >= ${MANY}u && k <= 1e6) {
+      // without a gradient, rows in which a mixture's logarithm is tiny compared to d could not be detected
+      v.slight || formula.mixes && v.name !== "halfJsd" && !student && !teacher
+        ? ""
+        : `if (params.columns >= ${MANY}u && k <= 1e6) {
   ${fast(way)}
-  }`
-    }
+  }`}
 
   ${careful(way)}`,
   };

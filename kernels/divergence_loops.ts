@@ -65,8 +65,8 @@ export function polynomials({ name, dStudent, dTeacher }: Variant): { name: stri
   ].filter((x): x is { name: string; near: Near; power: number } => typeof x.near === "function");
 }
 
-// A row is far if its KL (or |total variation|) is at least FAR: a |d| of about 0.35; for a mixture, if scale·Var d is at least FAR_SPREAD and the value then
-// comes out as at least FAR_VALUE, so that absolute errors of 1e-7 in its logarithm do not matter
+// A row is far if its KL (or total variation) is at least FAR: a |d| of about 0.35; for a mixture, if scale·Var d is at least FAR_SPREAD and the value then
+// comes out as at least FAR_VALUE, and more in a peaked row, where errors of 1e-7 in the built-in logarithm do not cancel
 const FAR = 0.06, FAR_SPREAD = 0.1, FAR_VALUE = 0.03;
 // the far loops also need that no logit is so far above the first ones that it lost digits
 const SHARP = "max(totals.x, totals.y) <= 4096.0 + 2.0 * f32(params.columns)";
@@ -205,7 +205,7 @@ export function fast({ v, plan, formula, row, student, teacher, writeStudent, wr
   const gather = `${both} ${powersOf} ${mixes ? gap : ""} ${ofMean ? "let part4 = s4 - t4;" : ""}
     ${largest(student)} ${largest(teacher)}
     part += vec4f(sum_of(es4), sum_of(et4), ${
-    mixes && v.crossEntropy ? square : ofMean ? `dot(${weight4}, part4)` : "0.0"
+    mixes ? v.crossEntropy ? square : `dot(${weight4}, ${weight4})` : mean ? `dot(${weight4}, part4)` : "0.0"
   }, ${v.crossEntropy ? `sum_of(${e1})` : mixes ? square : "0.0"});`;
   const keeping = kept ? `kept_student = ${kept[0]}; kept_teacher = ${kept[1]};` : "";
   const start = `var part = vec4f(0.0);
@@ -222,6 +222,13 @@ export function fast({ v, plan, formula, row, student, teacher, writeStudent, wr
   ${
     !mean ? "" : `let mean_d = totals.z / totals.${field} * ${Math.LN2};
   let estimate = ${mean === "teacher" ? "log_ratio - mean_d" : "mean_d - log_ratio"};`
+  }
+  ${
+    !mixes
+      ? ""
+      : `// almost the variance of d, if that is small; and how peaked the distribution is: 1 if all probability is in one class
+  let spread = ${v.crossEntropy ? "totals.z" : "totals.w"} / totals.${field} * ${Math.LN2 ** 2} - log_ratio * log_ratio;
+  let peak = ${v.crossEntropy ? "0.6" : `sqrt(totals.z) / totals.${field}`};`
   }
   ${
     !nears ? "" : `// the gap at which d is 0; and the least value at which roundings of gaps of that size do not matter
@@ -351,7 +358,9 @@ export function fast({ v, plan, formula, row, student, teacher, writeStudent, wr
   let certain = ${
         mixes
           ? `abs(excess) <= 3e-6 && value >= ${
-            near ? `max(least, (${formula.scale}) * excess * excess)` : `max(least, ${FAR_VALUE}) && ${SHARP}`
+            near
+              ? `max(least, (${formula.scale}) * excess * excess)`
+              : `max(least, max(${FAR_VALUE}, 0.15 * peak)) && ${SHARP}`
           }`
           : `value >= ${FAR} && ${SHARP}`
       };`;
@@ -456,12 +465,9 @@ export function fast({ v, plan, formula, row, student, teacher, writeStudent, wr
   };
 
   // What the sums show: whether the distributions are near each other, and whether the label is likely
-  const spread = v.crossEntropy
-    ? `totals.z / totals.${field} - log_ratio * log_ratio * ${Math.LOG2E ** 2}` // for near rows almost the variance
-    : `totals.w / totals.${field} - (totals.z / totals.${field}) * (totals.z / totals.${field})`;
   const far = mean
     ? `estimate >= ${FAR}`
-    : `(${formula.scale}) * ${Math.LN2 ** 2} * (${spread}) >= ${FAR_SPREAD} && params.share >= 0.05`;
+    : `(${formula.scale}) * spread >= max(${FAR_SPREAD}, 0.5 * peak) && params.share >= 0.05`;
   const findings = [
     nears ? `select(NEAR, 0u, ${far})` : "",
     v.crossEntropy ? `select(0u, LIKELY, ${likely})` : "",

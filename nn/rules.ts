@@ -11,10 +11,10 @@ export interface SgdOptions {
   /** The learning rate; 1e-3 by default. */
   lr?: number;
   /** μ: how much of the previous update is kept; 0 by default. */
-  /** τ: with momentum, the gradient's weight is 1 − τ; 0 by default. */
-  /** Whether momentum is Nesterov's; false by default. */
   momentum?: number;
+  /** τ: with momentum, the gradient's weight is 1 − τ; 0 by default. */
   dampening?: number;
+  /** Whether momentum is Nesterov's; false by default. */
   nesterov?: boolean;
   /** λ: this times the parameter is added to the gradient; 0 by default. */
   weightDecay?: number;

@@ -333,10 +333,10 @@ export interface GptOptions {
   /** The longest sequence. */
   context: number;
   /** The number of blocks. */
-  /** The width of embeddings and hidden states. */
-  /** The number of attention heads. */
   layers: number;
+  /** The width of embeddings and hidden states. */
   width: number;
+  /** The number of attention heads. */
   heads: number;
   /** Width of the feed-forward layers; 4 times the width by default. */
   hidden?: number;

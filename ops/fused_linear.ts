@@ -39,18 +39,18 @@ import {
 /** Options of `linearCrossEntropy`: those of `crossEntropy`, and the head's. */
 export interface LinearCrossEntropyOptions extends CrossEntropyOptions {
   /** Added to the logits, [V]; null, as that of a `Linear` without one, adds nothing. */
-  /** The rows of a chunk; by default as many as fit into 256 MiB and one binding. */
   bias?: Tensor | null;
+  /** The rows of a chunk; by default as many as fit into 256 MiB and one binding. */
   chunkSize?: number;
 }
 
 /** Options of `linearDistillation`. */
 export interface LinearDistillationOptions extends DivergenceOptions {
   /** Added to the student's logits, [V]; or null. */
-  /** Added to the teacher's logits, [V]; or null. */
-  /** `"forwardKl"` by default. */
   bias?: Tensor | null;
+  /** Added to the teacher's logits, [V]; or null. */
   teacherBias?: Tensor | null;
+  /** `"forwardKl"` by default. */
   divergence?: DivergenceName;
   /** β if the divergence is `"jsd"`; 0.5 by default. */
   beta?: number;
