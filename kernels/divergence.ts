@@ -18,11 +18,10 @@ import type { Element } from "./elementwise.ts";
 import { type BufferType, variants } from "./gpu/kernel.ts";
 import type { Memory } from "./gpu/memory.ts";
 import { type DivergenceName, FORMULAS } from "./divergence_formulas.ts";
+import { careful, fading } from "./divergence_careful.ts";
 import {
-  careful,
   coefficients,
   differs,
-  fading,
   fast,
   inHalves,
   LOG2E,
