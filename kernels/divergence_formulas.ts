@@ -122,14 +122,13 @@ const logCosh = (x: number) => log1p(2 * sinh(x / 2) ** 2);
 
 // β = ½, D = d/2, a = |D|: u = log cosh D + D, v = log cosh D − D, where log cosh D = a + λ with λ = log1p(e) − log 2 and e = e⁻²ᵃ; the value is
 // √pq·(D·sinh D − cosh D·log cosh D). Even functions of D are series in D². One exponential gives the larger of p and q, another one the other
-const LAMBDA = `let rest4 = e4 * ${series((e) => log1p(e) / e, "e4", 1, 9)};
-  let lambda4 = rest4 - ${LN2};`;
 const HALF = `let half4 = 0.5 * d4;
   let root4 = exp(-abs(half4));
   let e4 = root4 * root4;
   let rising4 = d4 > vec4f(0.0);
   let a4 = 0.5 * min(abs(d4), vec4f(200.0)); // where e is 0
-  ${LAMBDA}
+  let rest4 = e4 * ${series((e) => log1p(e) / e, "e4", 1, 9)};
+  let lambda4 = rest4 - ${LN2};
   let v4 = select(2.0 * a4, vec4f(0.0), rising4) + (rest4 - student_limit);
   let u4 = select(vec4f(0.0), 2.0 * a4, rising4) + (rest4 - teacher_limit);`;
 const HALF_NEAR = `let square4 = half4 * half4;

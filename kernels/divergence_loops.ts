@@ -173,12 +173,12 @@ export function fast({ v, plan, formula, row, student, teacher, writeStudent, wr
   const teacherGradient = gradientOf(teacher, "p4", "sums.z", "-diff4");
 
   // and their names for the parts of a side; `widest` is explained below
-  const of = (side: Side | null) => {
-    const [x, name, scale, mean, most, size] = side === student
-      ? ["s4", "student", "q_scale", "y", "x", "y"]
-      : ["t4", "teacher", "p_scale", "z", "z", "w"];
+  const of = (name: "student" | "teacher") => {
+    const [side, x, weight, scale, mean, most, size] = name === "student"
+      ? [student, "s4", "q4", "q_scale", "y", "x", "y"] as const
+      : [teacher, "t4", "p4", "p_scale", "z", "z", "w"] as const;
     const parts = { log: x, power: `e${x}`, h: `of_${name}4`, scale, mean: `sums.${mean}`, at: `d_${name}` };
-    return { ...parts, most: `widest.${most}`, size: `widest.${size}` };
+    return { ...parts, side, weight, most: `widest.${most}`, size: `widest.${size}` };
   };
   const raise = (most: string, x4: string) => `${most} = max(${most}, max_of(${x4}));`;
 
@@ -194,9 +194,12 @@ export function fast({ v, plan, formula, row, student, teacher, writeStudent, wr
   const ofMean = mean ?? (mixes ? student || !teacher ? "student" : "teacher" : null);
   const weight4 = ofMean === "teacher" ? "et4" : "es4", field = ofMean === "teacher" ? "y" : "x";
   const square = `dot(${weight4} * part4, part4)`;
-  const largest = (side: Side | null) => side?.slope && !side.split ? raise(of(side).size, of(side).power) : "";
+  const largest = (name: "student" | "teacher") => {
+    const { side, size, power } = of(name);
+    return side?.slope && !side.split ? raise(size, power) : "";
+  };
   const gather = `${both} ${powersOf} ${mixes ? gap : ""} ${ofMean ? "let part4 = s4 - t4;" : ""}
-    ${largest(student)} ${largest(teacher)}
+    ${largest("student")} ${largest("teacher")}
     part += vec4f(sum_of(es4), sum_of(et4), ${
     mixes ? v.crossEntropy ? square : `dot(${weight4}, ${weight4})` : mean ? `dot(${weight4}, part4)` : "0.0"
   }, ${v.crossEntropy ? `sum_of(${e1})` : mixes ? square : "0.0"});`;
@@ -251,8 +254,9 @@ export function fast({ v, plan, formula, row, student, teacher, writeStudent, wr
 
   // The rest, for near or for far rows
   const rest = (near: boolean) => {
-    const { each, first, sum, max, sumAndMost, overwrite } = row.fork();
-    const again = near && halves && plan.more ? null : undefined; // null: loops that read the whole row again; otherwise registers would spill, in far rows too
+    const { first, sum, max, sumAndMost, overwrite, ...code } = row.fork();
+    const again = near && halves && plan.more; // loops that read the whole row again: otherwise registers would spill, in far rows too
+    const each = (body: string, kept = body) => code.each(body, again ? null : kept);
 
     // The value if it is a mean of d. Near rows need a loop, which also finds by how much every d is off, because q − p must sum to 0. Far rows have it as the
     // difference of two logarithms; the first columns show by how much p·eᵈ exceeds q there, which is an error of the logarithm and of every d
@@ -260,12 +264,7 @@ export function fast({ v, plan, formula, row, student, teacher, writeStudent, wr
       near
         ? `var ease = 0.0;
   part = vec4f(0.0);
-  ${
-          each(
-            `${terms(true)} part += vec4f(sum_of(diff4), sum_of(${formula.near}), 0.0, 0.0);`,
-            again,
-          )
-        }
+  ${each(`${terms(true)} part += vec4f(sum_of(diff4), sum_of(${formula.near}), 0.0, 0.0);`)}
   let found = ${sum("part")};
   ease = found.x * ${LOG2E};
   let value = found.y;
@@ -285,15 +284,16 @@ export function fast({ v, plan, formula, row, student, teacher, writeStudent, wr
 
     // Otherwise it comes from a second loop, with each side's E h for the gradients. If one gradient is all that is `left` then, registers keep its exponential
     // and its h. For other columns h `waits` where the gradient will be (not in rows that share vec4s, where that takes more registers than it saves)
-    const left = !kept || v.crossEntropy && !mixes || v.dStudent && v.dTeacher ? null : student ?? teacher;
-    const ofLeft = of(left);
+    const isLeft = kept && !(v.crossEntropy && !mixes) && !(v.dStudent && v.dTeacher);
+    const left = !isLeft ? null : student ? "student" : teacher ? "teacher" : null;
+    const ofLeft = of(left ?? "teacher");
     const gradientOfLeft = (h: string) =>
       `${ofLeft.power} * (${ofLeft.scale} * ${h} - ${ofLeft.scale} * ${ofLeft.mean})`;
     const writeLeft = (power: string, h: string) =>
-      `let ${ofLeft.power} = ${power}; ${measuring(left === student ? "student" : "teacher", gradientOfLeft(h))} ${
-        left === student ? writeStudent(gradientOfLeft(h), `ce_slope1 * ${e1}`) : writeTeacher(gradientOfLeft(h))
+      `let ${ofLeft.power} = ${power}; ${measuring(left!, gradientOfLeft(h))} ${
+        left === "student" ? writeStudent(gradientOfLeft(h), `ce_slope1 * ${e1}`) : writeTeacher(gradientOfLeft(h))
       }`;
-    const waits = left && !v.inPlace && (left === student ? v.student : v.teacher) === "f32" && plan.wide;
+    const waits = left && !v.inPlace && v[left] === "f32" && plan.wide;
     const fromSides = !value; // the value is α·E h of the student and β·E h of the teacher
     const summed = near
       ? `select(${
@@ -306,34 +306,30 @@ export function fast({ v, plan, formula, row, student, teacher, writeStudent, wr
     // the change of a far row's h with d, which bounds its error
     const slopeOf = (side: Side) => mixes ? `2.0 * max(${side.slope}, 0.4)` : `2.0 * (${side.slope})`;
     // the sizes of h's terms, which bound its rounding errors; in near rows that is h itself
-    const sizes = (side: Side | null) =>
-      !side?.slope || !near && !side.split ? "" : raise(
-        of(side).size,
-        `${of(side).power} * (${
-          near ? side.split ?? `abs(${of(side).h})` : `2.0 * (${side.split}) + ${slopeOf(side)}`
-        })`,
+    const sizes = (name: "student" | "teacher") => {
+      const { side, size, power, h } = of(name);
+      if (!side?.slope || !near && !side.split) return "";
+      return raise(
+        size,
+        `${power} * (${near ? side.split ?? `abs(${h})` : `2.0 * (${side.split}) + ${slopeOf(side)}`})`,
       );
+    };
     const add = `${weigh(ofStudent, "of_student")} ${weigh(ofTeacher, "of_teacher")}
     part += vec4f(${summed ? `sum_of(${summed})` : "0.0"}, ${weighed(ofStudent, "es4", "of_student")}, ${
       weighed(ofTeacher, "et4", "of_teacher")
     }, ${!mixes ? "0.0" : near ? `dot(${own}, odds4)` : `sum_of(${other})`});
-    ${sizes(student)} ${sizes(teacher)}`;
-    const sizeOf = (side: Side | null) =>
-      !side?.slope
-        ? ""
-        : `${of(side).size} *= ${of(side).scale}${
-          near || side.split ? "" : ` * (2.0 * abs(${of(side).mean}) + ${slopeOf(side)})`
-        };`;
+    ${sizes("student")} ${sizes("teacher")}`;
+    const sizeOf = (name: "student" | "teacher") => {
+      const { side, size, scale, mean } = of(name);
+      if (!side?.slope) return "";
+      return `${size} *= ${scale}${near || side.split ? "" : ` * (2.0 * abs(${mean}) + ${slopeOf(side)})`};`;
+    };
     const valueOfLoop = () =>
       `part = vec4f(0.0); ${near && measured ? "widest = vec4f(0.0);" : ""}
   ${
         each(
           `${terms(near)}\n    ${add} ${waits ? `store_${ofLeft.at}(at4, live4, ${ofLeft.h});` : ""}`,
-          again === null
-            ? null
-            : `${termsKept(near)}\n    ${add} ${
-              left ? `kept_student = ${ofLeft.power}; kept_teacher = ${ofLeft.h};` : ""
-            }`,
+          `${termsKept(near)}\n    ${add} ${left ? `kept_student = ${ofLeft.power}; kept_teacher = ${ofLeft.h};` : ""}`,
         )
       }
   var sums = ${sum("part")} * vec4f(1.0, q_scale, p_scale, ${(other === "es4") === near ? "p_scale" : "q_scale"});
@@ -347,7 +343,7 @@ export function fast({ v, plan, formula, row, student, teacher, writeStudent, wr
           ? `sums.x${near ? ` - 0.5 * (${formula.scale}) * excess * excess` : ""}`
           : "alpha * sums.y + beta * sums.z"
       };
-  ${sizeOf(student)} ${sizeOf(teacher)}
+  ${sizeOf("student")} ${sizeOf("teacher")}
   let certain = ${
         mixes
           ? `abs(excess) <= 3e-6 && value >= ${
@@ -369,11 +365,10 @@ export function fast({ v, plan, formula, row, student, teacher, writeStudent, wr
     // largest gradient, and 16 times the largest that its errors stand for; then the teacher's. Gradients that overwrite the logits wait for this test; others
     // are written first, and again if it fails
     const measuring = (name: "student" | "teacher", gradient: string) => {
-      const [most, size] = name === "student" ? ["widest.x", "widest.y"] : ["widest.z", "widest.w"];
-      const [side, weight4] = name === "student" ? [student, "q4"] : [teacher, "p4"];
+      const { side, weight, most, size } = of(name);
       if (!side && near) return ""; // the q − p of near rows is as exact as d
       const what = side
-        ? mean ? near ? `2.0 * abs(${weight4} * d4)` : `${weight4} * (4.0 * abs(d4) + of_mean)` : null
+        ? mean ? near ? `2.0 * abs(${weight} * d4)` : `${weight} * (4.0 * abs(d4) + of_mean)` : null
         : "p4"; // for other formulas from the loop that sums
       return raise(most, `abs(${gradient})`) + (what ? raise(size, what) : "");
     };
@@ -388,11 +383,7 @@ export function fast({ v, plan, formula, row, student, teacher, writeStudent, wr
           each(
             `${terms(near)} ${measure}`,
             left
-              ? `let ${ofLeft.power} = student4; ${
-                measuring(left === student ? "student" : "teacher", gradientOfLeft("teacher4"))
-              }`
-              : again === null
-              ? null
+              ? `let ${ofLeft.power} = student4; ${measuring(left, gradientOfLeft("teacher4"))}`
               : `${termsKept(near)} ${measure}`,
           )
         } let row_widest = ${max("widest")}; ${ifWide("row_widest")}`
@@ -408,7 +399,7 @@ export function fast({ v, plan, formula, row, student, teacher, writeStudent, wr
       mean || v.dStudent || v.dTeacher
         ? each(
           waits ? `${both} ${writeLeft(`exp2(${ofLeft.log})`, `load_${ofLeft.at}(at4, live4)`)}` : late(terms(near)),
-          left ? writeLeft("student4", "teacher4") : again === null ? null : late(termsKept(near)),
+          left ? writeLeft("student4", "teacher4") : late(termsKept(near)),
         )
         : "";
     const labelColumn = !v.crossEntropy || !v.dStudent ? "" : `if (label < params.columns) { ${
