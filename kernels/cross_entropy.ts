@@ -216,10 +216,11 @@ const kernel = variants(({ plan, ...v }: Variant & { plan: RowPlan }) => {
   const steepLoop = () =>
     !capped ? "" : `if (steep > 0.8) {
     ${
-      rowCode({ ...plan, quads: 0, more: true }, streams, outputs).each(
+      each(
         `${capping} if (dot(x4, x4) > 0.8) { ${soft || weighted ? w : ""} ${soft ? t : ""} ${
           writing(" * sech_squared4_(u4)")
         } }`,
+        null,
       )
     }
   }`;
