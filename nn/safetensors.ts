@@ -15,8 +15,8 @@ interface Entry {
 }
 
 /** Bytes of an element, by the dtype's name in a file. */
-const FLOATS = { F64: 8, F32: 4, F16: 2, BF16: 2 };
-const FILE_BYTES: Record<string, number> = { ...FLOATS, I64: 8, I32: 4, U32: 4, I16: 2, U16: 2, I8: 1, U8: 1, BOOL: 1 };
+// deno-fmt-ignore
+const FILE_BYTES: Record<string, number> = { F64: 8, F32: 4, F16: 2, BF16: 2, I64: 8, I32: 4, U32: 4, I16: 2, U16: 2, I8: 1, U8: 1, BOOL: 1 };
 const FILE_TYPES: Record<DType, string> = { f32: "F32", f16: "F16", i32: "I32", u32: "U32" };
 /** Arrays of what becomes i32. */
 const NARROW = { I16: Int16Array, U16: Uint16Array, I8: Int8Array, U8: Uint8Array, BOOL: Uint8Array };
