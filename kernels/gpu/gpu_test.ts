@@ -367,7 +367,7 @@ Deno.test("defineKernel: refuses names that are no identifiers and too many para
 Deno.test("defineKernel: more workgroups than one dimension takes", async () => {
   await init();
   using _scope = new Scope();
-  const groups = 70_000; // 65,535 in x, the rest in y
+  const groups = 70_001; // 35,001 in x, twice in y: one too many
   const kernel = defineKernel({
     name: "groups",
     buffers: { y: "write u32" },
