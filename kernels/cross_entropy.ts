@@ -7,45 +7,61 @@
  *
  * With soft targets t' = (1−ε)t + ε/V: row = Σ w_c·t'_c·(lse − x_c), d_logits = (Σ_j w_j t'_j)·prob − w·t'.
  */
-import { type Element, numbers } from "./elementwise.ts";
+import { type Element, lanes, numbers } from "./elementwise.ts";
 import { gpu } from "./gpu/gpu.ts";
 import { type BufferType, variants } from "./gpu/kernel.ts";
 import type { Memory } from "./gpu/memory.ts";
 import { MATH, MATH4 } from "./math.ts";
 import { columnReader, planRow, rowBuffer, rowCode, type RowPlan, type Upstream } from "./row.ts";
 
-// loads that a thread has under way at once. One after the other, 16,384 labels took 256 threads 33 µs on an H200, 128,256 weights 120 µs
-const AHEAD = numbers(8);
+// vec4s of labels and of weights that a thread reads at once. Element after element, 16,384 labels took 256 threads 33 µs on an H200, 128,256 weights 120 µs
+const LABELS_AHEAD = 2, WEIGHTS_AHEAD = 8;
 
 /** The divisors of means: counts = [kept rows, the sum of their weights Σ w_y, the sum W of all class weights]. One workgroup. */
-const countKernel = variants((threads: number) => ({
-  name: "count kept rows",
-  workgroup: threads,
-  buffers: { labels: "read i32", weight: "read f32", counts: "write f32" },
-  params: { rows: "u32", columns: "u32", ignoreIndex: "i32", weighted: "u32" },
-  head: `var<workgroup> meeting: array<vec3f, ${threads}>;`,
-  main: `if (group > 0u) { return; }
-  var sum = vec3f(0.0);
-  for (var block = lane; block < params.rows; block += ${AHEAD.length * threads}u) {
-    ${AHEAD.map((j) => `let y${j} = labels[min(block + ${threads * j}u, params.rows - 1u)];`).join(" ")}
+const countKernel = variants(({ threads, weighted }: { threads: number; weighted: boolean }) => {
+  // a loop over `size` elements of a vector, whose body sees a vec4 as x4, and in live4 which of its elements exist
+  const each = (vector: string, size: string, ahead: number, body: string) =>
+    `for (var block = lane; 4u * block < ${size}; block += ${ahead * threads}u) {
+    ${numbers(ahead).map((j) => `let x${j} = ${vector}[min(block + ${threads * j}u, (${size} - 1u) / 4u)];`).join(" ")}
     ${
-    AHEAD.map((j) =>
-      `let known${j} = params.weighted == 1u && y${j} >= 0 && u32(y${j}) < params.columns;
-    let w${j} = select(1.0, weight[select(0, y${j}, known${j})], known${j});`
-    ).join("\n    ")
-  }
-    ${
-    AHEAD.map((j) =>
-      `if (block + ${threads * j}u < params.rows && y${j} != params.ignore_index) { sum += vec3f(1.0, w${j}, 0.0); }`
-    ).join("\n    ")
-  }
-  }
-  if (params.weighted == 1u) {
-    for (var block = lane; block < params.columns; block += ${AHEAD.length * threads}u) {
-      ${AHEAD.map((j) => `let w${j} = weight[min(block + ${threads * j}u, params.columns - 1u)];`).join(" ")}
-      ${AHEAD.map((j) => `sum.z += select(0.0, w${j}, block + ${threads * j}u < params.columns);`).join(" ")}
+      numbers(ahead).map((j) =>
+        `{ let x4 = x${j}; let live4 = 4u * (block + ${
+          threads * j
+        }u) + vec4u(0u, 1u, 2u, 3u) < vec4u(${size}); ${body} }`
+      ).join("\n    ")
     }
-  }
+  }`;
+  return {
+    name: "count kept rows",
+    workgroup: threads,
+    buffers: {
+      labels: "read vec4i",
+      ...weighted ? { weight: "read vec4f" as BufferType } : {},
+      counts: "write f32",
+    },
+    params: { rows: "u32", columns: "u32", ignoreIndex: "i32" },
+    head: `var<workgroup> meeting: array<vec3f, ${threads}>;
+fn weight_of(y: i32) -> f32 {
+  ${weighted ? "if (y >= 0 && u32(y) < params.columns) { return weight[y / 4][y % 4]; }" : ""}
+  return 1.0;
+}`,
+    main: `if (group > 0u) { return; }
+  var sum = vec3f(0.0);
+  ${
+      each(
+        "labels",
+        "params.rows",
+        LABELS_AHEAD,
+        `let kept4 = select(vec4f(0.0), vec4f(1.0), live4 & (x4 != vec4i(params.ignore_index)));
+      let w4 = vec4f(${lanes.map((l) => `weight_of(x4.${l})`).join(", ")});
+      sum += vec3f(dot(kept4, vec4f(1.0)), dot(kept4, w4), 0.0);`,
+      )
+    }
+  ${
+      weighted
+        ? each("weight", "params.columns", WEIGHTS_AHEAD, "sum.z += dot(select(vec4f(0.0), x4, live4), vec4f(1.0));")
+        : ""
+    }
   meeting[lane] = sum;
   for (var half = ${threads / 2}u; half > 0u; half /= 2u) {
     workgroupBarrier();
@@ -54,9 +70,10 @@ const countKernel = variants((threads: number) => ({
   if (lane == 0u) {
     counts[0] = meeting[0].x;
     counts[1] = meeting[0].y;
-    counts[2] = select(f32(params.columns), meeting[0].z, params.weighted == 1u);
+    counts[2] = ${weighted ? "meeting[0].z" : "f32(params.columns)"};
   }`,
-}));
+  };
+});
 
 /** counts = [kept rows, Σ w_y over them, Σ w_c over all classes]; without `weight` all weights are 1. */
 export function countRows(
@@ -68,16 +85,9 @@ export function countRows(
   ignoreIndex: number,
 ): void {
   const { isSoftware, limits } = gpu().info;
-  countKernel(isSoftware ? 256 : Math.min(1024, limits.maxComputeInvocationsPerWorkgroup)).run({
-    labels: target,
-    weight: weight ?? target,
-    counts,
-  }, {
-    rows,
-    columns,
-    ignoreIndex,
-    weighted: weight ? 1 : 0,
-  }, 1);
+  const threads = isSoftware ? 256 : Math.min(1024, limits.maxComputeInvocationsPerWorkgroup);
+  countKernel({ threads, weighted: weight !== null })
+    .run({ labels: target, counts, ...weight ? { weight } : {} }, { rows, columns, ignoreIndex }, 1);
 }
 
 /** Compile-time choices. */
