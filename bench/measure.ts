@@ -6,7 +6,7 @@
 
 import { defineKernel, type KernelTime, ones, profile, Scope, zeros } from "@limbeck/limbeck";
 // @ts-types="@types/d3-array"
-import { max, median, min, sum } from "d3-array";
+import { max, median, min, range } from "d3-array";
 import { gpu } from "../kernels/gpu/gpu.ts";
 import { readTimestamps } from "../kernels/gpu/profile.ts";
 import { finish } from "./support.ts";
@@ -23,18 +23,40 @@ export interface Pace {
 
 /** The time of a step. */
 export interface Timing {
-  /** The GPU time of its kernels, a median over the repetitions. */
+  /** The GPU time per step of a few consecutive steps, between two timestamps; a median. */
   milliseconds: number;
   /** The wall-clock time per step, over many consecutive steps, until the last one is done. */
   wall: number;
-  /** The number of kernels launched in a step, and the time of each by name, the slowest first. */
+  /** The number of kernels launched in a step. */
   launches: number;
-  kernels: KernelTime[];
 }
 
+/** The GPU milliseconds of each run, from a timestamp before it and one after it. */
+async function timestamps(runs: (() => void)[]): Promise<number[]> {
+  const { device, queue } = gpu(), count = 2 * runs.length;
+  const querySet = device.createQuerySet({ type: "timestamp", count });
+  const stamp = (index: number) =>
+    queue.encode((encoder) =>
+      encoder.beginComputePass({ timestampWrites: { querySet, beginningOfPassWriteIndex: index } }).end()
+    );
+  for (const [i, run] of runs.entries()) {
+    queue.submit(); // so that the GPU does not wait for the host between the timestamps
+    stamp(2 * i);
+    run();
+    stamp(2 * i + 1);
+  }
+  const stamps = await readTimestamps(querySet, count);
+  querySet.destroy();
+  return runs.map((_, i) => Number(stamps[2 * i + 1] - stamps[2 * i]) / 1e6);
+}
+
+// steps between two timestamps: so many that the timestamps' own time (10 µs on an H100) does not matter, and so few that they are in one submit
+const TOGETHER = 10, ENOUGH = 10;
+
 /**
- * Times steps: each runs until the GPU is warm, and is then timed by the wall clock; after that all take turns with timestamps around each kernel, so that a
- * temporarily slow machine does not change their ratios.
+ * Times steps: each runs until the GPU is warm, and is then timed by the wall clock; after that all take turns between timestamps. A GPU now and then runs at
+ * a lower clock rate for a second or two, after a pause of the host (an H100 at 0.7 GHz instead of 1.98): turns in which `beat` was slower than ever before
+ * are repeated.
  */
 export async function time(pace: Pace, ...steps: (() => void)[]): Promise<Timing[]> {
   const run = async (step: () => void, times: number) => {
@@ -43,7 +65,8 @@ export async function time(pace: Pace, ...steps: (() => void)[]): Promise<Timing
     await finish();
     return performance.now() - start;
   };
-  const { counters } = gpu(), launches: number[] = [], walls: number[] = [], turns: number[] = [];
+  const { counters, info } = gpu(), launches: number[] = [], walls: number[] = [], together: number[] = [];
+  let turns = 1;
   for (const step of steps) {
     await run(step, 1); // compiles
     let runs = 1, once = await run(step, 1);
@@ -56,30 +79,38 @@ export async function time(pace: Pace, ...steps: (() => void)[]): Promise<Timing
     const before = counters.dispatches;
     step();
     launches.push(counters.dispatches - before);
-    turns.push(times);
+    together.push(Math.max(1, Math.min(times, TOGETHER, Math.round(ENOUGH / once))));
+    turns = Math.max(turns, Math.ceil(times / together.at(-1)!), pace.least);
   }
-  const times = Math.max(...turns), skipped = Math.ceil(times / 5); // the profile's own start is cold again
-  const { trace: { traceEvents } } = await profile(() => {
-    for (let i = 0; i < skipped + times; i++) for (const step of steps) step();
+  using _scope = new Scope();
+  const y = zeros([256 * BEATS]);
+  const beat = () => multiplyAdd.run({ y: y.memory }, { x: 0.5 }, BEATS);
+  const repeated = steps.map((step, i) => () => {
+    for (let j = 0; j < together[i]; j++) step();
   });
-  const each = sum(launches);
-  if (traceEvents.length !== (skipped + times) * each) {
-    throw new Error(`a step launches a different number of kernels each time`);
+  const kept: number[][] = [];
+  for (let tries = 0; kept.length < turns; tries++) {
+    const [beaten, ...times] = await timestamps([beat, ...repeated]);
+    fastestBeat = Math.min(fastestBeat, beaten);
+    if (info.isSoftware || beaten < 1.2 * fastestBeat || tries > 20 * turns) kept.push(times);
   }
-  const total = (events: { dur: number }[]) => sum(events, ({ dur }) => dur) / 1000;
-  return steps.map((_, s) => {
-    const first = sum(launches.slice(0, s));
-    const own = Array.from({ length: times }, (_, i) => {
-      const from = (skipped + i) * each + first;
-      return traceEvents.slice(from, from + launches[s]);
-    });
-    const kernels = [...new Set(own[0].map(({ name }) => name))].map((name) => {
-      const named = own.map((events) => events.filter((event) => event.name === name));
-      return { name, launches: named[0].length, milliseconds: median(named, total)! };
-    });
-    kernels.sort((a, b) => b.milliseconds - a.milliseconds);
-    return { milliseconds: median(own, total)!, wall: walls[s], launches: launches[s], kernels };
+  return steps.map((_, i) => ({
+    milliseconds: median(kept, (times) => times[i] / together[i])!,
+    wall: walls[i],
+    launches: launches[i],
+  }));
+}
+
+/** The GPU time of a step's kernels in passes of their own, a mean over so many steps; the slowest kernel first. */
+export async function timeKernels(step: () => void, steps: number): Promise<KernelTime[]> {
+  const { kernels } = await profile(() => {
+    for (let i = 0; i < steps; i++) step();
   });
+  return kernels.map(({ name, launches, milliseconds }) => ({
+    name,
+    launches: launches / steps,
+    milliseconds: milliseconds / steps,
+  }));
 }
 
 /** The peak of live bytes during a step, minus the live bytes before it. */
@@ -126,27 +157,11 @@ export async function measureBandwidth(bytes: number, pace: Pace): Promise<Bandw
     throw new Error(`the copy kernel copied ${copied} of ${bytes / 4} ones`);
   }
   const vec4Kernel = rate(min(kernelTimes)!);
+  const copying = () =>
+    gpu().queue.encode((encoder) => encoder.copyBufferToBuffer(from.memory.buffer, 0, to.memory.buffer, 0, bytes));
   const times = Math.min(pace.most, Math.max(pace.least, Math.round(pace.measured / min(kernelTimes)!)));
-  const copyBufferToBuffer = rate(await timeCopies(from.memory.buffer, to.memory.buffer, bytes, times));
+  const copyBufferToBuffer = rate(median(await timestamps(range(times).map(() => copying)))!);
   return { bytes, copyBufferToBuffer, vec4Kernel, best: max([copyBufferToBuffer, vec4Kernel])! };
-}
-
-/** Median milliseconds of copyBufferToBuffer, from timestamps in empty passes before and after it. */
-async function timeCopies(from: GPUBuffer, to: GPUBuffer, bytes: number, times: number): Promise<number> {
-  const { device, queue } = gpu(), count = 2 * times;
-  const querySet = device.createQuerySet({ type: "timestamp", count });
-  queue.encode((encoder) => {
-    const stamp = (index: number) =>
-      encoder.beginComputePass({ timestampWrites: { querySet, beginningOfPassWriteIndex: index } }).end();
-    for (let i = 0; i < times; i++) {
-      stamp(2 * i);
-      encoder.copyBufferToBuffer(from, 0, to, 0, bytes);
-      stamp(2 * i + 1);
-    }
-  });
-  const stamps = await readTimestamps(querySet, count);
-  querySet.destroy();
-  return median(Array.from({ length: times }, (_, i) => Number(stamps[2 * i + 1] - stamps[2 * i]) / 1e6))!;
 }
 
 const CHAINS = 8, UNROLLED = 32, ROUNDS = 64; // chains of multiply-adds hide each other's latency
@@ -163,6 +178,9 @@ ${Array.from({ length: UNROLLED }, () => `    ${chains.map((a) => `${a} = fma(${
   y[thread] = dot(${chains.join(" + ")}, vec4f(1.0));`,
 });
 
+const BEATS = 128;
+let fastestBeat = Infinity;
+
 /** f32 operations per second of multiply-add chains in registers; a multiply-add counts as two. */
 export async function measureArithmetic(workgroups: number, pace: Pace): Promise<number> {
   using _scope = new Scope();
@@ -173,7 +191,7 @@ export async function measureArithmetic(workgroups: number, pace: Pace): Promise
 
 const empty = defineKernel({ name: "empty", buffers: { y: "write f32" }, main: "if (thread == 0u) { y[0] = 0.0; }" });
 
-/** Milliseconds of a launch that does almost nothing; it is part of every time. */
+/** Milliseconds of a launch, among others, that does almost nothing; it is part of every time. */
 export async function measureLaunch(pace: Pace): Promise<number> {
   using _scope = new Scope();
   const y = zeros([1]);

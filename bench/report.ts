@@ -3,8 +3,8 @@
  *
  *     deno task bench:report --help
  *
- * Times are GPU times, from timestamps around each kernel, of forward and gradient together; training steps are timed by the wall
- * clock. Every loss and product is compared with its composed twin or with float64 before it is timed.
+ * Times are GPU times, from timestamps before and after a few consecutive steps, of forward and gradient together; training steps
+ * are timed by the wall clock. Every loss and product is compared with its composed twin or with float64 before it is timed.
  *
  * @module
  */
@@ -36,7 +36,15 @@ import { median, range } from "d3-array";
 import { failOption, makeFolder, readOptions } from "../examples/support/cli.ts";
 import { limitsOf } from "../kernels/gpu/device.ts";
 import { gpu } from "../kernels/gpu/gpu.ts";
-import { extraBytes, measureArithmetic, measureBandwidth, measureLaunch, type Pace, time } from "./measure.ts";
+import {
+  extraBytes,
+  measureArithmetic,
+  measureBandwidth,
+  measureLaunch,
+  type Pace,
+  time,
+  timeKernels,
+} from "./measure.ts";
 import {
   drawReport,
   formatReport,
@@ -412,15 +420,13 @@ async function measureSteps(plan: Plan): Promise<StepResult[]> {
         walls.push((performance.now() - from) / timed);
       }
       const end = stats(), steps = rounds * timed;
-      const [{ milliseconds, launches, kernels }] = await time({ ...plan.pace, warmUp: 0 }, step);
+      const kernels = await timeKernels(step, plan.pace.least);
       const after = await lossNow();
       if (!(after < before)) throw new Error(`${described.name}, ${loss}: the loss went from ${before} to ${after}`);
       found.push({
         model: described.name,
         loss,
         wall: median(walls)!,
-        milliseconds,
-        launches,
         submits: (end.submits - start.submits) / steps,
         buffersCreated: end.buffersCreated - start.buffersCreated,
         bindGroupsCreated: end.bindGroupsCreated - start.bindGroupsCreated,

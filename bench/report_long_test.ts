@@ -68,9 +68,9 @@ Deno.test("report: the quick run writes a page, numbers and a picture", async (t
       "linearCrossEntropy",
       "linearDistillation, jsd",
     ]);
-    for (const { wall, milliseconds, launches, kernels } of numbers.steps) {
-      assert(wall > 0 && milliseconds > 0);
-      assertEquals(kernels.reduce((sum, kernel) => sum + kernel.launches, 0), launches);
+    for (const { wall, kernels } of numbers.steps) {
+      assert(wall > 0 && kernels.length > 5);
+      for (const { launches, milliseconds } of kernels) assert(Number.isInteger(launches) && milliseconds > 0);
     }
   });
 
