@@ -27,8 +27,6 @@ export interface Timing {
   milliseconds: number;
   /** The wall-clock time per step, over many consecutive steps, until the last one is done. */
   wall: number;
-  /** The number of kernels launched in a step. */
-  launches: number;
 }
 
 /** The GPU milliseconds of each run, from a timestamp before it and one after it. */
@@ -53,11 +51,7 @@ async function timestamps(runs: (() => void)[]): Promise<number[]> {
 // steps between two timestamps: so many that the timestamps' own time (10 µs on an H100) does not matter, and so few that they are in one submit
 const TOGETHER = 10, ENOUGH = 10;
 
-/**
- * Times steps: each runs until the GPU is warm, and is then timed by the wall clock; after that all take turns between timestamps. A GPU now and then runs at
- * a lower clock rate for a second or two, after a pause of the host (an H100 at 0.7 GHz instead of 1.98): turns in which `beat` was slower than ever before
- * are repeated.
- */
+/** Times steps: each runs until the GPU is warm, and is then timed by the wall clock; after that all take turns between timestamps. */
 export async function time(pace: Pace, ...steps: (() => void)[]): Promise<Timing[]> {
   const run = async (step: () => void, times: number) => {
     const start = performance.now();
@@ -65,7 +59,7 @@ export async function time(pace: Pace, ...steps: (() => void)[]): Promise<Timing
     await finish();
     return performance.now() - start;
   };
-  const { counters, info } = gpu(), launches: number[] = [], walls: number[] = [], together: number[] = [];
+  const walls: number[] = [], together: number[] = [];
   let turns = 1;
   for (const step of steps) {
     await run(step, 1); // compiles
@@ -75,30 +69,34 @@ export async function time(pace: Pace, ...steps: (() => void)[]): Promise<Timing
       once = await run(step, runs) / runs;
     }
     const times = Math.min(pace.most, Math.max(pace.least, Math.round(pace.measured / once)));
-    walls.push(await run(step, times) / times);
-    const before = counters.dispatches;
-    step();
-    launches.push(counters.dispatches - before);
+    walls.push(await atSpeed(() => run(step, times)) / times);
     together.push(Math.max(1, Math.min(times, TOGETHER, Math.round(ENOUGH / once))));
     turns = Math.max(turns, Math.ceil(times / together.at(-1)!), pace.least);
   }
-  using _scope = new Scope();
-  const y = zeros([256 * BEATS]);
-  const beat = () => multiplyAdd.run({ y: y.memory }, { x: 0.5 }, BEATS);
   const repeated = steps.map((step, i) => () => {
     for (let j = 0; j < together[i]; j++) step();
   });
-  const kept: number[][] = [];
-  for (let tries = 0; kept.length < turns; tries++) {
-    const [beaten, ...times] = await timestamps([beat, ...repeated]);
-    fastestBeat = Math.min(fastestBeat, beaten);
-    if (info.isSoftware || beaten < 1.2 * fastestBeat || tries > 20 * turns) kept.push(times);
+  const found: number[][] = [];
+  for (let i = 0; i < turns; i++) found.push(await atSpeed(() => timestamps(repeated)));
+  return steps.map((_, i) => ({ milliseconds: median(found, (times) => times[i] / together[i])!, wall: walls[i] }));
+}
+
+let fastest = Infinity;
+
+/**
+ * The result of a measurement during which the GPU ran at its usual clock rate. Now and then it does not, for a second or two (an H100 at 0.7 GHz instead of
+ * 1.98): then some arithmetic behind the measurement takes longer than ever before, and the measurement is repeated. Software's times vary more than that.
+ */
+async function atSpeed<T>(measure: () => Promise<T>): Promise<T> {
+  if (gpu().info.isSoftware) return measure();
+  using _scope = new Scope();
+  const workgroups = 128, y = zeros([256 * workgroups]);
+  for (let tries = 1;; tries++) {
+    const result = await measure();
+    const [time] = await timestamps([() => multiplyAdd.run({ y: y.memory }, { x: 0.5 }, workgroups)]);
+    fastest = Math.min(fastest, time);
+    if (time < 1.2 * fastest || tries === 50) return result;
   }
-  return steps.map((_, i) => ({
-    milliseconds: median(kept, (times) => times[i] / together[i])!,
-    wall: walls[i],
-    launches: launches[i],
-  }));
 }
 
 /** The GPU time of a step's kernels in passes of their own, a mean over so many steps; the slowest kernel first. */
@@ -177,9 +175,6 @@ ${Array.from({ length: UNROLLED }, () => `    ${chains.map((a) => `${a} = fma(${
   }
   y[thread] = dot(${chains.join(" + ")}, vec4f(1.0));`,
 });
-
-const BEATS = 128;
-let fastestBeat = Infinity;
 
 /** f32 operations per second of multiply-add chains in registers; a multiply-add counts as two. */
 export async function measureArithmetic(workgroups: number, pace: Pace): Promise<number> {
