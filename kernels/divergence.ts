@@ -225,6 +225,23 @@ export interface DivergenceNumbers {
   partFactor?: number;
 }
 
+const fits = new Map<string, Record<string, number>>();
+
+/** The coefficients of a variant's polynomials. Those of a jsd take the host 50 µs, so that they are kept. */
+function fitted(variant: Variant, beta: number): Record<string, number> {
+  const all = polynomials(variant), key = `${variant.name} ${all.map(({ name }) => name)} ${beta}`;
+  let found = fits.get(key);
+  if (!found) {
+    found = {};
+    for (const { name, near, power } of all) {
+      for (const [i, c] of fit((d) => near(d, beta) / d ** power, -1, 1, TERMS).entries()) found[name + i] = c;
+    }
+    if (fits.size >= 1000) fits.clear(); // β may change in every step
+    fits.set(key, found);
+  }
+  return found;
+}
+
 /** Computes the loss of each row (scaled for the mean), and the gradients if `dStudent` or `dTeacher` is given. */
 export function divergenceRows(
   name: DivergenceName,
@@ -256,10 +273,6 @@ export function divergenceRows(
   // bindings that are not read need some memory, too
   const unread = { labels: b.labels ?? b.counts, upstream: b.upstream?.memory ?? b.counts };
   const buffers = { ...rest, ...parts, dStudent, dTeacher, ...unread };
-  const fitted: Record<string, number> = {};
-  for (const { name, near, power } of polynomials(variant)) {
-    fit((d) => near(d, n.beta) / d ** power, -1, 1, TERMS).forEach((c, i) => fitted[name + i] = c);
-  }
   kernel({ ...variant, plan }).run(buffers, {
     rows: n.rows,
     columns: n.columns,
@@ -281,6 +294,6 @@ export function divergenceRows(
     gentle: share > 0 ? Math.log(1 / share + 1) : Infinity,
     studentRatio: n.beta / (1 - n.beta),
     teacherRatio: (1 - n.beta) / n.beta,
-    ...fitted,
+    ...fitted(variant, n.beta),
   }, n.rows);
 }
