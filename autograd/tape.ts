@@ -8,7 +8,7 @@ import { outside } from "./ledger.ts";
 import { methods } from "./methods.ts";
 import { innermost, Scope } from "./scope.ts";
 import { BYTES, type DType, DTYPES, isFloat, Storage } from "./storage.ts";
-import { checkShape, checkTensor, type Recorded, Tensor } from "./tensor.ts";
+import { checkTensor, type Recorded, Tensor } from "./tensor.ts";
 
 /** Makes the tensor for the gradient of input `i`. If an optimizer has a free slot for it, it is made there. */
 export type GradientOf = (i: number) => Tensor;
@@ -319,8 +319,7 @@ methods.backward = (loss: Tensor, dOutput?: Tensor): void => {
     );
   }
   if (dOutput !== undefined) {
-    checkTensor("backward", "dOutput", dOutput, [loss.dtype]);
-    checkShape("backward", "dOutput", dOutput, loss.shape);
+    checkTensor("backward", "dOutput", dOutput, [loss.dtype], loss.shape);
   } else if (loss.size !== 1) {
     throw new TypeError(
       `backward: a tensor of shape [${loss.shape.join(", ")}] needs dOutput of that shape; only a scalar needs none`,

@@ -224,8 +224,7 @@ export class Tensor implements Disposable {
     if (given === this.#grad) return;
     if (given !== null) {
       if (this.closed) throw this.#closedError("grad"); // nobody would free it
-      checkTensor("grad", "the value", given, [this.dtype]);
-      checkShape("grad", "the value", given, this.shape);
+      checkTensor("grad", "the value", given, [this.dtype], this.shape);
     }
     if (given?.owner instanceof Tensor) given = given.view(given.shape, "grad"); // so that each leaf can free its own
     if (this.#grad?.owner === this) this.#grad.dispose();
@@ -625,12 +624,13 @@ export function tensorsIn(value: unknown): Set<Tensor> {
 /** A hint for errors about labels, tokens and indices, since `tensor` makes f32 of whole numbers, too. */
 export const HOW_I32 = ' (tensor(values, { dtype: "i32" }) makes i32)';
 
-/** Throws a TypeError unless `x` is a tensor of one of the dtypes that is open and on the open device. */
+/** Throws a TypeError unless `x` is a tensor of one of the dtypes, and of this shape if one is given, that is open and on the open device. */
 export function checkTensor(
   op: string,
   name: string,
   x: unknown,
   dtypes: readonly DType[] = ["f32", "f16"],
+  shape?: readonly number[],
 ): asserts x is Tensor {
   if (!(x instanceof Tensor)) throw new TypeError(`${op}: ${name} must be a Tensor, got ${describe(x)}`);
   if (!dtypes.includes(x.dtype)) {
@@ -644,6 +644,7 @@ export function checkTensor(
   if (x.storage.gpu !== gpu()) {
     throw new TypeError(`${op}: ${name} (shape [${x.shape.join(", ")}]) is on a device that was disposed or lost`);
   }
+  if (shape) checkShape(op, name, x, shape);
 }
 
 /** Throws a TypeError unless `x` has this shape. */

@@ -1,7 +1,7 @@
 import { checkBoolean, checkOptions, describe, isRecord } from "../kernels/check.ts";
 import { isFloat } from "../autograd/storage.ts";
 import { noGrad } from "../autograd/tape.ts";
-import { checkShape, checkTensor, Tensor } from "../autograd/tensor.ts";
+import { checkTensor, Tensor } from "../autograd/tensor.ts";
 import { mapped } from "../ops/mapped.ts";
 import { assign } from "../ops/shape.ts";
 
@@ -132,8 +132,7 @@ export abstract class Module {
     }
     for (const [name, x] of pairs) {
       checkTensor("loadStateDict", `the module's ${name}`, x, [x.dtype]); // it may have been disposed of
-      checkTensor("loadStateDict", name, state[name], isFloat(x.dtype) ? undefined : [x.dtype]);
-      checkShape("loadStateDict", name, state[name], x.shape);
+      checkTensor("loadStateDict", name, state[name], isFloat(x.dtype) ? undefined : [x.dtype], x.shape);
     }
     noGrad(() => {
       for (const [name, x] of pairs) {

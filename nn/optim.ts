@@ -11,7 +11,7 @@ import { fill } from "../kernels/random.ts";
 import type { Storage } from "../autograd/storage.ts";
 import { noGrad } from "../autograd/tape.ts";
 import { zeros } from "../ops/create.ts";
-import { checkShape, checkTensor, Tensor } from "../autograd/tensor.ts";
+import { checkTensor, Tensor } from "../autograd/tensor.ts";
 
 /** Parameters with their own hyperparameters, which may be changed between steps; those that are left out default to the optimizer's. */
 export interface ParameterGroup {
@@ -335,8 +335,7 @@ export abstract class Optimizer {
     }
     const foreign = new Set(Object.keys(tensors));
     this.#eachState((key, _, parameter) => {
-      checkTensor(this.name, `tensors[${key}]`, tensors[key], ["f32"]);
-      checkShape(this.name, `tensors[${key}]`, tensors[key], parameter.shape);
+      checkTensor(this.name, `tensors[${key}]`, tensors[key], ["f32"], parameter.shape);
       foreign.delete(key);
     });
     if (foreign.size > 0) {

@@ -53,8 +53,7 @@ function attended(q: Tensor, k: Tensor, v: Tensor, options: AttentionOptions): T
   checkRank(op, "k", k, 2);
   const keys = k.shape.at(-2)!;
   checkShape(op, "k", k, [...lead, keys, depth]);
-  checkTensor(op, "v", v, [q.dtype]);
-  checkShape(op, "v", v, [...lead, keys, depth]);
+  checkTensor(op, "v", v, [q.dtype], [...lead, keys, depth]);
   const { causal = false, mask, scale = 1 / Math.sqrt(depth), dropout: asked = 0 } = options;
   checkBoolean(op, "causal", causal);
   checkNumber(op, "scale", scale);

@@ -9,7 +9,7 @@ import {
 } from "../kernels/conv.ts";
 import { composed } from "../autograd/composed.ts";
 import { hidden, record } from "../autograd/tape.ts";
-import { checkShape, checkTensor, Tensor } from "../autograd/tensor.ts";
+import { checkTensor, Tensor } from "../autograd/tensor.ts";
 import { sum } from "./reduce.ts";
 
 /** Options of `conv2d`. */
@@ -65,8 +65,7 @@ export function conv2d(x: Tensor, weight: Tensor, bias?: Tensor | null, options:
     );
   }
   if (bias !== undefined && bias !== null) {
-    checkTensor("conv2d", "bias", bias, [x.dtype]);
-    checkShape("conv2d", "bias", bias, [outs]);
+    checkTensor("conv2d", "bias", bias, [x.dtype], [outs]);
   }
   const out = (size: number, kernel: number) => Math.floor((size + 2 * padding - kernel) / stride) + 1;
   const outHeight = out(height, kernelHeight), outWidth = out(width, kernelWidth);

@@ -10,7 +10,6 @@ import { DTYPES, isFloat } from "../autograd/storage.ts";
 import { hidden } from "../autograd/tape.ts";
 import { checkShape, checkTensor, HOW_I32, type Tensor } from "../autograd/tensor.ts";
 import {
-  checkClassWeight,
   checkLabels,
   checkLossOptions,
   type LossReduction,
@@ -187,7 +186,7 @@ export function crossEntropy(
     }
     if (options.returnAccuracy) throw new TypeError(`${op}: returnAccuracy needs class indices, got soft targets`);
   } else checkLabels(op, "target", target, rowShape, ignoreIndex);
-  if (weight !== undefined) checkClassWeight(op, "weight", weight, columns);
+  if (weight !== undefined) checkTensor(op, "weight", weight, ["f32"], [columns]);
 
   return composed(op, () => {
     const { extras, result } = furtherReturns(op, options, rowShape.shape);

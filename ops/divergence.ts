@@ -5,7 +5,7 @@ import { type DivergenceNumbers, divergenceRows } from "../kernels/divergence.ts
 import type { DivergenceName } from "../kernels/divergence_formulas.ts";
 import { composed } from "../autograd/composed.ts";
 import { hidden } from "../autograd/tape.ts";
-import { checkShape, checkTensor, type Tensor } from "../autograd/tensor.ts";
+import { checkTensor, type Tensor } from "../autograd/tensor.ts";
 import {
   checkLabels,
   checkLossOptions,
@@ -110,8 +110,7 @@ export function resolveDivergence(
 /** Checks the two sides and counts their rows. */
 function sides(op: string, student: Tensor, teacher: Tensor): Rows {
   const rows = rowsOf(op, "student", student);
-  checkTensor(op, "teacher", teacher);
-  checkShape(op, "teacher", teacher, student.shape);
+  checkTensor(op, "teacher", teacher, ["f32", "f16"], student.shape);
   return rows;
 }
 

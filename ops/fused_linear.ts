@@ -26,7 +26,6 @@ import {
 import { type DivergenceOptions, DIVERGENCES, resolveDivergence } from "./divergence.ts";
 import { matrix, plain } from "./matmul.ts";
 import {
-  checkClassWeight,
   checkLabels,
   checkLossOptions,
   type LossReduction,
@@ -78,8 +77,7 @@ function headRows(op: string, names: [string, string, string], { hidden, weight,
   }
   const columns = weight.shape[0];
   if (bias !== undefined) {
-    checkTensor(op, names[2], bias, [hidden.dtype]);
-    checkShape(op, names[2], bias, [columns]);
+    checkTensor(op, names[2], bias, [hidden.dtype], [columns]);
   }
   return { rows, columns, shape };
 }
@@ -290,7 +288,7 @@ export function linearCrossEntropy(
   const head = { hidden, weight, bias: bias ?? undefined };
   const shape = headRows(op, ["hidden", "weight", "bias"], head), { rows, columns } = shape;
   checkLabels(op, "target", target, shape, ignoreIndex);
-  if (classWeight !== undefined) checkClassWeight(op, "options.weight", classWeight, columns);
+  if (classWeight !== undefined) checkTensor(op, "options.weight", classWeight, ["f32"], [columns]);
   const size = chunkRows(op, chunkSize, shape);
   return composed(op, () => {
     const { extras, result } = furtherReturns(op, options, shape.shape);

@@ -7,12 +7,12 @@ import { countRows } from "../kernels/cross_entropy.ts";
 import { nllRows } from "../kernels/nll.ts";
 import { composed } from "../autograd/composed.ts";
 import { hidden, record } from "../autograd/tape.ts";
-import { checkShape, checkTensor, type Tensor } from "../autograd/tensor.ts";
+import { checkTensor, type Tensor } from "../autograd/tensor.ts";
 import { forwardKl } from "./divergence.ts";
 import { binary, converted, unary, where } from "./elementwise.ts";
 import { broadcastShape, mapped } from "./mapped.ts";
 import { checkDim, max, mean as average, sum } from "./reduce.ts";
-import { checkClassWeight, checkLabels, checkLossOptions, type LossReduction, rowLoss, rowsOf } from "./row_loss.ts";
+import { checkLabels, checkLossOptions, type LossReduction, rowLoss, rowsOf } from "./row_loss.ts";
 import { logSoftmax } from "./softmax.ts";
 
 /** Options of the elementwise losses. */
@@ -31,8 +31,7 @@ const inF32 = (op: string, x: Tensor): Tensor => x.dtype === "f32" ? x : convert
 /** Checks that two arguments are tensors of one shape and dtype, and returns them in f32. */
 function pairInF32(op: string, name: string, a: Tensor, target: Tensor): [Tensor, Tensor] {
   checkTensor(op, name, a);
-  checkTensor(op, "target", target, [a.dtype]);
-  checkShape(op, "target", target, a.shape);
+  checkTensor(op, "target", target, [a.dtype], a.shape);
   return [inF32(op, a), inF32(op, target)];
 }
 
@@ -241,7 +240,7 @@ export function nllLoss(logProbabilities: Tensor, target: Tensor, options: NllOp
   const { reduction = "mean", ignoreIndex = -100, weight } = options;
   const shape = rowsOf(op, "logProbabilities", logProbabilities), { rows, columns } = shape;
   checkLabels(op, "target", target, shape, ignoreIndex);
-  if (weight !== undefined) checkClassWeight(op, "weight", weight, columns);
+  if (weight !== undefined) checkTensor(op, "weight", weight, ["f32"], [columns]);
   return composed(op, () => {
     const counts = hidden([3], "f32");
     countRows(target.memory, weight?.memory ?? null, counts.memory, rows, columns, ignoreIndex);
@@ -326,8 +325,7 @@ export function cosineEmbeddingLoss(
   checkNumber(op, "margin", margin, { min: -1, max: 1 });
   checkTensor(op, "a", a);
   checkTensor(op, "b", b, [a.dtype]);
-  checkTensor(op, "y", y, ["f32", "f16", "i32"]);
-  checkShape(op, "y", y, broadcastShape(op, [a.shape, b.shape]).slice(0, -1));
+  checkTensor(op, "y", y, ["f32", "f16", "i32"], broadcastShape(op, [a.shape, b.shape]).slice(0, -1));
   y.storage.host?.forEach((sign, i) => {
     if (Math.abs(sign) !== 1) throw new RangeError(`${op}: y must be 1 or -1, got ${sign} at row ${i}`);
   });
@@ -428,8 +426,7 @@ export function crossEntropyOfDistributions(student: Tensor, teacher: Tensor, op
   checkOptions(op, options, ["temperature", "reduction"]);
   checkLossOptions(op, options);
   rowsOf(op, "student", student);
-  checkTensor(op, "teacher", teacher, [student.dtype]);
-  checkShape(op, "teacher", teacher, student.shape);
+  checkTensor(op, "teacher", teacher, [student.dtype], student.shape);
   return composed(op, () => {
     const t = inF32(op, teacher);
     return forwardKl(student, t, options).add(entropy(t, options));
@@ -472,8 +469,7 @@ export function gaussianKl(mean: Tensor, logVariance: Tensor, otherMean?: Tensor
   ]] as const;
   for (const [name, x] of others) {
     if (x === undefined && name !== "logVariance") continue;
-    checkTensor(op, name, x, [mean.dtype]);
-    checkShape(op, name, x, mean.shape);
+    checkTensor(op, name, x, [mean.dtype], mean.shape);
   }
   return composed(op, () => {
     const m = inF32(op, mean), v = inF32(op, logVariance), n = otherMean && inF32(op, otherMean);

@@ -7,7 +7,7 @@ import type { Activation } from "../kernels/math.ts";
 import { composed } from "../autograd/composed.ts";
 import type { MatmulOptions } from "../autograd/methods.ts";
 import { hidden, record } from "../autograd/tape.ts";
-import { checkShape, checkTensor, Tensor } from "../autograd/tensor.ts";
+import { checkTensor, Tensor } from "../autograd/tensor.ts";
 import { broadcastShape } from "./mapped.ts";
 import { sumTo } from "./reduce.ts";
 import { checkRank, expand, wrongFeatures } from "./shape.ts";
@@ -179,10 +179,7 @@ function checkLayers(op: string, x: Tensor, layers: readonly Layer[]): number {
     }
     if (ins !== width) throw wrongFeatures(op, [...x.shape.slice(0, -1), width], weight);
     if (bias !== undefined && bias !== null) {
-      checkTensor(op, "bias", bias, [x.dtype]);
-      if (bias.rank !== 1 || bias.size !== outs) {
-        throw new TypeError(`${op}: bias must have shape [${outs}], got [${bias.shape.join(", ")}]`);
-      }
+      checkTensor(op, "bias", bias, [x.dtype], [outs]);
     }
     width = outs;
   }
@@ -202,8 +199,7 @@ function layered(op: string, x: Tensor, layers: readonly Layer[], residual?: Ten
   checkRank(op, "x", x, 1);
   const shape = [...x.shape.slice(0, -1), checkLayers(op, x, layers)], rows = sizeOf(x.shape.slice(0, -1));
   if (residual) {
-    checkTensor(op, "residual", residual, [x.dtype]);
-    checkShape(op, "residual", residual, shape);
+    checkTensor(op, "residual", residual, [x.dtype], shape);
   }
   // the input of each layer, and the tensor from which the slope of the activation before it is computed
   const reads = [x], slopes: (Tensor | null)[] = [null], own: Tensor[] = [];

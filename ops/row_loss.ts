@@ -5,7 +5,7 @@ import type { Memory } from "../kernels/gpu/memory.ts";
 import { reduce } from "../kernels/reduce.ts";
 import type { Upstream } from "../kernels/row.ts";
 import { hidden, needsGradient, record } from "../autograd/tape.ts";
-import { checkShape, checkTensor, Tensor } from "../autograd/tensor.ts";
+import { checkTensor, Tensor } from "../autograd/tensor.ts";
 import { checkRank } from "./shape.ts";
 
 /** How the rows' losses are reduced: to their mean, to their sum, or not at all. */
@@ -40,8 +40,7 @@ export function checkLabels(
   { columns, shape }: Rows,
   ignoreIndex: number,
 ): void {
-  checkTensor(op, name, labels, ["i32", "u32"]);
-  checkShape(op, name, labels, shape);
+  checkTensor(op, name, labels, ["i32", "u32"], shape);
   labels.storage.host?.forEach((label, i) => {
     if (label === ignoreIndex || (label >= 0 && label < columns)) return;
     throw new RangeError(
@@ -62,12 +61,6 @@ export function checkLossOptions(op: string, o: { [name in Checked]?: unknown })
   if (o.labelSmoothing !== undefined) checkNumber(op, "labelSmoothing", o.labelSmoothing, { min: 0, max: 1 });
   if (o.zLoss !== undefined) checkNumber(op, "zLoss", o.zLoss, { min: 0 });
   if (o.softcap !== undefined) checkNumber(op, "softcap", o.softcap, { above: 0 });
-}
-
-/** Checks class weights: f32, one per class. */
-export function checkClassWeight(op: string, name: string, weight: Tensor, columns: number): void {
-  checkTensor(op, name, weight, ["f32"]);
-  checkShape(op, name, weight, [columns]);
 }
 
 /** Launches the kernel of a row loss, for the rows' losses and the gradients of the inputs that have memory for them. */

@@ -125,8 +125,7 @@ export function expand(x: Tensor, shape: readonly number[]): Tensor {
 /** Overwrites x in place with `other`'s elements; see `Tensor.assign`. */
 export function assign(x: Tensor, other: Tensor): void {
   checkTensor("assign", "x", x, DTYPES);
-  checkTensor("assign", "other", other, [x.dtype]);
-  checkShape("assign", "other", other, x.shape);
+  checkTensor("assign", "other", other, [x.dtype], x.shape);
   const { storage } = x, from = other.memory, to = storage.writable();
   if (storage === other.storage) return;
   // two slots of an optimizer's block: a dispatch cannot read and write the same buffer
