@@ -1,10 +1,5 @@
-import { checkBoolean, checkOptions } from "../kernels/check.ts";
-import {
-  countRows,
-  type CrossEntropyBuffers,
-  type CrossEntropyNumbers,
-  crossEntropyRows,
-} from "../kernels/cross_entropy.ts";
+import { checkBoolean } from "../kernels/check.ts";
+import { type CrossEntropyBuffers, type CrossEntropyNumbers, crossEntropyRows } from "../kernels/cross_entropy.ts";
 import { composed } from "../autograd/composed.ts";
 import { DTYPES, isFloat } from "../autograd/storage.ts";
 import { hidden } from "../autograd/tape.ts";
@@ -12,6 +7,7 @@ import { checkShape, checkTensor, HOW_I32, type Tensor } from "../autograd/tenso
 import {
   checkLabels,
   checkLossOptions,
+  countsOf,
   type LossReduction,
   type RowLaunch,
   rowLoss,
@@ -166,8 +162,7 @@ export function crossEntropy(
   options: CrossEntropyOptions = {},
 ): Tensor | CrossEntropyResult {
   const op = "crossEntropy";
-  checkOptions(op, options, OPTIONS);
-  checkLossOptions(op, options);
+  checkLossOptions(op, options, OPTIONS);
   const { reduction = "mean", weight } = options, numbers = numbersOf(options), { ignoreIndex } = numbers;
   const rowShape = rowsOf(op, "logits", logits);
   const { rows, columns } = rowShape;
@@ -190,8 +185,7 @@ export function crossEntropy(
 
   return composed(op, () => {
     const { extras, result } = furtherReturns(op, options, rowShape.shape);
-    const counts = hidden([3], "f32");
-    if (!soft) countRows(target.memory, weight?.memory ?? null, counts.memory, rows, columns, ignoreIndex);
+    const counts = countsOf(soft ? undefined : target, weight, rowShape, ignoreIndex);
     const launch: RowLaunch = (loss, [dLogits], upstream) => {
       crossEntropyRows(logits.dtype, soft ? target.dtype : "index", {
         logits: logits.memory,

@@ -1,6 +1,5 @@
 /** Divergences between a student's and a teacher's distributions, from logits. */
-import { checkBoolean, checkNumber, checkOneOf, checkOptions, isRecord } from "../kernels/check.ts";
-import { countRows } from "../kernels/cross_entropy.ts";
+import { checkBoolean, checkNumber, checkOneOf, isRecord } from "../kernels/check.ts";
 import { type DivergenceNumbers, divergenceRows } from "../kernels/divergence.ts";
 import type { DivergenceName } from "../kernels/divergence_formulas.ts";
 import { composed } from "../autograd/composed.ts";
@@ -9,6 +8,7 @@ import { checkTensor, type Tensor } from "../autograd/tensor.ts";
 import {
   checkLabels,
   checkLossOptions,
+  countsOf,
   type LossReduction,
   type RowLaunch,
   rowLoss,
@@ -125,31 +125,27 @@ function divergence(
   const given = isRecord(options)
     ? Object.fromEntries(Object.entries(options).filter(([key]) => key !== "delta"))
     : options;
-  checkOptions(op, given, [...OPTIONS, ...Object.keys(more)]);
-  checkLossOptions(op, options);
+  checkLossOptions(op, given, [...OPTIONS, ...Object.keys(more)]);
   const { temperature = 1, reduction = "mean", labels, ignoreIndex = -100 } = options;
   const { kernel, beta, factor } = resolveDivergence(op, op, more);
-  const rows = sides(op, student, teacher);
-  if (labels !== undefined) checkLabels(op, "labels", labels, rows, ignoreIndex);
-  return composed(
-    op,
-    () =>
-      launchDivergence(op, kernel, { student, teacher, labels: labels ?? null, shape: rows, reduction, parts: null }, {
-        temperature,
-        beta,
-        ignoreIndex,
-        drop: labels !== undefined,
-        ceFactor: 0,
-        divergenceFactor: factor,
-      }),
-  );
+  const shape = sides(op, student, teacher);
+  if (labels !== undefined) checkLabels(op, "labels", labels, shape, ignoreIndex);
+  return composed(op, () =>
+    launchDivergence(op, kernel, { student, teacher, labels, shape, reduction, parts: null }, {
+      temperature,
+      beta,
+      ignoreIndex,
+      drop: labels !== undefined,
+      ceFactor: 0,
+      divergenceFactor: factor,
+    }));
 }
 
 /** What a divergence is computed from, checked. */
 interface DivergenceInputs {
   student: Tensor;
   teacher: Tensor;
-  labels: Tensor | null;
+  labels?: Tensor;
   shape: Rows;
   reduction: LossReduction;
   /** For distillation: where the rows of its two parts go. */
@@ -163,8 +159,7 @@ function launchDivergence(
   numbers: Omit<DivergenceNumbers, "rows" | "firstRow" | "allRows" | "columns" | "mean">,
 ): Tensor {
   const { rows, columns } = shape;
-  const counts = hidden([3], "f32");
-  if (labels) countRows(labels.memory, null, counts.memory, rows, columns, numbers.ignoreIndex);
+  const counts = countsOf(labels, undefined, shape, numbers.ignoreIndex);
   const launch: RowLaunch = (loss, [dStudent, dTeacher], upstream) => {
     // a launch in the backward pass writes the parts again, to scratch: nobody reads them, and the first ones are closed
     const again = parts?.ceRows.closed;
@@ -396,8 +391,7 @@ export function distillation(
   options: DistillationOptions = {},
 ): Tensor | DistillationResult {
   const op = "distillation";
-  checkOptions(op, options, DISTILLATION_OPTIONS);
-  checkLossOptions(op, options);
+  checkLossOptions(op, options, DISTILLATION_OPTIONS);
   const { alpha = 0.5, temperature = 2, divergence = "forwardKl", beta, normalize, skewAlpha } = options;
   const {
     temperatureSquared = true,

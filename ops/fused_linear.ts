@@ -3,7 +3,7 @@
  * gradients of hidden states and weights follow from that. The full [N, V] logits never exist.
  */
 import { checkNumber, checkOneOf, checkOptions } from "../kernels/check.ts";
-import { countRows, crossEntropyRows } from "../kernels/cross_entropy.ts";
+import { crossEntropyRows } from "../kernels/cross_entropy.ts";
 import { divergenceRows } from "../kernels/divergence.ts";
 import type { DivergenceName } from "../kernels/divergence_formulas.ts";
 import { accumulate, type Element, map } from "../kernels/elementwise.ts";
@@ -14,7 +14,6 @@ import { reduce } from "../kernels/reduce.ts";
 import type { Upstream } from "../kernels/row.ts";
 import { fill } from "../kernels/random.ts";
 import { composed } from "../autograd/composed.ts";
-import { hidden as scratchTensor } from "../autograd/tape.ts";
 import { checkShape, checkTensor, type Tensor } from "../autograd/tensor.ts";
 import {
   type CrossEntropyOptions,
@@ -28,6 +27,7 @@ import { matrix, plain } from "./matmul.ts";
 import {
   checkLabels,
   checkLossOptions,
+  countsOf,
   type LossReduction,
   type RowLaunch,
   rowLoss,
@@ -65,7 +65,7 @@ export interface LinearDistillationOptions extends DivergenceOptions {
 interface Head {
   hidden: Tensor;
   weight: Tensor;
-  bias?: Tensor;
+  bias?: Tensor | null;
 }
 
 /** Checks a head and returns the rows of its logits. */
@@ -76,9 +76,7 @@ function headRows(op: string, names: [string, string, string], { hidden, weight,
     throw new TypeError(`${op}: ${names[1]} must have shape [classes, ${depth}], got [${weight.shape.join(", ")}]`);
   }
   const columns = weight.shape[0];
-  if (bias !== undefined) {
-    checkTensor(op, names[2], bias, [hidden.dtype], [columns]);
-  }
+  if (bias !== undefined && bias !== null) checkTensor(op, names[2], bias, [hidden.dtype], [columns]);
   return { rows, columns, shape };
 }
 
@@ -86,6 +84,7 @@ function headRows(op: string, names: [string, string, string], { hidden, weight,
 // there are few of them, since each reads and writes the weight's gradient: in chunks of 261 rows 2048×1024×128256 took an H100 1.6 times as long as unfused.
 const CHUNK_BYTES = 2 ** 28, TILE = 128;
 
+/** The rows of a chunk: at least 1, and no more than there are. */
 function chunkRows(op: string, asked: number | undefined, { rows, columns }: Rows): number {
   const limit = Math.floor(gpu().info.limits.maxStorageBufferBindingSize / (4 * columns));
   if (limit < 1) throw new RangeError(`${op}: one row of ${columns} logits is more than this adapter binds at once`);
@@ -108,7 +107,7 @@ function headForward(head: Head, logits: Memory, from: number, count: number): v
     rows: count,
     columns: classes,
     depth,
-    epilogue: { bias: bias && plain(bias) },
+    epilogue: { bias: bias ? plain(bias) : undefined },
   });
 }
 
@@ -120,15 +119,8 @@ interface HeadGradients {
 }
 
 /** Adds the contribution of a chunk's d_logits to the gradients. */
-function headBackward(
-  head: Head,
-  dLogits: Memory,
-  to: HeadGradients,
-  from: number,
-  count: number,
-  first: boolean,
-): void {
-  const { hidden, weight } = head, [classes, depth] = weight.shape;
+function headBackward(head: Head, dLogits: Memory, to: HeadGradients, from: number, count: number): void {
+  const { hidden, weight } = head, [classes, depth] = weight.shape, first = from === 0;
   const d = { memory: dLogits, element: "f32" as Element, batch: 0 };
   if (to.hidden) {
     matmul({
@@ -207,12 +199,12 @@ function chunked(
         });
       }
       const wanted = targets.map((t) => t.hidden !== null || t.weight !== null || t.bias !== null);
-      const logits = heads.map(() => take(4 * Math.min(size, Math.max(1, rows)) * columns));
+      const logits = heads.map(() => take(4 * size * columns));
       for (let from = 0; from < rows; from += size) {
         const count = Math.min(size, rows - from);
         heads.forEach((head, h) => headForward(head, logits[h], from, count));
         chunk(logits, from, count, into, wanted, upstream);
-        heads.forEach((head, h) => wanted[h] && headBackward(head, logits[h], targets[h], from, count, from === 0));
+        heads.forEach((head, h) => wanted[h] && headBackward(head, logits[h], targets[h], from, count));
       }
       for (const { memory, to, tensor } of temporary) {
         const operand = (m: Memory, element: Element) => ({ memory: m, shape: tensor.shape, element });
@@ -281,19 +273,17 @@ export function linearCrossEntropy(
   options: LinearCrossEntropyOptions = {},
 ): Tensor | CrossEntropyResult {
   const op = "linearCrossEntropy";
-  checkOptions(op, options, ["bias", "chunkSize", ...OPTIONS]);
-  checkLossOptions(op, options);
+  checkLossOptions(op, options, ["bias", "chunkSize", ...OPTIONS]);
   const { bias, chunkSize, reduction = "mean", weight: classWeight } = options;
   const numbers = numbersOf(options), { ignoreIndex } = numbers;
-  const head = { hidden, weight, bias: bias ?? undefined };
+  const head = { hidden, weight, bias };
   const shape = headRows(op, ["hidden", "weight", "bias"], head), { rows, columns } = shape;
   checkLabels(op, "target", target, shape, ignoreIndex);
   if (classWeight !== undefined) checkTensor(op, "options.weight", classWeight, ["f32"], [columns]);
   const size = chunkRows(op, chunkSize, shape);
   return composed(op, () => {
     const { extras, result } = furtherReturns(op, options, shape.shape);
-    const counts = scratchTensor([3], "f32");
-    countRows(target.memory, classWeight?.memory ?? null, counts.memory, rows, columns, ignoreIndex);
+    const counts = countsOf(target, classWeight, shape, ignoreIndex);
     const saved = [target, ...classWeight ? [classWeight] : []];
     const loss = chunked(
       op,
@@ -358,7 +348,7 @@ export function linearDistillation(
   options: LinearDistillationOptions = {},
 ): Tensor {
   const op = "linearDistillation";
-  checkOptions(op, options, [
+  checkLossOptions(op, options, [
     "bias",
     "teacherBias",
     "divergence",
@@ -371,13 +361,12 @@ export function linearDistillation(
     "labels",
     "ignoreIndex",
   ]);
-  checkLossOptions(op, options);
   const { bias, teacherBias, divergence = "forwardKl", beta, normalize, alpha, chunkSize } = options;
   const { temperature = 1, reduction = "mean", labels, ignoreIndex = -100 } = options;
   checkOneOf(op, "divergence", divergence, DIVERGENCES);
   const { kernel, beta: mixture, factor } = resolveDivergence(op, divergence, { beta, alpha, normalize });
-  const student = { hidden, weight, bias: bias ?? undefined },
-    teacher = { hidden: teacherHidden, weight: teacherWeight, bias: teacherBias ?? undefined };
+  const student = { hidden, weight, bias };
+  const teacher = { hidden: teacherHidden, weight: teacherWeight, bias: teacherBias };
   const shape = headRows(op, ["hidden", "weight", "bias"], student), { rows, columns } = shape;
   const other = headRows(op, ["teacherHidden", "teacherWeight", "teacherBias"], teacher);
   if (other.columns !== columns) {
@@ -389,8 +378,7 @@ export function linearDistillation(
   if (labels !== undefined) checkLabels(op, "labels", labels, shape, ignoreIndex);
   const size = chunkRows(op, chunkSize, shape);
   return composed(op, () => {
-    const counts = scratchTensor([3], "f32");
-    if (labels) countRows(labels.memory, null, counts.memory, rows, columns, ignoreIndex);
+    const counts = countsOf(labels, undefined, shape, ignoreIndex);
     const loss = { reduction, scratch: [counts], saved: labels ? [labels] : [] };
     return chunked(
       op,

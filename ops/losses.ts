@@ -3,16 +3,15 @@
  * too.
  */
 import { checkBoolean, checkNumber, checkOneOf, checkOptions } from "../kernels/check.ts";
-import { countRows } from "../kernels/cross_entropy.ts";
 import { nllRows } from "../kernels/nll.ts";
 import { composed } from "../autograd/composed.ts";
-import { hidden, record } from "../autograd/tape.ts";
+import { record } from "../autograd/tape.ts";
 import { checkTensor, type Tensor } from "../autograd/tensor.ts";
 import { forwardKl } from "./divergence.ts";
 import { binary, converted, unary, where } from "./elementwise.ts";
 import { broadcastShape, mapped } from "./mapped.ts";
 import { checkDim, max, mean as average, sum } from "./reduce.ts";
-import { checkLabels, checkLossOptions, type LossReduction, rowLoss, rowsOf } from "./row_loss.ts";
+import { checkLabels, checkLossOptions, countsOf, type LossReduction, rowLoss, rowsOf } from "./row_loss.ts";
 import { logSoftmax } from "./softmax.ts";
 
 /** Options of the elementwise losses. */
@@ -48,8 +47,7 @@ function pointwise(
 ): (a: Tensor, target: Tensor, options?: ReductionOptions) => Tensor {
   const f = binary(op, value, byA, byB);
   return (a, target, options = {}) => {
-    checkOptions(op, options, ["reduction"]);
-    checkLossOptions(op, options);
+    checkLossOptions(op, options, ["reduction"]);
     return composed(op, () => reduced(f(...pairInF32(op, name, a, target)), options.reduction ?? "mean"));
   };
 }
@@ -137,8 +135,7 @@ export interface SmoothL1Options extends ReductionOptions {
  */
 export function smoothL1Loss(prediction: Tensor, target: Tensor, options: SmoothL1Options = {}): Tensor {
   const op = "smoothL1Loss";
-  checkOptions(op, options, ["reduction", "beta"]);
-  checkLossOptions(op, options);
+  checkLossOptions(op, options, ["reduction", "beta"]);
   const { reduction = "mean", beta = 1 } = options;
   checkNumber(op, "beta", beta, { min: 0 });
   return composed(op, () => {
@@ -235,15 +232,13 @@ export interface NllOptions {
  */
 export function nllLoss(logProbabilities: Tensor, target: Tensor, options: NllOptions = {}): Tensor {
   const op = "nllLoss";
-  checkOptions(op, options, ["reduction", "ignoreIndex", "weight"]);
-  checkLossOptions(op, options);
+  checkLossOptions(op, options, ["reduction", "ignoreIndex", "weight"]);
   const { reduction = "mean", ignoreIndex = -100, weight } = options;
   const shape = rowsOf(op, "logProbabilities", logProbabilities), { rows, columns } = shape;
   checkLabels(op, "target", target, shape, ignoreIndex);
   if (weight !== undefined) checkTensor(op, "weight", weight, ["f32"], [columns]);
   return composed(op, () => {
-    const counts = hidden([3], "f32");
-    countRows(target.memory, weight?.memory ?? null, counts.memory, rows, columns, ignoreIndex);
+    const counts = countsOf(target, weight, shape, ignoreIndex);
     const saved = [logProbabilities, target, ...weight ? [weight] : []];
     return rowLoss(
       op,
@@ -319,8 +314,7 @@ export function cosineEmbeddingLoss(
   options: ReductionOptions & { margin?: number } = {},
 ): Tensor {
   const op = "cosineEmbeddingLoss";
-  checkOptions(op, options, ["reduction", "margin"]);
-  checkLossOptions(op, options);
+  checkLossOptions(op, options, ["reduction", "margin"]);
   const { reduction = "mean", margin = 0 } = options;
   checkNumber(op, "margin", margin, { min: -1, max: 1 });
   checkTensor(op, "a", a);
@@ -397,8 +391,7 @@ function cooled(x: Tensor, temperature: number): Tensor {
  */
 export function entropy(logits: Tensor, options: RowOptions = {}): Tensor {
   const op = "entropy";
-  checkOptions(op, options, ["temperature", "reduction"]);
-  checkLossOptions(op, options);
+  checkLossOptions(op, options, ["temperature", "reduction"]);
   rowsOf(op, "logits", logits);
   const { temperature = 1, reduction } = options;
   return composed(op, () => {
@@ -423,8 +416,7 @@ export function entropy(logits: Tensor, options: RowOptions = {}): Tensor {
  */
 export function crossEntropyOfDistributions(student: Tensor, teacher: Tensor, options: RowOptions = {}): Tensor {
   const op = "crossEntropyOfDistributions";
-  checkOptions(op, options, ["temperature", "reduction"]);
-  checkLossOptions(op, options);
+  checkLossOptions(op, options, ["temperature", "reduction"]);
   rowsOf(op, "student", student);
   checkTensor(op, "teacher", teacher, [student.dtype], student.shape);
   return composed(op, () => {

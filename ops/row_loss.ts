@@ -1,5 +1,6 @@
 /** What all losses over rows of logits share: checks, the reduction, and when the gradient is computed. */
-import { checkNumber, checkOneOf } from "../kernels/check.ts";
+import { checkNumber, checkOneOf, checkOptions } from "../kernels/check.ts";
+import { countRows } from "../kernels/cross_entropy.ts";
 import { scale, sizeOf } from "../kernels/elementwise.ts";
 import type { Memory } from "../kernels/gpu/memory.ts";
 import { reduce } from "../kernels/reduce.ts";
@@ -51,8 +52,9 @@ export function checkLabels(
 
 type Checked = "reduction" | "temperature" | "ignoreIndex" | "labelSmoothing" | "zLoss" | "softcap";
 
-/** Checks the values of the options that row losses share. Each op tells `checkOptions` which of them it has. */
-export function checkLossOptions(op: string, o: { [name in Checked]?: unknown }): void {
+/** Checks that a loss has no options but the `known` ones, and the values of those that losses share. */
+export function checkLossOptions(op: string, o: { [name in Checked]?: unknown }, known: readonly string[]): void {
+  checkOptions(op, o, known);
   if (o.reduction !== undefined) checkOneOf(op, "reduction", o.reduction, ["mean", "sum", "none"]);
   if (o.temperature !== undefined) checkNumber(op, "temperature", o.temperature, { above: 0 });
   if (o.ignoreIndex !== undefined) {
@@ -61,6 +63,18 @@ export function checkLossOptions(op: string, o: { [name in Checked]?: unknown })
   if (o.labelSmoothing !== undefined) checkNumber(op, "labelSmoothing", o.labelSmoothing, { min: 0, max: 1 });
   if (o.zLoss !== undefined) checkNumber(op, "zLoss", o.zLoss, { min: 0 });
   if (o.softcap !== undefined) checkNumber(op, "softcap", o.softcap, { above: 0 });
+}
+
+/** What kernels divide the mean by; see `countRows`. Without labels it is memory that no kernel reads. */
+export function countsOf(
+  labels: Tensor | undefined,
+  weight: Tensor | undefined,
+  { rows, columns }: Rows,
+  ignoreIndex: number,
+): Tensor {
+  const counts = hidden([3], "f32");
+  if (labels) countRows(labels.memory, weight?.memory ?? null, counts.memory, rows, columns, ignoreIndex);
+  return counts;
 }
 
 /** Launches the kernel of a row loss, for the rows' losses and the gradients of the inputs that have memory for them. */
