@@ -40,19 +40,6 @@ export function unary(
   };
 }
 
-const geluExact = unary("gelu", ACTIVATIONS.gelu.value, `c * (${ACTIVATIONS.gelu.slope})`);
-// ½x(1 + tanh u), u = √(2/π)(x + 0.044715x³)
-const U = "0.79788456080 * (a + 0.044715 * a * a * a)";
-const geluTanh = unary(
-  "gelu",
-  `0.5 * a * (1.0 + tanh_(${U}))`,
-  `c * (0.5 * (1.0 + tanh_(${U})) + 0.5 * a * sech_squared_(${U}) * 0.79788456080 * (1.0 + 0.134145 * a * a))`,
-);
-const clamped = unary("clamp", "min_(max_(a, s0), s1)", "select(0.0, c, a >= s0 && a <= s1)");
-const maximumNumber = unary("maximum", "max_(a, s0)", "select(select(c, 0.5 * c, a == s0), 0.0, a < s0)");
-const minimumNumber = unary("minimum", "min_(a, s0)", "select(select(c, 0.5 * c, a == s0), 0.0, a > s0)");
-const power = unary("pow", "pow_(a, s0)", "select(c * s0 * pow_(a, s0 - 1.0), 0.0, s0 == 0.0)");
-
 /**
  * −x, elementwise. Gradient: dX = −dY. Throws a TypeError unless x is a tensor of f32 or f16. Source: `torch.neg`.
  *
@@ -226,6 +213,16 @@ export const silu: (x: Tensor) => Tensor = unary(
  * ```
  */
 export const softplus: (x: Tensor) => Tensor = unary("softplus", "softplus_(a)", "c * sigmoid_(a)");
+
+const geluExact = unary("gelu", ACTIVATIONS.gelu.value, `c * (${ACTIVATIONS.gelu.slope})`);
+// ½x(1 + tanh u), u = √(2/π)(x + 0.044715x³)
+const U = "0.79788456080 * (a + 0.044715 * a * a * a)";
+const geluTanh = unary(
+  "gelu",
+  `0.5 * a * (1.0 + tanh_(${U}))`,
+  `c * (0.5 * (1.0 + tanh_(${U})) + 0.5 * a * sech_squared_(${U}) * 0.79788456080 * (1.0 + 0.134145 * a * a))`,
+);
+
 /**
  * The Gaussian error linear unit x·Φ(x), or with `approximate: "tanh"` ½x(1 + tanh u) with u = √(2/π)(x + 0.044715x³), elementwise.
  *
@@ -247,6 +244,11 @@ export function gelu(x: Tensor, options: GeluOptions = {}): Tensor {
   return approximate === "tanh" ? geluTanh(x) : geluExact(x);
 }
 
+/** A bound rounded to x's dtype, so that an x that equals it compares equal. */
+const asStored = (x: Tensor, n: number) => x?.dtype === "f16" ? Math.f16round(n) : n;
+
+const clamped = unary("clamp", "min_(max_(a, s0), s1)", "select(0.0, c, a >= s0 && a <= s1)");
+
 /**
  * x limited to [min, max], elementwise: min(max(x, min), max), which is `max` if `min` is larger. Either bound may be left out, or infinite. Gradient: dX = dY
  * where min ≤ x ≤ max, else 0. Throws a TypeError if both bounds are missing or x is not a tensor of f32 or f16, a RangeError for a bound that is NaN. Source:
@@ -262,16 +264,14 @@ export function gelu(x: Tensor, options: GeluOptions = {}): Tensor {
  */
 export function clamp(x: Tensor, options: ClampOptions): Tensor {
   checkOptions("clamp", options, ["min", "max"]);
-  const { min, max } = options;
-  if (min === undefined && max === undefined) throw new TypeError("clamp: min or max must be given, got neither");
-  const low = min === undefined ? -Infinity : min, high = max === undefined ? Infinity : max;
-  if (low !== -Infinity) checkNumber("clamp", "min", low);
-  if (high !== Infinity) checkNumber("clamp", "max", high);
-  return clamped(x, [asStored(x, low), asStored(x, high)]);
+  if (options.min === undefined && options.max === undefined) {
+    throw new TypeError("clamp: min or max must be given, got neither");
+  }
+  const { min = -Infinity, max = Infinity } = options;
+  if (min !== -Infinity) checkNumber("clamp", "min", min);
+  if (max !== Infinity) checkNumber("clamp", "max", max);
+  return clamped(x, [asStored(x, min), asStored(x, max)]);
 }
-
-/** A bound rounded to x's dtype, so that an x that equals it compares equal. */
-const asStored = (x: Tensor, n: number) => x?.dtype === "f16" ? Math.f16round(n) : n;
 
 /** Internal: `cast`, whose checks are done, under another op's name. */
 export function converted(op: string, x: Tensor, dtype: "f32" | "f16"): Tensor {
@@ -390,10 +390,12 @@ export const add: (a: Operand, b: Operand) => Tensor = arithmetic("add", ["a + b
  * console.log(await sub(1, tensor([1, 2])).array()); // [0, -1]
  * ```
  */
-export const sub: (a: Operand, b: Operand) => Tensor = arithmetic("sub", ["a - b", "d", "-d"], ["a - s0", "c"], [
-  "s0 - a",
-  "-c",
-]);
+export const sub: (a: Operand, b: Operand) => Tensor = arithmetic(
+  "sub",
+  ["a - b", "d", "-d"],
+  ["a - s0", "c"],
+  ["s0 - a", "-c"],
+);
 
 /**
  * a · b, elementwise with broadcasting; either may be a number. Gradients: dA = dY·b, dB = dY·a; for a broadcast operand, summed over it. Throws a TypeError
@@ -407,10 +409,11 @@ export const sub: (a: Operand, b: Operand) => Tensor = arithmetic("sub", ["a - b
  * console.log(await mul(tensor([1, 2]), tensor([[3], [4]])).array()); // [[3, 6], [4, 8]]
  * ```
  */
-export const mul: (a: Operand, b: Operand) => Tensor = arithmetic("mul", ["a * b", "d * b", "d * a"], [
-  "a * s0",
-  "c * s0",
-]);
+export const mul: (a: Operand, b: Operand) => Tensor = arithmetic(
+  "mul",
+  ["a * b", "d * b", "d * a"],
+  ["a * s0", "c * s0"],
+);
 
 /**
  * a / b, elementwise with broadcasting; either may be a number. Gradients: dA = dY/b, dB = −dY·a/b²; for a broadcast operand, summed over it. Throws a
@@ -424,10 +427,14 @@ export const mul: (a: Operand, b: Operand) => Tensor = arithmetic("mul", ["a * b
  * console.log(await div(tensor([3, 4]), 2).array()); // nearly [1.5, 2]
  * ```
  */
-export const div: (a: Operand, b: Operand) => Tensor = arithmetic("div", ["a / b", "d / b", "-d * c / b"], [
-  "a / s0",
-  "c / s0",
-], ["s0 / a", "-c * b / a"]);
+export const div: (a: Operand, b: Operand) => Tensor = arithmetic(
+  "div",
+  ["a / b", "d / b", "-d * c / b"],
+  ["a / s0", "c / s0"],
+  ["s0 / a", "-c * b / a"],
+);
+
+const power = unary("pow", "pow_(a, s0)", "select(c * s0 * pow_(a, s0 - 1.0), 0.0, s0 == 0.0)");
 
 /**
  * a to the power b (NaN for a negative base unless b is an integer), elementwise with broadcasting; either may be a number. Gradients: dA = dY·b·aᵇ⁻¹
@@ -453,6 +460,8 @@ export const pow: (a: Operand, b: Operand) => Tensor = arithmetic(
   ["pow_(s0, a)", "select(c * b * log_(s0), 0.0, s0 == 0.0 && a >= 0.0)"],
 );
 
+const maximumNumber = unary("maximum", "max_(a, s0)", "select(select(c, 0.5 * c, a == s0), 0.0, a < s0)");
+
 /**
  * The larger of a and b, NaN if one of them is NaN, elementwise with broadcasting; either may be a number. Gradients: dA is dY where a was taken, 0
  * elsewhere, half of dY where a = b, and dY at NaN; dB likewise; for a broadcast operand, summed over it. Throws a TypeError for two numbers, tensors of
@@ -475,6 +484,8 @@ export const maximum: (a: Operand, b: Operand) => Tensor = arithmetic(
   ],
   (x, n) => maximumNumber(x, [asStored(x, n)]),
 );
+
+const minimumNumber = unary("minimum", "min_(a, s0)", "select(select(c, 0.5 * c, a == s0), 0.0, a > s0)");
 
 /**
  * The smaller of a and b, NaN if one of them is NaN, elementwise with broadcasting; either may be a number. Gradients: dA is dY where a was taken, 0

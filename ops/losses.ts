@@ -11,7 +11,15 @@ import { forwardKl } from "./divergence.ts";
 import { binary, converted, unary, where } from "./elementwise.ts";
 import { broadcastShape, mapped } from "./mapped.ts";
 import { checkDim, max, mean as average, sum } from "./reduce.ts";
-import { checkLabels, checkLossOptions, countsOf, type LossReduction, rowLoss, rowsOf } from "./row_loss.ts";
+import {
+  checkLabels,
+  checkLossOptions,
+  countsOf,
+  type LossReduction,
+  type RowLaunch,
+  rowLoss,
+  rowsOf,
+} from "./row_loss.ts";
 import { logSoftmax } from "./softmax.ts";
 
 /** Options of the elementwise losses. */
@@ -120,6 +128,12 @@ export interface SmoothL1Options extends ReductionOptions {
   beta?: number;
 }
 
+const huber = unary(
+  "smoothL1Loss",
+  "select(abs(a) - 0.5 * s0, 0.5 * a * a / s0, abs(a) < s0)",
+  "c * min_(max_(a / s0, -1.0), 1.0)",
+);
+
 /**
  * With d = prediction − target: d²/(2β) for |d| < β, else |d| − β/2, averaged over all elements (or `"sum"`, `"none"`). β is 1 by default; 0 is
  * `l1Loss`. Gradient: d/β limited to ±1. Throws a TypeError for different shapes, a RangeError for a negative β. Source:
@@ -143,12 +157,6 @@ export function smoothL1Loss(prediction: Tensor, target: Tensor, options: Smooth
     return beta === 0 ? l1Loss(x, t, { reduction }) : reduced(huber(x.sub(t), [beta]), reduction);
   });
 }
-
-const huber = unary(
-  "smoothL1Loss",
-  "select(abs(a) - 0.5 * s0, 0.5 * a * a / s0, abs(a) < s0)",
-  "c * min_(max_(a / s0, -1.0), 1.0)",
-);
 
 /** Options of `klDiv`. */
 export interface KlDivOptions {
@@ -197,9 +205,8 @@ export function klDiv(logProbabilities: Tensor, target: Tensor, options: KlDivOp
   checkBoolean(op, "logTarget", logTarget);
   checkOneOf(op, "reduction", reduction, ["mean", "sum", "none", "batchmean"]);
   return composed(op, () => {
-    const terms = (logTarget ? klOfLog : klOfProbability)(
-      ...pairInF32(op, "logProbabilities", logProbabilities, target),
-    );
+    const [x, t] = pairInF32(op, "logProbabilities", logProbabilities, target);
+    const terms = logTarget ? klOfLog(x, t) : klOfProbability(x, t);
     if (reduction === "batchmean") return sum(terms).div(logProbabilities.shape[0] ?? 1);
     return reduced(terms, reduction);
   });
@@ -239,26 +246,19 @@ export function nllLoss(logProbabilities: Tensor, target: Tensor, options: NllOp
   if (weight !== undefined) checkTensor(op, "weight", weight, ["f32"], [columns]);
   return composed(op, () => {
     const counts = countsOf(target, weight, shape, ignoreIndex);
+    const launch: RowLaunch = (loss, [gradient], upstream) => {
+      nllRows(logProbabilities.dtype, {
+        logProbabilities: logProbabilities.memory,
+        labels: target.memory,
+        counts: counts.memory,
+        weight: weight?.memory ?? null,
+        upstream,
+        loss,
+        gradient,
+      }, { rows, columns, ignoreIndex, mean: reduction === "mean" });
+    };
     const saved = [logProbabilities, target, ...weight ? [weight] : []];
-    return rowLoss(
-      op,
-      [logProbabilities],
-      shape,
-      reduction,
-      (loss, [gradient], upstream) => {
-        nllRows(logProbabilities.dtype, {
-          logProbabilities: logProbabilities.memory,
-          labels: target.memory,
-          counts: counts.memory,
-          weight: weight?.memory ?? null,
-          upstream,
-          loss,
-          gradient,
-        }, { rows, columns, ignoreIndex, mean: reduction === "mean" });
-      },
-      [counts],
-      saved,
-    );
+    return rowLoss(op, [logProbabilities], shape, reduction, launch, [counts], saved);
   });
 }
 
@@ -455,13 +455,9 @@ const distance = binary(
 export function gaussianKl(mean: Tensor, logVariance: Tensor, otherMean?: Tensor, otherLogVariance?: Tensor): Tensor {
   const op = "gaussianKl";
   rowsOf(op, "mean", mean);
-  const others = [["logVariance", logVariance], ["otherMean", otherMean], [
-    "otherLogVariance",
-    otherLogVariance,
-  ]] as const;
-  for (const [name, x] of others) {
-    if (x === undefined && name !== "logVariance") continue;
-    checkTensor(op, name, x, [mean.dtype], mean.shape);
+  checkTensor(op, "logVariance", logVariance, [mean.dtype], mean.shape);
+  for (const [name, x] of Object.entries({ otherMean, otherLogVariance })) {
+    if (x !== undefined) checkTensor(op, name, x, [mean.dtype], mean.shape);
   }
   return composed(op, () => {
     const m = inF32(op, mean), v = inF32(op, logVariance), n = otherMean && inF32(op, otherMean);
