@@ -97,20 +97,17 @@ function multiply(a: Tensor, b: Tensor, options: MatmulOptions): Tensor {
     );
   }
   if (a.rank === 1) {
-    const row = a.reshape([1, a.size]), y = multiply(row, b, { transposeB });
-    row.dispose(); // records keep what they saved
-    return inShape(y, y.shape.toSpliced(-2, 1));
+    using row = a.reshape([1, a.size]), y = multiply(row, b, { transposeB }); // records keep what they saved
+    return y.reshape(y.shape.toSpliced(-2, 1));
   }
   if (b.rank === 1) {
-    const column = b.reshape([b.size, 1]), y = multiply(a, column, { transposeA });
-    column.dispose();
-    return inShape(y, y.shape.toSpliced(-1, 1));
+    using column = b.reshape([b.size, 1]), y = multiply(a, column, { transposeA });
+    return y.reshape(y.shape.toSpliced(-1, 1));
   }
   if (b.rank === 2 && a.rank > 2 && !transposeA) { // one b for all: the rows of all a form one matrix
-    const [m, n] = [a.shape.at(-2)!, b.shape.at(transposeB ? -2 : -1)!];
-    const rows = a.reshape([sizeOf(a.shape.slice(0, -1)), inner[0]]), y = multiply(rows, b, { transposeB });
-    rows.dispose();
-    return inShape(y, [...a.shape.slice(0, -2), m, n]);
+    const lead = a.shape.slice(0, -1);
+    using rows = a.reshape([sizeOf(lead), inner[0]]), y = multiply(rows, b, { transposeB });
+    return y.reshape([...lead, y.shape[1]]);
   }
   const batch = broadcastShape("matmul", [a.shape.slice(0, -2), b.shape.slice(0, -2)]);
   const out = Tensor.empty(
@@ -149,13 +146,6 @@ function multiply(a: Tensor, b: Tensor, options: MatmulOptions): Tensor {
       return [dA && sumTo(dA, a.shape), dB && sumTo(dB, b.shape)];
     },
   });
-}
-
-/** Replaces x by `x.reshape(shape)`. */
-function inShape(x: Tensor, shape: readonly number[]): Tensor {
-  const y = x.reshape(shape);
-  x.dispose();
-  return y;
 }
 
 /** One layer of a perceptron. */

@@ -50,30 +50,16 @@ function reduced(
     if (last && last[1] === d) last[1] = d + 1;
     else runs.push([d, d + 1]);
   }
+  if (runs.length === 0) runs.push([x.rank, x.rank]); // nothing to reduce, only to convert
   for (const [i, [start, end]] of runs.reverse().entries()) {
-    const outer = sizeOf(shape.slice(0, start)),
-      inner = sizeOf(shape.slice(end)),
-      length = sizeOf(shape.slice(start, end));
+    const [outer, length, inner] = [shape.slice(0, start), shape.slice(start, end), shape.slice(end)].map(sizeOf);
     shape = shape.map((n, d) => d >= start && d < end ? 1 : n);
     using _ = i > 0 ? from : null; // the result of the previous pass
     const last = i === runs.length - 1;
     // intermediate results are f32: only the last one is rounded, and a sum may be too large for f16
     const y = last && into ? into() : Tensor.empty(shape, last ? dtype : "f32", kind);
-    reduce(
-      kind === "sumOfSquares" && i > 0 ? "sum" : kind,
-      from.memory,
-      from.dtype,
-      y.memory,
-      y.dtype,
-      outer,
-      length,
-      inner,
-    );
-    from = y;
-  }
-  if (runs.length === 0) { // nothing to reduce, only to convert
-    const y = Tensor.empty(shape, dtype, kind);
-    reduce(kind, x.memory, x.dtype, y.memory, dtype, x.size, 1, 1);
+    const what = kind === "sumOfSquares" && i > 0 ? "sum" : kind;
+    reduce(what, from.memory, from.dtype, y.memory, y.dtype, outer, length, inner);
     from = y;
   }
   return from;
@@ -302,15 +288,10 @@ export function variance(x: Tensor, options: VarianceOptions = {}): Tensor {
       output: y,
       saved: [x],
       hidden: [average, rest],
-      backward: (dY) => [
-        mapped(
-          "variance backward",
-          "2.0 * ((a - b) - c) * d / s0",
-          [x, [average, kept], [rest, kept], [dY, kept]],
-          x.shape,
-          [divisor],
-        ),
-      ],
+      backward: (dY) => {
+        const inputs: Input[] = [x, [average, kept], [rest, kept], [dY, kept]];
+        return [mapped("variance backward", "2.0 * ((a - b) - c) * d / s0", inputs, x.shape, [divisor])];
+      },
     });
   });
 }
