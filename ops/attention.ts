@@ -54,18 +54,17 @@ function attended(q: Tensor, k: Tensor, v: Tensor, options: AttentionOptions): T
   const keys = k.shape.at(-2)!;
   checkShape(op, "k", k, [...lead, keys, depth]);
   checkTensor(op, "v", v, [q.dtype], [...lead, keys, depth]);
-  const { causal = false, mask, scale = 1 / Math.sqrt(depth), dropout: asked = 0 } = options;
+  const { causal = false, mask, scale = 1 / Math.sqrt(depth), dropout = 0 } = options;
   checkBoolean(op, "causal", causal);
   checkNumber(op, "scale", scale);
-  checkNumber(op, "dropout", asked, { min: 0, below: 1 });
-  const dropout = chosen(asked);
+  checkNumber(op, "dropout", dropout, { min: 0, below: 1 });
 
   let scores: Tensor | null = null, maskStride = 0;
   if (mask !== undefined) {
     checkTensor(op, "mask", mask, ["f32", "i32"]);
     const shared = sizeOf(mask.shape.slice(0, -2)) === 1 && mask.rank >= 2;
-    const shape = shared ? mask.shape.slice(-2) : mask.shape,
-      wanted = shared ? [queries, keys] : [...lead, queries, keys];
+    const shape = shared ? mask.shape.slice(-2) : mask.shape;
+    const wanted = shared ? [queries, keys] : [...lead, queries, keys];
     if (broadcastShape(`${op}: mask`, [shape, wanted]).join() !== wanted.join()) {
       throw new TypeError(`${op}: mask must broadcast to [${wanted.join(", ")}], got shape [${mask.shape.join(", ")}]`);
     }
@@ -78,18 +77,21 @@ function attended(q: Tensor, k: Tensor, v: Tensor, options: AttentionOptions): T
       : mapped(op, "a", [own], wanted);
     maskStride = shared ? 0 : queries * keys;
   }
-  const random = dropout > 0 ? nextRandom() : null;
-  const heads = sizeOf(lead);
   const rows = (count: number) => ({ offset: 0, batch: 0, head: count * depth, row: depth });
-  const [own, other] = [rows(queries), rows(keys)];
-  const sizes = { batches: 1, heads, queries, keys, depth, q: own, k: other, v: other, o: own };
-  return attend(op, [q, k, v], Tensor.empty(q.shape, q.dtype, op), scores, random, {
-    ...sizes,
+  return attend(op, [q, k, v], Tensor.empty(q.shape, q.dtype, op), scores, {
+    batches: 1,
+    heads: sizeOf(lead),
+    queries,
+    keys,
+    depth,
+    q: rows(queries),
+    k: rows(keys),
+    v: rows(keys),
+    o: rows(queries),
     scale,
     causal,
     maskStride,
     dropout,
-    op: random?.op ?? 0,
   });
 }
 
@@ -99,11 +101,11 @@ function attend(
   inputs: [Tensor, Tensor, Tensor] | [Tensor],
   o: Tensor,
   scores: Tensor | null,
-  random: ReturnType<typeof nextRandom> | null,
-  sizes: AttentionSizes,
+  given: Omit<AttentionSizes, "op">,
 ): Tensor {
-  const element = o.dtype,
-    [q, k, v] = inputs.length === 1 ? [inputs[0], inputs[0], inputs[0]] : inputs;
+  const dropout = chosen(given.dropout), random = dropout > 0 ? nextRandom() : null;
+  const sizes = { ...given, dropout, op: random?.op ?? 0 };
+  const element = o.dtype, [q, k, v] = inputs.length === 1 ? [inputs[0], inputs[0], inputs[0]] : inputs;
   const each = [sizes.batches, sizes.heads, sizes.queries], lse = hidden(each, "f32");
   const buffers = () => ({
     q: q.memory,
@@ -153,14 +155,13 @@ function attend(
 export function packedAttention(
   all: Tensor,
   heads: number,
-  options: { causal: boolean; dropout: number },
+  { causal, dropout }: { causal: boolean; dropout: number },
 ): Tensor {
   const op = "scaledDotProductAttention";
   const [batches, length, triple] = all.shape, width = triple / 3, depth = width / heads;
   checkDepth(op, all, depth);
-  const dropout = chosen(options.dropout), random = dropout > 0 ? nextRandom() : null;
   const part = (i: number) => ({ offset: i * width, batch: length * triple, head: depth, row: triple });
-  return attend(op, [all], Tensor.empty([batches, length, width], all.dtype, op), null, random, {
+  return attend(op, [all], Tensor.empty([batches, length, width], all.dtype, op), null, {
     batches,
     heads,
     queries: length,
@@ -171,10 +172,9 @@ export function packedAttention(
     v: part(2),
     o: { offset: 0, batch: length * width, head: depth, row: width },
     scale: 1 / Math.sqrt(depth),
-    causal: options.causal,
+    causal,
     maskStride: 0,
     dropout,
-    op: random?.op ?? 0,
   });
 }
 

@@ -20,12 +20,13 @@ export interface ConvOptions {
   padding?: number;
 }
 
-function imageSizes(op: string, x: Tensor): [number, number, number, number] {
+function imageSizes(op: string, x: Tensor): { images: number; channels: number; height: number; width: number } {
   checkTensor(op, "x", x);
   if (x.rank !== 4) {
     throw new TypeError(`${op}: x must have shape [images, channels, height, width], got [${x.shape.join(", ")}]`);
   }
-  return x.shape as unknown as [number, number, number, number];
+  const [images, channels, height, width] = x.shape;
+  return { images, channels, height, width };
 }
 
 /**
@@ -49,7 +50,7 @@ export function conv2d(x: Tensor, weight: Tensor, bias?: Tensor | null, options:
   const { stride = 1, padding = 0 } = options;
   checkNumber("conv2d", "stride", stride, { integer: true, min: 1 });
   checkNumber("conv2d", "padding", padding, { integer: true, min: 0 });
-  const [images, channels, height, width] = imageSizes("conv2d", x);
+  const image = imageSizes("conv2d", x), { images, channels, height, width } = image;
   checkTensor("conv2d", "weight", weight, [x.dtype]);
   if (weight.rank !== 4) {
     throw new TypeError(
@@ -64,9 +65,7 @@ export function conv2d(x: Tensor, weight: Tensor, bias?: Tensor | null, options:
       }], got [${x.shape.join(", ")}]`,
     );
   }
-  if (bias !== undefined && bias !== null) {
-    checkTensor("conv2d", "bias", bias, [x.dtype], [outs]);
-  }
+  if (bias !== undefined && bias !== null) checkTensor("conv2d", "bias", bias, [x.dtype], [outs]);
   const out = (size: number, kernel: number) => Math.floor((size + 2 * padding - kernel) / stride) + 1;
   const outHeight = out(height, kernelHeight), outWidth = out(width, kernelWidth);
   if (outHeight < 1 || outWidth < 1 || kernelHeight < 1 || kernelWidth < 1) {
@@ -76,19 +75,7 @@ export function conv2d(x: Tensor, weight: Tensor, bias?: Tensor | null, options:
       }] and padding ${padding}`,
     );
   }
-  const sizes = {
-    images,
-    channels,
-    height,
-    width,
-    outs,
-    outHeight,
-    outWidth,
-    kernelHeight,
-    kernelWidth,
-    stride,
-    padding,
-  };
+  const sizes = { ...image, outs, outHeight, outWidth, kernelHeight, kernelWidth, stride, padding };
   const y = Tensor.empty([images, outs, outHeight, outWidth], x.dtype, "conv2d");
   forward(x.dtype, x.memory, weight.memory, bias?.memory ?? null, y.memory, sizes);
   return record({
@@ -125,16 +112,13 @@ export function maxPool2d(x: Tensor, options: { kernel: number; stride?: number 
   const { kernel, stride = kernel } = options;
   checkNumber("maxPool2d", "kernel", kernel, { integer: true, min: 1 });
   checkNumber("maxPool2d", "stride", stride, { integer: true, min: 1 });
-  const [images, channels, height, width] = imageSizes("maxPool2d", x);
+  const image = imageSizes("maxPool2d", x), { images, channels, height, width } = image;
   if (kernel > height || kernel > width) {
     throw new RangeError(`maxPool2d: kernel must fit the image, got ${kernel} for shape [${x.shape.join(", ")}]`);
   }
   const outHeight = Math.floor((height - kernel) / stride) + 1, outWidth = Math.floor((width - kernel) / stride) + 1;
   const sizes = {
-    images,
-    channels,
-    height,
-    width,
+    ...image,
     outs: channels,
     outHeight,
     outWidth,
