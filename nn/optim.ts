@@ -65,11 +65,6 @@ export function checkIterable(op: string, params: unknown, more = ""): void {
   throw new TypeError(`${op}: params must be an array of Tensors${more}, got ${describe(params)}`);
 }
 
-/** The slot of each 64 floats in a block whose slots have these sizes in bytes. */
-function slotTable(sizes: number[]): Uint32Array<ArrayBuffer> {
-  return Uint32Array.from(sizes.flatMap((bytes, i) => new Array(FlatBlock.slotBytes(bytes) / 256).fill(i)));
-}
-
 function checkRates(op: string, { lr, weightDecay }: Rates): void {
   if (lr !== undefined) checkNumber(op, "lr", lr, { min: 0 });
   if (weightDecay !== undefined) checkNumber(op, "weightDecay", weightDecay, { min: 0 });
@@ -89,7 +84,6 @@ export abstract class Optimizer {
   #disposed = false;
   readonly #gpu: Gpu;
   #rule: RuleName;
-  #initialState: number;
 
   /**
    * For subclasses.
@@ -106,9 +100,8 @@ export abstract class Optimizer {
     checkNumber(name, "weightDecay", weightDecay, { min: 0 });
     this.lr = lr;
     this.#rule = rule;
-    this.#initialState = initialState;
     this.#gpu = gpu();
-    this.#segments = this.#layOut(this.#take(params));
+    this.#segments = this.#layOut(this.#take(params), initialState);
   }
 
   /** The learning rate of groups without their own. To follow a schedule, set it before every step. */
@@ -154,7 +147,7 @@ export abstract class Optimizer {
   }
 
   /** Moves the parameters into flat blocks. */
-  #layOut(all: { parameter: Tensor; group: ParameterGroup }[]): Segment[] {
+  #layOut(all: { parameter: Tensor; group: ParameterGroup }[], initialState: number): Segment[] {
     const { pool, queue, info } = gpu();
     const limit = Math.floor(info.limits.maxStorageBufferBindingSize / 256) * 256;
     const cuts: typeof all[] = [];
@@ -169,25 +162,26 @@ export abstract class Optimizer {
       used += bytes;
     }
     // allocate everything first: if there is too little memory, nothing has changed yet and nothing remains allocated
-    const taken: Memory[][] = cuts.map(() => []);
-    const sizesOf = (entries: typeof all) => entries.map(({ parameter }) => parameter.size * 4);
+    const planned = cuts.map((entries) => {
+      const sizes = entries.map(({ parameter }) => parameter.size * 4);
+      const table = sizes.flatMap((bytes, i): number[] => new Array(FlatBlock.slotBytes(bytes) / 256).fill(i));
+      return { entries, sizes, table: Uint32Array.from(table), taken: [] as Memory[] };
+    });
     try {
-      for (const [i, entries] of cuts.entries()) {
-        const slotOf = slotTable(sizesOf(entries));
-        taken[i].push(queue.upload(new Uint8Array(slotOf.buffer), true, "upload", this.name));
+      for (const { table, taken } of planned) {
+        taken.push(queue.upload(new Uint8Array(table.buffer), true, "upload", this.name));
         for (let block = 0; block < 2 + RULES[this.#rule].states; block++) {
-          taken[i].push(pool.take(256 * slotOf.length, this.name));
+          taken.push(pool.take(256 * table.length, this.name));
         }
       }
     } catch (error) {
-      for (const memory of taken.flat()) memory.free();
+      for (const memory of planned.flatMap(({ taken }) => taken)) memory.free();
       throw error;
     }
-    return cuts.map((entries, segment) => {
-      const sizes = sizesOf(entries), [slotOf, ...wholes] = taken[segment];
+    return planned.map(({ entries, sizes, table, taken: [slotOf, ...wholes] }) => {
       const [parameters, gradients, ...states] = wholes.map((whole) => new FlatBlock(pool, whole, sizes));
-      const floats = sizes.reduce((sum, bytes) => sum + FlatBlock.slotBytes(bytes), 0) / 4;
-      for (const { whole } of states) fill(whole, this.#initialState, floats, "f32");
+      const floats = 64 * table.length;
+      for (const { whole } of states) fill(whole, initialState, floats, "f32");
       const slots = entries.map(({ parameter, group }, i): Slot => {
         const { storage } = parameter, home = parameters.slots[i], gradient = gradients.slots[i];
         storage.moveTo(home, sizes[i]);
@@ -235,10 +229,8 @@ export abstract class Optimizer {
           slot.gradient.borrower?.vacate();
           gpu().queue.copy(grad.memory, slot.gradient, grad.size * 4);
         }
-        settings.set(
-          this.settings(group.lr ?? this.lr, group.weightDecay ?? this.weightDecay, steps + 1),
-          SETTINGS * i,
-        );
+        const { lr = this.lr, weightDecay = this.weightDecay } = group;
+        settings.set(this.settings(lr, weightDecay, steps + 1), SETTINGS * i);
         settings[SETTINGS * i + 7] = 1;
       });
       if (active.length === 0) continue;
