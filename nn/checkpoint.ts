@@ -127,13 +127,10 @@ export async function loadCheckpoint(
     if (into.optimizer && !optimizer) throw new Error(`${op}: ${JSON.stringify(path)} holds no optimizer`);
     const tensors = await load();
     try {
-      const of = (prefix: string) =>
-        Object.fromEntries(
-          Object.entries(tensors).filter(([name]) => name.startsWith(prefix)).map(([name, x]) => [
-            name.slice(prefix.length),
-            x,
-          ]),
-        );
+      const of = (prefix: string) => {
+        const own = Object.entries(tensors).filter(([name]) => name.startsWith(prefix));
+        return Object.fromEntries(own.map(([name, x]) => [name.slice(prefix.length), x]));
+      };
       const state = { ...optimizer, tensors: of("optimizer.") } as OptimizerState;
       into.optimizer?.checkState(state); // both fit, or neither is written
       into.model.loadStateDict(of("model."));
@@ -193,9 +190,9 @@ function parseState(text: string): State | null {
 function checkJson(op: string, name: string, value: unknown, around: readonly unknown[] = []): void {
   const isNumber = Number.isFinite(value) && !Object.is(value, -0);
   if (value === null || typeof value === "string" || typeof value === "boolean" || isNumber) return;
-  const isArray = Array.isArray(value),
-    more = isArray && Object.keys(value).length > value.length ||
-      isRecord(value) && Object.getOwnPropertySymbols(value).length > 0;
+  const isArray = Array.isArray(value);
+  const more = isArray && Object.keys(value).length > value.length ||
+    isRecord(value) && Object.getOwnPropertySymbols(value).length > 0;
   if ((!isArray && !isRecord(value)) || more || around.includes(value)) {
     const what = around.includes(value) ? "an object that it lies in" : Object.is(value, -0) ? "-0" : describe(value);
     throw new TypeError(`${op}: ${name} must be what JSON can hold, got ${what}`);

@@ -77,10 +77,7 @@ async function readHeader(
   const twice = duplicateKey(text);
   if (twice !== undefined) fail(`its header has ${describe(twice)} twice`);
   const { __metadata__: metadata = {}, ...rest } = header as { __metadata__?: Record<string, string> };
-  if (
-    typeof metadata !== "object" || metadata === null || Array.isArray(metadata) ||
-    Object.values(metadata).some((v) => typeof v !== "string")
-  ) {
+  if (!isRecord(metadata) || Object.values(metadata).some((v) => typeof v !== "string")) {
     fail("its metadata is no object of strings");
   }
   const available = source.size - 8 - length;
@@ -103,17 +100,13 @@ async function readHeader(
     if (from < 0 || to < from || to > available) {
       fail(`${describe(name)} lies at ${from} to ${to} of ${available} bytes`);
     }
-    if (to - from !== sizeOf(shape) * FILE_BYTES[dtype]) {
-      fail(
-        `${describe(name)} has ${to - from} bytes, shape ${describe(shape)} of ${dtype} needs ${
-          sizeOf(shape) * FILE_BYTES[dtype]
-        }`,
-      );
+    const needed = sizeOf(shape) * FILE_BYTES[dtype];
+    if (to - from !== needed) {
+      fail(`${describe(name)} has ${to - from} bytes, shape ${describe(shape)} of ${dtype} needs ${needed}`);
     }
   }
-  const ranges = entries.map(([name, e]) => [name, ...e.data_offsets] as const).sort((a, b) =>
-    a[1] - b[1] || a[2] - b[2]
-  );
+  const ranges = entries.map(([name, e]) => [name, ...e.data_offsets] as const);
+  ranges.sort((a, b) => a[1] - b[1] || a[2] - b[2]);
   let end = 0;
   for (const [name, from, to] of ranges) {
     if (from < end) fail(`${describe(name)} overlaps another tensor`);

@@ -307,12 +307,8 @@ export class TransformerBlock extends Module {
       if (this.#dropping || !isPlain(linear1, Linear) || !isPlain(linear2, Linear)) {
         return x.add(this.#drop(linear2.forward(this.#drop(linear1.forward(inner).gelu()))));
       }
-      return perceptron(
-        "linear",
-        inner,
-        [{ weight: linear1.weight, bias: linear1.bias, activation: "gelu" }, linear2],
-        x,
-      );
+      const { weight, bias } = linear1;
+      return perceptron("linear", inner, [{ weight, bias, activation: "gelu" }, linear2], x);
     });
   }
 

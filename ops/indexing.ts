@@ -44,8 +44,8 @@ export function embedding(weight: Tensor, index: Tensor): Tensor {
   }
   const [rows, width] = weight.shape;
   checkIndex("embedding", index, rows);
-  const y = Tensor.empty([...index.shape, width], weight.dtype, "embedding"),
-    sizes = { count: index.size, width, rows };
+  const y = Tensor.empty([...index.shape, width], weight.dtype, "embedding");
+  const sizes = { count: index.size, width, rows };
   lookUp(weight.dtype, { weight: weight.memory, index: index.memory, y: y.memory }, sizes);
   return record({
     op: "embedding",
@@ -54,8 +54,7 @@ export function embedding(weight: Tensor, index: Tensor): Tensor {
     saved: [index],
     backward: (dY, _, gradientOf) => {
       const dWeight = gradientOf(0);
-      const buffers = { index: index.memory, dY: dY.memory, dWeight: dWeight.memory };
-      embeddingBackward(weight.dtype, buffers, sizes);
+      embeddingBackward(weight.dtype, { index: index.memory, dY: dY.memory, dWeight: dWeight.memory }, sizes);
       return [dWeight];
     },
   });

@@ -27,9 +27,7 @@ function norm(
   checkTensor(op, "weight", weight, [x.dtype]);
   if (weight.rank === 1 && weight.size !== columns) throw wrongFeatures(op, x.shape, weight);
   checkShape(op, "weight", weight, [columns]);
-  if (bias) {
-    checkTensor(op, "bias", bias, [x.dtype], [columns]);
-  }
+  if (bias) checkTensor(op, "bias", bias, [x.dtype], [columns]);
   const y = Tensor.empty(x.shape, x.dtype, op), stats = hidden([rows, 2], "f32"), element = x.dtype;
   const memories = { x: x.memory, weight: weight.memory, bias: bias?.memory ?? null, y: y.memory, stats: stats.memory };
   normRows(memories, element, rows, columns, eps);

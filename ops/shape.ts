@@ -7,7 +7,7 @@ import { composed } from "../autograd/composed.ts";
 import { BYTES, DTYPES, isFloat } from "../autograd/storage.ts";
 import { needsGradient, record } from "../autograd/tape.ts";
 import { checkShape, checkTensor, Tensor } from "../autograd/tensor.ts";
-import { arange, checkShapeArgument, tensor } from "./create.ts";
+import { arange, checkShapeArgument } from "./create.ts";
 import { broadcastShape, mapped } from "./mapped.ts";
 import { checkDim, sumTo } from "./reduce.ts";
 
@@ -239,12 +239,8 @@ export function concat(xs: readonly Tensor[], dim = 0): Tensor {
   checkTensors("concat", xs);
   const along = checkDim("concat", dim, xs[0].rank);
   for (const [i, x] of xs.entries()) {
-    checkShape(
-      "concat",
-      `xs[${i}]`,
-      x,
-      xs[0].shape.map((n, d) => d === along ? x.shape[d] : n),
-    );
+    const wanted = xs[0].shape.map((n, d) => d === along ? x.shape[d] : n);
+    checkShape("concat", `xs[${i}]`, x, wanted);
   }
   const total = xs.reduce((sum, x) => sum + x.shape[along], 0);
   const y = Tensor.empty(xs[0].shape.map((n, d) => d === along ? total : n), xs[0].dtype, "concat");
@@ -293,18 +289,11 @@ function triangle(op: "triu" | "tril", x: Tensor, diagonal: number): Tensor {
   checkRank(op, "x", x, 2);
   checkNumber(op, "diagonal", diagonal, { integer: true });
   const [rows, columns] = x.shape.slice(-2);
-  using row = tensor(Float32Array.from({ length: rows }, (_, i) => i), [rows, 1]); // the record keeps what it saved
-  using column = arange(columns);
+  using row = arange(rows), column = arange(columns); // the record keeps what it saved
   const zero = isFloat(x.dtype) ? "0.0" : x.dtype === "i32" ? "0i" : "0u";
   const keep = `select(${zero}, a, c - b ${op === "triu" ? ">=" : "<="} s0)`;
-  const y = mapped(op, keep, [x, row, column], x.shape, [diagonal]);
-  return record({
-    op,
-    inputs: [x],
-    output: y,
-    saved: [row, column],
-    backward: (dY) => [mapped(op, keep, [dY, row, column], x.shape, [diagonal])],
-  });
+  const kept = (x: Tensor) => mapped(op, keep, [x, [row, [rows, 1]], column], x.shape, [diagonal]);
+  return record({ op, inputs: [x], output: kept(x), saved: [row, column], backward: (dY) => [kept(dY)] });
 }
 
 /**
