@@ -22,7 +22,6 @@ import {
   combinations,
   crossEntropy as reference,
   type CrossEntropyNumbers,
-  differences,
   f16Errors,
   integers,
   labelsOf,
@@ -32,6 +31,7 @@ import {
   underAllPlans,
 } from "../testing/loss_reference.ts";
 import { assertAllThrow } from "../testing/op.ts";
+import { differences } from "../testing/reference.ts";
 
 // Shares of the largest number of the loss and of each row's gradient: some 15 and 40 roundings of f32 (6e-8).
 const VALUE = 1e-6, GRADIENT = 2.5e-6;

@@ -25,7 +25,6 @@ import { rowTuning } from "../kernels/row.ts";
 import {
   assertSmall,
   combinations,
-  differences,
   distillation as distillationReference,
   type DistillationNumbers,
   divergence as reference,
@@ -39,6 +38,7 @@ import {
   underAllPlans,
 } from "../testing/loss_reference.ts";
 import { assertAllThrow, checkValues } from "../testing/op.ts";
+import { differences } from "../testing/reference.ts";
 
 type Pair = (student: Tensor, teacher: Tensor) => Tensor;
 type Op = (student: Tensor, teacher: Tensor, options?: DivergenceOptions) => Tensor;

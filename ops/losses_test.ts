@@ -27,7 +27,6 @@ import {
 import {
   assertSmall,
   combinations,
-  differences,
   f16Errors,
   type Input,
   integers,
@@ -39,6 +38,7 @@ import {
   rowsOf,
 } from "../testing/loss_reference.ts";
 import { assertAllThrow } from "../testing/op.ts";
+import { differences } from "../testing/reference.ts";
 
 // Shares of the largest number: some 15 and 40 roundings of f32 (6e-8). Gradients come from central differences in float64, good to 1e-9.
 const VALUE = 1e-6, GRADIENT = 2.5e-6;

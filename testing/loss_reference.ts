@@ -6,6 +6,7 @@ import { assertEquals } from "@std/assert";
 import type { CrossEntropyOptions, DivergenceName, LossReduction, Tensor } from "@limbeck/limbeck";
 import { Scope, Tape, tensor } from "@limbeck/limbeck";
 import { rowTuning } from "../kernels/row.ts";
+import { largestError } from "./compare.ts";
 import { random } from "./op.ts";
 
 /** A batch of rows, flat, or class indices. */
@@ -308,34 +309,11 @@ export class Head {
 
 // ---- comparisons
 
-/** ∂f/∂x by central differences; x is restored. The step's square and 1e-16 over the step are both below 1e-9. */
-export function differences(f: () => number, x: Float64Array | number[], step = 1e-5): number[] {
-  return Array.from(x, (v, i) => {
-    x[i] = v + step;
-    const up = f();
-    x[i] = v - step;
-    const down = f();
-    x[i] = v;
-    return (up - down) / (2 * step);
-  });
-}
-
 /** The largest deviation of any row, relative to that row's largest number (at least `floor`). Infinities and NaN must be equal. */
 export function rowError(got: Numbers, want: Numbers, columns: number, floor = 0): number {
   if (got.length !== want.length) return Infinity;
-  let worst = 0;
-  for (let from = 0; from < want.length; from += columns) {
-    let scale = floor;
-    for (let i = from; i < from + columns; i++) {
-      if (Number.isFinite(want[i])) scale = Math.max(scale, Math.abs(want[i]));
-    }
-    for (let i = from; i < from + columns; i++) {
-      if (Object.is(got[i], want[i]) || got[i] === want[i]) continue;
-      const error = Math.abs(got[i] - want[i]) / scale;
-      worst = Number.isFinite(want[i]) && !Number.isNaN(error) ? Math.max(worst, error) : Infinity;
-    }
-  }
-  return worst;
+  const wanted = rowsOf(want, columns);
+  return rowsOf(got, columns).reduce((worst, row, r) => Math.max(worst, largestError(row, wanted[r], floor)), 0);
 }
 
 /** Normal random numbers from a seed, rounded to f32, so that kernels and references get the same numbers. */

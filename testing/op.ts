@@ -2,7 +2,7 @@
 import { assertEquals, assertThrows } from "@std/assert";
 import { gradcheck, init, Scope, stats, Tape, type Tensor, tensor } from "@limbeck/limbeck";
 import { largestError } from "./compare.ts";
-import { type Array64, sizeOf } from "./reference.ts";
+import { type Array64, differences, sizeOf } from "./reference.ts";
 
 /** One op on inputs of some shapes. */
 export interface OpCase {
@@ -60,27 +60,17 @@ async function complaints(c: OpCase, seed: number): Promise<string[]> {
   off("value", await y.data(), want.data, c.value ?? 2e-6);
   y.backward(tensor(Float32Array.from(upstream), want.shape));
 
-  // central differences in float64: the step's square and 1e-16 over the step are both far below f32's digits
-  const step = 1e-5;
   const weighed = () => c.reference(...inputs).data.reduce((sum, v, i) => sum + v * upstream[i], 0);
   for (const [i, { data }] of inputs.entries()) {
     const count = Math.min(data.length, c.samples ?? 64);
     const at = Array.from({ length: count }, (_, k) => Math.round(k * (data.length - 1) / Math.max(1, count - 1)));
-    const differences = at.map((e) => {
-      const x = data[e];
-      data[e] = x + step;
-      const up = weighed();
-      data[e] = x - step;
-      const down = weighed();
-      data[e] = x;
-      return (up - down) / (2 * step);
-    });
+    const wanted = differences(weighed, data, 1e-5, at);
     if (leaves[i].grad === null) {
       found.push(`gradient ${i} is missing`);
       continue;
     }
     const got = await leaves[i].grad.data();
-    off(`gradient ${i}`, at.map((e) => got[e]), differences, c.gradient ?? 5e-6);
+    off(`gradient ${i}`, at.map((e) => got[e]), wanted, c.gradient ?? 5e-6);
   }
   return found;
 }
