@@ -52,26 +52,24 @@ interface Compared {
 const upload = (x: Values, requiresGrad = false): Tensor =>
   L.tensor(x.data instanceof Float64Array ? Float32Array.from(x.data) : x.data, x.shape, { requiresGrad });
 
-/** Runs an op on the inputs that it takes as leaves, and its gradients for `grad_output`. */
+/** Runs an op on the inputs that it takes as leaves: its results by name, and the gradients of the first for `grad_output`. */
 async function differentiate(
   c: Case,
   leafNames: string[],
-  result: string,
-  floor: number,
-  run: (leaf: Record<string, Tensor>) => Tensor,
+  run: (leaf: Record<string, Tensor>) => Record<string, Tensor>,
+  floor = LOSS_FLOOR,
 ): Promise<Compared[]> {
   using _tape = new limbeck.Tape();
   const leaves = Object.fromEntries(leafNames.map((k) => [k, upload(c.inputs[k], `grad_${k}` in c.outputs)]));
-  const y = run(leaves);
+  const results = run(leaves), [y] = Object.values(results);
   const { grad_output: dY } = c.inputs;
   y.backward(dY && L.tensor(dY.data, y.shape)); // stored flat, a value a row
-  const compared: Compared[] = [];
-  if (result in c.outputs) compared.push({ name: result, got: await y.data(), want: c.outputs[result].data, floor });
-  for (const [name, { data }] of Object.entries(c.outputs)) {
-    if (!name.startsWith("grad_")) continue;
-    compared.push({ name, got: await leaves[name.slice(5)].grad!.data(), want: data, floor: GRADIENT_FLOOR });
-  }
-  return compared;
+  return await Promise.all(
+    Object.entries(c.outputs).map(async ([name, { data: want }]) => {
+      const isGradient = name.startsWith("grad_"), x = isGradient ? leaves[name.slice(5)].grad! : results[name];
+      return { name, got: await x.data(), want, floor: isGradient ? GRADIENT_FLOOR : floor };
+    }),
+  );
 }
 
 function lossOptions(args: Case["args"]): Case["args"] {
@@ -92,54 +90,34 @@ function lossOptions(args: Case["args"]): Case["args"] {
 function runLoss(family: string, c: Case): Promise<Compared[]> {
   const { inputs: I } = c, options = lossOptions(c.args);
   if (family === "cross_entropy") {
-    return differentiate(c, ["logits"], "loss", LOSS_FLOOR, ({ logits }) => {
-      if (I.weight) options.weight = upload(I.weight);
-      return L.crossEntropy(logits, upload(I.target ?? I.probabilities), options);
+    if (I.weight) options.weight = upload(I.weight);
+    options.returnZLoss = "z_loss" in c.outputs;
+    return differentiate(c, ["logits"], ({ logits }): Record<string, Tensor> => {
+      const result = L.crossEntropy(logits, upload(I.target ?? I.probabilities), options);
+      if (!options.returnZLoss) return { loss: result };
+      return { loss: result.loss, z_loss: result.zLoss };
     });
   }
   if (family === "kl_div") {
-    const leaves = ["input", "target"].filter((name) => name === "input" || `grad_${name}` in c.outputs);
     if (c.args.reduction) options.reduction = c.args.reduction; // here batchmean is a reduction of its own
-    return differentiate(
-      c,
-      leaves,
-      "loss",
-      LOSS_FLOOR,
-      ({ input, target }) => L.klDiv(input, target ?? upload(I.target), options),
-    );
+    return differentiate(c, ["input"], ({ input }) => ({ loss: L.klDiv(input, upload(I.target), options) }));
   }
   if (c.op === "linear_cross_entropy") {
-    return differentiate(
-      c,
-      ["hidden", "weight", ...I.bias ? ["bias"] : []],
-      "loss",
-      LOSS_FLOOR,
-      ({ hidden, weight, bias }) =>
-        L.linearCrossEntropy(hidden, weight, upload(I.target), bias ? { ...options, bias } : options),
-    );
+    return differentiate(c, ["hidden", "weight", ...I.bias ? ["bias"] : []], ({ hidden, weight, bias }) => ({
+      loss: L.linearCrossEntropy(hidden, weight, upload(I.target), { ...options, bias }),
+    }));
   }
   if (family === "fused_linear") {
     options.divergence = DIVERGENCES[c.op.replace("linear_", "")];
-    return differentiate(
-      c,
-      ["hidden", "weight"],
-      "loss",
-      LOSS_FLOOR,
-      ({ hidden, weight }) =>
-        L.linearDistillation(hidden, weight, upload(I.teacher_hidden), upload(I.teacher_weight), options),
-    );
+    return differentiate(c, ["hidden", "weight"], ({ hidden, weight }) => ({
+      loss: L.linearDistillation(hidden, weight, upload(I.teacher_hidden), upload(I.teacher_weight), options),
+    }));
   }
-  return differentiate(
-    c,
-    ["student", "teacher"],
-    "loss",
-    family === "close" ? 0 : LOSS_FLOOR,
-    ({ student, teacher }) => {
-      if (c.op === "hinton") return L.distillation(student, teacher, upload(I.labels), options);
-      if (I.labels) options.labels = upload(I.labels);
-      return L[DIVERGENCES[c.op]](student, teacher, options);
-    },
-  );
+  return differentiate(c, ["student", "teacher"], ({ student, teacher }) => {
+    if (c.op === "hinton") return { loss: L.distillation(student, teacher, upload(I.labels), options) };
+    if (I.labels) options.labels = upload(I.labels);
+    return { loss: L[DIVERGENCES[c.op]](student, teacher, options) };
+  }, family === "close" ? 0 : LOSS_FLOOR);
 }
 
 function runOp(c: Case): Promise<Compared[]> {
@@ -164,10 +142,10 @@ function runOp(c: Case): Promise<Compared[]> {
     smooth_l1_loss: [{ beta: a.beta }],
   };
   const leaves = c.op === "embedding" ? ["weight"] : Object.keys(c.inputs).filter((k) => /^x\d$/.test(k)).sort();
-  return differentiate(c, leaves, "y", LOSS_FLOOR, (leaf) => {
+  return differentiate(c, leaves, (leaf) => {
     const tensors = leaves.map((k) => leaf[k]);
     if (c.op === "embedding") tensors.push(upload(c.inputs.index));
-    return L[name](...tensors, ...more[c.op] ?? []);
+    return { y: L[name](...tensors, ...more[c.op] ?? []) };
   });
 }
 
@@ -235,13 +213,8 @@ async function runGpt(c: Case): Promise<Compared[]> {
     for (let l = 0; l < a.layers; l++) {
       const p = (k: string) => P[`h${l}.${k}`];
       const normed = L.layerNorm(x, p("ln1_w"), p("ln1_b"), { eps: 1e-5 });
-      const qkv = L.linear(normed, p("attn_w"), p("attn_b")).reshape([B, T, 3, heads, C / heads]).permute([
-        2,
-        0,
-        3,
-        1,
-        4,
-      ]);
+      const qkv = L.linear(normed, p("attn_w"), p("attn_b")).reshape([B, T, 3, heads, C / heads])
+        .permute([2, 0, 3, 1, 4]);
       const part = (i: number) => L.slice(qkv, [[i, i + 1]]).reshape([B, heads, T, C / heads]);
       const attended = L.scaledDotProductAttention(part(0), part(1), part(2), { causal: true });
       x = x.add(L.linear(attended.transpose(1, 2).reshape([B, T, C]), p("proj_w"), p("proj_b")));
