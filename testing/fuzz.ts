@@ -1,4 +1,4 @@
-/** Valid and invalid arguments of public functions, from which testing/fuzz_table.ts is built. */
+/** Valid and invalid arguments of public functions, from which testing/fuzz_table.ts and testing/fuzz_objects.ts are built. */
 import type { GeneratorValue } from "fast-check";
 import fc from "fast-check";
 import { type DType, Scope, Tensor, tensor, type TypedArray } from "@limbeck/limbeck";

@@ -7,7 +7,8 @@ import fc from "fast-check";
 import * as limbeck from "@limbeck/limbeck";
 import { dispose, flush, init, nn, optim, Scope, stats, Tape, Tensor, tensor } from "@limbeck/limbeck";
 import { Draw } from "./fuzz.ts";
-import { directory, file, INTERNAL, SAYS, table } from "./fuzz_table.ts";
+import { directory, file, INTERNAL, SAYS } from "./fuzz_objects.ts";
+import { table } from "./fuzz_table.ts";
 
 const CALLS = 50;
 
