@@ -204,7 +204,7 @@ export function crossEntropy(
         ...numbers,
       });
     };
-    const saved = [logits, target, ...weight ? [weight] : []];
-    return result(rowLoss(op, [logits], rowShape, reduction, launch, [counts], saved));
+    const more = weight ? [target, weight] : [target];
+    return result(rowLoss(op, [logits], rowShape, reduction, launch, counts, more));
   });
 }

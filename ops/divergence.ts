@@ -185,8 +185,7 @@ function launchDivergence(
       ...numbers,
     });
   };
-  const saved = [student, teacher, ...labels ? [labels] : []];
-  return rowLoss(op, [student, teacher], shape, reduction, launch, [counts], saved);
+  return rowLoss(op, [student, teacher], shape, reduction, launch, counts, labels ? [labels] : []);
 }
 
 /**

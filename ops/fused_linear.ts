@@ -158,7 +158,7 @@ function chunked(
   heads: Head[],
   shape: Rows,
   size: number,
-  loss: { reduction: LossReduction; scratch: Tensor[]; saved: Tensor[] },
+  loss: { reduction: LossReduction; counts: Tensor; more: Tensor[] },
   chunk: (
     logits: Memory[],
     from: number,
@@ -214,7 +214,7 @@ function chunked(
       for (const memory of taken) memory.free();
     }
   };
-  return rowLoss(op, inputs, shape, loss.reduction, launch, loss.scratch, [...inputs, ...loss.saved]);
+  return rowLoss(op, inputs, shape, loss.reduction, launch, loss.counts, loss.more);
 }
 
 /**
@@ -284,13 +284,13 @@ export function linearCrossEntropy(
   return composed(op, () => {
     const { extras, result } = furtherReturns(op, options, shape.shape);
     const counts = countsOf(target, classWeight, shape, ignoreIndex);
-    const saved = [target, ...classWeight ? [classWeight] : []];
+    const more = classWeight ? [target, classWeight] : [target];
     const loss = chunked(
       op,
       [head],
       shape,
       size,
-      { reduction, scratch: [counts], saved },
+      { reduction, counts, more },
       ([logits], from, count, loss, [wanted], upstream) => {
         const launch = (filled: typeof extras, dLogits: Memory | null) =>
           crossEntropyRows("f32", "index", {
@@ -379,7 +379,7 @@ export function linearDistillation(
   const size = chunkRows(op, chunkSize, shape);
   return composed(op, () => {
     const counts = countsOf(labels, undefined, shape, ignoreIndex);
-    const loss = { reduction, scratch: [counts], saved: labels ? [labels] : [] };
+    const loss = { reduction, counts, more: labels ? [labels] : [] };
     return chunked(
       op,
       [student, teacher],

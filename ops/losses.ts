@@ -257,8 +257,7 @@ export function nllLoss(logProbabilities: Tensor, target: Tensor, options: NllOp
         gradient,
       }, { rows, columns, ignoreIndex, mean: reduction === "mean" });
     };
-    const saved = [logProbabilities, target, ...weight ? [weight] : []];
-    return rowLoss(op, [logProbabilities], shape, reduction, launch, [counts], saved);
+    return rowLoss(op, [logProbabilities], shape, reduction, launch, counts, weight ? [target, weight] : [target]);
   });
 }
 

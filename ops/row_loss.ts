@@ -98,7 +98,7 @@ export function total(rows: Tensor, op: string): Tensor {
  *   gradients are computed again, so that they are rounded only once.
  * - With `"none"` the backward pass computes the gradients, since each row has its own upstream gradient.
  *
- * Launches read `scratch`, which is freed after the last one.
+ * Launches read the inputs, the tensors in `more`, and `counts`, which is freed after the last one.
  */
 export function rowLoss(
   op: string,
@@ -106,8 +106,8 @@ export function rowLoss(
   { rows, shape }: Rows,
   reduction: LossReduction,
   launch: RowLaunch,
-  scratch: Tensor[],
-  saved: readonly Tensor[],
+  counts: Tensor,
+  more: readonly Tensor[],
 ): Tensor {
   const wanted = needsGradient(inputs), scalar = reduction !== "none";
   const scalable = scalar && inputs.every((x) => x.dtype === "f32"), once = scalable || !wanted;
@@ -117,13 +117,13 @@ export function rowLoss(
   launch(lossRows.memory, memories(early), null);
   const loss = scalar ? total(lossRows, op) : lossRows;
   if (scalar) lossRows.dispose();
-  if (once) { for (const x of scratch) x.dispose(); }
+  if (once) counts.dispose();
   return record({
     op,
     inputs,
     output: loss,
-    saved: once ? [] : saved,
-    hidden: [...early.filter((g) => g !== null), ...once ? [] : scratch],
+    saved: once ? [] : [...inputs, ...more],
+    hidden: [...early.filter((g) => g !== null), ...once ? [] : [counts]],
     backward: (dLoss, wants, gradientOf) => {
       if (scalar && dLoss.storage.isUnit) return early;
       if (scalable) {
