@@ -72,6 +72,36 @@ function gpuOptions({ labels, ...o }: DivergenceNumbers): DivergenceOptions {
   return labels ? { ...given, labels: labelsOf(Array.from(labels)) } : given;
 }
 
+/** One divergence of rows of V classes. */
+interface Rows {
+  what: string;
+  name: DivergenceName;
+  student: number[];
+  teacher: number[];
+  V: number;
+  o?: DivergenceNumbers;
+  upstream?: number[];
+  /** Limits, and the floors of `rowError`. */
+  value?: number;
+  gradient?: number;
+  valueFloor?: number;
+  floor?: number;
+}
+
+/** How far value and gradients are from the reference, for `assertSmall`. */
+async function deviations(
+  { what, name, student, teacher, V, o = {}, upstream, value = VALUE, gradient = GRADIENT, valueFloor, floor }: Rows,
+): Promise<[string, number, number][]> {
+  const inputs = [student, teacher].map((values) => ({ values, shape: [values.length / V, V] }));
+  const { loss, gradients } = await measure((s, t) => OPS[name](s, t, gpuOptions(o)), inputs, upstream);
+  const want = reference(name, student, teacher, V, o, upstream);
+  return [
+    [`${what}: loss`, rowError(loss, want.loss, 1, valueFloor), value],
+    [`${what}: dStudent`, rowError(gradients[0], want.dStudent, V, floor), gradient],
+    [`${what}: dTeacher`, rowError(gradients[1], want.dTeacher, V, floor), gradient],
+  ];
+}
+
 /** Every divergence with every combination of its options. */
 const CASES: [DivergenceName, DivergenceNumbers][] = NAMES.flatMap((name) =>
   OWN[name].flatMap((own) =>
@@ -241,17 +271,10 @@ Deno.test("divergences: class counts under both row plans", async () => {
   const errors: [string, number, number][] = [], rows = 3;
   await underAllPlans(async (plan) => {
     for (const V of [1, 4, 33, 1024]) {
-      const student = normals(rows * V, 2, V), teacher = normals(rows * V, 2, V + 1), shape = [rows, V];
+      const student = normals(rows * V, 2, V), teacher = normals(rows * V, 2, V + 1);
       for (const name of V === 1024 ? ["jsd" as const] : NAMES) {
-        const want = reference(name, student, teacher, V);
-        const { loss, gradients } = await measure((s, t) => OPS[name](s, t), [
-          { values: student, shape },
-          { values: teacher, shape },
-        ]);
         const what = `${name}, ${V} classes, ${plan}`;
-        errors.push([what, rowError(loss, want.loss, 1, 1e-3), VALUE]);
-        errors.push([what, rowError(gradients[0], want.dStudent, V, 1e-4), GRADIENT]);
-        errors.push([what, rowError(gradients[1], want.dTeacher, V, 1e-4), GRADIENT]);
+        errors.push(...await deviations({ what, name, student, teacher, V, valueFloor: 1e-3, floor: 1e-4 }));
       }
     }
   });
@@ -296,35 +319,25 @@ Deno.test("divergences: large logits and temperatures", async () => {
     [0, 1, 2, 3, 4],
     [-1e4, -1e4 + 2, -1e4 + 1, -1e4, -1e4 + 3],
     [1e4, -1e4, 0, 0, 0],
-  ];
+  ].flat();
   const student = [
     [-1e4, 1e4, 0, 1, 2],
     [-1e4, 1e4 + 3, 1e4 - 1, 1e4, 9e3],
     [1e4 + 1, 1e4, 1e4 + 3, 1e4 - 2, 1e4 + 4],
     [-1e4 + 1, -1e4, -1e4 + 3, -1e4 + 2.5, -1e4],
     [0, 0, 0, -1e4, 1e4],
-  ];
-  const shape = [5, 5], inputs = [{ values: student.flat(), shape }, { values: teacher.flat(), shape }];
+  ].flat();
   const errors: [string, number, number][] = [];
   for (const name of NAMES) {
     for (const temperature of [0.05, 0.5, 1, 7, 100]) {
-      const o = { temperature, reduction: "none" as const };
-      const want = reference(name, student.flat(), teacher.flat(), 5, o, UPSTREAM);
-      const { loss, gradients } = await measure((s, t) => OPS[name](s, t, o), inputs, UPSTREAM);
+      const o = { temperature, reduction: "none" as const }, what = `${name} at ${temperature}`;
       // 1/T is rounded: an exponent of size x is off by 1e-7·x; where both sides have mass, x is at most some 4/T here
       // (in the first row of T = 100 it is 200, but there q and p are e⁻¹⁰⁰ where they differ)
-      const limit = 1e-6 / temperature;
-      errors.push([`${name} at ${temperature}`, rowError(loss, want.loss, 1, 1e-3), VALUE + limit]);
-      errors.push([
-        `${name} at ${temperature}: dStudent`,
-        rowError(gradients[0], want.dStudent, 5, 5e-2),
-        GRADIENT + limit,
-      ]);
-      errors.push([
-        `${name} at ${temperature}: dTeacher`,
-        rowError(gradients[1], want.dTeacher, 5, 5e-2),
-        GRADIENT + limit,
-      ]);
+      const limit = 1e-6 / temperature, limits = { value: VALUE + limit, gradient: GRADIENT + limit };
+      const floors = { valueFloor: 1e-3, floor: 5e-2 };
+      errors.push(
+        ...await deviations({ what, name, student, teacher, V: 5, o, upstream: UPSTREAM, ...limits, ...floors }),
+      );
     }
   }
   assertSmall(errors);
@@ -332,20 +345,13 @@ Deno.test("divergences: large logits and temperatures", async () => {
 
 Deno.test("divergences: a level that one side has and the other has not costs no digits", async () => {
   await init();
-  const V = 10, rows = 6, shape = [rows, V], errors: [string, number, number][] = [];
+  const V = 10, rows = 6, errors: [string, number, number][] = [];
   for (const [apart, level] of [[1e-5, 5], [1e-5, 100], [0.2, 20], [0.2, 1e4], [3, 4e7], [9, 1e9]]) {
     const student = normals(rows * V, 2, 5).map((x) => Math.fround(x + level)), noise = normals(rows * V, apart, 6);
     const teacher = student.map((x, i) => Math.fround(x - level + noise[i]));
     for (const name of NAMES) {
-      const want = reference(name, student, teacher, V, { reduction: "sum" });
-      const { loss, gradients } = await measure((s, t) => OPS[name](s, t, { reduction: "sum" }), [
-        { values: student, shape },
-        { values: teacher, shape },
-      ]);
       const what = `${name}, ${apart} apart on a level of ${level}`;
-      errors.push([what, rowError(loss, want.loss, 1), VALUE]);
-      errors.push([`${what}: dStudent`, rowError(gradients[0], want.dStudent, V), GRADIENT]);
-      errors.push([`${what}: dTeacher`, rowError(gradients[1], want.dTeacher, V), GRADIENT]);
+      errors.push(...await deviations({ what, name, student, teacher, V, o: { reduction: "sum" } }));
     }
   }
   assertSmall(errors);
@@ -357,13 +363,7 @@ Deno.test("KLs: a logit far above all others costs the other classes no digits",
   for (const [V, huge] of [[9, 300], [9, 1e4], [131, 3000]]) {
     const [a, b] = [[1, -60], [2, huge]].map(([seed, x]) => normals(V, 1, seed).with(2, x));
     for (const [name, student, teacher] of [["forwardKl", b, a], ["reverseKl", a, b]] as const) {
-      const want = reference(name, student, teacher, V);
-      const { gradients } = await measure((s, t) => OPS[name](s, t), [
-        { values: student, shape: [1, V] },
-        { values: teacher, shape: [1, V] },
-      ]);
-      errors.push([`${name}, ${huge}: dStudent`, rowError(gradients[0], want.dStudent, V), GRADIENT]);
-      errors.push([`${name}, ${huge}: dTeacher`, rowError(gradients[1], want.dTeacher, V), GRADIENT]);
+      errors.push(...await deviations({ what: `${name}, ${huge}`, name, student, teacher, V }));
     }
   }
   assertSmall(errors);
@@ -371,21 +371,14 @@ Deno.test("KLs: a logit far above all others costs the other classes no digits",
 
 Deno.test("divergences: two sides that are sure of the same class, and unlike in the others", async () => {
   await init();
-  const V = 1024, shape = [1, V], errors: [string, number, number][] = [];
+  const V = 1024, errors: [string, number, number][] = [];
   const side = (a: number, b: number) =>
     Array.from({ length: V }, (_, c) => Math.fround(c === 7 ? 10.5 : 2 * Math.sin(a * c + b)));
   const student = side(12.9898, 0), teacher = side(78.233, 1);
   await underAllPlans(async () => {
     for (const name of NAMES) {
-      const want = reference(name, student, teacher, V);
-      const { loss, gradients } = await measure((s, t) => OPS[name](s, t), [
-        { values: student, shape },
-        { values: teacher, shape },
-      ]);
-      errors.push([name, rowError(loss, want.loss, 1, 0.1), VALUE]);
-      // the likely class's is the difference of 1 − q and 1 − p, sums of a thousand terms 500 times as large
-      errors.push([`${name}: dStudent`, rowError(gradients[0], want.dStudent, V), 1e-4]);
-      errors.push([`${name}: dTeacher`, rowError(gradients[1], want.dTeacher, V), 1e-4]);
+      // the likely class's gradient is the difference of 1 − q and 1 − p, sums of a thousand terms 500 times as large
+      errors.push(...await deviations({ what: name, name, student, teacher, V, valueFloor: 0.1, gradient: 1e-4 }));
     }
   });
   assertSmall(errors);
@@ -655,20 +648,15 @@ Deno.test("divergences: Gaussians on a grid, near and as good as apart", async (
 
 Deno.test("divergences: flat and peaked rows, from as good as equal to far apart", async () => {
   await init();
-  const V = 131, rows = 4, shape = [rows, V], ones = Array(rows).fill(1);
+  const V = 131, rows = 4, ones = Array(rows).fill(1);
   const errors: [string, number, number][] = [];
   for (const peak of [1, 6, 8, 12]) {
     for (const apart of [0.001, 0.03, 0.2, 0.36, 0.8, 1.6, 3]) {
       const noise = normals(rows * V, apart, 103), f32 = (x: number[]) => Array.from(Float32Array.from(x));
       const student = f32(normals(rows * V, peak, 3)), teacher = f32(student.map((x, i) => x + noise[i]));
       for (const name of NAMES) {
-        const o = { reduction: "none" as const }, want = reference(name, student, teacher, V, o, ones);
-        const inputs = [student, teacher].map((values) => ({ values, shape }));
-        const { loss, gradients } = await measure((s, t) => OPS[name](s, t, o), inputs, ones);
-        const what = `${name}, ${peak}, ${apart}`;
-        errors.push([what, rowError(loss, want.loss, 1), 2 * VALUE]);
-        errors.push([`${what}: dStudent`, rowError(gradients[0], want.dStudent, V), GRADIENT]);
-        errors.push([`${what}: dTeacher`, rowError(gradients[1], want.dTeacher, V), GRADIENT]);
+        const o = { reduction: "none" as const }, what = `${name}, ${peak}, ${apart}`;
+        errors.push(...await deviations({ what, name, student, teacher, V, o, upstream: ones, value: 2 * VALUE }));
       }
     }
   }
@@ -677,21 +665,17 @@ Deno.test("divergences: flat and peaked rows, from as good as equal to far apart
 
 Deno.test("divergences: likely classes behind those that rows are first measured by", async () => {
   await init();
-  const V = 1501, rises = [3, 7, 12, 40], shape = [rises.length, V], ones = rises.map(() => 1);
+  const V = 1501, rises = [3, 7, 12, 40], ones = rises.map(() => 1);
   const rows = (seed: number) => {
     const noise = normals(rises.length * V, 1, seed);
     return rises.flatMap((rise, r) => noise.slice(r * V, (r + 1) * V).map((x, c) => x + (c >= V - 60 ? rise : 0)));
   };
   const [student, teacher] = [rows(1), rows(2)];
-  const inputs = [student, teacher].map((values) => ({ values, shape }));
   const errors: [string, number, number][] = [];
   await underAllPlans(async (plan) => {
     for (const name of ["forwardKl", "jsd", "totalVariation"] as const) {
-      const o = { reduction: "none" as const }, want = reference(name, student, teacher, V, o, ones);
-      const { loss, gradients } = await measure((s, t) => OPS[name](s, t, o), inputs, ones);
-      errors.push([`${name}, ${plan}`, rowError(loss, want.loss, 1), VALUE]);
-      errors.push([`${name}, ${plan}: dStudent`, rowError(gradients[0], want.dStudent, V), GRADIENT]);
-      errors.push([`${name}, ${plan}: dTeacher`, rowError(gradients[1], want.dTeacher, V), GRADIENT]);
+      const o = { reduction: "none" as const }, what = `${name}, ${plan}`;
+      errors.push(...await deviations({ what, name, student, teacher, V, o, upstream: ones }));
     }
   });
   assertSmall(errors);
@@ -1213,23 +1197,15 @@ Deno.test("divergences: values of mixtures without gradients, beside classes tha
 
 Deno.test("divergences: gradients of mixtures where several classes are likely on one side alone", async () => {
   await init();
-  for (const columns of [12, 128]) { // too few for the fast way, and many
+  for (const V of [12, 128]) { // too few for the fast way, and many
     for (const level of [8, 12, 20]) {
-      const [student, teacher] = [1, 2].map((seed) => normals(columns, 1, seed)), shape = [1, columns];
+      const [student, teacher] = [1, 2].map((seed) => normals(V, 1, seed));
       for (const c of [1, 4, 6]) student[c] = Math.fround(student[c] + level);
       for (const c of [2, 3, 9]) teacher[c] = Math.fround(teacher[c] + level);
       for (const name of ["skewForwardKl", "skewReverseKl", "jsd"] as const) {
         for (const share of [0.001, 0.1, 0.5, 0.9, 0.999]) {
-          const own: DivergenceNumbers = name === "jsd" ? { beta: share } : { alpha: share };
-          const want = reference(name, student, teacher, columns, own), what = `${name} ${share}, ${level}, ${columns}`;
-          const { gradients } = await measure((s, t) => OPS[name](s, t, gpuOptions(own)), [
-            { values: student, shape },
-            { values: teacher, shape },
-          ]);
-          assertSmall([
-            [`${what}: dStudent`, rowError(gradients[0], want.dStudent, columns), GRADIENT],
-            [`${what}: dTeacher`, rowError(gradients[1], want.dTeacher, columns), GRADIENT],
-          ]);
+          const o = name === "jsd" ? { beta: share } : { alpha: share }, what = `${name} ${share}, ${level}, ${V}`;
+          assertSmall(await deviations({ what, name, student, teacher, V, o }));
         }
       }
     }
@@ -1238,19 +1214,12 @@ Deno.test("divergences: gradients of mixtures where several classes are likely o
 
 Deno.test("divergences: gradients of the skews where next to nothing is mixed in", async () => {
   await init();
-  for (const columns of [10, 300]) {
-    const [s, t] = [3, 4].map((seed) => normals(3 * columns, 1, seed)), shape = [3, columns];
+  for (const V of [10, 300]) {
+    const [student, teacher] = [3, 4].map((seed) => normals(3 * V, 1, seed));
     for (const name of ["skewForwardKl", "skewReverseKl"] as const) {
       for (const alpha of [0.98, 0.99, 0.9999, 1 - 1e-6, 1 - 1e-9]) {
-        const want = reference(name, s, t, columns, { alpha }), what = `${name} ${alpha}, ${columns}`;
-        const { gradients } = await measure((s, t) => OPS[name](s, t, gpuOptions({ alpha })), [
-          { values: s, shape },
-          { values: t, shape },
-        ]);
-        assertSmall([
-          [`${what}: dStudent`, rowError(gradients[0], want.dStudent, columns), GRADIENT],
-          [`${what}: dTeacher`, rowError(gradients[1], want.dTeacher, columns), GRADIENT],
-        ]);
+        const what = `${name} ${alpha}, ${V}`;
+        assertSmall(await deviations({ what, name, student, teacher, V, o: { alpha } }));
       }
     }
   }
@@ -1258,7 +1227,7 @@ Deno.test("divergences: gradients of the skews where next to nothing is mixed in
 
 Deno.test("divergences: gradients of the skews where an unlikely class makes all of it", async () => {
   await init();
-  const V = 64, shape = [1, V];
+  const V = 64;
   for (const [level, beside] of [[30, 24.5], [24, 20], [17, 15], [10, 12]]) {
     const [sure, doubts] = [0, beside].map((x) =>
       Array.from({ length: V }, (_, c) => c === 0 ? level : c === 1 ? x : 0)
@@ -1266,15 +1235,8 @@ Deno.test("divergences: gradients of the skews where an unlikely class makes all
     for (const alpha of [0.3, 0.7, 0.9, 0.975]) {
       for (const name of ["skewForwardKl", "skewReverseKl"] as const) {
         const [student, teacher] = name === "skewForwardKl" ? [doubts, sure] : [sure, doubts];
-        const want = reference(name, student, teacher, V, { alpha }), what = `${name} ${alpha}, ${level}, ${beside}`;
-        const { gradients } = await measure((s, t) => OPS[name](s, t, gpuOptions({ alpha })), [
-          { values: student, shape },
-          { values: teacher, shape },
-        ]);
-        assertSmall([
-          [`${what}: dStudent`, rowError(gradients[0], want.dStudent, V), 163 * 2 ** -24], // as exp errs
-          [`${what}: dTeacher`, rowError(gradients[1], want.dTeacher, V), 163 * 2 ** -24],
-        ]);
+        const what = `${name} ${alpha}, ${level}, ${beside}`, gradient = 163 * 2 ** -24; // as exp errs
+        assertSmall(await deviations({ what, name, student, teacher, V, o: { alpha }, gradient }));
       }
     }
   }
