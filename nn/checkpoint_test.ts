@@ -17,6 +17,7 @@ import {
   tensor,
 } from "@limbeck/limbeck";
 import { randomState } from "../autograd/random.ts";
+import { inDirectory } from "../testing/directory.ts";
 import { random } from "../testing/op.ts";
 
 const makeModel = (hidden = 16) =>
@@ -45,15 +46,6 @@ const OPTIMIZERS: Record<string, (model: nn.Module) => optim.Optimizer> = {
   RMSprop: (model) => new optim.RMSprop(model.parameters(), { lr: 0.01, momentum: 0.5, centered: true }),
   Adagrad: (model) => new optim.Adagrad(model.parameters(), { lr: 0.1, lrDecay: 0.1, initialAccumulatorValue: 0.1 }),
 };
-
-async function inDirectory(fn: (directory: string) => Promise<void>): Promise<void> {
-  const directory = await Deno.makeTempDir();
-  try {
-    await fn(directory);
-  } finally {
-    await Deno.remove(directory, { recursive: true });
-  }
-}
 
 for (const [name, makeOptimizer] of Object.entries(OPTIMIZERS)) {
   Deno.test(`checkpoint: a run that was broken off repeats the unbroken one bit for bit, ${name}`, async () => {

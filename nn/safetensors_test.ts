@@ -13,6 +13,7 @@ import {
   tensor,
   zeros,
 } from "@limbeck/limbeck";
+import { inDirectory } from "../testing/directory.ts";
 import { inTurn } from "./files.ts";
 
 /** The bytes of a file with this header (JSON, or a text as it is) and data. */
@@ -26,16 +27,6 @@ function file(header: unknown, data: ArrayLike<number> = [], length?: bigint): U
 }
 
 const bytesOf = (array: ArrayBufferView) => new Uint8Array(array.buffer, array.byteOffset, array.byteLength);
-
-/** A directory that is gone afterwards. */
-async function inDirectory(fn: (directory: string) => Promise<void>): Promise<void> {
-  const directory = await Deno.makeTempDir();
-  try {
-    await fn(directory);
-  } finally {
-    await Deno.remove(directory, { recursive: true });
-  }
-}
 
 const names = (directory: string) => [...Deno.readDirSync(directory)].map((entry) => entry.name).sort();
 

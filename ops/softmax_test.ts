@@ -1,14 +1,11 @@
 import { assert, assertEquals, assertThrows } from "@std/assert";
 import { init, logSoftmax, softmax, Tape, type Tensor, tensor, zeros } from "@limbeck/limbeck";
+import { logSoftmax as logSoftmaxOf } from "../testing/loss_reference.ts";
 import { checkOps, checkValues } from "../testing/op.ts";
 import { lines } from "../testing/reference.ts";
 import { rowTuning } from "../kernels/row.ts";
 
-function logSoftmax64(x: Float64Array): Float64Array {
-  const largest = x.reduce((a, b) => Math.max(a, b), -Infinity);
-  const logSum = largest + Math.log(x.reduce((sum, v) => sum + Math.exp(v - largest), 0));
-  return x.map((v) => v - logSum);
-}
+const logSoftmax64 = (x: Float64Array) => Float64Array.from(logSoftmaxOf([...x]).log);
 const softmax64 = (x: Float64Array) => logSoftmax64(x).map(Math.exp);
 
 const OPS: [string, (x: Tensor, dim?: number) => Tensor, (x: Float64Array) => Float64Array][] = [

@@ -1,4 +1,5 @@
 import { assertEquals } from "@std/assert";
+import { inDirectory } from "../testing/directory.ts";
 import { checkLayers } from "./layers.ts";
 
 const cleanTree: Record<string, string> = {
@@ -18,18 +19,14 @@ const cleanTree: Record<string, string> = {
 };
 
 /** Checks the clean tree with some of its files replaced. */
-async function violations(changed: Record<string, string>): Promise<string[]> {
-  const root = await Deno.makeTempDir();
-  try {
+const violations = (changed: Record<string, string>): Promise<string[]> =>
+  inDirectory(async (root) => {
     for (const [path, text] of Object.entries({ ...cleanTree, ...changed })) {
       await Deno.mkdir(`${root}/${path}`.replace(/\/[^/]*$/, ""), { recursive: true });
       await Deno.writeTextFile(`${root}/${path}`, text);
     }
     return checkLayers(root).violations;
-  } finally {
-    await Deno.remove(root, { recursive: true });
-  }
-}
+  });
 
 const order = "kernels ← autograd ← ops ← nn ← mod.ts ← examples, bench";
 

@@ -1,4 +1,5 @@
 import { assert, assertEquals, assertMatch } from "@std/assert";
+import { inDirectory } from "./directory.ts";
 
 /** What a page in a browser does: WebGPU is there, `Deno` is not. */
 const PAGE = `
@@ -33,17 +34,15 @@ forget();
 console.log(stats().forgotten[0].place);`;
 
 Deno.test("browser: a bundle says where its program made what it forgot", async () => {
-  const folder = await Deno.makeTempDir(), program = `${folder}/main.ts`, bundle = `${folder}/main.js`;
   const run = async (...args: string[]) => {
     const { success, stdout, stderr } = await new Deno.Command("deno", { args }).output();
     assert(success, new TextDecoder().decode(stderr));
     return new TextDecoder().decode(stdout);
   };
-  try {
+  await inDirectory(async (folder) => {
+    const program = `${folder}/main.ts`, bundle = `${folder}/main.js`;
     await Deno.writeTextFile(program, FORGETFUL);
     await run("bundle", "--quiet", "--platform", "browser", "-o", bundle, program);
     assertMatch(await run("run", "--no-prompt", bundle), /^at .*\n(.*\n)*\s+at forget /);
-  } finally {
-    await Deno.remove(folder, { recursive: true });
-  }
+  });
 });
