@@ -183,8 +183,8 @@ function values(op: string, of: string, raw: ArrayBuffer, dtype: string): TypedA
 }
 
 /**
- * The tensors of a safetensors file, from a path or from bytes. F32, F16, I32 and U32 stay what they are; BF16 and F64 become f32, BOOL and
- * the other integers i32, except U64, which is not read. They belong to the scope that was innermost at the call, or to the caller if there was none or it has closed meanwhile.
+ * The tensors of a safetensors file, from a path or from bytes. F32, F16, I32 and U32 stay what they are; BF16 and F64 become f32, BOOL and the other integers
+ * i32, except U64, which is not read. The tensors belong to the scope that was innermost at the call, or to the caller if there was none or it has closed since.
  *
  * Throws a RangeError that says what is wrong with a malformed file (truncated, overlapping tensors, unused bytes, duplicate names), and for a tensor larger
  * than the adapter binds at once, after reading only the header and before allocating any memory. Format: https://github.com/huggingface/safetensors.

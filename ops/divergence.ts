@@ -81,7 +81,8 @@ export interface DistillationResult {
   divergence: Tensor;
 }
 
-const OPTIONS = ["temperature", "reduction", "labels", "ignoreIndex"];
+/** Internal: the names of the options that every divergence has. */
+export const OPTIONS: readonly string[] = ["temperature", "reduction", "labels", "ignoreIndex"];
 
 /** The kernel, the mixture's β and the factor for a divergence with its options. At the ends of β and α it is one of the plain KLs. */
 export function resolveDivergence(

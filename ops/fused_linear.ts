@@ -2,7 +2,7 @@
  * A model's head and its loss in one op. It processes the rows in chunks: it computes a chunk's logits, the loss overwrites them with their gradient, and the
  * gradients of hidden states and weights follow from that. The full [N, V] logits never exist.
  */
-import { checkNumber, checkOneOf, checkOptions } from "../kernels/check.ts";
+import { checkNumber, checkOneOf } from "../kernels/check.ts";
 import { crossEntropyRows } from "../kernels/cross_entropy.ts";
 import { divergenceRows } from "../kernels/divergence.ts";
 import type { DivergenceName } from "../kernels/divergence_formulas.ts";
@@ -20,9 +20,15 @@ import {
   type CrossEntropyResult,
   furtherReturns,
   numbersOf,
-  OPTIONS,
+  OPTIONS as CROSS_ENTROPY_OPTIONS,
 } from "./cross_entropy.ts";
-import { type DivergenceOptions, DIVERGENCES, resolveDivergence } from "./divergence.ts";
+import {
+  DIVERGENCES,
+  type JsdOptions,
+  OPTIONS as DIVERGENCE_OPTIONS,
+  resolveDivergence,
+  type SkewOptions,
+} from "./divergence.ts";
 import { matrix, plain } from "./matmul.ts";
 import {
   checkLabels,
@@ -43,20 +49,14 @@ export interface LinearCrossEntropyOptions extends CrossEntropyOptions {
   chunkSize?: number;
 }
 
-/** Options of `linearDistillation`. */
-export interface LinearDistillationOptions extends DivergenceOptions {
+/** Options of `linearDistillation`: those of `jsd` and of the skewed KLs, which count for these alone, and the heads'. */
+export interface LinearDistillationOptions extends JsdOptions, SkewOptions {
   /** Added to the student's logits, [V]; or null. */
   bias?: Tensor | null;
   /** Added to the teacher's logits, [V]; or null. */
   teacherBias?: Tensor | null;
   /** `"forwardKl"` by default. */
   divergence?: DivergenceName;
-  /** β if the divergence is `"jsd"`; 0.5 by default. */
-  beta?: number;
-  /** Divides a jsd by β(1−β). */
-  normalize?: boolean;
-  /** α if the divergence is a skewed KL; 0.1 by default. */
-  alpha?: number;
   /** The rows of a chunk; by default as many as fit into 256 MiB and one binding. */
   chunkSize?: number;
 }
@@ -273,7 +273,7 @@ export function linearCrossEntropy(
   options: LinearCrossEntropyOptions = {},
 ): Tensor | CrossEntropyResult {
   const op = "linearCrossEntropy";
-  checkLossOptions(op, options, ["bias", "chunkSize", ...OPTIONS]);
+  checkLossOptions(op, options, ["bias", "chunkSize", ...CROSS_ENTROPY_OPTIONS]);
   const { bias, chunkSize, reduction = "mean", weight: classWeight } = options;
   const numbers = numbersOf(options), { ignoreIndex } = numbers;
   const head = { hidden, weight, bias };
@@ -348,19 +348,8 @@ export function linearDistillation(
   options: LinearDistillationOptions = {},
 ): Tensor {
   const op = "linearDistillation";
-  checkLossOptions(op, options, [
-    "bias",
-    "teacherBias",
-    "divergence",
-    "beta",
-    "normalize",
-    "alpha",
-    "chunkSize",
-    "temperature",
-    "reduction",
-    "labels",
-    "ignoreIndex",
-  ]);
+  const own = ["bias", "teacherBias", "divergence", "beta", "normalize", "alpha", "chunkSize"];
+  checkLossOptions(op, options, [...own, ...DIVERGENCE_OPTIONS]);
   const { bias, teacherBias, divergence = "forwardKl", beta, normalize, alpha, chunkSize } = options;
   const { temperature = 1, reduction = "mean", labels, ignoreIndex = -100 } = options;
   checkOneOf(op, "divergence", divergence, DIVERGENCES);

@@ -110,7 +110,8 @@ export function rowLoss(
   more: readonly Tensor[],
 ): Tensor {
   const wanted = needsGradient(inputs), scalar = reduction !== "none";
-  const scalable = scalar && inputs.every((x) => x.dtype === "f32"), once = scalable || !wanted;
+  const scalable = scalar && inputs.every((x) => x.dtype === "f32");
+  const once = scalable || !wanted; // no launch in the backward pass
   const lossRows = scalar ? hidden([rows], "f32") : Tensor.empty(shape, "f32", op);
   const early = inputs.map((x) => wanted && scalar && x.requiresGrad ? hidden(x.shape, x.dtype) : null);
   const memories = (gradients: readonly (Tensor | null)[]) => gradients.map((g) => g?.memory ?? null);

@@ -185,8 +185,8 @@ function place(x: Tensor, y: Tensor, ranges: Ranges): void {
 }
 
 /**
- * A copy of the elements between start and end (exclusive), one pair for each leading dimension; negative ends count from the back, a missing pair takes all. Gradient:
- * dX = dY between them, 0 elsewhere. Throws a TypeError unless `pairs` holds pairs, at most one per dimension, a RangeError for a pair outside the dimension or
+ * A copy of the elements between start and end (exclusive), one pair for each leading dimension; negative ends count from the back, a missing pair takes all.
+ * Gradient: dX = dY between them, 0 elsewhere. Throws a TypeError unless `pairs` holds pairs, at most one per dimension, a RangeError for a pair outside the dimension or
  * one that ends before it starts.
  *
  * @example
