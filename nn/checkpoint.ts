@@ -30,7 +30,7 @@ export interface SaveCheckpointOptions {
 const under = (prefix: string, tensors: Record<string, Tensor>) =>
   Object.fromEntries(Object.entries(tensors).map(([name, x]) => [`${prefix}.${name}`, x]));
 
-function parts(op: string, { model, optimizer }: Partial<Checkpoint>): void {
+function checkParts(op: string, { model, optimizer }: Partial<Checkpoint>): void {
   if (!(model instanceof Module)) throw new TypeError(`${op}: model must be a Module, got ${describe(model)}`);
   if (optimizer !== undefined && !(optimizer instanceof Optimizer)) {
     throw new TypeError(`${op}: optimizer must be an Optimizer, got ${describe(optimizer)}`);
@@ -67,7 +67,7 @@ export async function saveCheckpoint(
   const { overwrite = false } = options;
   checkBoolean(op, "overwrite", overwrite);
   checkOptions(op, checkpoint, ["model", "optimizer", "step", "extra"]);
-  parts(op, checkpoint);
+  checkParts(op, checkpoint);
   const { model, optimizer, step = 0, extra = null } = checkpoint;
   checkNumber(op, "step", step, { integer: true, min: 0 });
   checkJson(op, "extra", extra);
@@ -114,7 +114,7 @@ export async function loadCheckpoint(
 ): Promise<{ step: number; extra: unknown }> {
   const op = "loadCheckpoint";
   checkOptions(op, into, ["model", "optimizer"]);
-  parts(op, into);
+  checkParts(op, into);
   checkPath(op, path);
   return await openSafetensors(op, path, async ({ metadata, load }) => {
     if (metadata.limbeck === undefined) {

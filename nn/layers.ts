@@ -203,7 +203,7 @@ export class Sequential extends Module {
         if (!(y instanceof Tensor)) {
           throw new TypeError(`Sequential: step ${i} must return a Tensor, got ${describe(y)}`);
         }
-        i += Math.max(1, 2 * layers.length - 1);
+        i += Math.max(1, 2 * layers.length - 1); // the layers, and the activations between them
       }
       return y;
     });

@@ -55,8 +55,14 @@ export abstract class Module {
 
   /** Every parameter with its name; the module's own come before those of children. A shared one is listed once, under its first name. */
   namedParameters(): [string, Tensor][] {
-    const found = new Set<Tensor>();
-    return [...this.#named()].filter(([, x]) => isFloat(x.dtype) && !found.has(x) && found.add(x));
+    return this.#once().filter(([, x]) => isFloat(x.dtype));
+  }
+
+  /** Every parameter and buffer under its first name. */
+  #once(): [string, Tensor][] {
+    const names = new Map<Tensor, string>();
+    for (const [name, x] of this.#named()) if (!names.has(x)) names.set(x, name);
+    return Array.from(names, ([x, name]) => [name, x]);
   }
 
   /** Every parameter and buffer under each of its names. */
@@ -123,8 +129,8 @@ export abstract class Module {
     }
     const own = this.#named(), pairs = [...own].filter(([name]) => Object.hasOwn(state, name));
     const given = new Set(pairs.map(([, x]) => x));
-    const missing = [...own].filter(([, x]) => !given.has(x) && given.add(x)).map(([name]) => name),
-      unexpected = Object.keys(state).filter((name) => !own.has(name));
+    const missing = this.#once().filter(([, x]) => !given.has(x)).map(([name]) => name);
+    const unexpected = Object.keys(state).filter((name) => !own.has(name));
     if (strict && missing.length + unexpected.length > 0) {
       throw new RangeError(
         `loadStateDict: missing ${missing.join(", ") || "nothing"}; unexpected ${unexpected.join(", ") || "nothing"}`,

@@ -81,8 +81,8 @@ export function linear(options: DecayOptions): Schedule {
  */
 export function warmup(options: { steps: number }): Schedule {
   checkOptions("warmup", options, ["steps"]);
-  checkNumber("warmup", "steps", options.steps, { integer: true, min: 1 });
   const { steps } = options;
+  checkNumber("warmup", "steps", steps, { integer: true, min: 1 });
   return (step) => {
     checkStep("warmup", step);
     return Math.min(1, (step + 1) / steps);
