@@ -23,12 +23,6 @@ export function broadcastShape(op: string, shapes: readonly (readonly number[])[
 /** A tensor, or a tensor that is read in another shape of the same size. */
 export type Input = Tensor | readonly [x: Tensor, shape: readonly number[]];
 
-/** Internal: an input as kernels take it. */
-export function operand(input: Input): Operand {
-  const [x, shape] = input instanceof Tensor ? [input, input.shape] : input;
-  return { memory: x.memory, shape, element: x.dtype };
-}
-
 /**
  * Internal: a new tensor of `shape`, each element of which is `expression` of the inputs' elements (a, b, c, d) and the scalars (s0, s1). The dtype is that
  * of the first input by default.
@@ -41,7 +35,11 @@ export function mapped(
   scalars: readonly number[] = [],
   dtype?: DType,
 ): Tensor {
-  const operands = inputs.map(operand), y = Tensor.empty([...shape], dtype ?? operands[0].element, name);
+  const operands = inputs.map((input): Operand => {
+    const [x, shape] = input instanceof Tensor ? [input, input.shape] : input;
+    return { memory: x.memory, shape, element: x.dtype };
+  });
+  const y = Tensor.empty([...shape], dtype ?? operands[0].element, name);
   map(name, expression, operands, { memory: y.memory, element: y.dtype }, shape, scalars);
   return y;
 }

@@ -1,13 +1,13 @@
 /** Reductions over one or more dimensions. */
 import { checkBoolean, checkNumber, checkOptions, describe } from "../kernels/check.ts";
-import { map, sizeOf } from "../kernels/elementwise.ts";
+import { sizeOf } from "../kernels/elementwise.ts";
 import { reduce, type Reduction } from "../kernels/reduce.ts";
 import { composed } from "../autograd/composed.ts";
 import type { ReduceOptions, VarianceOptions } from "../autograd/methods.ts";
 import type { DType } from "../autograd/storage.ts";
-import { hidden, record } from "../autograd/tape.ts";
+import { record } from "../autograd/tape.ts";
 import { checkTensor, Tensor } from "../autograd/tensor.ts";
-import { type Input, mapped, operand } from "./mapped.ts";
+import { type Input, mapped } from "./mapped.ts";
 
 /** The dimension `dim` counted from the front. Throws a RangeError that names the op. */
 export function checkDim(op: string, dim: unknown, rank: number, name = "dim"): number {
@@ -102,19 +102,18 @@ function notEmpty(op: string, x: Tensor, dims: readonly number[]): void {
   }
 }
 
-/** kind(x) / divisor over `dims`, in a tensor that `into` makes. The dividend is f32: a sum may exceed the 65,504 of f16 even if the quotient does not. */
+/** kind(x) / divisor over `dims`, in the given shape. The dividend is f32: a sum may exceed the 65,504 of f16 even if the quotient does not. */
 function divided(
   name: string,
   kind: Reduction,
   x: Tensor,
   dims: readonly number[],
   divisor: number,
-  into: () => Tensor,
+  shape: readonly number[],
+  dtype: DType,
 ): Tensor {
   using dividend = reduced(kind, x, dims, "f32");
-  const { shape } = dividend, y = into();
-  map(name, "a / s0", [operand(dividend)], { memory: y.memory, element: y.dtype }, shape, [divisor]);
-  return y;
+  return mapped(name, "a / s0", [[dividend, shape]], shape, [divisor], dtype);
 }
 
 /**
@@ -155,7 +154,7 @@ export function sum(x: Tensor, options: ReduceOptions = {}): Tensor {
 export function mean(x: Tensor, options: ReduceOptions = {}): Tensor {
   const { dims, kept, shape } = reductionOf("mean", x, options);
   const count = sizeOf(dims.map((d) => x.shape[d]));
-  const y = divided("mean", "sum", x, dims, count, () => Tensor.empty(shape, x.dtype, "mean"));
+  const y = divided("mean", "sum", x, dims, count, shape, x.dtype);
   return record({
     op: "mean",
     inputs: [x],
@@ -270,28 +269,17 @@ export function variance(x: Tensor, options: VarianceOptions = {}): Tensor {
   checkNumber("variance", "correction", correction);
   const count = sizeOf(dims.map((d) => x.shape[d])), divisor = Math.max(0, count - correction);
   return composed("variance", () => {
-    const average = divided("mean", "sum", x, dims, count, () => hidden(kept, "f32"));
-    using nearly = mapped("centred", "a - b", [x, [average, kept]], x.shape, [], "f32");
-    const rest = divided("mean", "sum", nearly, dims, count, () => hidden(kept, "f32"));
-    using centred = mapped("centred", "a - b", [nearly, [rest, kept]], x.shape, [], "f32");
-    const y = divided(
-      "variance",
-      "sumOfSquares",
-      centred,
-      dims,
-      divisor,
-      () => Tensor.empty(shape, x.dtype, "variance"),
-    );
+    using average = divided("mean", "sum", x, dims, count, kept, "f32"); // the record keeps what it saved
+    using nearly = mapped("centred", "a - b", [x, average], x.shape, [], "f32");
+    using rest = divided("mean", "sum", nearly, dims, count, kept, "f32");
+    using centred = mapped("centred", "a - b", [nearly, rest], x.shape, [], "f32");
+    const slope = "2.0 * ((a - b) - c) * d / s0";
     return record({
       op: "variance",
       inputs: [x],
-      output: y,
-      saved: [x],
-      hidden: [average, rest],
-      backward: (dY) => {
-        const inputs: Input[] = [x, [average, kept], [rest, kept], [dY, kept]];
-        return [mapped("variance backward", "2.0 * ((a - b) - c) * d / s0", inputs, x.shape, [divisor])];
-      },
+      output: divided("variance", "sumOfSquares", centred, dims, divisor, shape, x.dtype),
+      saved: [x, average, rest],
+      backward: (dY) => [mapped("variance backward", slope, [x, average, rest, [dY, kept]], x.shape, [divisor])],
     });
   });
 }
