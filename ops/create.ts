@@ -152,10 +152,9 @@ function uploaded(
   return result;
 }
 
-/** Makes a tensor and lets `write` fill it. */
+/** Makes a tensor and lets `write` fill it. The options were checked before. */
 function made(op: string, shape: readonly number[], options: TensorOptions, write: (x: Tensor) => void): Tensor {
   checkShapeArgument(op, shape);
-  checkTensorOptions(op, options);
   const result = Tensor.empty(shape.map((n) => n + 0), options.dtype ?? "f32", op); // −0 is 0
   try {
     write(result);
@@ -181,11 +180,10 @@ function made(op: string, shape: readonly number[], options: TensorOptions, writ
  */
 export function full(shape: readonly number[], value: number, options: TensorOptions = {}): Tensor {
   if (typeof value !== "number") throw new TypeError(`full: value must be a number, got ${describe(value)}`);
-  checkTensorOptions("full", options);
   return filled("full", "value", shape, value, options);
 }
 
-/** Internal: `full`, for an op that names its argument. */
+/** Internal: `full`, for an op that names its argument. `value` is a number. */
 export function filled(
   op: string,
   name: string,
@@ -193,6 +191,7 @@ export function filled(
   value: number,
   options: TensorOptions,
 ): Tensor {
+  checkTensorOptions(op, options);
   if (options.dtype === "i32") checkNumber(op, name, value, { integer: true, min: -(2 ** 31), below: 2 ** 31 });
   if (options.dtype === "u32") checkNumber(op, name, value, { integer: true, min: 0, below: 2 ** 32 });
   return made(op, shape, options, (x) => fill(x.memory, value, x.size, x.dtype));
@@ -210,7 +209,7 @@ export function filled(
  * ```
  */
 export function zeros(shape: readonly number[], options: TensorOptions = {}): Tensor {
-  return made("zeros", shape, options, (x) => fill(x.memory, 0, x.size, x.dtype));
+  return filled("zeros", "value", shape, 0, options);
 }
 
 /**
@@ -225,7 +224,7 @@ export function zeros(shape: readonly number[], options: TensorOptions = {}): Te
  * ```
  */
 export function ones(shape: readonly number[], options: TensorOptions = {}): Tensor {
-  return made("ones", shape, options, (x) => fill(x.memory, 1, x.size, x.dtype));
+  return filled("ones", "value", shape, 1, options);
 }
 
 /**

@@ -119,16 +119,16 @@ function divergence(
   op: DivergenceName,
   student: Tensor,
   teacher: Tensor,
-  options: DivergenceOptions,
-  more: { beta?: number; alpha?: number; normalize?: boolean } = {},
+  options: JsdOptions & SkewOptions,
+  own: readonly string[] = [],
 ): Tensor {
   // `delta` is not an option and has no effect; reference cases carry it to say how far apart their rows are
   const given = isRecord(options)
     ? Object.fromEntries(Object.entries(options).filter(([key]) => key !== "delta"))
     : options;
-  checkLossOptions(op, given, [...OPTIONS, ...Object.keys(more)]);
+  checkLossOptions(op, given, [...OPTIONS, ...own]);
   const { temperature = 1, reduction = "mean", labels, ignoreIndex = -100 } = options;
-  const { kernel, beta, factor } = resolveDivergence(op, op, more);
+  const { kernel, beta, factor } = resolveDivergence(op, op, options);
   const shape = sides(op, student, teacher);
   if (labels !== undefined) checkLabels(op, "labels", labels, shape, ignoreIndex);
   return composed(op, () =>
@@ -252,7 +252,7 @@ export function reverseKl(student: Tensor, teacher: Tensor, options: DivergenceO
  * ```
  */
 export function jsd(student: Tensor, teacher: Tensor, options: JsdOptions = {}): Tensor {
-  return divergence("jsd", student, teacher, options, { beta: options?.beta, normalize: options?.normalize });
+  return divergence("jsd", student, teacher, options, ["beta", "normalize"]);
 }
 
 /**
@@ -272,7 +272,7 @@ export function jsd(student: Tensor, teacher: Tensor, options: JsdOptions = {}):
  * ```
  */
 export function skewForwardKl(student: Tensor, teacher: Tensor, options: SkewOptions = {}): Tensor {
-  return divergence("skewForwardKl", student, teacher, options, { alpha: options?.alpha });
+  return divergence("skewForwardKl", student, teacher, options, ["alpha"]);
 }
 
 /**
@@ -292,7 +292,7 @@ export function skewForwardKl(student: Tensor, teacher: Tensor, options: SkewOpt
  * ```
  */
 export function skewReverseKl(student: Tensor, teacher: Tensor, options: SkewOptions = {}): Tensor {
-  return divergence("skewReverseKl", student, teacher, options, { alpha: options?.alpha });
+  return divergence("skewReverseKl", student, teacher, options, ["alpha"]);
 }
 
 /**

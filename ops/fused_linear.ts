@@ -350,10 +350,10 @@ export function linearDistillation(
   const op = "linearDistillation";
   const own = ["bias", "teacherBias", "divergence", "beta", "normalize", "alpha", "chunkSize"];
   checkLossOptions(op, options, [...own, ...DIVERGENCE_OPTIONS]);
-  const { bias, teacherBias, divergence = "forwardKl", beta, normalize, alpha, chunkSize } = options;
+  const { bias, teacherBias, divergence = "forwardKl", chunkSize } = options;
   const { temperature = 1, reduction = "mean", labels, ignoreIndex = -100 } = options;
   checkOneOf(op, "divergence", divergence, DIVERGENCES);
-  const { kernel, beta: mixture, factor } = resolveDivergence(op, divergence, { beta, alpha, normalize });
+  const { kernel, beta, factor } = resolveDivergence(op, divergence, options);
   const student = { hidden, weight, bias };
   const teacher = { hidden: teacherHidden, weight: teacherWeight, bias: teacherBias };
   const shape = headRows(op, ["hidden", "weight", "bias"], student), { rows, columns } = shape;
@@ -395,7 +395,7 @@ export function linearDistillation(
           drop: labels !== undefined,
           ignoreIndex,
           temperature,
-          beta: mixture,
+          beta,
           ceFactor: 0,
           divergenceFactor: factor,
         });
