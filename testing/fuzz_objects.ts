@@ -71,6 +71,7 @@ row("defineKernel", () => {
   };
   return [{ good, bad: spoilt(good, bad) }];
 });
+const copy = limbeck.defineKernel(kernel() as limbeck.KernelSpec);
 row("Kernel.run", (d) => {
   const x = d.tensor([4]).memory, y = d.tensor([4], "f32", 3, true).memory;
   return [
@@ -80,7 +81,6 @@ row("Kernel.run", (d) => {
     d.integer([1, 2], [-1, 2 ** 33], true),
   ];
 });
-const copy = limbeck.defineKernel(kernel() as limbeck.KernelSpec);
 
 // files
 export const directory: string = Deno.makeTempDirSync();
@@ -143,10 +143,10 @@ row("Meter.read Meter.dispose Meter.[Symbol.dispose]", (d) => [meter(d)]);
 row("Meter.add", (d) => [meter(d), { good: "loss", bad: notPath }, d.x([], { grad: false, shapes: [[2], [0]] })]);
 const self = (d: Draw, shape: number[]): Argument => ({ good: d.tensor(shape), bad: d.gone(shape) });
 row("Tensor.data Tensor.array", (d) => [self(d, [2])]);
-row(
-  "Tensor.item",
-  (d) => [{ ...self(d, [1]), bad: [...d.gone([1]), { make: () => d.tensor([2]) }, { make: () => d.tensor([0]) }] }],
-);
+row("Tensor.item", (d) => {
+  const several: Bad[] = [{ make: () => d.tensor([2]) }, { make: () => d.tensor([0]) }];
+  return [{ ...self(d, [1]), bad: [...d.gone([1]), ...several] }];
+});
 row("Tensor.detach", (d) => [self(d, [2])]);
 row("Tensor.keep", (d) => [{ ...self(d, [2]), good: d.own(d.tensor([2])) }]);
 row("Tensor.dispose Tensor.[Symbol.dispose] Tensor.toString", (d) => [itself(d.tensor([2]))]);
