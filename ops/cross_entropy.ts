@@ -164,12 +164,12 @@ export function crossEntropy(
   const op = "crossEntropy";
   checkLossOptions(op, options, OPTIONS);
   const { reduction = "mean", weight } = options, numbers = numbersOf(options), { ignoreIndex } = numbers;
-  const rowShape = rowsOf(op, "logits", logits);
-  const { rows, columns } = rowShape;
+  const batch = rowsOf(op, "logits", logits);
+  const { rows, columns } = batch;
   checkTensor(op, "target", target, DTYPES);
   const soft = isFloat(target.dtype);
   if (soft) {
-    if (target.shape.join() === rowShape.shape.join()) { // tensor([0, 1]) is f32
+    if (target.shape.join() === batch.shape.join()) { // tensor([0, 1]) is f32
       const wanted = `dtype i32 or u32 as class indices (or shape [${logits.shape.join(", ")}] as probabilities)`;
       throw new TypeError(
         `${op}: target must have ${wanted}, got ${target.dtype} of shape [${target.shape.join(", ")}]${HOW_I32}`,
@@ -180,12 +180,12 @@ export function crossEntropy(
       throw new TypeError(`${op}: ignoreIndex does not go with soft targets, got ${ignoreIndex}`);
     }
     if (options.returnAccuracy) throw new TypeError(`${op}: returnAccuracy needs class indices, got soft targets`);
-  } else checkLabels(op, "target", target, rowShape, ignoreIndex);
+  } else checkLabels(op, "target", target, batch, ignoreIndex);
   if (weight !== undefined) checkTensor(op, "weight", weight, ["f32"], [columns]);
 
   return composed(op, () => {
-    const { extras, result } = furtherReturns(op, options, rowShape.shape);
-    const counts = countsOf(soft ? undefined : target, weight, rowShape, ignoreIndex);
+    const { extras, result } = furtherReturns(op, options, batch.shape);
+    const counts = countsOf(soft ? undefined : target, weight, batch, ignoreIndex);
     const launch: RowLaunch = (loss, [dLogits], upstream) => {
       crossEntropyRows(logits.dtype, soft ? target.dtype : "index", {
         logits: logits.memory,
@@ -205,6 +205,6 @@ export function crossEntropy(
       });
     };
     const more = weight ? [target, weight] : [target];
-    return result(rowLoss(op, [logits], rowShape, reduction, launch, counts, more));
+    return result(rowLoss(op, [logits], batch, reduction, launch, counts, more));
   });
 }

@@ -110,9 +110,9 @@ export function resolveDivergence(
 
 /** Checks the two sides and counts their rows. */
 function sides(op: string, student: Tensor, teacher: Tensor): Rows {
-  const rows = rowsOf(op, "student", student);
+  const batch = rowsOf(op, "student", student);
   checkTensor(op, "teacher", teacher, ["f32", "f16"], student.shape);
-  return rows;
+  return batch;
 }
 
 function divergence(
@@ -129,10 +129,10 @@ function divergence(
   checkLossOptions(op, given, [...OPTIONS, ...own]);
   const { temperature = 1, reduction = "mean", labels, ignoreIndex = -100 } = options;
   const { kernel, beta, factor } = resolveDivergence(op, op, options);
-  const shape = sides(op, student, teacher);
-  if (labels !== undefined) checkLabels(op, "labels", labels, shape, ignoreIndex);
+  const batch = sides(op, student, teacher);
+  if (labels !== undefined) checkLabels(op, "labels", labels, batch, ignoreIndex);
   return composed(op, () =>
-    launchDivergence(op, kernel, { student, teacher, labels, shape, reduction, parts: null }, {
+    launchDivergence(op, kernel, { student, teacher, labels, batch, reduction, parts: null }, {
       temperature,
       beta,
       ignoreIndex,
@@ -147,7 +147,7 @@ interface DivergenceInputs {
   student: Tensor;
   teacher: Tensor;
   labels?: Tensor;
-  shape: Rows;
+  batch: Rows;
   reduction: LossReduction;
   /** For distillation: where the rows of its two parts go. */
   parts: { ceRows: Tensor; divergenceRows: Tensor } | null;
@@ -156,11 +156,11 @@ interface DivergenceInputs {
 function launchDivergence(
   op: string,
   kernel: DivergenceName,
-  { student, teacher, labels, shape, reduction, parts }: DivergenceInputs,
+  { student, teacher, labels, batch, reduction, parts }: DivergenceInputs,
   numbers: Omit<DivergenceNumbers, "rows" | "firstRow" | "allRows" | "columns" | "mean">,
 ): Tensor {
-  const { rows, columns } = shape;
-  const counts = countsOf(labels, undefined, shape, numbers.ignoreIndex);
+  const { rows, columns } = batch;
+  const counts = countsOf(labels, undefined, batch, numbers.ignoreIndex);
   const launch: RowLaunch = (loss, [dStudent, dTeacher], upstream) => {
     // a launch in the backward pass writes the parts again, to scratch: nobody reads them, and the first ones are closed
     const again = parts?.ceRows.closed;
@@ -186,7 +186,7 @@ function launchDivergence(
       ...numbers,
     });
   };
-  return rowLoss(op, [student, teacher], shape, reduction, launch, counts, labels ? [labels] : []);
+  return rowLoss(op, [student, teacher], batch, reduction, launch, counts, labels ? [labels] : []);
 }
 
 /**
@@ -406,11 +406,11 @@ export function distillation(
   checkBoolean(op, "dropIgnored", dropIgnored);
   checkBoolean(op, "returnParts", returnParts);
   const { kernel, beta: mixture, factor } = resolveDivergence(op, divergence, { beta, alpha: skewAlpha, normalize });
-  const shape = sides(op, student, teacher);
-  checkLabels(op, "labels", labels, shape, ignoreIndex);
+  const batch = sides(op, student, teacher);
+  checkLabels(op, "labels", labels, batch, ignoreIndex);
   return composed(op, () => {
-    const parts = { ceRows: hidden(shape.shape, "f32"), divergenceRows: hidden(shape.shape, "f32") };
-    const loss = launchDivergence(op, kernel, { student, teacher, labels, shape, reduction, parts }, {
+    const parts = { ceRows: hidden(batch.shape, "f32"), divergenceRows: hidden(batch.shape, "f32") };
+    const loss = launchDivergence(op, kernel, { student, teacher, labels, batch, reduction, parts }, {
       temperature,
       beta: mixture,
       ignoreIndex,

@@ -156,7 +156,7 @@ function headBackward(head: Head, dLogits: Memory, to: HeadGradients, from: numb
 function chunked(
   op: string,
   heads: Head[],
-  shape: Rows,
+  batch: Rows,
   size: number,
   loss: { reduction: LossReduction; counts: Tensor; more: Tensor[] },
   chunk: (
@@ -168,7 +168,7 @@ function chunked(
     upstream: Upstream | null,
   ) => void,
 ): Tensor {
-  const { rows, columns } = shape, { pool } = gpu();
+  const { rows, columns } = batch, { pool } = gpu();
   const inputs = heads.flatMap((h) => h.bias ? [h.hidden, h.weight, h.bias] : [h.hidden, h.weight]);
   const launch: RowLaunch = (into, gradients, upstream) => {
     const taken: Memory[] = [];
@@ -214,7 +214,7 @@ function chunked(
       for (const memory of taken) memory.free();
     }
   };
-  return rowLoss(op, inputs, shape, loss.reduction, launch, loss.counts, loss.more);
+  return rowLoss(op, inputs, batch, loss.reduction, launch, loss.counts, loss.more);
 }
 
 /**
@@ -277,18 +277,18 @@ export function linearCrossEntropy(
   const { bias, chunkSize, reduction = "mean", weight: classWeight } = options;
   const numbers = numbersOf(options), { ignoreIndex } = numbers;
   const head = { hidden, weight, bias };
-  const shape = headRows(op, ["hidden", "weight", "bias"], head), { rows, columns } = shape;
-  checkLabels(op, "target", target, shape, ignoreIndex);
+  const batch = headRows(op, ["hidden", "weight", "bias"], head), { rows, columns } = batch;
+  checkLabels(op, "target", target, batch, ignoreIndex);
   if (classWeight !== undefined) checkTensor(op, "options.weight", classWeight, ["f32"], [columns]);
-  const size = chunkRows(op, chunkSize, shape);
+  const size = chunkRows(op, chunkSize, batch);
   return composed(op, () => {
-    const { extras, result } = furtherReturns(op, options, shape.shape);
-    const counts = countsOf(target, classWeight, shape, ignoreIndex);
+    const { extras, result } = furtherReturns(op, options, batch.shape);
+    const counts = countsOf(target, classWeight, batch, ignoreIndex);
     const more = classWeight ? [target, classWeight] : [target];
     const loss = chunked(
       op,
       [head],
-      shape,
+      batch,
       size,
       { reduction, counts, more },
       ([logits], from, count, loss, [wanted], upstream) => {
@@ -356,23 +356,23 @@ export function linearDistillation(
   const { kernel, beta, factor } = resolveDivergence(op, divergence, options);
   const student = { hidden, weight, bias };
   const teacher = { hidden: teacherHidden, weight: teacherWeight, bias: teacherBias };
-  const shape = headRows(op, ["hidden", "weight", "bias"], student), { rows, columns } = shape;
+  const batch = headRows(op, ["hidden", "weight", "bias"], student), { rows, columns } = batch;
   const other = headRows(op, ["teacherHidden", "teacherWeight", "teacherBias"], teacher);
   if (other.columns !== columns) {
     throw new TypeError(
       `${op}: teacherWeight must have shape [${columns}, depth], got [${teacherWeight.shape.join(", ")}]`,
     );
   }
-  checkShape(op, "teacherHidden", teacherHidden, [...shape.shape, teacherWeight.shape[1]]);
-  if (labels !== undefined) checkLabels(op, "labels", labels, shape, ignoreIndex);
-  const size = chunkRows(op, chunkSize, shape);
+  checkShape(op, "teacherHidden", teacherHidden, [...batch.shape, teacherWeight.shape[1]]);
+  if (labels !== undefined) checkLabels(op, "labels", labels, batch, ignoreIndex);
+  const size = chunkRows(op, chunkSize, batch);
   return composed(op, () => {
-    const counts = countsOf(labels, undefined, shape, ignoreIndex);
+    const counts = countsOf(labels, undefined, batch, ignoreIndex);
     const loss = { reduction, counts, more: labels ? [labels] : [] };
     return chunked(
       op,
       [student, teacher],
-      shape,
+      batch,
       size,
       loss,
       ([s, t], from, count, into, [dStudent, dTeacher], upstream) => {

@@ -241,11 +241,11 @@ export function nllLoss(logProbabilities: Tensor, target: Tensor, options: NllOp
   const op = "nllLoss";
   checkLossOptions(op, options, ["reduction", "ignoreIndex", "weight"]);
   const { reduction = "mean", ignoreIndex = -100, weight } = options;
-  const shape = rowsOf(op, "logProbabilities", logProbabilities), { rows, columns } = shape;
-  checkLabels(op, "target", target, shape, ignoreIndex);
+  const batch = rowsOf(op, "logProbabilities", logProbabilities), { rows, columns } = batch;
+  checkLabels(op, "target", target, batch, ignoreIndex);
   if (weight !== undefined) checkTensor(op, "weight", weight, ["f32"], [columns]);
   return composed(op, () => {
-    const counts = countsOf(target, weight, shape, ignoreIndex);
+    const counts = countsOf(target, weight, batch, ignoreIndex);
     const launch: RowLaunch = (loss, [gradient], upstream) => {
       nllRows(logProbabilities.dtype, {
         logProbabilities: logProbabilities.memory,
@@ -257,7 +257,7 @@ export function nllLoss(logProbabilities: Tensor, target: Tensor, options: NllOp
         gradient,
       }, { rows, columns, ignoreIndex, mean: reduction === "mean" });
     };
-    return rowLoss(op, [logProbabilities], shape, reduction, launch, counts, weight ? [target, weight] : [target]);
+    return rowLoss(op, [logProbabilities], batch, reduction, launch, counts, weight ? [target, weight] : [target]);
   });
 }
 
