@@ -39,10 +39,6 @@ export interface AttentionOptions {
  * ```
  */
 export function scaledDotProductAttention(q: Tensor, k: Tensor, v: Tensor, options: AttentionOptions = {}): Tensor {
-  return composed("scaledDotProductAttention", () => attended(q, k, v, options));
-}
-
-function attended(q: Tensor, k: Tensor, v: Tensor, options: AttentionOptions): Tensor {
   const op = "scaledDotProductAttention";
   checkOptions(op, options, ["causal", "mask", "scale", "dropout"]);
   checkTensor(op, "q", q);
@@ -58,40 +54,43 @@ function attended(q: Tensor, k: Tensor, v: Tensor, options: AttentionOptions): T
   checkBoolean(op, "causal", causal);
   checkNumber(op, "scale", scale);
   checkNumber(op, "dropout", dropout, { min: 0, below: 1 });
-
-  let scores: Tensor | null = null, maskStride = 0;
-  if (mask !== undefined) {
-    checkTensor(op, "mask", mask, ["f32", "i32"]);
-    const shared = sizeOf(mask.shape.slice(0, -2)) === 1 && mask.rank >= 2;
-    const shape = shared ? mask.shape.slice(-2) : mask.shape;
-    const wanted = shared ? [queries, keys] : [...lead, queries, keys];
-    if (broadcastShape(`${op}: mask`, [shape, wanted]).join() !== wanted.join()) {
-      throw new TypeError(`${op}: mask must broadcast to [${wanted.join(", ")}], got shape [${mask.shape.join(", ")}]`);
+  return composed(op, () => {
+    let scores: Tensor | null = null, maskStride = 0;
+    if (mask !== undefined) {
+      checkTensor(op, "mask", mask, ["f32", "i32"]);
+      const shared = sizeOf(mask.shape.slice(0, -2)) === 1 && mask.rank >= 2;
+      const shape = shared ? mask.shape.slice(-2) : mask.shape;
+      const wanted = shared ? [queries, keys] : [...lead, queries, keys];
+      if (broadcastShape(`${op}: mask`, [shape, wanted]).join() !== wanted.join()) {
+        throw new TypeError(
+          `${op}: mask must broadcast to [${wanted.join(", ")}], got shape [${mask.shape.join(", ")}]`,
+        );
+      }
+      using own = mask.view(shape, op);
+      // not recorded: debug mode would report the −∞
+      scores = mask.dtype === "i32"
+        ? mapped(op, "select(log_(0.0), 0.0, a != 0.0)", [own], wanted, [], "f32")
+        : shape.join() === wanted.join()
+        ? own.view(wanted, op)
+        : mapped(op, "a", [own], wanted);
+      maskStride = shared ? 0 : queries * keys;
     }
-    using own = mask.view(shape, op);
-    // not recorded: debug mode would report the −∞
-    scores = mask.dtype === "i32"
-      ? mapped(op, "select(log_(0.0), 0.0, a != 0.0)", [own], wanted, [], "f32")
-      : shape.join() === wanted.join()
-      ? own.view(wanted, op)
-      : mapped(op, "a", [own], wanted);
-    maskStride = shared ? 0 : queries * keys;
-  }
-  const rows = (count: number) => ({ offset: 0, batch: 0, head: count * depth, row: depth });
-  return attend(op, [q, k, v], Tensor.empty(q.shape, q.dtype, op), scores, {
-    batches: 1,
-    heads: sizeOf(lead),
-    queries,
-    keys,
-    depth,
-    q: rows(queries),
-    k: rows(keys),
-    v: rows(keys),
-    o: rows(queries),
-    scale,
-    causal,
-    maskStride,
-    dropout,
+    const rows = (count: number) => ({ offset: 0, batch: 0, head: count * depth, row: depth });
+    return attend(op, [q, k, v], Tensor.empty(q.shape, q.dtype, op), scores, {
+      batches: 1,
+      heads: sizeOf(lead),
+      queries,
+      keys,
+      depth,
+      q: rows(queries),
+      k: rows(keys),
+      v: rows(keys),
+      o: rows(queries),
+      scale,
+      causal,
+      maskStride,
+      dropout,
+    });
   });
 }
 

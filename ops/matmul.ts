@@ -168,9 +168,7 @@ function checkLayers(op: string, x: Tensor, layers: readonly Layer[]): number {
       throw new TypeError(`${op}: weight must have shape [out, ${width}], got [${weight.shape.join(", ")}]`);
     }
     if (ins !== width) throw wrongFeatures(op, [...x.shape.slice(0, -1), width], weight);
-    if (bias !== undefined && bias !== null) {
-      checkTensor(op, "bias", bias, [x.dtype], [outs]);
-    }
+    if (bias !== undefined && bias !== null) checkTensor(op, "bias", bias, [x.dtype], [outs]);
     width = outs;
   }
   return width;
@@ -188,9 +186,7 @@ function layered(op: string, x: Tensor, layers: readonly Layer[], residual?: Ten
   checkTensor(op, "x", x);
   checkRank(op, "x", x, 1);
   const shape = [...x.shape.slice(0, -1), checkLayers(op, x, layers)], rows = sizeOf(x.shape.slice(0, -1));
-  if (residual) {
-    checkTensor(op, "residual", residual, [x.dtype], shape);
-  }
+  if (residual) checkTensor(op, "residual", residual, [x.dtype], shape);
   // the input of each layer, and the tensor from which the slope of the activation before it is computed
   const reads = [x], slopes: (Tensor | null)[] = [null], own: Tensor[] = [];
   // copies, since a module's parameters may be replaced before the backward pass
