@@ -5,10 +5,10 @@ import { noGrad } from "../autograd/tape.ts";
 import type { Tensor } from "../autograd/tensor.ts";
 import { tensor, zeros } from "../ops/create.ts";
 import { slice } from "../ops/shape.ts";
-import { isPlain, parameters } from "./layers.ts";
+import { Embedding, isPlain, parameters } from "./layers.ts";
 import type { Module } from "./module.ts";
 import { splitmix32 } from "./splitmix.ts";
-import { Embedding, Gpt, type KeyValueCache, MultiHeadAttention, TransformerBlock } from "./transformer.ts";
+import { Gpt, type KeyValueCache, MultiHeadAttention, TransformerBlock } from "./transformer.ts";
 
 /** Options of `generate`. */
 export interface GenerateOptions {

@@ -1,14 +1,16 @@
-/** The layers of a multilayer perceptron. */
+/** Layers of one op each, and Sequential. */
 import { checkBoolean, checkNumber, checkOptions, describe } from "../kernels/check.ts";
 import { composed } from "../autograd/composed.ts";
 import { noGrad } from "../autograd/tape.ts";
 import { Tensor } from "../autograd/tensor.ts";
-import { zeros } from "../ops/create.ts";
+import { ones, zeros } from "../ops/create.ts";
 import { dropout } from "../ops/dropout.ts";
 import { conv2d } from "../ops/conv.ts";
 import { gelu, relu } from "../ops/elementwise.ts";
+import { embedding } from "../ops/indexing.ts";
 import { type Layer, linear, perceptron } from "../ops/matmul.ts";
-import { uniform } from "./init.ts";
+import { layerNorm, rmsNorm } from "../ops/norm.ts";
+import { normal, uniform } from "./init.ts";
 import { Module } from "./module.ts";
 
 /** Internal: a parameter, for `parameters` to keep. */
@@ -125,6 +127,98 @@ export class Conv2d extends Module {
   /** [N, in, H, W] → [N, out, H', W'] */
   override forward(x: Tensor): Tensor {
     return conv2d(x, this.weight, this.bias, { stride: this.stride, padding: this.padding });
+  }
+}
+
+/**
+ * Rows of a table by index (i32 or u32): [...] → [..., width]. The table [count, width] is initialized from N(0, 1), as in PyTorch. Gradient and errors of
+ * `forward` as `embedding`. Throws a RangeError for sizes below 1. Source: `torch.nn.Embedding`.
+ *
+ * @example
+ * ```ts
+ * import { init, nn, tensor } from "@limbeck/limbeck";
+ *
+ * await init();
+ * console.log(new nn.Embedding(10, 4).forward(tensor(new Int32Array([7, 1, 7]))).shape); // [3, 4]
+ * ```
+ */
+export class Embedding extends Module {
+  /** [count, width] */
+  weight: Tensor;
+
+  /** A table with fresh random rows. */
+  constructor(count: number, width: number) {
+    super();
+    checkNumber("Embedding", "count", count, { integer: true, min: 1 });
+    checkNumber("Embedding", "width", width, { integer: true, min: 1 });
+    [this.weight] = parameters(() => [normal(parameter([count, width]))]);
+  }
+
+  /** Indices [...] → [..., width] */
+  override forward(index: Tensor): Tensor {
+    return embedding(this.weight, index);
+  }
+}
+
+/**
+ * Layer norm over the last dimension, [..., width] → the same, with weight 1 and bias 0 at first: formula, gradients and errors of `forward` as `layerNorm`.
+ * Throws a RangeError for a width below 1 and a negative eps. Source: `torch.nn.LayerNorm`.
+ *
+ * @example
+ * ```ts
+ * import { init, nn, tensor } from "@limbeck/limbeck";
+ *
+ * await init();
+ * console.log(await new nn.LayerNorm(2).forward(tensor([[1, 3]])).array()); // nearly [[-1, 1]]
+ * ```
+ */
+export class LayerNorm extends Module {
+  /** [width] */
+  weight: Tensor;
+  /** [width] */
+  bias: Tensor;
+
+  /** `eps` is added to the variance. */
+  constructor(width: number, readonly eps = 1e-5) {
+    super();
+    checkNumber("LayerNorm", "width", width, { integer: true, min: 1 });
+    checkNumber("LayerNorm", "eps", eps, { min: 0 });
+    [this.weight, this.bias] = parameters(() => [ones([width], { requiresGrad: true }), parameter([width])]);
+  }
+
+  /** [..., width] → the same */
+  override forward(x: Tensor): Tensor {
+    return layerNorm(x, this.weight, this.bias, { eps: this.eps });
+  }
+}
+
+/**
+ * RMS norm over the last dimension, [..., width] → the same, with weight 1 at first: formula, gradients and errors of `forward` as `rmsNorm`. Throws a
+ * RangeError for a width below 1 and a negative eps. Source: `torch.nn.RMSNorm`, with eps 1e-5 by default.
+ *
+ * @example
+ * ```ts
+ * import { init, nn, tensor } from "@limbeck/limbeck";
+ *
+ * await init();
+ * console.log(await new nn.RMSNorm(2).forward(tensor([[3, -3]])).array()); // nearly [[1, -1]]
+ * ```
+ */
+export class RMSNorm extends Module {
+  /** [width] */
+  weight: Tensor;
+
+  /** `eps` is added to the mean square. */
+  constructor(width: number, readonly eps = 1e-5) {
+    super();
+    checkNumber("RMSNorm", "width", width, { integer: true, min: 1 });
+    checkNumber("RMSNorm", "eps", eps, { min: 0 });
+    this.weight = ones([width], { requiresGrad: true }).keep();
+  }
+
+  /** [..., width] → the same */
+  override forward(x: Tensor): Tensor {
+    return rmsNorm(x, this.weight, { eps: this.eps });
   }
 }
 

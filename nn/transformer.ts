@@ -1,110 +1,16 @@
-/** The layers of a transformer, with PyTorch's state names. */
+/** Attention, transformer blocks and a decoder, with PyTorch's state names. */
 import { checkBoolean, checkNumber, checkOptions } from "../kernels/check.ts";
 import { composed } from "../autograd/composed.ts";
 import { chosen } from "../autograd/tape.ts";
 import { checkTensor, type Tensor } from "../autograd/tensor.ts";
 import { packedAttention, scaledDotProductAttention } from "../ops/attention.ts";
-import { arange, ones } from "../ops/create.ts";
+import { arange } from "../ops/create.ts";
 import { dropout } from "../ops/dropout.ts";
-import { embedding } from "../ops/indexing.ts";
 import { linear, perceptron } from "../ops/matmul.ts";
-import { layerNorm, rmsNorm } from "../ops/norm.ts";
 import { slice } from "../ops/shape.ts";
 import { constant, normal, xavierUniform } from "./init.ts";
-import { isPlain, Linear, parameter, parameters } from "./layers.ts";
+import { Embedding, isPlain, LayerNorm, Linear, parameter, parameters } from "./layers.ts";
 import { Module } from "./module.ts";
-
-/**
- * Rows of a table by index (i32 or u32): [...] → [..., width]. The table [count, width] is initialized from N(0, 1), as in PyTorch. Gradient and errors of
- * `forward` as `embedding`. Throws a RangeError for sizes below 1. Source: `torch.nn.Embedding`.
- *
- * @example
- * ```ts
- * import { init, nn, tensor } from "@limbeck/limbeck";
- *
- * await init();
- * console.log(new nn.Embedding(10, 4).forward(tensor(new Int32Array([7, 1, 7]))).shape); // [3, 4]
- * ```
- */
-export class Embedding extends Module {
-  /** [count, width] */
-  weight: Tensor;
-
-  /** A table with fresh random rows. */
-  constructor(count: number, width: number) {
-    super();
-    checkNumber("Embedding", "count", count, { integer: true, min: 1 });
-    checkNumber("Embedding", "width", width, { integer: true, min: 1 });
-    [this.weight] = parameters(() => [normal(parameter([count, width]))]);
-  }
-
-  /** Indices [...] → [..., width] */
-  override forward(index: Tensor): Tensor {
-    return embedding(this.weight, index);
-  }
-}
-
-/**
- * Layer norm over the last dimension, [..., width] → the same, with weight 1 and bias 0 at first: formula, gradients and errors of `forward` as `layerNorm`.
- * Throws a RangeError for a width below 1 and a negative eps. Source: `torch.nn.LayerNorm`.
- *
- * @example
- * ```ts
- * import { init, nn, tensor } from "@limbeck/limbeck";
- *
- * await init();
- * console.log(await new nn.LayerNorm(2).forward(tensor([[1, 3]])).array()); // nearly [[-1, 1]]
- * ```
- */
-export class LayerNorm extends Module {
-  /** [width] */
-  weight: Tensor;
-  /** [width] */
-  bias: Tensor;
-
-  /** `eps` is added to the variance. */
-  constructor(width: number, readonly eps = 1e-5) {
-    super();
-    checkNumber("LayerNorm", "width", width, { integer: true, min: 1 });
-    checkNumber("LayerNorm", "eps", eps, { min: 0 });
-    [this.weight, this.bias] = parameters(() => [ones([width], { requiresGrad: true }), parameter([width])]);
-  }
-
-  /** [..., width] → the same */
-  override forward(x: Tensor): Tensor {
-    return layerNorm(x, this.weight, this.bias, { eps: this.eps });
-  }
-}
-
-/**
- * RMS norm over the last dimension, [..., width] → the same, with weight 1 at first: formula, gradients and errors of `forward` as `rmsNorm`. Throws a
- * RangeError for a width below 1 and a negative eps. Source: `torch.nn.RMSNorm`, with eps 1e-5 by default.
- *
- * @example
- * ```ts
- * import { init, nn, tensor } from "@limbeck/limbeck";
- *
- * await init();
- * console.log(await new nn.RMSNorm(2).forward(tensor([[3, -3]])).array()); // nearly [[1, -1]]
- * ```
- */
-export class RMSNorm extends Module {
-  /** [width] */
-  weight: Tensor;
-
-  /** `eps` is added to the mean square. */
-  constructor(width: number, readonly eps = 1e-5) {
-    super();
-    checkNumber("RMSNorm", "width", width, { integer: true, min: 1 });
-    checkNumber("RMSNorm", "eps", eps, { min: 0 });
-    this.weight = ones([width], { requiresGrad: true }).keep();
-  }
-
-  /** [..., width] → the same */
-  override forward(x: Tensor): Tensor {
-    return rmsNorm(x, this.weight, { eps: this.eps });
-  }
-}
 
 /** Keys and values of the tokens so far, [batch, heads, length, depth], allocated once and written in place. */
 export interface KeyValueCache {
