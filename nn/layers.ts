@@ -5,7 +5,7 @@ import { noGrad } from "../autograd/tape.ts";
 import { Tensor } from "../autograd/tensor.ts";
 import { ones, zeros } from "../ops/create.ts";
 import { dropout } from "../ops/dropout.ts";
-import { conv2d } from "../ops/conv.ts";
+import { conv2d, type ConvOptions } from "../ops/conv.ts";
 import { gelu, relu } from "../ops/elementwise.ts";
 import { embedding } from "../ops/indexing.ts";
 import { type Layer, linear, perceptron } from "../ops/matmul.ts";
@@ -71,11 +71,7 @@ export class Linear extends Module {
 }
 
 /** Options of `Conv2d`. */
-export interface Conv2dOptions {
-  /** Pixels from one window to the next; 1 by default. */
-  stride?: number;
-  /** Zeros around the image; 0 by default. */
-  padding?: number;
+export interface Conv2dOptions extends ConvOptions {
   /** Whether a bias is added; true by default. */
   bias?: boolean;
 }
