@@ -14,6 +14,7 @@ import {
   stats,
   Tape,
   tensor,
+  trimPool,
   zeros,
 } from "@limbeck/limbeck";
 
@@ -333,7 +334,7 @@ Deno.test("init: an injected device stays its maker's", async () => {
     const buffer = make.call(device, descriptor), { destroy } = buffer;
     held.add(buffer);
     buffer.destroy = () => {
-      held.delete(buffer);
+      assert(held.delete(buffer), "destroyed once");
       return destroy.call(buffer);
     };
     return buffer;
@@ -343,6 +344,10 @@ Deno.test("init: an injected device stays its maker's", async () => {
   zeros([600]).dispose();
   assertEquals(await layer.forward(zeros([3, 8])).mul(0).sum().item(), 0);
   assert(held.size > 5);
+  for (const x of Array.from({ length: 70 }, () => tensor(new Float32Array(16_000)))) x.dispose(); // two pages of uploads
+  const bytes = () => [...held].reduce((sum, { size }) => sum + size, 0), before = bytes(), { pooledBytes } = stats();
+  trimPool(); // also the second page, and what the read went through
+  assertEquals(before - bytes(), pooledBytes + 2 ** 22 + 256);
   await dispose();
   assertEquals(held.size, 0); // also what is alive
   for (const old of [optimizer, layer, free]) old.dispose();

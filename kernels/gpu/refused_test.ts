@@ -41,7 +41,12 @@ Deno.test("refused: no memory for a result names the op, the shape and the bytes
   using _scope = new Scope();
   const a = zeros([300, 20]).add(1), b = zeros([20, 500]).add(1), before = await a.add(1).sum().item();
   trimPool();
-  const live = stats().liveBytes;
+  const live = stats().liveBytes, { destroy } = GPUBuffer.prototype;
+  let destroyed = 0;
+  GPUBuffer.prototype.destroy = function () {
+    destroyed++;
+    return destroy.call(this);
+  };
   const outOfMemory = { message: "not enough memory left" };
   await refusing("out-of-memory", outOfMemory, (refuse) => {
     device.createBuffer = function (descriptor) {
@@ -66,7 +71,7 @@ Deno.test("refused: no memory for a result names the op, the shape and the bytes
       x.dispose();
     }
   });
-  assertEquals(stats().liveBytes, live); // and the refused buffers are not handed out again
+  assertEquals([stats().liveBytes, destroyed], [live, 2]); // and the refused buffers are not handed out again
   assertEquals((await matmul(a, b).data())[149_999], 20);
   assertEquals(await a.add(1).sum().item(), before);
 
@@ -80,6 +85,8 @@ Deno.test("refused: no memory for a result names the op, the shape and the bytes
     const asked = "zeros, which asked for 917504 bytes (shape [200000]) with ";
     await assertRejects(() => flush(), Error, `GPU: out-of-memory error in ${asked}${liveBytes} bytes live`);
   });
+  GPUBuffer.prototype.destroy = destroy;
+  assertEquals(destroyed, 3);
   assertEquals([stats().pooledBytes, (await zeros([200_000]).add(1).data())[199_999]], [pooledBytes + 256, 1]);
 });
 
