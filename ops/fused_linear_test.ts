@@ -14,6 +14,7 @@ import {
   Scope,
   stats,
   Tape,
+  type Tensor,
   tensor,
   zeros,
 } from "@limbeck/limbeck";
@@ -398,6 +399,21 @@ Deno.test("linear losses: two on a tape, two tapes, unchanged inputs", async () 
     assert(rowError(await weight.grad!.data(), once.dWeight.map((g) => g * times), WEIGHT.length) <= GRADIENT);
   }
   assertEquals([Array.from(await hidden.data()), Array.from(await weight.data())], [HIDDEN, WEIGHT]);
+  // what the backward pass would read once more
+  const [labels, classWeight] = [labelsOf(TARGET), tensor(CLASS_WEIGHT)], none = { reduction: "none" } as const;
+  const ops: [string, () => Tensor][] = [
+    ["linearCrossEntropy", () => linearCrossEntropy(hidden, weight, labels, { ...none, weight: classWeight })],
+    ["linearDistillation", () => linearDistillation(hidden, weight, hidden, weight, { ...none, labels })],
+  ];
+  for (const changed of [labels, classWeight]) {
+    for (const [op, make] of changed === labels ? ops : ops.slice(0, 1)) {
+      using _tape = new Tape();
+      const loss = make().sum();
+      changed.assign(zeros(changed.shape, { dtype: changed.dtype }));
+      assertThrows(() => loss.backward(), Error, `${op} (shape [${changed.shape}]) was changed in place`);
+    }
+  }
+  for (const x of [labels, classWeight]) x.dispose();
   hidden.dispose();
   weight.dispose();
 });
