@@ -1,6 +1,6 @@
 import { assert, assertEquals, assertRejects } from "@std/assert";
 import { crossEntropy, dispose, init, jsd, stats, type Tuning, zeros } from "@limbeck/limbeck";
-import { fittingTiles } from "./tiles.ts";
+import { choose, fittingTiles, remembered, TILES } from "./tiles.ts";
 import { planRow } from "./row.ts";
 
 const WORKS = ["one", "two"] as const;
@@ -67,6 +67,28 @@ Deno.test("init: autotune takes numbers that were measured before, and none unle
     }
     await dispose();
     assertEquals((await init()).tuning, null);
+  } finally {
+    await dispose();
+  }
+});
+
+Deno.test("tiles: the one for a product is chosen again on another device and under another tuning", async () => {
+  await dispose();
+  const size = { rows: 256, columns: 256, depth: 64, batches: 1, cut: false, halves: false };
+  const kept = remembered<number>();
+  let made = 0;
+  const chosen = () => kept("256", () => (made++, choose(size).tile));
+  try {
+    const info = await init(), tile = chosen(), limits = { threads: 64, quads: 4 };
+    info.tuning = { rows: { one: limits, two: limits }, tiles: TILES.map((_, i) => i === tile ? 1e6 : 1) };
+    const other = chosen();
+    assert(other !== tile);
+    assertEquals([chosen(), made], [other, 2]);
+    info.tuning = null;
+    assertEquals([chosen(), made], [tile, 3]);
+    await dispose();
+    await init();
+    assertEquals([chosen(), made], [tile, 4]);
   } finally {
     await dispose();
   }
