@@ -114,7 +114,8 @@ console.log(JSON.stringify(await Promise.all(model.parameters().map((p) => p.arr
     );
     const run = async (...args: string[]) => {
       const command = new Deno.Command("deno", {
-        args: ["run", "--no-prompt", "--no-lock", "--allow-read", `--allow-write=${directory}`, script, ...args, path],
+        cwd: directory, // a comma in its path would part a list of permissions
+        args: ["run", "--no-prompt", "--no-lock", "--allow-read", "--allow-write=.", script, ...args, path],
       });
       const { success, stdout, stderr } = await command.output();
       assert(success, new TextDecoder().decode(stderr));
@@ -321,6 +322,10 @@ Deno.test("checkpoint: a state that no run could have saved is damaged", async (
       await assertRejects(() => loadCheckpoint(path, { model }), Error, "loadCheckpoint: the state in");
       assertEquals(randomState(), before);
     }
+    const tuning = { rows: {}, tiles: [1] };
+    await saveSafetensors(path, tensors, { limbeck: JSON.stringify({ step: 1, random, tuning }) });
+    await assertRejects(() => loadCheckpoint(path, { model }), TypeError, "loadCheckpoint: tuning.rows.one");
+    assertEquals([randomState(), (await init()).tuning], [before, null]);
     model.dispose();
   });
 });

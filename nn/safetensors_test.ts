@@ -395,7 +395,7 @@ Deno.test("safetensors: a file keeps its permissions, and a link its file", asyn
 Deno.test("safetensors: a disk that fails in the middle leaves the old file", async () => {
   await init();
   using _scope = new Scope();
-  const write = Deno.FsFile.prototype.write;
+  const { write, sync } = Deno.FsFile.prototype;
   await inDirectory(async (directory) => {
     const path = `${directory}/a.safetensors`, x = tensor(new Float32Array(1000).fill(1));
     await saveSafetensors(path, { x });
@@ -406,8 +406,11 @@ Deno.test("safetensors: a disk that fails in the middle leaves the old file", as
     };
     try {
       await assertRejects(() => saveSafetensors(path, { x: x.mul(2) }), Error, "no space left");
-    } finally {
       Deno.FsFile.prototype.write = write;
+      Deno.FsFile.prototype.sync = () => Promise.reject(new Error("input/output error")); // what the system still held
+      await assertRejects(() => saveSafetensors(path, { x: x.mul(2) }), Error, "input/output error");
+    } finally {
+      Object.assign(Deno.FsFile.prototype, { write, sync });
     }
     assertEquals(writes, 3);
     assertEquals(names(directory), ["a.safetensors"]);
