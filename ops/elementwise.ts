@@ -429,9 +429,9 @@ export const mul: (a: Operand, b: Operand) => Tensor = arithmetic(
  */
 export const div: (a: Operand, b: Operand) => Tensor = arithmetic(
   "div",
-  ["a / b", "d / b", "-d * c / b"],
+  ["a / b", "d / b", "-d * (c / b)"],
   ["a / s0", "c / s0"],
-  ["s0 / a", "-c * b / a"],
+  ["s0 / a", "-c * (b / a)"],
 );
 
 const power = unary("pow", "pow_(a, s0)", "select(c * s0 * pow_(a, s0 - 1.0), 0.0, s0 == 0.0)");

@@ -185,6 +185,17 @@ Deno.test("elementwise: one tensor on both sides", async () => {
   ]);
 });
 
+Deno.test("elementwise: the gradient of a divisor overflows only where it is too large itself, as in PyTorch", async () => {
+  await init();
+  using _tape = new Tape();
+  const b = tensor(1e30, { requiresGrad: true }), upstream = tensor(-1e35);
+  for (const a of [tensor(1e38), 1e38]) {
+    b.grad = null;
+    div(a, b).backward(upstream);
+    await checkValues("-dY * a / b ** 2", b.grad!, [1e13], 1e-6);
+  }
+});
+
 Deno.test("elementwise: cast", async () => {
   const { f16 } = await init();
   using _tape = new Tape();
