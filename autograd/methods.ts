@@ -5,7 +5,7 @@ export type Operand = Tensor | number;
 
 /** Options of reductions. */
 export interface ReduceOptions {
-  /** The dimension or dimensions to reduce; all by default. Negative ones count from the back. */
+  /** The dimension or dimensions to reduce; all by default, and where none is named. Negative ones count from the back. */
   dim?: number | number[];
   /** Whether reduced dimensions are kept, with size 1. */
   keepDim?: boolean;

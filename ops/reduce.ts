@@ -18,9 +18,9 @@ export function checkDim(op: string, dim: unknown, rank: number, name = "dim"): 
   return (dim as number) < 0 ? dim as number + rank : dim as number;
 }
 
-/** The dimensions that `dim` names, ascending; all where it is undefined. */
+/** The dimensions that `dim` names, ascending; all where it is undefined or [], as in PyTorch. */
 function dimsOf(op: string, dim: number | number[] | undefined, rank: number): number[] {
-  if (dim === undefined) return Array.from({ length: rank }, (_, i) => i);
+  if (dim === undefined || Array.isArray(dim) && dim.length === 0) return Array.from({ length: rank }, (_, i) => i);
   if (!Array.isArray(dim) && typeof dim !== "number") {
     throw new TypeError(`${op}: dim must be a number or an array of numbers, got ${describe(dim)}`);
   }

@@ -66,10 +66,10 @@ Deno.test("reduce: lengths around a workgroup", async () => {
   await checkOps(cases(names, [[255, 3], [257, 17], [3, 33]], [{ dim: 0 }, { dim: 1 }])); // 16 columns a workgroup
 });
 
-Deno.test("reduce: scalars, and no dimension at all", async () => {
+Deno.test("reduce: scalars, and where no dimension is named all of them", async () => {
   await checkOps([
     ...cases(["sum", "mean", "max", "logSumExp"], [[]], [{}]),
-    ...cases(["sum", "max", "logSumExp"], [[2, 3]], [{ dim: [] }]),
+    ...cases(["sum", "max", "logSumExp"], [[2, 3]], [{ dim: [] }, { dim: [], keepDim: true }]),
   ]);
   // a scalar has one dimension, as in PyTorch
   for (const op of [sum, mean, max, variance]) assertEquals(op(tensor(3), { dim: -1 }).shape, []);

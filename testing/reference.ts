@@ -65,8 +65,8 @@ export function reduction(
   { dim, keepDim = false }: { dim?: number | number[]; keepDim?: boolean } = {},
 ): (x: Array64) => Array64 {
   return (x) => {
-    const rank = x.shape.length;
-    const dims = dim === undefined ? x.shape.map((_, d) => d) : [dim].flat().map((d) => d < 0 ? d + rank : d);
+    const rank = x.shape.length, named = [dim ?? []].flat();
+    const dims = named.length === 0 ? x.shape.map((_, d) => d) : named.map((d) => d < 0 ? d + rank : d);
     const kept = x.shape.map((n, d) => dims.includes(d) ? 1 : n);
     const lines = Array.from({ length: sizeOf(kept) }, (): number[] => []);
     const strides = kept.map((n, d) => n === 1 ? 0 : sizeOf(kept.slice(d + 1)));
