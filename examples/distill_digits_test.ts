@@ -12,20 +12,11 @@ async function distill(out: string, ...args: string[]): Promise<{ code: number; 
   return { code, stdout: text.decode(stdout), stderr: text.decode(stderr) };
 }
 
-// deno-lint-ignore no-explicit-any
-async function readNumbers(out: string): Promise<any> {
-  return JSON.parse(await Deno.readTextFile(`${out}/distill_digits.json`));
-}
-
 Deno.test("distill_digits: the quick run", async (t) => {
   const out = await Deno.makeTempDir();
-  const again = await Deno.makeTempDir();
-  const [{ code, stdout, stderr }] = await Promise.all([
-    distill(out, "--quick"),
-    distill(again, "--seeds", "1", "--epochs", "1"), // the quick run's first seed once more
-  ]);
+  const { code, stdout, stderr } = await distill(out, "--quick");
   assertEquals(code, 0, stderr);
-  const { rows, runs } = await readNumbers(out);
+  const { rows } = JSON.parse(await Deno.readTextFile(`${out}/distill_digits.json`));
 
   await t.step("every student gains over its label-only twin", () => {
     const [, baseline, ...distilled] = rows;
@@ -44,16 +35,7 @@ Deno.test("distill_digits: the quick run", async (t) => {
     assert((await Deno.readTextFile(`${out}/distill_digits.svg`)).startsWith("<svg"));
   });
 
-  await t.step("the same seed gives the same numbers", async () => {
-    // deno-lint-ignore no-explicit-any
-    const withoutClock = ({ stepsPerSecond: _, ...run }: any) => run;
-    const repeated = (await readNumbers(again)).runs;
-    assertEquals(repeated.length, 7);
-    assertEquals(repeated.map(withoutClock), runs.slice(0, 7).map(withoutClock));
-  });
-
   await Deno.remove(out, { recursive: true });
-  await Deno.remove(again, { recursive: true });
 });
 
 Deno.test("distill_digits: a bad option is named, with exit code 2", async () => {
