@@ -1,4 +1,4 @@
-import { assert, assertEquals, assertStringIncludes } from "@std/assert";
+import { assertEquals, assertStringIncludes } from "@std/assert";
 
 const EXAMPLE = `${import.meta.dirname}/distill_text.ts`;
 
@@ -24,24 +24,29 @@ async function readNumbers(out: string): Promise<unknown> {
   return runs.map(({ tokensPerSecond: _, bytes: __, ...run }: any) => run);
 }
 
+const checkpoints = (out: string) =>
+  [...Deno.readDirSync(out)].map(({ name }) => name).filter((name) => name.endsWith(".safetensors"));
+
 Deno.test("distill_text: a run that is stopped, twice, and resumed repeats the unbroken run bit for bit", async () => {
   const unbroken = await Deno.makeTempDir();
   const broken = await Deno.makeTempDir();
-  const options = ["--steps", "60", "--on-policy", "0.2"]; // batches that the student writes must repeat too
+  const options = ["--steps", "30", "--on-policy", "0.2"]; // batches that the student writes must repeat too
   await distill(unbroken, ...options);
 
   assertStringIncludes(
-    await distill(broken, ...options, "--stop-after", "20"),
-    "stopped behind step 20 of 60 of teacher",
+    await distill(broken, ...options, "--stop-after", "10"),
+    "stopped behind step 10 of 30 of teacher",
   );
-  const said = await distill(broken, ...options, "--stop-after", "130", "--resume"); // 40 of the teacher, 60, 30
-  assertStringIncludes(said, "stopped behind step 30 of 60 of forward KL");
+  const said = await distill(broken, ...options, "--stop-after", "65", "--resume"); // 20 of the teacher, 30, 15
+  assertStringIncludes(said, "stopped behind step 15 of 30 of forward KL");
   assertStringIncludes(
     said,
-    `Go on with: ./run distill-text --out ${broken} --quick --steps 60 --on-policy 0.2 --resume`,
+    `Go on with: ./run distill-text --out ${broken} --quick --steps 30 --on-policy 0.2 --resume`,
   );
+  await distill(broken, "--steps", "1"); // another setting: the checkpoint stays
   await distill(broken, ...options, "--resume");
   assertEquals(await readNumbers(broken), await readNumbers(unbroken));
+  assertEquals(checkpoints(broken), [], "nobody needs the checkpoint");
 
   for (const out of [unbroken, broken]) await Deno.remove(out, { recursive: true });
 });
@@ -56,8 +61,7 @@ Deno.test("distill_text: Ctrl-C saves a checkpoint and says how to go on", async
   const { code, stdout } = await child.output();
   assertEquals(code, 130);
   assertStringIncludes(new TextDecoder().decode(stdout), "--quick --resume");
-  await distill(out, "--steps", "1"); // another setting: the checkpoint stays
-  await distill(out, "--resume");
-  assert(![...Deno.readDirSync(out)].some(({ name }) => name.endsWith(".safetensors")), "nobody needs the checkpoint");
+  assertStringIncludes(await distill(out, "--resume", "--stop-after", "1"), "stopped behind step "); // it can be resumed
+  assertEquals(checkpoints(out), ["distill_text_checkpoint.safetensors"]);
   await Deno.remove(out, { recursive: true });
 });
