@@ -22,7 +22,7 @@ export type {
   Operand,
   ReduceOptions,
   VarianceOptions,
-} from "./autograd/methods.ts";
+} from "./autograd/options.ts";
 export { Scope } from "./autograd/scope.ts";
 export { checkpoint, type GradientOf, noGrad, record, type RecordSpec, Tape } from "./autograd/tape.ts";
 export { manualSeed } from "./autograd/random.ts";

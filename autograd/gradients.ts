@@ -3,7 +3,6 @@ import { describe } from "../kernels/check.ts";
 import { accumulate } from "../kernels/elementwise.ts";
 import { gpu } from "../kernels/gpu/gpu.ts";
 import type { Memory } from "../kernels/gpu/memory.ts";
-import { methods } from "./methods.ts";
 import { ARRAYS, Storage } from "./storage.ts";
 import { checkShape, checkTensor, Tensor } from "./tensor.ts";
 
@@ -65,9 +64,7 @@ export function added(total: Tensor | null, gradient: Tensor, input: Tensor): Te
 
 /** A copy of a gradient. */
 export function copyOf(x: Tensor): Tensor {
-  const copy = Tensor.empty(x.shape, x.dtype, "backward");
-  methods.assign(copy, x);
-  return copy;
+  return Tensor.empty(x.shape, x.dtype, "backward").assign(x);
 }
 
 /**
@@ -85,7 +82,7 @@ export function addToLeaf(leaf: Tensor, gradient: Tensor, isFreed: boolean): voi
   if (home && gradient.storage.memory !== home) {
     freeHome(leaf);
     leaf.grad = Tensor.owned(new Storage(home, true), leaf.shape, leaf.dtype, "backward");
-    methods.assign(leaf.grad, gradient);
+    leaf.grad.assign(gradient);
   } else {
     // a copy if others use it (another leaf, dOutput, a view, the rule), so that in-place changes affect only this leaf
     const isOurs = isFreed && gradient.storage.owners === 1 && !gradient.storage.isUnit;

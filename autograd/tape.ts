@@ -5,10 +5,9 @@ import { checkBackward, checkForward } from "./anomaly.ts";
 import { scoped } from "./composed.ts";
 import { added, addToLeaf, checkGradients, copyOf, gradientFor, unit } from "./gradients.ts";
 import { outside } from "./ledger.ts";
-import { methods } from "./methods.ts";
 import { innermost, Scope } from "./scope.ts";
 import { BYTES, type DType, DTYPES, isFloat, Storage } from "./storage.ts";
-import { checkTensor, type Recorded, Tensor } from "./tensor.ts";
+import { checkTensor, defineMethod, type Recorded, Tensor } from "./tensor.ts";
 
 /** Makes the tensor for the gradient of input `i`. If an optimizer has a free slot for it, it is made there. */
 export type GradientOf = (i: number) => Tensor;
@@ -302,7 +301,7 @@ const gone = ({ op, tape }: Record): Error =>
 
 let walking = false;
 
-methods.backward = (loss: Tensor, dOutput?: Tensor): void => {
+defineMethod("backward", (loss: Tensor, dOutput?: Tensor): void => {
   checkTensor("backward", "the tensor", loss);
   if (walking) throw new Error("backward: it is running already; the backward of a recorded op must not call it");
   const record = loss.record as Record | null;
@@ -335,7 +334,7 @@ methods.backward = (loss: Tensor, dOutput?: Tensor): void => {
     walking = false;
     recording = before;
   }
-};
+});
 
 /**
  * Makes `output` differentiable with respect to `inputs`, and returns it. If no tape is open or no input needs a gradient, it only frees `hidden`. Every op of

@@ -3,15 +3,7 @@ import { sizeOf } from "../kernels/elementwise.ts";
 import { type Gpu, gpu } from "../kernels/gpu/gpu.ts";
 import type { Memory } from "../kernels/gpu/memory.ts";
 import { enter } from "./ledger.ts";
-import {
-  type ClampOptions,
-  type GeluOptions,
-  type MatmulOptions,
-  methods,
-  type Operand,
-  type ReduceOptions,
-  type VarianceOptions,
-} from "./methods.ts";
+import type { ClampOptions, GeluOptions, MatmulOptions, Operand, ReduceOptions, VarianceOptions } from "./options.ts";
 import { innermost } from "./scope.ts";
 import { ARRAYS, BYTES, type DType, isFloat, Storage, type TypedArray } from "./storage.ts";
 
@@ -357,245 +349,124 @@ export class Tensor implements Disposable {
     return nest(0, 0);
   }
 
-  /**
-   * Adds the gradients of this tensor to the `.grad` of every leaf that it was computed from. `dOutput` has this tensor's shape; for a scalar it is 1 by
-   * default. Gradients are constants: a loss that contains one (a gradient penalty) gets nothing through it. Throws an Error if no open tape recorded this
-   * tensor, or if `backward` has walked its records before.
-   */
-  backward(dOutput?: Tensor): void {
-    methods.backward(this, dOutput);
-  }
-
-  /**
-   * Overwrites the elements in place with `other`'s. Shapes and dtypes must agree. Returns this tensor. The result of a recorded op takes on `other`'s history,
-   * as in PyTorch: gradients flow to `other`. A leaf or a constant remains one.
-   */
-  assign(other: Tensor): this {
-    methods.assign(this, other);
-    return this;
-  }
-
   /** Shape and dtype, without values: what the console shows. */
   toString(): string {
     return `Tensor([${this.shape.join(", ")}], ${this.dtype}${this.requiresGrad ? ", requiresGrad" : ""}${
       this.closed ? ", closed" : ""
     })`;
   }
+}
 
+/** Methods that later files define with `defineMethod`, since this one must not import them: tape.ts `backward`, `ops/methods.ts` the others. */
+export interface Tensor {
+  /**
+   * Adds the gradients of this tensor to the `.grad` of every leaf that it was computed from. `dOutput` has this tensor's shape; for a scalar it is 1 by
+   * default. Gradients are constants: a loss that contains one (a gradient penalty) gets nothing through it. Throws an Error if no open tape recorded this
+   * tensor, or if `backward` has walked its records before.
+   */
+  backward(dOutput?: Tensor): void;
+  /**
+   * Overwrites the elements in place with `other`'s. Shapes and dtypes must agree. Returns this tensor. The result of a recorded op takes on `other`'s history,
+   * as in PyTorch: gradients flow to `other`. A leaf or a constant remains one.
+   */
+  assign(other: Tensor): this;
   /** x + other, with broadcasting. */
-  add(other: Operand): Tensor {
-    return methods.add(this, other);
-  }
-
+  add(other: Operand): Tensor;
   /** x − other, with broadcasting. */
-  sub(other: Operand): Tensor {
-    return methods.sub(this, other);
-  }
-
+  sub(other: Operand): Tensor;
   /** x · other, with broadcasting. */
-  mul(other: Operand): Tensor {
-    return methods.mul(this, other);
-  }
-
+  mul(other: Operand): Tensor;
   /** x / other, with broadcasting. */
-  div(other: Operand): Tensor {
-    return methods.div(this, other);
-  }
-
+  div(other: Operand): Tensor;
   /** x to the power `other`, with broadcasting. */
-  pow(other: Operand): Tensor {
-    return methods.pow(this, other);
-  }
-
+  pow(other: Operand): Tensor;
   /** The larger of x and other, with broadcasting. */
-  maximum(other: Operand): Tensor {
-    return methods.maximum(this, other);
-  }
-
+  maximum(other: Operand): Tensor;
   /** The smaller of x and other, with broadcasting. */
-  minimum(other: Operand): Tensor {
-    return methods.minimum(this, other);
-  }
-
+  minimum(other: Operand): Tensor;
   /** −x. */
-  neg(): Tensor {
-    return methods.neg(this);
-  }
-
+  neg(): Tensor;
   /** |x|. */
-  abs(): Tensor {
-    return methods.abs(this);
-  }
-
+  abs(): Tensor;
   /** eˣ. */
-  exp(): Tensor {
-    return methods.exp(this);
-  }
-
+  exp(): Tensor;
   /** ln x. */
-  log(): Tensor {
-    return methods.log(this);
-  }
-
+  log(): Tensor;
   /** √x. */
-  sqrt(): Tensor {
-    return methods.sqrt(this);
-  }
-
+  sqrt(): Tensor;
   /** 1/√x. */
-  rsqrt(): Tensor {
-    return methods.rsqrt(this);
-  }
-
+  rsqrt(): Tensor;
   /** x². */
-  square(): Tensor {
-    return methods.square(this);
-  }
-
+  square(): Tensor;
   /** sin x. */
-  sin(): Tensor {
-    return methods.sin(this);
-  }
-
+  sin(): Tensor;
   /** cos x. */
-  cos(): Tensor {
-    return methods.cos(this);
-  }
-
+  cos(): Tensor;
   /** tanh x. */
-  tanh(): Tensor {
-    return methods.tanh(this);
-  }
-
+  tanh(): Tensor;
   /** 1/(1 + e⁻ˣ). */
-  sigmoid(): Tensor {
-    return methods.sigmoid(this);
-  }
-
+  sigmoid(): Tensor;
   /** max(x, 0). */
-  relu(): Tensor {
-    return methods.relu(this);
-  }
-
+  relu(): Tensor;
   /** x·sigmoid(x). */
-  silu(): Tensor {
-    return methods.silu(this);
-  }
-
+  silu(): Tensor;
   /** ln(1 + eˣ). */
-  softplus(): Tensor {
-    return methods.softplus(this);
-  }
-
+  softplus(): Tensor;
   /** x·Φ(x), or its tanh approximation. */
-  gelu(options?: GeluOptions): Tensor {
-    return methods.gelu(this, options);
-  }
-
+  gelu(options?: GeluOptions): Tensor;
   /** x held between `min` and `max`. */
-  clamp(options: ClampOptions): Tensor {
-    return methods.clamp(this, options);
-  }
-
+  clamp(options: ClampOptions): Tensor;
   /** x as f32 or f16. */
-  cast(dtype: "f32" | "f16"): Tensor {
-    return methods.cast(this, dtype);
-  }
-
+  cast(dtype: "f32" | "f16"): Tensor;
   /** Σ x over `dim`, or over all. */
-  sum(options?: ReduceOptions): Tensor {
-    return methods.sum(this, options);
-  }
-
+  sum(options?: ReduceOptions): Tensor;
   /** The mean over `dim`, or over all. */
-  mean(options?: ReduceOptions): Tensor {
-    return methods.mean(this, options);
-  }
-
+  mean(options?: ReduceOptions): Tensor;
   /** The largest value over `dim`, or over all. */
-  max(options?: ReduceOptions): Tensor {
-    return methods.max(this, options);
-  }
-
+  max(options?: ReduceOptions): Tensor;
   /** The smallest value over `dim`, or over all. */
-  min(options?: ReduceOptions): Tensor {
-    return methods.min(this, options);
-  }
-
+  min(options?: ReduceOptions): Tensor;
   /** ln Σ eˣ over `dim`, or over all. */
-  logSumExp(options?: ReduceOptions): Tensor {
-    return methods.logSumExp(this, options);
-  }
-
+  logSumExp(options?: ReduceOptions): Tensor;
   /** The variance over `dim`, or over all. */
-  variance(options?: VarianceOptions): Tensor {
-    return methods.variance(this, options);
-  }
-
+  variance(options?: VarianceOptions): Tensor;
   /** Index of the largest value over `dim`, or over all. */
-  argmax(options?: { dim?: number; keepDim?: boolean }): Tensor {
-    return methods.argmax(this, options);
-  }
-
+  argmax(options?: { dim?: number; keepDim?: boolean }): Tensor;
   /** Softmax over `dim`, the last by default. */
-  softmax(dim?: number): Tensor {
-    return methods.softmax(this, dim);
-  }
-
+  softmax(dim?: number): Tensor;
   /** Log-softmax over `dim`, the last by default. */
-  logSoftmax(dim?: number): Tensor {
-    return methods.logSoftmax(this, dim);
-  }
-
+  logSoftmax(dim?: number): Tensor;
   /** The same elements in another shape; one size may be −1, which is inferred. */
-  reshape(shape: readonly number[]): Tensor {
-    return methods.reshape(this, shape);
-  }
-
+  reshape(shape: readonly number[]): Tensor;
   /** Dimensions a and b exchanged. */
-  transpose(a: number, b: number): Tensor {
-    return methods.transpose(this, a, b);
-  }
-
+  transpose(a: number, b: number): Tensor;
   /** The dimensions in another order. */
-  permute(order: readonly number[]): Tensor {
-    return methods.permute(this, order);
-  }
-
+  permute(order: readonly number[]): Tensor;
   /** Broadcast to `shape`. */
-  expand(shape: readonly number[]): Tensor {
-    return methods.expand(this, shape);
-  }
-
+  expand(shape: readonly number[]): Tensor;
   /** The elements between start and end, with one pair for each leading dimension. */
-  slice(pairs: readonly (readonly [number, number])[]): Tensor {
-    return methods.slice(this, pairs);
-  }
-
+  slice(pairs: readonly (readonly [number, number])[]): Tensor;
   /** The elements at the indices `index` along `dim`. */
-  gather(dim: number, index: Tensor): Tensor {
-    return methods.gather(this, dim, index);
-  }
-
+  gather(dim: number, index: Tensor): Tensor;
   /** The elements on and above a diagonal of the last two dimensions, 0 below. */
-  triu(diagonal?: number): Tensor {
-    return methods.triu(this, diagonal);
-  }
-
+  triu(diagonal?: number): Tensor;
   /** The elements on and below a diagonal of the last two dimensions, 0 above. */
-  tril(diagonal?: number): Tensor {
-    return methods.tril(this, diagonal);
-  }
-
+  tril(diagonal?: number): Tensor;
   /** This tensor where `condition` is not 0, else `other`. */
-  where(condition: Tensor, other: Operand): Tensor {
-    return methods.where(condition, this, other);
-  }
-
+  where(condition: Tensor, other: Operand): Tensor;
   /** Matrix product. */
-  matmul(other: Tensor, options?: MatmulOptions): Tensor {
-    return methods.matmul(this, other, options);
-  }
+  matmul(other: Tensor, options?: MatmulOptions): Tensor;
+}
+
+/** Internal: from now on, `x.name(…)` is `op(x, …)`. */
+export function defineMethod(name: keyof Tensor, op: (x: Tensor, ...rest: never[]) => unknown): void {
+  Object.defineProperty(Tensor.prototype, name, {
+    value(this: Tensor, ...rest: never[]) {
+      return op(this, ...rest);
+    },
+    configurable: true,
+    writable: true,
+  });
 }
 
 // console.log in Deno and Node shows this instead of the fields, which lead to everything that the tape recorded

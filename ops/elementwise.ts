@@ -5,7 +5,7 @@
 import { checkNumber, checkOneOf, checkOptions, describe } from "../kernels/check.ts";
 import { ACTIVATIONS } from "../kernels/math.ts";
 import { composed } from "../autograd/composed.ts";
-import type { ClampOptions, GeluOptions, Operand } from "../autograd/methods.ts";
+import type { ClampOptions, GeluOptions, Operand } from "../autograd/options.ts";
 import { DTYPES } from "../autograd/storage.ts";
 import { record } from "../autograd/tape.ts";
 import { checkTensor, Tensor } from "../autograd/tensor.ts";

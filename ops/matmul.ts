@@ -5,7 +5,7 @@ import type { Plain, Strided } from "../kernels/epilogue.ts";
 import { matmul as multiplied, type Product } from "../kernels/matmul.ts";
 import type { Activation } from "../kernels/math.ts";
 import { composed } from "../autograd/composed.ts";
-import type { MatmulOptions } from "../autograd/methods.ts";
+import type { MatmulOptions } from "../autograd/options.ts";
 import { hidden, record } from "../autograd/tape.ts";
 import { checkTensor, Tensor } from "../autograd/tensor.ts";
 import { broadcastShape } from "./mapped.ts";

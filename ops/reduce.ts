@@ -3,7 +3,7 @@ import { checkBoolean, checkNumber, checkOptions, describe } from "../kernels/ch
 import { sizeOf } from "../kernels/elementwise.ts";
 import { reduce, type Reduction } from "../kernels/reduce.ts";
 import { composed } from "../autograd/composed.ts";
-import type { ReduceOptions, VarianceOptions } from "../autograd/methods.ts";
+import type { ReduceOptions, VarianceOptions } from "../autograd/options.ts";
 import type { DType } from "../autograd/storage.ts";
 import { record } from "../autograd/tape.ts";
 import { checkTensor, Tensor } from "../autograd/tensor.ts";

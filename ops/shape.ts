@@ -122,19 +122,19 @@ export function expand(x: Tensor, shape: readonly number[]): Tensor {
   });
 }
 
-/** Overwrites x in place with `other`'s elements; see `Tensor.assign`. */
-export function assign(x: Tensor, other: Tensor): void {
+/** Overwrites x in place with `other`'s elements, and returns it; see `Tensor.assign`. */
+export function assign(x: Tensor, other: Tensor): Tensor {
   checkTensor("assign", "x", x, DTYPES);
   checkTensor("assign", "other", other, [x.dtype], x.shape);
   const { storage } = x, from = other.memory, to = storage.writable();
-  if (storage === other.storage) return;
+  if (storage === other.storage) return x;
   // two slots of an optimizer's block: a dispatch cannot read and write the same buffer
   if (from.buffer === to.buffer) gpu().queue.copy(from, to, x.size * BYTES[x.dtype]);
   else copyFlat(from, to, x.dtype, x.size);
-  if (!x.record || !needsGradient([x])) return;
+  if (!x.record || !needsGradient([x])) return x;
   x.record = null; // its gradient no longer belongs to the op that made it
   x.requiresGrad = false;
-  record({ op: "assign", inputs: [other], output: x, backward: (dX) => [dX] });
+  return record({ op: "assign", inputs: [other], output: x, backward: (dX) => [dX] });
 }
 
 /** Internal: throws unless `x` has at least `rank` dimensions. */
