@@ -45,7 +45,6 @@ export interface RecordSpec {
 
 class Record implements Recorded {
   gradient: Tensor | null = null;
-  state: "open" | "walked" | "closed" = "open";
   /** Null after it was walked or its tape was closed. */
   spec: RecordSpec | null;
   readonly op: string;
@@ -69,11 +68,9 @@ class Record implements Recorded {
   }
 
   /** Frees what only this record holds. */
-  finish(state: "walked" | "closed"): void {
-    if (this.state !== "open") return;
-    this.state = state;
+  finish(): void {
     for (const x of this.saved) x.unsave();
-    for (const hidden of this.spec!.hidden ?? []) hidden.dispose();
+    for (const hidden of this.spec?.hidden ?? []) hidden.dispose();
     this.gradient?.dispose();
     this.gradient = this.spec = null; // a result that is kept must not hold on to the graph that led to it
     this.sources = this.versions = [];
@@ -177,23 +174,17 @@ export class Tape extends Scope {
     // a copy if it may share memory with a leaf's gradient, which changes during the walk
     const isAlone = dOutput.owner instanceof Scope && dOutput.storage.owners === 1;
     last.gradient = (isAlone ? dOutput.view(dOutput.shape, "backward") : copyOf(dOutput)).keep();
-    const touched: Record[] = [], { lent } = Tensor;
+    const { lent } = Tensor;
     try {
-      for (let i = last.index; i >= 0; i--) {
-        const record = this.#records[i];
-        if (record.gradient === null) continue;
-        touched.push(record);
-        this.#step(record);
-      }
+      this.#walkBack(last, 0);
     } finally {
       Tensor.lent = lent;
-      for (const record of touched) record.finish("walked");
       // an exception leaves gradients in records that were not reached
       for (const record of this.#records) {
         record.gradient?.dispose();
         record.gradient = null;
       }
-      this.#records = this.#records.filter((record) => record.state === "open");
+      this.#records = this.#records.filter(({ spec }) => spec !== null);
       this.#records.forEach((record, i) => record.index = i);
     }
   }
@@ -212,16 +203,29 @@ export class Tape extends Scope {
       if (!last || last.index < first) return; // nothing in it needs a gradient
       last.gradient = dOutput.view(dOutput.shape, "checkpoint").keep();
       recording = false;
-      for (let i = last.index; i >= first; i--) if (this.#records[i].gradient !== null) this.#step(this.#records[i]);
+      this.#walkBack(last, first);
     } finally {
       recording = false;
-      for (const record of this.#records.splice(first)) record.finish("walked");
+      for (const record of this.#records.splice(first)) record.finish();
       if (output && output.number >= count) output.dispose(); // also if fn keeps its result: the caller has that of the forward pass
     }
   }
 
+  /** Walks the records from `last` back to number `first`, as far as they have gradients. */
+  #walkBack(last: Record, first: number): void {
+    for (let i = last.index; i >= first; i--) {
+      const record = this.#records[i];
+      if (record.gradient === null) continue;
+      try {
+        this.#step(record);
+      } finally {
+        record.finish();
+      }
+    }
+  }
+
+  /** Calls the backward rule of a record and passes the gradients that it returns to the inputs. */
   #step(record: Record): void {
-    if (record.state !== "open") throw gone(record);
     const { wants } = record, spec = record.spec!;
     record.saved.forEach((x, i) => {
       if (x.storage.version !== record.versions[i]) {
@@ -252,7 +256,7 @@ export class Tape extends Scope {
       if (!wants[i] || !gradient) return;
       const target = record.sources[i];
       if (target) {
-        if (target.state !== "open") throw gone(target);
+        if (target.spec === null) throw gone(target);
         if (whole.has(i)) {
           target.gradient!.dispose();
           target.gradient = null;
@@ -264,13 +268,12 @@ export class Tape extends Scope {
         addToLeaf(input, gradient, isPassing && !isAwaited(record, gradients, i));
       }
     });
-    record.finish("walked");
   }
 
   /** Closes the tape: frees what it owns and submits what was encoded, if that is enough for a submit. */
   override [Symbol.dispose](): void {
     if (this.closed) return;
-    for (const record of this.#records) record.finish("closed");
+    for (const record of this.#records) record.finish();
     this.#records = [];
     this.#openedAt = this.random = null; // records of kept results refer to the tape
     super[Symbol.dispose]();
@@ -311,7 +314,7 @@ defineMethod("backward", (loss: Tensor, dOutput?: Tensor): void => {
       `backward: no open tape recorded this tensor: that of ${record.op} (shape [${shape}]) was closed; call backward() inside its block`,
     );
   }
-  if (record?.state === "walked") throw gone(record);
+  if (record?.spec === null) throw gone(record);
   if (!record) {
     throw new Error(
       "backward: no open tape recorded this tensor; compute it inside `using tape = new Tape()` from tensors with requiresGrad",

@@ -78,7 +78,11 @@ export class Tensor implements Disposable {
   #storage: Storage | null;
   #closedBy: string | null = null;
   #saves = 0;
-  #unscoped = false;
+  /**
+   * Whether the tensor was made while no scope was open, and neither kept nor closed since.
+   * @internal
+   */
+  forgotten: boolean = false;
 
   /**
    * Use `tensor`, `zeros` and the like.
@@ -125,7 +129,7 @@ export class Tensor implements Disposable {
    */
   leaveScope(op: string): void {
     this.owner = null;
-    this.#unscoped = true;
+    this.forgotten = true;
     if (++this.storage.gpu.unscoped > MOST_UNSCOPED && !warned) {
       warned = true;
       console.warn(
@@ -221,7 +225,7 @@ export class Tensor implements Disposable {
     if (given?.owner instanceof Tensor) given = given.view(given.shape, "grad"); // so that each leaf can free its own
     if (this.#grad?.owner === this) this.#grad.dispose();
     this.#grad = given;
-    if (given && given !== this && (given.owner !== null || given.#unscoped)) { // unless keep() was called on it
+    if (given && given !== this && (given.owner !== null || given.forgotten)) { // unless keep() was called on it
       given.#leaveOwner();
       given.owner = this;
     }
@@ -297,18 +301,10 @@ export class Tensor implements Disposable {
     return this;
   }
 
-  /**
-   * Whether the tensor was made while no scope was open, and never kept.
-   * @internal
-   */
-  get forgotten(): boolean {
-    return this.#unscoped;
-  }
-
   #leaveOwner(): void {
     this.owner = null;
-    if (this.#unscoped) this.#storage!.gpu.unscoped--;
-    this.#unscoped = false;
+    if (this.forgotten) this.#storage!.gpu.unscoped--;
+    this.forgotten = false;
   }
 
   /** A tensor with the same memory and no history: no gradient flows through it. */
