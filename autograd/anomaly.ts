@@ -35,9 +35,9 @@ export function watchOf(gpu: Gpu): Watch {
 
 const clean = (gpu: Gpu) => gpu.queue.upload(new Uint8Array(4), true, "anomaly");
 
-function check(watch: Watch, x: Tensor, what: () => string): void {
+function check(watch: Watch, x: Tensor, what: string): void {
   if (!isFloat(x.dtype)) return;
-  watch.checks.set(++watch.last, what());
+  watch.checks.set(++watch.last, what);
   findNonFinite(x.memory, x.dtype, x.size, watch.found, watch.last);
 }
 
@@ -48,17 +48,9 @@ export function checkForward(op: string, inputs: readonly Tensor[], output: Tens
   const { gpu } = output.storage, watch = watchOf(gpu), where = place(gpu, output);
   inputs.forEach((x, i) => {
     if (watch.made.get(x) === x.storage.version) return;
-    check(
-      watch,
-      x,
-      () => `${op}: input ${i} ${text(x)} held a NaN or an infinity before it, in step ${step}${where}`,
-    );
+    check(watch, x, `${op}: input ${i} ${text(x)} held a NaN or an infinity before it, in step ${step}${where}`);
   });
-  check(
-    watch,
-    output,
-    () => `${op}: the forward pass of step ${step} made a NaN or an infinity ${text(output)}${where}`,
-  );
+  check(watch, output, `${op}: the forward pass of step ${step} made a NaN or an infinity ${text(output)}${where}`);
   watch.made.set(output, output.storage.version);
 }
 
@@ -74,7 +66,7 @@ export function checkBackward(
   gradients.forEach((x, i) => {
     if (!x) return;
     const what = `${op}: the backward pass of step ${step} made a NaN or an infinity in the gradient of input ${i}`;
-    check(watch, x, () => `${what} ${text(x)}${where}`);
+    check(watch, x, `${what} ${text(x)}${where}`);
   });
 }
 
