@@ -55,12 +55,36 @@ export interface Epilogue {
   sums?: Plain;
 }
 
-/** The compile-time choices of an epilogue; `wide`: C is written as vec4s. */
-export function epilogueKey(c: Element, wide: boolean, { bias, activation, slope, plus, add, sums }: Epilogue): string {
-  const after = slope ? "slope" : activation?.before ? "before" : "none";
-  return `${c}/${wide ? "wide" : "narrow"}/${bias?.element ?? "none"}/${after}/${
-    (activation ?? slope)?.name ?? "none"
-  }/${plus ? "plus" : "none"}/${add ? "add" : "none"}/${sums?.element ?? "none"}`;
+/** The compile-time choices of an epilogue. */
+export interface EpilogueShape {
+  c: Element;
+  /** Whether C is written as vec4s. */
+  wide: boolean;
+  bias: Element | null;
+  activation: Activation | null;
+  /** What `beside` is for: to keep product + bias, or to read what the activation's slope is taken of. */
+  beside: "before" | "slope" | null;
+  plus: boolean;
+  add: boolean;
+  sums: Element | null;
+}
+
+/** The choices for an epilogue. */
+export function shapeOf(
+  c: Element,
+  wide: boolean,
+  { bias, activation, slope, plus, add, sums }: Epilogue,
+): EpilogueShape {
+  return {
+    c,
+    wide,
+    bias: bias?.element ?? null,
+    activation: (activation ?? slope)?.name ?? null,
+    beside: slope ? "slope" : activation?.before ? "before" : null,
+    plus: plus !== undefined,
+    add: add ?? false,
+    sums: sums?.element ?? null,
+  };
 }
 
 /** The memories that an epilogue binds, including C. */
@@ -99,13 +123,11 @@ export interface EpilogueCode {
   long: boolean;
 }
 
-/** The code for a key of `epilogueKey`. */
-export function epilogueCode(key: string): EpilogueCode {
-  const [c, cWide, bias, after, activation, plus, add, sums] = key.split("/");
-  const wide = cWide === "wide", has = (x: string) => x !== "none";
-  const buffer = (access: "read" | "write"): BufferType => `${access} ${wide ? vectorOf[c as Element] : c as Element}`;
-  const f = has(activation) ? ACTIVATIONS[activation as Activation] : null;
-  const reads = [...after === "slope" ? ["beside"] : [], ...has(plus) ? ["plus"] : [], ...has(add) ? ["c"] : []];
+/** The code of an epilogue. */
+export function epilogueCode({ c, wide, bias, activation, beside, plus, add, sums }: EpilogueShape): EpilogueCode {
+  const buffer = (access: "read" | "write"): BufferType => `${access} ${wide ? vectorOf[c] : c}`;
+  const f = activation && ACTIVATIONS[activation];
+  const reads = [...beside === "slope" ? ["beside"] : [], ...plus ? ["plus"] : [], ...add ? ["c"] : []];
   // four columns of a row from column n on, as far as they exist
   const reader = (name: string) =>
     `fn read_${name}(base: u32, m: u32, n: u32) -> vec4f {
@@ -118,20 +140,20 @@ export function epilogueCode(key: string): EpilogueCode {
   const read = (name: string, m: string) => `read_${name}(c_base, ${m}, n)`;
   const write = (name: string, x: string) =>
     wide
-      ? `${name}[at / 4u] = ${vectorOf[c as Element]}(${x});`
+      ? `${name}[at / 4u] = ${vectorOf[c]}(${x});`
       : lanes.map((l, j) => `if (n + ${j}u < params.columns) { ${name}[at + ${j}u] = ${c}(${x}.${l}); }`).join(" ");
   const map = (g: string, x: string) => `vec4f(${lanes.map((l) => `${g}(${x}.${l})`).join(", ")})`;
   return {
     buffers: {
-      ...has(bias) ? { bias: `read ${bias as Element}` as const } : {},
-      ...has(after) ? { beside: buffer(after === "before" ? "write" : "read") } : {},
-      ...has(plus) ? { plus: buffer("read") } : {},
+      ...bias ? { bias: `read ${bias}` as const } : {},
+      ...beside ? { beside: buffer(beside === "before" ? "write" : "read") } : {},
+      ...plus ? { plus: buffer("read") } : {},
       c: buffer("write"),
-      ...has(sums) ? { sums: `write ${sums as Element}` as const } : {},
+      ...sums ? { sums: `write ${sums}` as const } : {},
     },
-    head: `${f ? `${MATH}\nfn activated(a: f32) -> f32 { return ${after === "slope" ? f.slope : f.value}; }` : ""}
+    head: `${f ? `${MATH}\nfn activated(a: f32) -> f32 { return ${beside === "slope" ? f.slope : f.value}; }` : ""}
 ${reads.map(reader).join("\n")}`,
-    column: has(bias)
+    column: bias
       ? `let bias4 = vec4f(${lanes.map((_, j) => `f32(bias[min(n + ${j}u, params.columns - 1u)])`).join(", ")});`
       : "",
     reads,
@@ -139,24 +161,24 @@ ${reads.map(reader).join("\n")}`,
     row: (m, x, got = (name) => read(name, m)) =>
       `if (${m} < params.rows) {
           let at = c_base + ${m} * params.columns + n;
-          var result = ${x}${has(bias) ? " + bias4" : ""};
-          ${after === "before" ? write("beside", "result") : ""}
+          var result = ${x}${bias ? " + bias4" : ""};
+          ${beside === "before" ? write("beside", "result") : ""}
           ${
         !f
           ? ""
-          : after === "slope"
+          : beside === "slope"
           ? `let of4 = ${got("beside")}; result *= ${map("activated", "of4")};`
           : `result = ${map("activated", "result")};`
       }
-          ${has(plus) ? `result += ${got("plus")};` : ""}
-          ${has(add) ? `result += ${got("c")};` : ""}
+          ${plus ? `result += ${got("plus")};` : ""}
+          ${add ? `result += ${got("c")};` : ""}
           ${write("c", "result")}
         }`,
     sum: (m, x) =>
       `if (${m} < params.rows) { let at = batch * params.rows + ${m}; sums[at] = ${sums}(${x}${
-        has(add) ? " + f32(sums[at])" : ""
+        add ? " + f32(sums[at])" : ""
       }); }`,
-    sums: has(sums),
+    sums: sums !== null,
     long: activation === "gelu",
   };
 }

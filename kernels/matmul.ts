@@ -17,12 +17,13 @@ import { type Element, lanes, numbers, vectorOf } from "./elementwise.ts";
 import {
   type Epilogue,
   epilogueCode,
-  epilogueKey,
   epilogueMemories,
+  type EpilogueShape,
   type Mode,
   type Operands,
   PARAMS,
   type Plain,
+  shapeOf,
   type Strided,
 } from "./epilogue.ts";
 import { gpu } from "./gpu/gpu.ts";
@@ -78,7 +79,7 @@ fn fetch_${name}(places: vec4u, k: u32, depth: u32) -> ${block} {
 }
 
 /**
- * Compile-time choices: how operands are read, the index of the tile, how many steps of k are unrolled, the key of the epilogue, and the rest as in
+ * Compile-time choices: how operands are read, the index of the tile, how many steps of k are unrolled, the epilogue, and the rest as in
  * `fetcher`.
  */
 interface Variant extends Operands {
@@ -86,7 +87,7 @@ interface Variant extends Operands {
   unroll: number;
   halves: boolean;
   tail: boolean;
-  epilogue: string;
+  epilogue: EpilogueShape;
 }
 
 /**
@@ -443,7 +444,7 @@ function recipeOf(product: Product, how: ReturnType<typeof reading>, choice: Cho
     bAcross: b.column,
     cOffset,
   };
-  const launch = (params: Record<string, number>, epilogue: string): Launch => {
+  const launch = (params: Record<string, number>, epilogue: EpilogueShape): Launch => {
     const { depth, whole, batches } = params, last = Math.min(depth, whole - (batches - 1) * depth);
     const hasTail = (turn: number) => depth % turn > 0 || last % turn > 0;
     const tile = TILES[choice.tile], unroll = matmulTuning.unroll ?? (gpu().info.isSoftware ? 4 : tile.depth);
@@ -457,13 +458,13 @@ function recipeOf(product: Product, how: ReturnType<typeof reading>, choice: Cho
     };
   };
   if (part === depth) {
-    return { launch: launch(params, epilogueKey(c.element, wide, epilogue)), sums: null };
+    return { launch: launch(params, shapeOf(c.element, wide, epilogue)), sums: null };
   }
   const size = rows * columns, pieces = Math.ceil(depth / part);
   const cut = { depth: part, whole: depth, batches: pieces, aBatch: part * a.column, bBatch: part * b.row, cOffset: 0 };
   const partial = { sums: sums && { ...sums, element: "f32" as const } };
   return {
-    launch: launch({ ...params, ...cut }, epilogueKey("f32", !scalar && columns % 4 === 0, partial)),
+    launch: launch({ ...params, ...cut }, shapeOf("f32", !scalar && columns % 4 === 0, partial)),
     sums: {
       kernel: sumPieces({ element: c.element, sums: sums?.element ?? null, add: add ?? false }),
       params: { size, rows, pieces, cOffset },
@@ -480,7 +481,7 @@ const recipes = remembered<{ recipes: Recipe[]; pair: ReturnType<typeof pairOf> 
 
 const keyOf = ({ a, b, c, rows, columns, depth, batches, epilogue = {} }: Product) =>
   `${rows},${columns},${depth},${batches},${c.offset},${a.element},${a.offset},${a.batch},${a.row},${a.column},${b.element},${b.offset},${b.batch},${b.row},${b.column},${
-    epilogueKey(c.element, false, epilogue)
+    JSON.stringify(shapeOf(c.element, false, epilogue))
   };`;
 
 function prepared(products: Product[]): { recipes: Recipe[]; pair: ReturnType<typeof pairOf> } {

@@ -10,7 +10,7 @@
  * 119, slabs 16 deep 154, fragments read directly from memory 75.
  */
 import { lanes, numbers } from "./elementwise.ts";
-import { epilogueCode, type Mode, type Operands, PARAMS } from "./epilogue.ts";
+import { epilogueCode, type EpilogueShape, type Mode, type Operands, PARAMS } from "./epilogue.ts";
 import { gpu } from "./gpu/gpu.ts";
 import { type Kernel, variants } from "./gpu/kernel.ts";
 import { MULTIPROCESSORS } from "./gpu/tuning.ts";
@@ -60,11 +60,11 @@ function slab(name: "a" | "b", mode: Mode, size: number, sides: string, tail: bo
   };
 }
 
-/** Compile-time choices: how operands are read, the side of the tile, whether the last slab may reach beyond the depth, and the key of the epilogue. */
+/** Compile-time choices: how operands are read, the side of the tile, whether the last slab may reach beyond the depth, and the epilogue. */
 interface Variant extends Operands {
   size: number;
   tail: boolean;
-  epilogue: string;
+  epilogue: EpilogueShape;
 }
 
 export const tensorKernel: (variant: Variant) => Kernel = variants((v: Variant) => {
