@@ -118,37 +118,39 @@ fn join_(a: vec2f, b: vec2f) -> vec2f {
   }`,
 }));
 
+/** What is reduced, and where the results go, with their elements. */
+export interface ReduceBuffers {
+  values: Memory;
+  input: Element;
+  results: Memory;
+  output: Element;
+}
+
 /** results[o, i] = the reduction of values[o, :, i]. */
 export function reduce(
   kind: Reduction,
-  values: Memory,
-  input: Element,
-  results: Memory,
-  output: Element,
-  outer: number,
-  length: number,
-  inner: number,
+  { values, input, results, output }: ReduceBuffers,
+  { outer, length, inner }: { outer: number; length: number; inner: number },
 ): void {
   const { isSoftware, limits } = gpu().info;
   // software drivers stop a thread after 65,535 iterations: all lanes of the only workgroup share an argmax of millions
   const columns = inner === 1 || kind === "argmax" && length > 2 ** 22 ? 1 : 16;
-  const tiles = Math.ceil(inner / columns);
-  const run = (values: Memory, input: Element, results: Memory, output: Element, n: number, pieces: number) => {
-    const piece = Math.ceil(n / pieces), groups = outer * tiles * pieces;
-    // a workgroup that is alone is the faster the more threads it has: the mean of 16,384 losses takes an H100 9.0 µs, with 256 threads 11.7
-    const threads = groups === 1 && piece * columns >= 2048 && !isSoftware
-      ? Math.min(1024, limits.maxComputeInvocationsPerWorkgroup)
-      : 256;
-    const ahead = [8, 4, 1].find((ahead) => piece * columns >= ahead * threads) ?? 1;
+  const tiles = Math.ceil(inner / columns), longest = columns === 1 ? LONGEST : LONGEST / 16;
+  // pieces would lose the indices of an argmax; and many results fill the GPU without them
+  const isWhole = length <= longest || kind === "argmax" || outer * tiles >= 1024;
+  const piece = isWhole ? length : Math.ceil(length / Math.ceil(length / longest));
+  const pieces = isWhole ? 1 : Math.ceil(length / piece), groups = outer * tiles * pieces;
+  // a workgroup that is alone is the faster the more threads it has: the mean of 16,384 losses takes an H100 9.0 µs, with 256 threads 11.7
+  const threads = groups === 1 && piece * columns >= 2048 && !isSoftware
+    ? Math.min(1024, limits.maxComputeInvocationsPerWorkgroup)
+    : 256;
+  const ahead = [8, 4, 1].find((ahead) => piece * columns >= ahead * threads) ?? 1;
+  const launch = (results: Memory, output: Element) =>
     kernel({ kind, input, output, columns, threads, ahead })
-      .run({ values, results }, { length: n, inner, piece, pieces, tiles, groups }, groups);
-  };
-  const longest = columns === 1 ? LONGEST : LONGEST / 16;
-  const pieces = kind === "argmax" ? 1 : Math.ceil(length / longest);
-  // pieces would lose the indices of an argmax: one workgroup reduces the whole length
-  if (pieces <= 1 || outer * tiles >= 1024) return run(values, input, results, output, length, 1);
-  const used = Math.ceil(length / Math.ceil(length / pieces)); // no empty piece at the end
-  using partial = gpu().pool.take(outer * used * inner * 4, kind);
-  run(values, input, partial, "f32", length, used);
-  reduce(kind === "sumOfSquares" ? "sum" : kind, partial, "f32", results, output, outer, used, inner);
+      .run({ values, results }, { length, inner, piece, pieces, tiles, groups }, groups);
+  if (isWhole) return launch(results, output);
+  using partial = gpu().pool.take(outer * pieces * inner * 4, kind);
+  launch(partial, "f32");
+  const joining = kind === "sumOfSquares" ? "sum" : kind;
+  reduce(joining, { values: partial, input: "f32", results, output }, { outer, length: pieces, inner });
 }

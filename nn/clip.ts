@@ -47,6 +47,7 @@ export function clipGradNorm(params: Iterable<Tensor>, maxNorm: number): Tensor 
 
 function sumOfSquares(x: Tensor): Tensor {
   const y = Tensor.empty([], "f32", "clipGradNorm");
-  reduce("sumOfSquares", x.memory, x.dtype, y.memory, "f32", 1, x.size, 1);
+  const b = { values: x.memory, input: x.dtype, results: y.memory, output: "f32" } as const;
+  reduce("sumOfSquares", b, { outer: 1, length: x.size, inner: 1 });
   return y;
 }

@@ -143,9 +143,11 @@ function headBackward(head: Head, dLogits: Memory, to: HeadGradients, from: numb
       epilogue: { add: !first, sums: to.bias ? { memory: to.bias, element: "f32" } : undefined },
     });
   } else if (to.bias) {
-    if (first) return reduce("sum", dLogits, "f32", to.bias, "f32", 1, count, classes);
+    const from = { values: dLogits, input: "f32", output: "f32" } as const;
+    const sizes = { outer: 1, length: count, inner: classes };
+    if (first) return reduce("sum", { ...from, results: to.bias }, sizes);
     using part = gpu().pool.take(4 * classes);
-    reduce("sum", dLogits, "f32", part, "f32", 1, count, classes);
+    reduce("sum", { ...from, results: part }, sizes);
     accumulate(to.bias, part, classes, "f32");
   }
 }

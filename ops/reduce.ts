@@ -59,7 +59,8 @@ function reduced(
     // intermediate results are f32: only the last one is rounded, and a sum may be too large for f16
     const y = last && into ? into() : Tensor.empty(shape, last ? dtype : "f32", kind);
     const what = kind === "sumOfSquares" && i > 0 ? "sum" : kind;
-    reduce(what, from.memory, from.dtype, y.memory, y.dtype, outer, length, inner);
+    const b = { values: from.memory, input: from.dtype, results: y.memory, output: y.dtype };
+    reduce(what, b, { outer, length, inner });
     from = y;
   }
   return from;

@@ -87,7 +87,8 @@ export type RowLaunch = (
 /** Internal: the sum of rows, as a scalar. */
 export function total(rows: Tensor, op: string): Tensor {
   const y = Tensor.empty([], "f32", op);
-  reduce("sum", rows.memory, "f32", y.memory, "f32", 1, rows.size, 1);
+  const b = { values: rows.memory, input: "f32", results: y.memory, output: "f32" } as const;
+  reduce("sum", b, { outer: 1, length: rows.size, inner: 1 });
   return y;
 }
 
