@@ -3,34 +3,11 @@ import type { Element } from "./elementwise.ts";
 import { spans, variants } from "./gpu/kernel.ts";
 import type { Memory } from "./gpu/memory.ts";
 
+// deno-fmt-ignore
+const SIZES = ["images", "channels", "height", "width", "outs", "outHeight", "outWidth", "kernelHeight", "kernelWidth", "stride", "padding"] as const;
 /** Sizes of a convolution (or pooling, where `outs` is the channels): images → [images, outs, outHeight, outWidth]. */
-export interface ConvSizes {
-  images: number;
-  channels: number;
-  height: number;
-  width: number;
-  outs: number;
-  outHeight: number;
-  outWidth: number;
-  kernelHeight: number;
-  kernelWidth: number;
-  stride: number;
-  padding: number;
-}
-
-const PARAMS = {
-  images: "u32",
-  channels: "u32",
-  height: "u32",
-  width: "u32",
-  outs: "u32",
-  outHeight: "u32",
-  outWidth: "u32",
-  kernelHeight: "u32",
-  kernelWidth: "u32",
-  stride: "u32",
-  padding: "u32",
-} as const;
+export type ConvSizes = Record<typeof SIZES[number], number>;
+const PARAMS = Object.fromEntries(SIZES.map((name) => [name, "u32" as const]));
 
 // splits `thread` into an index of [images, planes, rows, columns]
 const apart = (planes: string, rows: string, columns: string) =>

@@ -442,18 +442,11 @@ export function crossEntropyRows(
     upstream: b.upstream?.memory ?? b.counts,
   };
   kernel({ ...variant, plan }).run(buffers, {
-    rows: n.rows,
-    columns: n.columns,
-    firstRow: n.firstRow,
-    allRows: n.allRows,
-    ignoreIndex: n.ignoreIndex,
+    ...n,
     mean: n.mean ? 1 : 0,
     scaled: b.upstream ? 1 : 0,
     upstreamStride: b.upstream?.stride ?? 0,
-    smoothing: n.smoothing,
-    zLoss: n.zLoss,
     inverseTemperature: 1 / n.temperature,
-    softcap: n.softcap,
     toCap: n.softcap > 0 ? 1 / n.temperature / n.softcap : 0,
   }, n.rows);
 }

@@ -274,21 +274,14 @@ export function divergenceRows(
   const unread = { labels: b.labels ?? b.counts, upstream: b.upstream?.memory ?? b.counts };
   const buffers = { ...rest, ...parts, dStudent, dTeacher, ...unread };
   kernel({ ...variant, plan }).run(buffers, {
-    rows: n.rows,
-    columns: n.columns,
-    firstRow: n.firstRow,
-    allRows: n.allRows,
+    ...n,
     ones: 2 ** 32 - 1,
     mean: n.mean ? 1 : 0,
     drop: n.drop ? 1 : 0,
-    ignoreIndex: n.ignoreIndex,
     scaled: b.upstream ? 1 : 0,
     upstreamStride: b.upstream?.stride ?? 0,
     inverseTemperature: 1 / n.temperature,
-    beta: n.beta,
     alpha: 1 - n.beta, // in float64: 1 − 0.9 in float32 is off by 2e-7
-    ceFactor: n.ceFactor,
-    divergenceFactor: n.divergenceFactor,
     partFactor: n.partFactor ?? 1,
     share,
     gentle: share > 0 ? Math.log(1 / share + 1) : Infinity,
