@@ -128,7 +128,7 @@ export class Queue {
 
   /** Whether the content of a memory is missing: the device refused the memory itself, or the batch that should have written it. */
   #isMissing(memory: Memory): boolean {
-    return memory.refused || this.#failed.size > 0 && this.#failure(memory) !== undefined;
+    return memory.refused || this.#failure(memory) !== undefined;
   }
 
   /** Marks a batch and all later ones as failed: they may have read its results before the failure was known. */
@@ -299,15 +299,11 @@ export class Queue {
 
   /** The first bytes of a memory, as they are after everything encoded so far has run. */
   async read(memory: Memory, bytes: number): Promise<ArrayBuffer> {
-    if (bytes === 0) {
+    if (bytes === 0 || this.#isMissing(memory)) { // a copy from a missing one could make the whole batch fail
       this.submit();
       await this.errors.settle();
+      if (bytes > 0) throw notComputed();
       return new ArrayBuffer(0);
-    }
-    if (this.#isMissing(memory)) { // a copy from it could make the whole batch fail
-      this.submit();
-      await this.errors.settle();
-      throw notComputed();
     }
     const size = sizeClass(bytes), copied = Math.ceil(bytes / 4) * 4;
     const failed = async (reason: Error) => {
