@@ -8,9 +8,9 @@
  * memory row by row: first every thread's first row, then every thread's second one, and so on. A row is an odd number of vec4s long, so that neighbouring
  * threads read from different banks.
  */
-import { type Element, lanes, numbers, vectorOf } from "./elementwise.ts";
+import { type Element, lanes, numbers, vec4f, vectorOf } from "./elementwise.ts";
 import { gpu } from "./gpu/gpu.ts";
-import { type BufferType, variants } from "./gpu/kernel.ts";
+import { type BufferType, u32s, variants } from "./gpu/kernel.ts";
 import type { Memory } from "./gpu/memory.ts";
 import { PCG4D } from "./random.ts";
 
@@ -82,6 +82,7 @@ interface Shape {
   high: 2 | 4;
 }
 
+const quadsOf = (s: AttentionSizes) => Math.ceil(s.depth / 4);
 const stride = (quads: number) => quads | 1;
 
 /** The largest tiles that fit, with `sides` tiles of each kind and `tables` tables of scores in workgroup memory. */
@@ -114,30 +115,12 @@ function shapeOf(element: Element, s: AttentionSizes, b: AttentionBuffers, [rows
   };
 }
 
-const quadsOf = (s: AttentionSizes) => Math.ceil(s.depth / 4);
-
+// deno-fmt-ignore
 const PARAMS = {
-  batches: "u32",
-  heads: "u32",
-  queries: "u32",
-  keys: "u32",
-  depth: "u32",
-  qOffset: "u32",
-  qBatch: "u32",
-  qHead: "u32",
-  qRow: "u32",
-  kOffset: "u32",
-  kBatch: "u32",
-  kHead: "u32",
-  kRow: "u32",
-  vOffset: "u32",
-  oOffset: "u32",
-  oBatch: "u32",
-  oHead: "u32",
-  oRow: "u32",
+  ...u32s("batches", "heads", "queries", "keys", "depth", "qOffset", "qBatch", "qHead", "qRow", "kOffset", "kBatch", "kHead", "kRow", "vOffset"),
+  ...u32s("oOffset", "oBatch", "oHead", "oRow"),
   scale: "f32",
-  causal: "u32",
-  maskStride: "u32",
+  ...u32s("causal", "maskStride"),
   dropout: "f32",
   op: "u32",
 } as const;
@@ -173,7 +156,7 @@ fn load_${name}(base: u32, wanted: u32, quad: u32) -> vec4f {
       wide
         ? `let x = vec4f(${name}[at]); let inside = vec4<bool>(row == wanted);`
         : `let left = params.depth - quad * 4u;
-  let x = vec4f(${[0, 1, 2, 3].map((j) => `f32(${name}[at + min(${j}u, left - 1u)])`).join(", ")});
+  let x = ${vec4f((_, j) => `f32(${name}[at + min(${j}u, left - 1u)])`)};
   let inside = vec4<bool>(row == wanted) & (vec4u(0u, 1u, 2u, 3u) < vec4u(left));`
     }
   return select(vec4f(0.0), x, inside);
@@ -226,6 +209,7 @@ const buffer = (access: "read" | "write", { element, wide }: Shape): BufferType 
  */
 function tiles({ quads, wide, rows, others, unrolled, high }: Shape) {
   const across = others / 4, threads = rows / high * across, long = stride(quads), mine = Math.ceil(quads / across);
+  const row = (i: number) => `first + r * ${high}u + ${i}u`, column = (j: number) => `start + c * 4u + ${j}u`;
   const own = (i: number, at: string) => `(${i * rows / high}u + ${at})`,
     other = (j: number, at: string) => `(${j * others / 4}u + ${at})`;
   const loop = (count: number, body: (at: string) => string) => {
@@ -236,6 +220,9 @@ function tiles({ quads, wide, rows, others, unrolled, high }: Shape) {
     threads,
     across,
     mine,
+    /** The numbers of the thread's rows in the tile that stays, and in the one that passes. */
+    row,
+    column,
     declare: (name: string, count: number) => `var<workgroup> ${name}: array<array<vec4f, ${long}>, ${count}>;`,
     table: (name: string) => `var<workgroup> ${name}: array<vec4f, ${rows * (across + 1)}>;`,
     /**
@@ -303,15 +290,25 @@ function tiles({ quads, wide, rows, others, unrolled, high }: Shape) {
           ).join("\n      "),
       ),
     zero: (name: string) => each(high, (i) => each(mine, (m) => `var ${name}${i}_${m} = vec4f(0.0);`)),
-    store: (name: string, sums: string, first: string, x: (i: number) => string) =>
+    store: (name: string, sums: string, factor: (i: number) => string = () => "") =>
       each(
         high,
         (i) =>
-          each(mine, (m) =>
-            `store_${name}(base_${name}, ${first} + r * ${high}u + ${i}u, c + ${across * m}u, ${sums}${i}_${m}${
-              x(i)
-            });`),
+          each(
+            mine,
+            (m) => `store_${name}(base_${name}, ${row(i)}, c + ${across * m}u, ${sums}${i}_${m}${factor(i)});`,
+          ),
       ),
+    /** Writes a number of each of the thread's rows, which are queries; one of the threads that share them does. */
+    storePerQuery: (to: string, x: string) =>
+      `if (c == 0u) {
+    ${
+        each(
+          high,
+          (i) => `if (${row(i)} < params.queries) { ${to}[head * params.queries + ${row(i)}] = ${x}.${lanes[i]}; }`,
+        )
+      }
+  }`,
     /** Determines a workgroup's head and rows. Those with the most work come first: with a causal mask the last queries and the first keys. */
     start: (total: "queries" | "keys", names: string[]) =>
       `let tiles = (params.${total} + ${rows - 1}u) / ${rows}u;
@@ -380,11 +377,7 @@ ${meetings(shape)}`,
     ${t.products([["score", "query_tile", "key_tile"]])}
     ${
       each(high, (i) =>
-        `score${i} = vec4f(${
-          [0, 1, 2, 3].map((j) =>
-            `masked_(score${i}.${lanes[j]}, head, first + r * ${high}u + ${i}u, start + c * 4u + ${j}u)`
-          ).join(", ")
-        });`)
+        `score${i} = ${vec4f((l, j) => `masked_(score${i}.${l}, head, ${t.row(i)}, ${t.column(j)})`)};`)
     }
     var highest = ${V}(${
       numbers(high).map((i) => `max(max(score${i}.x, score${i}.y), max(score${i}.z, score${i}.w))`).join(", ")
@@ -398,15 +391,7 @@ ${meetings(shape)}`,
       each(high, (i) =>
         `{ let w = select(exp(score${i} - largest.${lanes[i]}), vec4f(0.0), score${i} <= vec4f(LOW));
       total.${lanes[i]} += (w.x + w.y) + (w.z + w.w);
-      ${
-          t.put(
-            "weights",
-            i,
-            `w * vec4f(${
-              [0, 1, 2, 3].map((j) => `kept_(head, first + r * ${high}u + ${i}u, start + c * 4u + ${j}u)`).join(", ")
-            })`,
-          )
-        }
+      ${t.put("weights", i, `w * ${vec4f((_, j) => `kept_(head, ${t.row(i)}, ${t.column(j)})`)}`)}
       ${each(t.mine, (m) => `sum${i}_${m} *= factor.${lanes[i]};`)} }`)
     }
     ${v.put("start")}
@@ -418,15 +403,8 @@ ${meetings(shape)}`,
   let some = total > ${V}(0.0); // a query without keys gives 0
   let scale = select(${V}(0.0), 1.0 / total, some);
   let logs = select(${V}(0.0), largest + log(total), some);
-  if (c == 0u) {
-    ${
-      each(high, (i) => {
-        const query = `first + r * ${high}u + ${i}u`;
-        return `if (${query} < params.queries) { lse[head * params.queries + ${query}] = logs.${lanes[i]}; }`;
-      })
-    }
-  }
-  ${t.store("o", "sum", "first", (i) => ` * scale.${lanes[i]}`)}`,
+  ${t.storePerQuery("lse", "logs")}
+  ${t.store("o", "sum", (i) => ` * scale.${lanes[i]}`)}`,
   };
 });
 
@@ -471,10 +449,8 @@ const backwardKernel = variants((shape: Shape & { forQueries: boolean; packed: b
   const other = t.copy(otherNames, ["other_a", "other_b"], others, 4);
   const loads = ["q", "k", "v", "d_o", ...forQueries ? ["o"] : []];
   const stores: Record<string, string> = forQueries ? { d_q: "d_q" } : { d_k: "d_k", d_v: packed ? "d_k" : "d_v" };
-  const at = (i: number, j: number) => {
-    const row = `first + r * ${high}u + ${i}u`, column = `start + c * 4u + ${j}u`;
-    return forQueries ? `${row}, ${column}` : `${column}, ${row}`; // query, key
-  };
+  // the query and the key of a score
+  const at = (i: number, j: number) => forQueries ? `${t.row(i)}, ${t.column(j)}` : `${t.column(j)}, ${t.row(i)}`;
   // a number for each of the queries from `query` on
   const perQuery = (name: string, query: string, count: number) =>
     `${perRow(count)}(${
@@ -484,9 +460,9 @@ const backwardKernel = variants((shape: Shape & { forQueries: boolean; packed: b
     })`;
   const slope = (i: number) => {
     const q = forQueries ? `.${lanes[i]}` : "";
-    return `{ let s = vec4f(${[0, 1, 2, 3].map((j) => `masked_(score${i}.${lanes[j]}, head, ${at(i, j)})`).join(", ")});
+    return `{ let s = ${vec4f((l, j) => `masked_(score${i}.${l}, head, ${at(i, j)})`)};
       let w = select(exp(s - lse4${q}), vec4f(0.0), s <= vec4f(LOW));
-      let kept = vec4f(${[0, 1, 2, 3].map((j) => `kept_(head, ${at(i, j)})`).join(", ")});
+      let kept = ${vec4f((_, j) => `kept_(head, ${at(i, j)})`)};
       ${t.put("slopes", i, `w * (kept * reach${i} - delta4${q}) * params.scale`)}
       ${forQueries ? "" : t.put("weights", i, "w * kept")} }`;
   };
@@ -518,20 +494,13 @@ ${t.table("slopes")} ${forQueries ? meetings(shape) : t.table("weights")}`,
   for (var d = c; d < QUADS; d += ${t.across}u) {
     ${
           each(high, (i) =>
-            `delta4.${lanes[i]} += dot(own_b[${
-              i * rows / high
-            }u + r][d], load_o(base_o, first + r * ${high}u + ${i}u, d));`)
+            `delta4.${lanes[i]} += dot(own_b[${i * rows / high}u + r][d], load_o(base_o, ${t.row(i)}, d));`)
         }
   }
-  ${meet(shape, "delta4", (a, b) => `${a} + ${b}`)}
-  if (c == 0u) {
-    ${
-          each(high, (i) => {
-            const query = `first + r * ${high}u + ${i}u`;
-            return `if (${query} < params.queries) { delta[head * params.queries + ${query}] = delta4.${lanes[i]}; }`;
-          })
+  ${
+          meet(shape, "delta4", (a, b) => `${a} + ${b}`)
         }
-  }
+  ${t.storePerQuery("delta", "delta4")}
   let lse4 = ${perQuery("lse", `first + r * ${high}u`, high)};
   let begin = 0u;
   let end = select(params.keys, min(params.keys, first + ${rows}u), params.causal == 1u);`
@@ -559,11 +528,7 @@ ${t.table("slopes")} ${forQueries ? meetings(shape) : t.table("weights")}`,
       ])
     }
   }
-  ${
-      forQueries
-        ? t.store("d_q", "a", "first", () => "")
-        : t.store("d_k", "a", "first", () => "") + t.store("d_v", "b", "first", () => "")
-    }`,
+  ${forQueries ? t.store("d_q", "a") : t.store("d_k", "a") + t.store("d_v", "b")}`,
   };
 });
 

@@ -1,13 +1,13 @@
 /** Convolution and max pooling of images [N, C, H, W], with one thread per element of the result: of y forward, of dX backward. */
 import type { Element } from "./elementwise.ts";
-import { spans, variants } from "./gpu/kernel.ts";
+import { spans, u32s, variants } from "./gpu/kernel.ts";
 import type { Memory } from "./gpu/memory.ts";
 
 // deno-fmt-ignore
 const SIZES = ["images", "channels", "height", "width", "outs", "outHeight", "outWidth", "kernelHeight", "kernelWidth", "stride", "padding"] as const;
 /** Sizes of a convolution (or pooling, where `outs` is the channels): images → [images, outs, outHeight, outWidth]. */
 export type ConvSizes = Record<typeof SIZES[number], number>;
-const PARAMS = Object.fromEntries(SIZES.map((name) => [name, "u32" as const]));
+const PARAMS = u32s(...SIZES);
 
 // splits `thread` into an index of [images, planes, rows, columns]
 const apart = (planes: string, rows: string, columns: string) =>

@@ -5,7 +5,7 @@
  * four neighbouring elements (`vec4`). Otherwise each output index is split into its dimensions.
  */
 import { gpu } from "./gpu/gpu.ts";
-import { type BufferType, variants } from "./gpu/kernel.ts";
+import { type BufferType, u32s, variants } from "./gpu/kernel.ts";
 import type { Memory } from "./gpu/memory.ts";
 import { MATH, SINES_AND_POWERS } from "./math.ts";
 
@@ -15,6 +15,8 @@ export type Element = "f32" | "f16" | "i32" | "u32";
 /** The WGSL type of four neighbouring elements, and the names of its components. */
 export const vectorOf = { f32: "vec4f", f16: "vec4h", i32: "vec4i", u32: "vec4u" } as const;
 export const lanes: string[] = [..."xyzw"];
+/** WGSL for a vec4f, made of an expression for each component. */
+export const vec4f = (of: (lane: string, j: number) => string): string => `vec4f(${lanes.map(of).join(", ")})`;
 /** The numbers 0, 1, …, n − 1. */
 export const numbers = (n: number): number[] => Array.from({ length: n }, (_, i) => i);
 /** How many elements a shape has. */
@@ -180,11 +182,10 @@ export function scale(x: Memory, factor: Memory, size: number, element: Element,
 
 const copyKernel = variants(({ element, rank }: { element: Element; rank: number }) => {
   const axes = numbers(rank);
-  const names = ["size", "xOffset", "yOffset", ...axes.flatMap((d) => [`dim${d}`, `x${d}`, `y${d}`])];
   return {
     name: "copy",
     buffers: { x: `read ${element}`, y: `write ${element}` },
-    params: Object.fromEntries(names.map((name) => [name, "u32" as const])),
+    params: u32s("size", "xOffset", "yOffset", ...axes.flatMap((d) => [`dim${d}`, `x${d}`, `y${d}`])),
     main: `if (thread >= params.size) { return; }
   var rest = thread;
   var at_x = params.x_offset;

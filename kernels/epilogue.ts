@@ -1,6 +1,6 @@
 /** Operands of matrix products, and epilogues: what a product's kernel can do with its result before writing it. */
-import { type Element, lanes, vectorOf } from "./elementwise.ts";
-import type { BufferType } from "./gpu/kernel.ts";
+import { type Element, lanes, vec4f, vectorOf } from "./elementwise.ts";
+import { type BufferType, u32s } from "./gpu/kernel.ts";
 import type { Memory } from "./gpu/memory.ts";
 import { type Activation, ACTIVATIONS, MATH } from "./math.ts";
 
@@ -25,13 +25,13 @@ export interface Operands {
   bMode: Mode;
 }
 
-// deno-fmt-ignore
-const NAMES = ["rows", "columns", "depth", "whole", "batches", "aOffset", "aBatch", "aK", "aAcross", "bOffset", "bBatch", "bK", "bAcross", "cOffset"];
 /**
  * The parameters of a product's kernel. `whole`: the product's depth, of which each of the `batches` pieces takes `depth`. `aK` and `aAcross`: the strides of
  * A along k and along m.
  */
-export const PARAMS: Record<string, "u32"> = Object.fromEntries(NAMES.map((name) => [name, "u32"]));
+// deno-fmt-ignore
+export const PARAMS: Record<string, "u32"> =
+  u32s("rows", "columns", "depth", "whole", "batches", "aOffset", "aBatch", "aK", "aAcross", "bOffset", "bBatch", "bK", "bAcross", "cOffset");
 
 /** A contiguous vector or matrix. */
 export interface Plain {
@@ -134,7 +134,7 @@ export function epilogueCode({ c, wide, bias, activation, beside, plus, add, sum
   let row = base + min(m, params.rows - 1u) * params.columns;
   ${
       wide ? `return vec4f(${name}[(row + n) / 4u]);` : `let end = row + params.columns - 1u;
-  return vec4f(${lanes.map((_, j) => `f32(${name}[min(row + n + ${j}u, end)])`).join(", ")});`
+  return ${vec4f((_, j) => `f32(${name}[min(row + n + ${j}u, end)])`)};`
     }
 }`;
   const read = (name: string, m: string) => `read_${name}(c_base, ${m}, n)`;
@@ -142,7 +142,7 @@ export function epilogueCode({ c, wide, bias, activation, beside, plus, add, sum
     wide
       ? `${name}[at / 4u] = ${vectorOf[c]}(${x});`
       : lanes.map((l, j) => `if (n + ${j}u < params.columns) { ${name}[at + ${j}u] = ${c}(${x}.${l}); }`).join(" ");
-  const map = (g: string, x: string) => `vec4f(${lanes.map((l) => `${g}(${x}.${l})`).join(", ")})`;
+  const activated = (x: string) => vec4f((l) => `activated(${x}.${l})`);
   return {
     buffers: {
       ...bias ? { bias: `read ${bias}` as const } : {},
@@ -153,9 +153,7 @@ export function epilogueCode({ c, wide, bias, activation, beside, plus, add, sum
     },
     head: `${f ? `${MATH}\nfn activated(a: f32) -> f32 { return ${beside === "slope" ? f.slope : f.value}; }` : ""}
 ${reads.map(reader).join("\n")}`,
-    column: bias
-      ? `let bias4 = vec4f(${lanes.map((_, j) => `f32(bias[min(n + ${j}u, params.columns - 1u)])`).join(", ")});`
-      : "",
+    column: bias ? `let bias4 = ${vec4f((_, j) => `f32(bias[min(n + ${j}u, params.columns - 1u)])`)};` : "",
     reads,
     read,
     row: (m, x, got = (name) => read(name, m)) =>
@@ -167,8 +165,8 @@ ${reads.map(reader).join("\n")}`,
         !f
           ? ""
           : beside === "slope"
-          ? `let of4 = ${got("beside")}; result *= ${map("activated", "of4")};`
-          : `result = ${map("activated", "result")};`
+          ? `let of4 = ${got("beside")}; result *= ${activated("of4")};`
+          : `result = ${activated("result")};`
       }
           ${plus ? `result += ${got("plus")};` : ""}
           ${add ? `result += ${got("c")};` : ""}

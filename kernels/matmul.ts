@@ -13,7 +13,7 @@
  * fixed order. A product with a long k is cut along k into several products, and a second launch adds them up. Two small products, such as the gradients of a
  * layer's input and weight, share a launch.
  */
-import { type Element, lanes, numbers, vectorOf } from "./elementwise.ts";
+import { type Element, lanes, numbers, vec4f, vectorOf } from "./elementwise.ts";
 import {
   type Epilogue,
   epilogueCode,
@@ -67,9 +67,7 @@ function fetcher(name: "a" | "b", mode: Mode, size: string, tail: boolean, halve
   const rows = {
     k: lanes.map((l) => inside(0, `${vector}(${name}[places.${l} + ${tail ? `min(k, depth - ${w}u)` : "k"} / ${w}u])`)),
     x: lanes.map((_, j) => inside(j, `${vector}(${name}[places.x + ${at(j)} * (params.${name}_k / ${w}u)])`)),
-    s: lanes.map((_, j) =>
-      inside(j, `vec4f(${lanes.map((l) => `f32(${name}[places.${l} + ${at(j)} * params.${name}_k])`).join(", ")})`)
-    ),
+    s: lanes.map((_, j) => inside(j, vec4f((l) => `f32(${name}[places.${l} + ${at(j)} * params.${name}_k])`))),
   }[mode];
   const all = `${block}(${rows.join(", ")})`;
   return `fn places_${name}(batch: u32, x: u32) -> vec4u { return ${places}; }

@@ -41,6 +41,10 @@ export interface Kernel {
   run(buffers: Record<string, Memory | null>, params: Record<string, number>, workgroups: number): void;
 }
 
+/** Parameters that are all u32. */
+export const u32s = (...names: readonly string[]): Record<string, "u32"> =>
+  Object.fromEntries(names.map((name) => [name, "u32"]));
+
 const snake = (name: string) => name.replace(/[A-Z]/g, (c) => `_${c.toLowerCase()}`);
 
 /** The whole WGSL text of a kernel. */
