@@ -77,12 +77,11 @@ fn fetch_${name}(places: vec4u, k: u32, depth: u32) -> ${block} {
 }
 
 /**
- * Compile-time choices: how operands are read, the index of the tile, how many steps of k are unrolled, the epilogue, and the rest as in
- * `fetcher`.
+ * Compile-time choices: how operands are read, the index of the tile, whether all steps of a slab are unrolled, the epilogue, and the rest as in `fetcher`.
  */
 interface Variant extends Operands {
   tile: number;
-  unroll: number;
+  unrolled: boolean;
   halves: boolean;
   tail: boolean;
   epilogue: EpilogueShape;
@@ -211,7 +210,7 @@ function meeting(tile: Tile, sums: string[]): string {
 }
 
 const kernel = variants((v: Variant) => {
-  const { aMode, bMode, unroll, halves, tail } = v, tile = TILES[v.tile], { slices, depth } = tile;
+  const { aMode, bMode, unrolled, halves, tail } = v, tile = TILES[v.tile], { slices, depth } = tile;
   const { begin, fetch, keep, quadOf } = copying(v, tile), end = epilogueCode(v.epilogue);
   const threads = threadsOf(tile), aQuads = tile.m / 4, bQuads = tile.n / 4, quads = aQuads + bQuads;
   const across = bQuads / tile.wide, down = aQuads / tile.high; // threads
@@ -230,10 +229,10 @@ const kernel = variants((v: Variant) => {
       { ${hs.map((h) => `let x${h} = slabs[at_a + ${h * down}u][${placeOf(k)}u + k];`).join(" ")}
         ${ws.map((w) => `let y${w} = slabs[at_b + ${w * across}u][${placeOf(k)}u + k];`).join(" ")}
         ${each((h, i, w) => `${sum(h, i, w)} += x${h}.${lanes[i]} * y${w};`)} }`;
-  const steps = Array.from({ length: Math.max(unroll, w) }, (_, k) => step(k)).join("");
-  const multiplied = unroll === depth
+  const steps = numbers(unrolled ? depth : w).map(step).join("");
+  const multiplied = unrolled
     ? steps.replaceAll("u + k]", "u]") // a constant index needs no bounds check
-    : `for (var k = 0u; k < ${depth / w}u; k += ${Math.max(unroll, w) / w}u) { ${steps} }`;
+    : `for (var k = 0u; k < ${depth / w}u; k += 1u) { ${steps} }`;
   // a branch that is always taken makes the compiler wait for the next slab only after multiplying this one: 1536×4096×384 of f16 takes an H100 147 µs, else
   // 159
   const multiply = halves && !end.sums ? `if (params.depth > 0u) { ${multiplied} }` : multiplied;
@@ -445,12 +444,12 @@ function recipeOf(product: Product, how: ReturnType<typeof reading>, choice: Cho
   const launch = (params: Record<string, number>, epilogue: EpilogueShape): Launch => {
     const { depth, whole, batches } = params, last = Math.min(depth, whole - (batches - 1) * depth);
     const hasTail = (turn: number) => depth % turn > 0 || last % turn > 0;
-    const tile = TILES[choice.tile], unroll = matmulTuning.unroll ?? (gpu().info.isSoftware ? 4 : tile.depth);
+    const tile = TILES[choice.tile], unrolled = !gpu().info.isSoftware;
     const { m, n } = tensors ? { m: tensors.side, n: tensors.side } : tile;
     return {
       kernel: tensors
         ? tensorKernel({ ...operands, size: tensors.side, tail: hasTail(TENSOR_DEPTH), epilogue })
-        : kernel({ ...operands, tile: choice.tile, unroll, halves, tail: hasTail(turnOf(tile, halves)), epilogue }),
+        : kernel({ ...operands, tile: choice.tile, unrolled, halves, tail: hasTail(turnOf(tile, halves)), epilogue }),
       params,
       workgroups: Math.ceil(rows / m) * Math.ceil(columns / n) * batches,
     };

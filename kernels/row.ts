@@ -347,23 +347,17 @@ ${ROW_FUNCTIONS}`,
     sumAndMost,
     normalise: (of, also = "") => {
       const kept = quads > 0 && !more && of.length === 1 && !of[0].at;
-      return (kept ? normaliseKept : normaliseOnline)(of, also, each, sum, max);
+      return (kept ? normaliseKept : normaliseOnline)(of, also, { each, sum, max });
     },
   };
 }
 
 const pairs = <T>(all: T[]): T[][] => all.flatMap((_, i) => i % 2 === 0 ? [all.slice(i, i + 2)] : []);
 
-type Normalise = (
-  of: Normaliser[],
-  also: string,
-  each: RowCode["each"],
-  sum: RowCode["sum"],
-  max: RowCode["max"],
-) => string;
+type Normalise = (of: Normaliser[], also: string, row: Pick<RowCode, "each" | "sum" | "max">) => string;
 
 /** For rows in registers, with one normaliser without `at`: the maximum first, then the terms. */
-const normaliseKept: Normalise = ([{ name, value, k, becomes }], also, each, sum, max) => {
+const normaliseKept: Normalise = ([{ name, value, k, becomes }], also, { each, sum, max }) => {
   const stream = value.replace(/4$/, ""), isMax = `(${value} == vec4f(${name}_max))`;
   const term = `exp2((${value} - ${name}_max) * ${name}_k)`;
   return `let ${name}_k = ${k} * ${Math.LOG2E};
@@ -393,7 +387,7 @@ const normaliseKept: Normalise = ([{ name, value, k, becomes }], also, each, sum
 };
 
 /** For rows that loops read again, at least in part: maximum and terms in one loop. */
-const normaliseOnline: Normalise = (of, also, each, sum, max) =>
+const normaliseOnline: Normalise = (of, also, { each, sum, max }) =>
   `${of.map(({ name }) => `var ${name}_part = vec3f(LOW, 0.0, 0.0);`).join(" ")}
   ${of.filter(({ at }) => at).map(({ name }) => `var ${name}_beside = LOW;`).join(" ")}
   ${

@@ -51,15 +51,14 @@ const bytesOf = (t: Tile) => 4 * (t.depth + 1) * (t.m + t.n) * t.slices;
 
 /**
  * Overrides for tests and tuning: the index of the tile, the number of pieces along k, whether operands are read element by element (false: as vec4s where
- * possible), how many steps of k are unrolled, and whether two products share a launch.
+ * possible), and whether two products share a launch.
  */
 export const matmulTuning: {
   tile: number | null;
   pieces: number | null;
   scalar: boolean | null;
-  unroll: number | null;
   shared: boolean | null;
-} = { tile: null, pieces: null, scalar: null, unroll: null, shared: null };
+} = { tile: null, pieces: null, scalar: null, shared: null };
 
 /** Whether the device has enough threads and workgroup memory for a tile. */
 function fits(t: Tile): boolean {

@@ -108,11 +108,7 @@ export class Queue {
   /** The batch that a dispatch's results depend on: the open one, or a failed one that should have written something that the dispatch binds. */
   #origin(memories: Memory[]): number {
     if (this.#failed.size === 0) return this.batch;
-    for (const memory of memories) {
-      const failed = this.#failure(memory);
-      if (failed !== undefined) return failed;
-    }
-    return this.batch;
+    return memories.map((memory) => this.#failure(memory)).find((batch) => batch !== undefined) ?? this.batch;
   }
 
   /** Call it before a dispatch that overwrites a whole memory: then it no longer matters whether a failed batch should have written it. */
