@@ -24,9 +24,7 @@ export const isFloat = (dtype: DType): boolean => dtype === "f32" || dtype === "
 /** Bytes of one element. */
 export const BYTES: Record<DType, number> = { f32: 4, f16: 2, i32: 4, u32: 4 };
 
-/**
- * The memory of tensors. Views and `detach()` share it; it returns to the pool with its last owner.
- */
+/** The memory of tensors. Views and `detach()` share it; it returns to the pool with its last owner. */
 export class Storage {
   #changes = 0;
   owners = 1;
@@ -37,8 +35,8 @@ export class Storage {
   gradientHome: Memory | null = null;
   readonly gpu: Gpu;
 
-  /** `borrowed` memory (a gradient's home) is not this storage's to free. */
-  constructor(public memory: Memory, private borrowed = false) {
+  /** `borrowed` memory (a gradient's home) is not this storage's to free, as long as this storage is its `borrower`. */
+  constructor(public memory: Memory, borrowed = false) {
     this.gpu = gpu();
     if (borrowed) memory.borrower = this;
   }
@@ -74,7 +72,7 @@ export class Storage {
   }
 
   #letGo(): void {
-    if (this.borrowed) {
+    if (this.memory.borrower === this) {
       this.memory.borrower = null;
       this.memory.written = -1; // what is still in it does not count
     } else this.memory.free();
@@ -92,12 +90,6 @@ export class Storage {
     this.moveTo(this.gpu.pool.take(this.memory.bytes), this.memory.bytes);
   }
 
-  /** Becomes the owner of what it has borrowed. */
-  inherit(): void {
-    this.memory.borrower = null;
-    this.borrowed = false;
-  }
-
   /** Moves the content to other memory, which this storage then owns or borrows. */
   moveTo(memory: Memory, bytes: number, borrowed = false): void {
     this.gpu.queue.copy(this.memory, memory, bytes);
@@ -105,7 +97,6 @@ export class Storage {
     this.#letGo();
     this.memory = memory;
     this.version = version;
-    this.borrowed = borrowed;
     if (borrowed) memory.borrower = this;
   }
 }

@@ -32,10 +32,10 @@ export class Memory implements Disposable {
   /** How often it was written. For a slot, writes to the whole block do not count. */
   writes: number = 0;
   /**
-   * Who uses it without owning it, as a gradient uses a slot of an optimizer. The borrower moves out when another one needs the place, and inherits it when
-   * its owner goes.
+   * Who uses it without owning it, as a gradient uses a slot of an optimizer. The borrower moves out when another one needs the place, and owns it when its
+   * owner goes.
    */
-  borrower: { vacate(): void; inherit(): void } | null = null;
+  borrower: { vacate(): void } | null = null;
   /** The shape of the tensor in it, for messages. */
   shape: readonly number[] | null = null;
   /** Whether the device refused to make its buffer. */
@@ -70,7 +70,7 @@ export class Memory implements Disposable {
 
   /** For a user that no longer needs it: the borrower, if there is one, takes it over and frees it later; otherwise it is freed now. */
   leave(): void {
-    if (this.borrower) this.borrower.inherit();
+    if (this.borrower) this.borrower = null;
     else this.free();
   }
 
