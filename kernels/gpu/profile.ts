@@ -48,7 +48,7 @@ export async function profile<T>(fn: () => T | Promise<T>): Promise<Profile<T>> 
   if (!info.timestamps) throw new Error("profile: this adapter has no timestamp-query");
   if (queue.timestamps) throw new Error("profile: a profile is being taken already");
   const names: string[] = [], sets: GPUQuerySet[] = [];
-  let result: T, finished = false;
+  let result: T;
   queue.submit();
   queue.timestamps = (name) => {
     const at = names.push(name) - 1, slot = 2 * (at % LAUNCHES);
@@ -59,13 +59,12 @@ export async function profile<T>(fn: () => T | Promise<T>): Promise<Profile<T>> 
     result = await fn();
     queue.submit();
     await errors.settle(); // some drivers wait forever for timestamps of a batch that failed
-    finished = true;
+  } catch (error) {
+    queue.submit();
+    for (const set of sets) set.destroy();
+    throw error;
   } finally {
     queue.timestamps = null;
-    if (!finished) {
-      queue.submit();
-      for (const set of sets) set.destroy();
-    }
   }
   const times: bigint[] = [];
   for (const [i, set] of sets.entries()) {

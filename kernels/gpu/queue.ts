@@ -49,16 +49,16 @@ const TURN = 100; // milliseconds of reads until the event loop gets a turn; it 
  */
 export class Queue {
   readonly arena: Arena;
-  /** Number of the batch that is open: all dispatches since the last submit. */
+  /** Number of the batch that is open. */
   batch = 0;
   /** While a profile is taken: where the times of a dispatch go. */
   timestamps: ((name: string) => GPUComputePassTimestampWrites) | null = null;
   #encoder: GPUCommandEncoder | null = null;
   #pass: GPUComputePassEncoder | null = null;
   #bound: Pipeline | null = null;
-  #inBatch = 0;
   /** Batches that the device discarded: their results are missing. */
   #failed = new Set<number>();
+  /** The dispatches since the last submit. */
   #batch: Entry[] = [];
   #first: Entry = { next: null } as Entry;
   #last: Entry = this.#first;
@@ -102,7 +102,7 @@ export class Queue {
       memories[i].writes++;
     }
     this.counters.dispatches++;
-    if (++this.#inBatch >= SUBMIT_AFTER) this.submit();
+    if (this.#batch.length >= SUBMIT_AFTER) this.submit();
   }
 
   /** The batch that a dispatch's results depend on: the open one, or a failed one that should have written something that the dispatch binds. */
@@ -263,7 +263,7 @@ export class Queue {
 
   /** A step ends here: submits what was encoded so far if that is worth it. */
   stepped(): void {
-    if (this.#inBatch >= SUBMIT_STEP) this.submit();
+    if (this.#batch.length >= SUBMIT_STEP) this.submit();
   }
 
   /** Submits what was encoded so far. */
@@ -280,7 +280,6 @@ export class Queue {
     });
     this.#encoder = null;
     this.#batch = [];
-    this.#inBatch = 0;
     this.batch++;
     this.counters.submits++;
     this.#last = this.#first; // a step begins after a submit: this aligns the predictions
