@@ -87,13 +87,17 @@ export function shapeOf(
   };
 }
 
-/** The memories that an epilogue binds, including C. */
-export function epilogueMemories(c: Memory, { bias, activation, slope, plus, sums }: Epilogue): Record<string, Memory> {
+/** The memories that an epilogue binds, including C and that of the sums, which may be of pieces. */
+export function epilogueMemories(
+  c: Memory,
+  sums: Memory | undefined,
+  { bias, activation, slope, plus }: Epilogue,
+): Record<string, Memory> {
   const buffers: Record<string, Memory> = { c }, beside = slope?.of ?? activation?.before;
   if (bias) buffers.bias = bias.memory;
   if (beside) buffers.beside = beside;
   if (plus) buffers.plus = plus;
-  if (sums) buffers.sums = sums.memory;
+  if (sums) buffers.sums = sums;
   return buffers;
 }
 

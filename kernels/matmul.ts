@@ -220,8 +220,7 @@ const kernel = variants((v: Variant) => {
   const all = hs.flatMap((h) => lanes.flatMap((_, i) => ws.map((w) => [h, i, w] as const)));
   const rowsOf = hs.flatMap((h) => lanes.map((_, i) => [h, i] as const));
   const mOf = (h: number, i: number) => `(tile_m + ${quadOf("a", `thread_m + ${h * down}u`)} * 4u + ${i}u)`;
-  const each = (f: (h: number, i: number, w: number, n: number) => string) =>
-    all.map(([h, i, w], n) => f(h, i, w, n)).join(" ");
+  const each = (f: (h: number, i: number, w: number) => string) => all.map(([h, i, w]) => f(h, i, w)).join(" ");
   const w = halves ? 8 : 4, ahead = slabsAhead(halves);
   // step k is at k % 4 · depth/4 + ⌊k / 4⌋ (for f16 with 8 instead of 4), so that threads whose blocks are neighbours along k write to neighbouring places
   const placeOf = (k: number) => k % w * depth / w + Math.floor(k / w);
@@ -470,18 +469,21 @@ function recipeOf(product: Product, how: ReturnType<typeof reading>, choice: Cho
   };
 }
 
-/**
- * Recipes of one or two products, and the function that runs both if they share a launch. The key contains all that they depend on; a training step repeats
- * the same keys.
- */
-const recipes = remembered<{ recipes: Recipe[]; pair: ReturnType<typeof pairOf> }>();
+/** The recipes of one or two products, and the function that runs both if they share a launch. */
+interface Prepared {
+  recipes: Recipe[];
+  pair: ReturnType<typeof pairOf>;
+}
 
+const cached = remembered<Prepared>();
+
+/** All that a recipe depends on: a training step repeats the same keys. */
 const keyOf = ({ a, b, c, rows, columns, depth, batches, epilogue = {} }: Product) =>
   `${rows},${columns},${depth},${batches},${c.offset},${a.element},${a.offset},${a.batch},${a.row},${a.column},${b.element},${b.offset},${b.batch},${b.row},${b.column},${
     JSON.stringify(shapeOf(c.element, false, epilogue))
   };`;
 
-function prepared(products: Product[]): { recipes: Recipe[]; pair: ReturnType<typeof pairOf> } {
+function prepared(products: Product[]): Prepared {
   const ways = products.map(reading), sizes = ways.map(({ size }) => size);
   const shared = products.length === 2 && !ways.some(({ tensors }) => tensors)
     ? chooseShared(sizes[0], sizes[1])
@@ -496,7 +498,7 @@ export function matmul(...products: Product[]): void {
   if (products.length === 0) return;
   let key = "";
   for (const product of products) key += keyOf(product);
-  const { recipes: all, pair } = recipes(key, () => prepared(products));
+  const { recipes, pair } = cached(key, () => prepared(products));
   const scratch: Memory[] = [];
   const take = (floats: number) => {
     const memory = gpu().pool.take(4 * floats);
@@ -506,7 +508,7 @@ export function matmul(...products: Product[]): void {
   try {
     const launches: (Launch & { buffers: Record<string, Memory> })[] = [], sums: typeof launches = [];
     for (let i = 0; i < products.length; i++) {
-      const { a, b, c, rows, columns, epilogue = {} } = products[i], { launch, sums: sum } = all[i];
+      const { a, b, c, rows, columns, epilogue = {} } = products[i], { launch, sums: sum } = recipes[i];
       let to = c.memory, rowSums = epilogue.sums?.memory;
       if (sum) {
         const { pieces } = sum.params;
@@ -516,8 +518,7 @@ export function matmul(...products: Product[]): void {
         sums.push({ ...sum, buffers });
         rowSums = partialSums;
       }
-      const buffers: Record<string, Memory> = { a: a.memory, b: b.memory, ...epilogueMemories(to, epilogue) };
-      if (rowSums) buffers.sums = rowSums;
+      const buffers = { a: a.memory, b: b.memory, ...epilogueMemories(to, rowSums, epilogue) };
       launches.push({ ...launch, buffers });
     }
     if (pair) pair(launches[0].buffers, launches[1].buffers);
