@@ -2,359 +2,38 @@
  * Matrix products C[b] = A[b]·B[b]. Operands may have any strides, so transposes cost nothing. The same kernel also does what often follows a product: bias,
  * activation, residual, the slope of an activation, and the row sums of A (the gradient of a bias, along with that of its weight).
  *
- * A workgroup computes a tile of C, a thread 4×4, 8×8 or 8×12 elements of it. In each iteration (16 or 32 steps of k) the workgroup copies a slab of A and one
- * of B to workgroup memory, as vec4s along m and along n, the way threads read them. While these are multiplied, the next slabs are fetched into registers.
- *
- * The copy moves blocks of 4×4 (of f16 as many bytes), which are transposed in registers if k is the contiguous direction. Neighbouring threads take blocks
- * that are neighbours in memory. With 128 bytes of each row at a time, 4096³ reaches 47 TFLOP/s in f32 on an H100, whatever is transposed; with 64 bytes of
- * twice as many rows it reached 41.
- *
- * Products with few tiles fill the GPU in other ways. The slices of a workgroup share a tile: each takes every slices-th slab, and their sums are added in a
- * fixed order. A product with a long k is cut along k into several products, and a second launch adds them up. Two small products, such as the gradients of a
- * layer's input and weight, share a launch.
+ * A product with a long k and few tiles is cut along k into several products, and a second launch adds them up. Two small products, such as the gradients of
+ * a layer's input and weight, share a launch.
  */
-import { type Element, lanes, numbers, vec4f, vectorOf } from "./elementwise.ts";
+import type { Element } from "./elementwise.ts";
 import {
   type Epilogue,
-  epilogueCode,
   epilogueMemories,
   type EpilogueShape,
   type Mode,
   type Operands,
-  PARAMS,
   type Plain,
   shapeOf,
   type Strided,
 } from "./epilogue.ts";
 import { gpu } from "./gpu/gpu.ts";
-import { type BufferType, type Launch, pairOf, variants } from "./gpu/kernel.ts";
+import { type Launch, pairOf, variants } from "./gpu/kernel.ts";
 import type { Memory } from "./gpu/memory.ts";
+import { tileKernel } from "./matmul_kernel.ts";
 import { TENSOR_DEPTH, tensorKernel, tensorTile } from "./tensor_cores.ts";
-import {
-  type Choice,
-  choose,
-  chooseShared,
-  matmulTuning,
-  remembered,
-  slabsAhead,
-  threadsOf,
-  type Tile,
-  TILES,
-  turnOf,
-} from "./tiles.ts";
+import { type Choice, choose, chooseShared, matmulTuning, remembered, TILES, turnOf } from "./tiles.ts";
 
-/**
- * A WGSL function that fetches a block: 4 steps of k by 4 of the other direction (m or n), with a column of the result for each k.
- *
- * - `mode`: "k" reads vec4s along k, "x" vec4s along the other direction, "s" single elements with any strides.
- * - `places_NAME` returns where the rows of the block begin (with "x" the block itself). That does not depend on k.
- * - `tail`: the slab may extend beyond the product's depth.
- * - `halves`: f16 is read as u32, two at a time, because the compiler would unpack f16 right after the fetch, and so wait for it. A block has as many bytes as
- *   one of f32, and so 8 elements along the direction that is read. With "x" it has two k of one slab and two of the next, `slab` steps further, so that every
- *   thread keeps half of its block in each slab (512×2048×128 takes an H100 25 µs; with half of the threads keeping whole blocks it took 31).
- */
-function fetcher(name: "a" | "b", mode: Mode, size: string, tail: boolean, halves: boolean, slab: number): string {
-  const from = `(params.${name}_offset + batch * params.${name}_batch)`, last = `params.${size} - 1u`;
-  const w = halves ? 8 : 4, vector = halves ? "vec4u" : "vec4f", block = halves ? "array<vec4u, 4>" : "mat4x4f";
-  const places = {
-    k: `(${from} + min(x + vec4u(0u, 1u, 2u, 3u), vec4u(${last})) * params.${name}_across) / ${w}u`,
-    x: `vec4u((${from} + min(x, params.${size} - ${w}u)) / ${w}u)`,
-    s: `${from} + min(x + vec4u(0u, 1u, 2u, 3u), vec4u(${last})) * params.${name}_across`,
-  }[mode];
-  const step = (j: number) => halves && mode === "x" ? j % 2 + (j < 2 ? 0 : slab) : j;
-  const inside = (j: number, x: string) => tail ? `select(${vector}(), ${x}, k + ${step(j)}u < depth)` : x;
-  const at = (j: number) => tail ? `min(k + ${step(j)}u, depth - 1u)` : `(k + ${step(j)}u)`;
-  const rows = {
-    k: lanes.map((l) => inside(0, `${vector}(${name}[places.${l} + ${tail ? `min(k, depth - ${w}u)` : "k"} / ${w}u])`)),
-    x: lanes.map((_, j) => inside(j, `${vector}(${name}[places.x + ${at(j)} * (params.${name}_k / ${w}u)])`)),
-    s: lanes.map((_, j) => inside(j, vec4f((l) => `f32(${name}[places.${l} + ${at(j)} * params.${name}_k])`))),
-  }[mode];
-  const all = `${block}(${rows.join(", ")})`;
-  return `fn places_${name}(batch: u32, x: u32) -> vec4u { return ${places}; }
-fn fetch_${name}(places: vec4u, k: u32, depth: u32) -> ${block} {
-  return ${mode === "k" && !halves ? `transpose(${all})` : all};
-}`;
+/** c[b] = a[b]·b[b] with an epilogue; a is [rows, depth] and b [depth, columns] in each batch, and `c` is in row-major order, from `offset` on. */
+export interface Product {
+  a: Strided;
+  b: Strided;
+  c: Plain & { offset?: number };
+  rows: number;
+  columns: number;
+  depth: number;
+  batches?: number;
+  epilogue?: Epilogue;
 }
-
-/**
- * Compile-time choices: how operands are read, the index of the tile, whether all steps of a slab are unrolled, the epilogue, and the rest as in `fetcher`.
- */
-interface Variant extends Operands {
-  tile: number;
-  unrolled: boolean;
-  halves: boolean;
-  tail: boolean;
-  epilogue: EpilogueShape;
-}
-
-/**
- * How slabs get into workgroup memory: declarations before the loop (`begin`), `fetch` for the slabs that start at k = `begins`, and `keep`, which writes the
- * fetched blocks to `slabs`. The blocks of A's slab come first, then those of B's: neighbouring threads take up to eight along m or n, then those along k.
- */
-function copying({ aMode, bMode, halves }: Variant, tile: Tile) {
-  const threads = threadsOf(tile), aQuads = tile.m / 4, bQuads = tile.n / 4, { depth } = tile;
-  const w = halves ? 8 : 4, fetched = slabsAhead(halves) * depth;
-  const aBlocks = aQuads * fetched / w, bBlocks = bQuads * fetched / w, blocks = aBlocks + bBlocks;
-  const rounds = numbers(Math.ceil(blocks / threads));
-  // the operand that the blocks of a round belong to; "" if that differs among threads
-  const side = (r: number) => (r + 1) * threads <= aBlocks ? "a" : r * threads >= aBlocks ? "b" : "";
-  const operands = {
-    a: { mode: aMode, quads: aQuads, tile: "tile_m" },
-    b: { mode: bMode, quads: bQuads, tile: "tile_n" },
-  };
-  // how many elements a block has along k and along x (m or n)
-  const kOf = (o: "a" | "b") => halves && operands[o].mode === "k" ? 8 : 4;
-  const xOf = (o: "a" | "b") => halves && operands[o].mode === "x" ? 8 : 4;
-  // the quad of m or n in a row of the slabs: the two quads of a block of eight are far apart, so that neighbouring threads write to neighbouring rows
-  const quadOf = (o: "a" | "b", row: string) =>
-    xOf(o) === 8 ? `((${row}) % ${operands[o].quads / 2}u * 2u + (${row}) / ${operands[o].quads / 2}u)` : `(${row})`;
-  // Neighbouring threads take blocks that are neighbours in memory. If there are fewer than eight along k, the next ones come from rows so far apart that they
-  // are written to different banks of workgroup memory: 4096×384×1152 in tiles of 64×64 takes an H100 120 µs instead of 133
-  const order = (r: number, o: "a" | "b") => {
-    const { mode, quads } = operands[o], ks = fetched / kOf(o), xs = quads * 4 / xOf(o);
-    if (mode === "k") {
-      const t = `place${r} / ${ks}u`, apart = 8 / ks;
-      const x = ks < 8 && xs % 8 === 0 ? `${t} / 8u * 8u + ${t} % ${apart}u * ${ks}u + ${t} / ${apart}u % ${ks}u` : t;
-      return `let x${o}${r} = ${x}; let k${o}${r} = place${r} % ${ks}u;`;
-    }
-    const run = [8, 4, 2, 1].find((n) => xs % n === 0)!;
-    return `let x${o}${r} = place${r} % ${run}u + place${r} / ${
-      run * ks
-    }u * ${run}u; let k${o}${r} = place${r} / ${run}u % ${ks}u;`;
-  };
-  const choice = (r: number, f: (o: "a" | "b") => string) => {
-    const o = side(r);
-    if (o) return f(o as "a" | "b");
-    const [a, b] = [f("a"), f("b")];
-    return a === b ? a : `if (of_a${r}) { ${a} } else { ${b} }`;
-  };
-  const begin = rounds.map((r) =>
-    `let unit${r} = own + ${r * threads}u;
-  let of_a${r} = unit${r} < ${aBlocks}u;
-  let place${r} = select(unit${r} - ${aBlocks}u, unit${r}, of_a${r});
-  ${order(r, "a")}
-  ${order(r, "b")}
-  let x${r} = select(xb${r}, xa${r}, of_a${r});
-  let k${r} = select(kb${r}, ka${r}, of_a${r});
-  let at${r} = slab + select(${aQuads}u, 0u, of_a${r}) + x${r};
-  var places${r}: vec4u;
-  ${choice(r, (o) => `places${r} = places_${o}(batch, ${operands[o].tile} + x${r} * ${xOf(o)}u);`)}
-  var block${r}: ${halves ? "array<vec4u, 4>" : "mat4x4f"};`
-  ).join("\n  ");
-  const fetch = rounds.map((r) =>
-    choice(r, (o) => `block${r} = fetch_${o}(places${r}, begins + k${r} * ${xOf(o) === 8 ? 2 : kOf(o)}u, depth);`)
-  ).join(" ");
-  const put = (r: number, row: string, place: string, x: string) => `slabs[at${r}${row}][${place}] = ${x};`;
-  const unpacked = (x: string) => `unpack2x16float(${x})`;
-  const keepBlock = (r: number, o: "a" | "b") => {
-    const block = `block${r}`;
-    if (!halves) return lanes.map((_, j) => put(r, "", `k${r} + ${j * depth / 4}u`, `${block}[${j}]`)).join(" ");
-    if (operands[o].mode === "k") { // all of one slab
-      const ks = depth / 8;
-      return `if (k${r} / ${ks}u == phase) { let k = k${r} % ${ks}u; ${
-        lanes.map((l, p) =>
-          `{ ${lanes.map((_, i) => `let h${i} = ${unpacked(`${block}[${i}].${l}`)};`).join(" ")} ${
-            ["x", "y"].map((e, n) =>
-              put(r, "", `k + ${(2 * p + n) * depth / 8}u`, `vec4f(h0.${e}, h1.${e}, h2.${e}, h3.${e})`)
-            ).join(" ")
-          } }`
-        ).join(" ")
-      } }`;
-    }
-    const half = (rows: number[]) =>
-      rows.flatMap((row, j) =>
-        ["xy", "zw"].map((pair, e) =>
-          put(
-            r,
-            e ? ` + ${operands[o].quads / 2}u` : "",
-            `(k${r} % 4u * 2u + ${j}u) * ${depth / 8}u + k${r} / 4u`,
-            `vec4f(${[...pair].map((l) => unpacked(`${block}[${row}].${l}`)).join(", ")})`,
-          )
-        )
-      ).join(" ");
-    return `if (phase == 0u) { ${half([0, 1])} } else { ${half([2, 3])} }`;
-  };
-  const keep = rounds.map((r) =>
-    `${(r + 1) * threads <= blocks ? "" : `if (unit${r} < ${blocks}u) `}{ ${choice(r, (o) => keepBlock(r, o))} }`
-  ).join("\n    ");
-  return { begin, fetch, keep, quadOf };
-}
-
-/** Adds up the sums of the slices in a tree, as many at once as the slabs can hold. */
-function meeting(tile: Tile, sums: string[]): string {
-  const threads = threadsOf(tile), quads = (tile.m + tile.n) / 4, { slices, depth } = tile;
-  const halvings = numbers(Math.log2(slices)).map((n) => slices >> (n + 1));
-  return halvings.map((half) => {
-    const most = [sums.length, ...[16, 8, 4, 2, 1].filter((n) => n < sums.length)].find((n) =>
-      half * threads <= Math.floor(depth / n) * quads * slices
-    )!;
-    const fit = Math.floor(depth / most);
-    return numbers(Math.ceil(sums.length / most)).map((part) => {
-      const some = sums.slice(part * most, (part + 1) * most).map((sum, n) => [
-        sum,
-        `slabs[at / ${fit}u][at % ${fit}u * ${most}u + ${n}u]`,
-      ]);
-      return `
-  if (slice >= ${half}u && slice < ${2 * half}u) {
-    let at = (slice - ${half}u) * ${threads}u + own;
-    ${some.map(([sum, met]) => `${met} = ${sum};`).join(" ")}
-  }
-  workgroupBarrier();
-  if (slice < ${half}u) {
-    let at = slice * ${threads}u + own;
-    ${some.map(([sum, met]) => `${sum} += ${met};`).join(" ")}
-  }
-  workgroupBarrier();`;
-    }).join("");
-  }).join("");
-}
-
-const kernel = variants((v: Variant) => {
-  const { aMode, bMode, unrolled, halves, tail } = v, tile = TILES[v.tile], { slices, depth } = tile;
-  const { begin, fetch, keep, quadOf } = copying(v, tile), end = epilogueCode(v.epilogue);
-  const threads = threadsOf(tile), aQuads = tile.m / 4, bQuads = tile.n / 4, quads = aQuads + bQuads;
-  const across = bQuads / tile.wide, down = aQuads / tile.high; // threads
-  // `parts` threads share the row sums of each quad of a slab
-  const parts = Math.min(depth, threads / aQuads);
-  const hs = numbers(tile.high), ws = numbers(tile.wide), sum = (h: number, i: number, w: number) => `sum_${h}${i}${w}`;
-  const all = hs.flatMap((h) => lanes.flatMap((_, i) => ws.map((w) => [h, i, w] as const)));
-  const rowsOf = hs.flatMap((h) => lanes.map((_, i) => [h, i] as const));
-  const mOf = (h: number, i: number) => `(tile_m + ${quadOf("a", `thread_m + ${h * down}u`)} * 4u + ${i}u)`;
-  const each = (f: (h: number, i: number, w: number) => string) => all.map(([h, i, w]) => f(h, i, w)).join(" ");
-  const w = halves ? 8 : 4, ahead = slabsAhead(halves);
-  // step k is at k % 4 · depth/4 + ⌊k / 4⌋ (for f16 with 8 instead of 4), so that threads whose blocks are neighbours along k write to neighbouring places
-  const placeOf = (k: number) => k % w * depth / w + Math.floor(k / w);
-  const step = (k: number) => `
-      { ${hs.map((h) => `let x${h} = slabs[at_a + ${h * down}u][${placeOf(k)}u + k];`).join(" ")}
-        ${ws.map((w) => `let y${w} = slabs[at_b + ${w * across}u][${placeOf(k)}u + k];`).join(" ")}
-        ${each((h, i, w) => `${sum(h, i, w)} += x${h}.${lanes[i]} * y${w};`)} }`;
-  const steps = numbers(unrolled ? depth : w).map(step).join("");
-  const multiplied = unrolled
-    ? steps.replaceAll("u + k]", "u]") // a constant index needs no bounds check
-    : `for (var k = 0u; k < ${depth / w}u; k += 1u) { ${steps} }`;
-  // a branch that is always taken makes the compiler wait for the next slab only after multiplying this one: 1536×4096×384 of f16 takes an H100 147 µs, else
-  // 159
-  const multiply = halves && !end.sums ? `if (params.depth > 0u) { ${multiplied} }` : multiplied;
-  const operand = (element: Element, mode: Mode): BufferType =>
-    halves ? "read vec4u" : `read ${mode === "s" ? element : vectorOf[element]}`;
-  const turn = depth * slices, whole = turnOf(tile, halves);
-  return {
-    name: "matmul",
-    buffers: {
-      a: operand(v.a, aMode),
-      b: operand(v.b, bMode),
-      ...end.buffers,
-    },
-    params: PARAMS,
-    workgroup: threads * slices,
-    head: `${end.head}
-// for each slice the rows of A's slab, four m each, then those of B's; the odd length puts neighbours into different banks
-var<workgroup> slabs: array<array<vec4f, ${depth + 1}>, ${quads * slices}>;
-${fetcher("a", aMode, "rows", tail, halves, depth)}
-${fetcher("b", bMode, "columns", tail, halves, depth)}`,
-    main: `let tiles_n = (params.columns + ${tile.n - 1}u) / ${tile.n}u;
-  let tiles_m = (params.rows + ${tile.m - 1}u) / ${tile.m}u;
-  let batch = group / (tiles_n * tiles_m);
-  if (batch >= params.batches) { return; }
-  let depth = min(params.depth, params.whole - batch * params.depth); // of pieces, the last may be shorter
-  let tile_n = (group % tiles_n) * ${tile.n}u;
-  let tile_m = (group / tiles_n % tiles_m) * ${tile.m}u;
-  let own = lane % ${threads}u;
-  let slice = lane / ${threads}u;
-  let thread_n = own % ${across}u;
-  let thread_m = own / ${across}u;
-  let slab = slice * ${quads}u;
-  let at_a = slab + thread_m;
-  let at_b = slab + ${aQuads}u + thread_n;
-  ${each((h, i, w) => `var ${sum(h, i, w)} = vec4f(0.0);`)}
-  ${begin}
-  ${end.sums ? "var row_sums = vec4f(0.0);" : ""}
-  { let begins = slice * ${ahead * depth}u; ${fetch} }
-  for (var first = 0u; first < ${
-      whole > turn ? `(depth + ${whole - 1}u) / ${whole}u * ${whole}u` : "depth"
-    }; first += ${turn}u) {
-    workgroupBarrier();
-    let phase = first / ${turn}u % ${ahead}u;
-    ${keep}
-    workgroupBarrier();
-    // the next slab is fetched while this one is multiplied
-    let begins = first + ${turn}u + slice * ${ahead * depth}u;
-    if (first + ${turn}u < depth && phase == ${ahead - 1}u) { ${fetch} }
-    ${multiply}
-    ${
-      end.sums
-        ? `if (tile_n == 0u) {
-      ${
-          numbers(depth / parts).map((k) =>
-            `row_sums += slabs[slab + own % ${aQuads}u][own / ${aQuads}u + ${k * parts}u];`
-          ).join(" ")
-        }
-    }`
-        : ""
-    }
-  }
-  workgroupBarrier();
-  ${meeting(tile, all.map(([h, i, w]) => sum(h, i, w)))}
-  ${
-      end.sums
-        ? `if (tile_n == 0u) { slabs[slab + own % ${aQuads}u][own / ${aQuads}u] = row_sums; }
-  workgroupBarrier();
-  if (tile_n == 0u && lane < ${aQuads}u) {
-    row_sums = vec4f(0.0);
-    for (var s = 0u; s < ${slices}u; s++) {
-      for (var part = 0u; part < ${parts}u; part++) { row_sums += slabs[s * ${quads}u + lane][part]; }
-    }
-    let m = tile_m + ${quadOf("a", "lane")} * 4u;
-    ${lanes.map((l, i) => end.sum(`(m + ${i}u)`, `row_sums.${l}`)).join(" ")}
-  }`
-        : ""
-    }
-  ${slices > 1 ? "if (slice > 0u) { return; }" : ""}
-  let c_base = params.c_offset + batch * params.rows * params.columns;
-  ${
-      end.long
-        ? `var results = array<vec4f, ${all.length}>(${
-          ws.flatMap((w) => rowsOf.map(([h, i]) => sum(h, i, w))).join(", ")
-        });
-  for (var w = 0u; w < ${tile.wide}u; w++) {
-    let n = tile_n + ${quadOf("b", `thread_n + w * ${across}u`)} * 4u;
-    if (n < params.columns) {
-      ${end.column}
-      ${
-          end.reads.map((name) =>
-            `var got_${name} = array<vec4f, ${rowsOf.length}>(${
-              rowsOf.map(([h, i]) => end.read(name, mOf(h, i))).join(", ")
-            });`
-          ).join(" ")
-        }
-      for (var row = 0u; row < ${rowsOf.length}u; row++) {
-        let m = tile_m + ${quadOf("a", `thread_m + row / 4u * ${down}u`)} * 4u + row % 4u;
-        ${end.row("m", `results[w * ${rowsOf.length}u + row]`, (name) => `got_${name}[row]`)}
-      }
-    }
-  }`
-        : ws.map((w) =>
-          `{
-    let n = tile_n + ${quadOf("b", `thread_n + ${w * across}u`)} * 4u;
-    if (n < params.columns) {
-      ${end.column}
-      ${
-            end.reads.flatMap((name) =>
-              rowsOf.map(([h, i]) => `let got_${name}_${h}${i} = ${end.read(name, mOf(h, i))};`)
-            ).join(" ")
-          }
-      ${
-            rowsOf.map(([h, i]) =>
-              `{ let m = ${mOf(h, i)}; ${end.row("m", sum(h, i, w), (name) => `got_${name}_${h}${i}`)} }`
-            )
-              .join("\n      ")
-          }
-    }
-  }`
-        ).join("\n  ")
-    }`,
-  };
-});
 
 /** In which of the three ways an operand can be read, `w` elements at a time. */
 function modeOf(x: Strided, w: number, k: number, across: number, size: number, depth: number): Mode {
@@ -387,18 +66,6 @@ const sumPieces = variants(({ element, sums, add }: { element: Element; sums: El
     }`,
   };
 });
-
-/** c[b] = a[b]·b[b] with an epilogue; a is [rows, depth] and b [depth, columns] in each batch, and `c` is in row-major order, from `offset` on. */
-export interface Product {
-  a: Strided;
-  b: Strided;
-  c: Plain & { offset?: number };
-  rows: number;
-  columns: number;
-  depth: number;
-  batches?: number;
-  epilogue?: Epilogue;
-}
 
 /** How a product is computed: in one launch, or, if it is cut into pieces along k, in one for the pieces' products and one for their sums. */
 interface Recipe {
@@ -448,7 +115,14 @@ function recipeOf(product: Product, how: ReturnType<typeof reading>, choice: Cho
     return {
       kernel: tensors
         ? tensorKernel({ ...operands, size: tensors.side, tail: hasTail(TENSOR_DEPTH), epilogue })
-        : kernel({ ...operands, tile: choice.tile, unrolled, halves, tail: hasTail(turnOf(tile, halves)), epilogue }),
+        : tileKernel({
+          ...operands,
+          tile: choice.tile,
+          unrolled,
+          halves,
+          tail: hasTail(turnOf(tile, halves)),
+          epilogue,
+        }),
       params,
       workgroups: Math.ceil(rows / m) * Math.ceil(columns / n) * batches,
     };
