@@ -7,7 +7,7 @@ import {
   openDevice,
   subgroupDirective,
 } from "./device.ts";
-import { type Counters, Pool } from "./memory.ts";
+import type { Counters, Pool } from "./memory.ts";
 import { Queue } from "./queue.ts";
 
 /** The open device with everything that belongs to it. */
@@ -88,7 +88,6 @@ export async function open(options: InitOptions, prepare: () => Promise<void>): 
 }
 
 async function start(options: InitOptions): Promise<GpuInfo> {
-  const limit = options.memoryLimit ?? Infinity;
   const { device, info } = await openDevice(options);
   const errors = new DeviceErrors(device);
   await errors.news();
@@ -109,13 +108,12 @@ async function start(options: InitOptions): Promise<GpuInfo> {
     dispatches: 0,
     submits: 0,
   };
-  const queue: Queue = new Queue(device, () => pool, counters, errors);
-  const pool = new Pool(device, counters, limit, errors, () => queue.trim(), () => queue.arena.spare);
+  const queue = new Queue(device, counters, errors, options.memoryLimit ?? Infinity);
   await dispose().catch(() => {}); // of a lost device, which this one replaces
   current = {
     device,
     info,
-    pool,
+    pool: queue.pool,
     queue,
     errors,
     counters,

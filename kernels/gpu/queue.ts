@@ -1,6 +1,6 @@
 import type { DeviceErrors } from "./device.ts";
 import { checkNumber, describe } from "../check.ts";
-import { Arena, type Counters, Memory, Mirror, ofShape, type Pool, sizeClass } from "./memory.ts";
+import { Arena, type Counters, Memory, Mirror, ofShape, Pool, sizeClass } from "./memory.ts";
 
 /** A compiled kernel. */
 export interface Pipeline {
@@ -48,6 +48,7 @@ const TURN = 100; // milliseconds of reads until the event loop gets a turn; it 
  * small data goes through the arena, Params blocks are content-addressed and never change.
  */
 export class Queue {
+  readonly pool: Pool;
   readonly arena: Arena;
   /** Number of the batch that is open. */
   batch = 0;
@@ -55,27 +56,33 @@ export class Queue {
   timestamps: ((name: string) => GPUComputePassTimestampWrites) | null = null;
   #encoder: GPUCommandEncoder | null = null;
   #pass: GPUComputePassEncoder | null = null;
+  /** What the open pass has as its pipeline. */
   #bound: Pipeline | null = null;
   /** Batches that the device discarded: their results are missing. */
   #failed = new Set<number>();
   /** The dispatches since the last submit. */
   #batch: Entry[] = [];
+  /** Stands before the first dispatch of each batch. */
   #first: Entry = { next: null } as Entry;
   #last: Entry = this.#first;
+  /** All entries, by pipeline, memories and parameters. */
   #entries = new Map<string, Entry>();
+  /** The Params blocks, by content, and the buffers that they lie in. */
   #blocks = new Map<string, GPUBindingResource>();
   #chunks: Mirror[] = [];
+  /** Free buffers for reads, by size. */
   #staging = new Map<number, GPUBuffer[]>();
   /** When a read last gave the event loop a turn. */
   #turned = 0;
 
   constructor(
     readonly device: GPUDevice,
-    readonly pool: () => Pool,
     readonly counters: Counters,
     readonly errors: DeviceErrors,
+    memoryLimit: number,
   ) {
-    this.arena = new Arena(device, counters, (bytes, op, shape) => pool().makeRoom(bytes, op, shape));
+    this.pool = new Pool(device, counters, memoryLimit, errors, () => this.trim(), () => this.arena.spare);
+    this.arena = new Arena(device, counters, (bytes, op, shape) => this.pool.makeRoom(bytes, op, shape));
   }
 
   /** Encodes one dispatch. The one that followed the previous dispatch last time is tried first: in a repeated step, a comparison finds the entry. */
@@ -103,34 +110,6 @@ export class Queue {
     }
     this.counters.dispatches++;
     if (this.#batch.length >= SUBMIT_AFTER) this.submit();
-  }
-
-  /** The batch that a dispatch's results depend on: the open one, or a failed one that should have written something that the dispatch binds. */
-  #origin(memories: Memory[]): number {
-    if (this.#failed.size === 0) return this.batch;
-    return memories.map((memory) => this.#failure(memory)).find((batch) => batch !== undefined) ?? this.batch;
-  }
-
-  /** Call it before a dispatch that overwrites a whole memory: then it no longer matters whether a failed batch should have written it. */
-  renew(memory: Memory): void {
-    memory.written = this.batch;
-  }
-
-  /** The failed batch, if any, that should have written a memory or a slot of it. */
-  #failure(memory: Memory): number | undefined {
-    const parts = memory.slots.length > 0 ? memory.slots : [memory];
-    return parts.find((part) => this.#failed.has(part.written))?.written;
-  }
-
-  /** Whether the content of a memory is missing: the device refused the memory itself, or the batch that should have written it. */
-  #isMissing(memory: Memory): boolean {
-    return memory.refused || this.#failure(memory) !== undefined;
-  }
-
-  /** Marks a batch and all later ones as failed: they may have read its results before the failure was known. */
-  #fail(batch: number): void {
-    if (this.errors.lost === null) this.submit(); // so that the open batch is among them, and the next is not
-    for (let since = batch; since < this.batch; since++) this.#failed.add(since);
   }
 
   #entry(pipeline: Pipeline, { buffers, values }: Given): Entry {
@@ -188,15 +167,6 @@ export class Queue {
     return block;
   }
 
-  /** Forgets all bind groups and Params blocks, after submitting the dispatches that may use them. */
-  forget(): void {
-    this.submit();
-    this.#entries.clear();
-    this.#blocks.clear();
-    this.#first.next = null;
-    this.#last = this.#first;
-  }
-
   #openEncoder(): GPUCommandEncoder {
     if (!this.#encoder) {
       this.errors.open();
@@ -219,46 +189,10 @@ export class Queue {
     this.#bound = null;
   }
 
-  /** Puts bytes into memory that the next dispatch can read: a slot of the arena if they fit and need not be `writable`, else memory of the pool. */
-  upload(
-    data: Uint8Array,
-    writable: boolean,
-    purpose = "upload",
-    op = "tensor",
-    shape?: readonly number[],
-  ): Memory {
-    const memory = (writable ? undefined : this.arena.take(data, purpose, op, shape)) ??
-      this.pool().take(data.byteLength, op, shape, purpose);
-    memory.written = -1;
-    if (memory.owner === this.arena) return memory;
-    if (memory.batch === this.batch) this.submit();
-    const whole = data.byteLength - data.byteLength % 4;
-    const { device: { queue } } = this;
-    if (whole > 0) queue.writeBuffer(memory.buffer, memory.offset, data as BufferSource, 0, whole);
-    if (whole < data.byteLength) {
-      const rest = new Uint8Array(4);
-      rest.set(data.subarray(whole));
-      queue.writeBuffer(memory.buffer, memory.offset + whole, rest);
-    }
-    return memory;
-  }
-
-  /** Copies the first bytes of one memory to another, in order with the dispatches. */
-  copy(from: Memory, to: Memory, bytes: number): void {
-    if (from.owner.device !== this.device || to.owner.device !== this.device) {
-      throw new Error("tensor: a copy cannot leave or enter a device that was disposed or lost");
-    }
-    if (from.buffer === to.buffer) { // two slots of an optimizer's block: WebGPU cannot copy within a buffer
-      using between = this.pool().take(bytes, "copy");
-      this.copy(from, between, bytes);
-      return this.copy(between, to, bytes);
-    }
+  /** Encodes another command, after the dispatches so far. */
+  encode(command: (encoder: GPUCommandEncoder) => void): void {
     this.#endPass();
-    const size = Math.min(Math.ceil(bytes / 4) * 4, from.bytes, to.bytes);
-    if (size > 0) this.#openEncoder().copyBufferToBuffer(from.buffer, from.offset, to.buffer, to.offset, size);
-    from.batch = to.batch = this.batch;
-    to.writes++;
-    to.written = this.#failure(from) ?? this.batch;
+    command(this.#openEncoder());
   }
 
   /** A step ends here: submits what was encoded so far if that is worth it. */
@@ -286,10 +220,55 @@ export class Queue {
     this.arena.submitted(this.batch);
   }
 
-  /** Encodes another command, after the dispatches so far. */
-  encode(command: (encoder: GPUCommandEncoder) => void): void {
+  /** Forgets all bind groups and Params blocks, after submitting the dispatches that may use them. */
+  forget(): void {
+    this.submit();
+    this.#entries.clear();
+    this.#blocks.clear();
+    this.#first.next = null;
+    this.#last = this.#first;
+  }
+
+  /** Puts bytes into memory that the next dispatch can read: a slot of the arena if they fit and need not be `writable`, else memory of the pool. */
+  upload(
+    data: Uint8Array,
+    writable: boolean,
+    purpose = "upload",
+    op = "tensor",
+    shape?: readonly number[],
+  ): Memory {
+    const memory = (writable ? undefined : this.arena.take(data, purpose, op, shape)) ??
+      this.pool.take(data.byteLength, op, shape, purpose);
+    memory.written = -1;
+    if (memory.owner === this.arena) return memory;
+    if (memory.batch === this.batch) this.submit();
+    const whole = data.byteLength - data.byteLength % 4;
+    const { device: { queue } } = this;
+    if (whole > 0) queue.writeBuffer(memory.buffer, memory.offset, data as BufferSource, 0, whole);
+    if (whole < data.byteLength) {
+      const rest = new Uint8Array(4);
+      rest.set(data.subarray(whole));
+      queue.writeBuffer(memory.buffer, memory.offset + whole, rest);
+    }
+    return memory;
+  }
+
+  /** Copies the first bytes of one memory to another, in order with the dispatches. */
+  copy(from: Memory, to: Memory, bytes: number): void {
+    if (from.owner.device !== this.device || to.owner.device !== this.device) {
+      throw new Error("tensor: a copy cannot leave or enter a device that was disposed or lost");
+    }
+    if (from.buffer === to.buffer) { // two slots of an optimizer's block: WebGPU cannot copy within a buffer
+      using between = this.pool.take(bytes, "copy");
+      this.copy(from, between, bytes);
+      return this.copy(between, to, bytes);
+    }
     this.#endPass();
-    command(this.#openEncoder());
+    const size = Math.min(Math.ceil(bytes / 4) * 4, from.bytes, to.bytes);
+    if (size > 0) this.#openEncoder().copyBufferToBuffer(from.buffer, from.offset, to.buffer, to.offset, size);
+    from.batch = to.batch = this.batch;
+    to.writes++;
+    to.written = this.#failure(from) ?? this.batch;
   }
 
   /** The first bytes of a memory, as they are after everything encoded so far has run. */
@@ -343,6 +322,34 @@ export class Queue {
     } finally { // createBuffer throws if there is no memory to map
       this.errors.close(() => `a read of ${ofShape(size, shape)}`);
     }
+  }
+
+  /** Marks a batch and all later ones as failed: they may have read its results before the failure was known. */
+  #fail(batch: number): void {
+    if (this.errors.lost === null) this.submit(); // so that the open batch is among them, and the next is not
+    for (let since = batch; since < this.batch; since++) this.#failed.add(since);
+  }
+
+  /** The failed batch, if any, that should have written a memory or a slot of it. */
+  #failure(memory: Memory): number | undefined {
+    const parts = memory.slots.length > 0 ? memory.slots : [memory];
+    return parts.find((part) => this.#failed.has(part.written))?.written;
+  }
+
+  /** Whether the content of a memory is missing: the device refused the memory itself, or the batch that should have written it. */
+  #isMissing(memory: Memory): boolean {
+    return memory.refused || this.#failure(memory) !== undefined;
+  }
+
+  /** The batch that a dispatch's results depend on: the open one, or a failed one that should have written something that the dispatch binds. */
+  #origin(memories: Memory[]): number {
+    if (this.#failed.size === 0) return this.batch;
+    return memories.map((memory) => this.#failure(memory)).find((batch) => batch !== undefined) ?? this.batch;
+  }
+
+  /** Call it before a dispatch that overwrites a whole memory: then it no longer matters whether a failed batch should have written it. */
+  renew(memory: Memory): void {
+    memory.written = this.batch;
   }
 
   /** Clears the caches that refer to the pool's buffers, and destroys free staging buffers and pages of the arena. */
