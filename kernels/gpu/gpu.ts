@@ -1,12 +1,12 @@
 import {
   checkInitOptions,
-  DeviceErrors,
   type GpuInfo,
   hasTensorCores,
   type InitOptions,
   openDevice,
   subgroupDirective,
 } from "./device.ts";
+import { DeviceErrors } from "./errors.ts";
 import type { Counters, Pool } from "./memory.ts";
 import { Queue } from "./queue.ts";
 
@@ -66,10 +66,9 @@ export async function open(options: InitOptions, prepare: () => Promise<void>): 
   while (starting) await starting.catch(() => {}); // another call is opening it; that call reports its own errors
   if (current && current.errors.lost === null) {
     const { options: first, info } = current, names = Object.keys(options) as (keyof InitOptions)[];
-    const texts = ["features", "autotune"]; // lists and tunings are the same with the same content
     const valueOf = (o: InitOptions, n: keyof InitOptions) => {
       const value = o[n] ?? DEFAULTS[n];
-      return texts.includes(n) ? JSON.stringify(value) : value;
+      return n === "features" || n === "autotune" ? JSON.stringify(value) : value; // the same with the same content
     };
     const other = names.filter((n) => valueOf(first, n) !== valueOf(options, n));
     if (other.length > 0) {
@@ -77,17 +76,11 @@ export async function open(options: InitOptions, prepare: () => Promise<void>): 
     }
     return info;
   }
-  starting = start(options).then(async (info) => {
-    await prepare().catch(async (error) => {
-      await dispose();
-      throw error;
-    });
-    return info;
-  });
+  starting = start(options, prepare);
   return await starting.finally(() => starting = null);
 }
 
-async function start(options: InitOptions): Promise<GpuInfo> {
+async function start(options: InitOptions, prepare: () => Promise<void>): Promise<GpuInfo> {
   const { device, info } = await openDevice(options);
   const errors = new DeviceErrors(device);
   await errors.news();
@@ -123,6 +116,12 @@ async function start(options: InitOptions): Promise<GpuInfo> {
     unscoped: 0,
     ledger: options.debug ? new Map() : null,
   };
+  try {
+    await prepare();
+  } catch (error) {
+    await dispose();
+    throw error;
+  }
   return info;
 }
 

@@ -153,6 +153,29 @@ export function defineKernel(spec: KernelSpec): Kernel {
   };
 }
 
+/** One kernel for each compile-time choice (a name, a number or a record of such), defined when it is first needed. */
+export function variants<C extends string | number | object>(define: (choice: C) => KernelSpec): (choice: C) => Kernel {
+  const made = new Map<unknown, Kernel>();
+  return (choice) => {
+    const key = typeof choice === "object" ? JSON.stringify(choice) : choice;
+    let kernel = made.get(key);
+    if (!kernel) made.set(key, kernel = defineKernel(define(choice)));
+    return kernel;
+  };
+}
+
+/**
+ * Splits `count` positions into ranges, one for each launch. It is one range except on software drivers, which silently stop a thread after 65,535 loop
+ * iterations in all. `turns` is the most iterations that a position takes, including those that end a loop. Without any position there is still one launch.
+ */
+export function spans(count: number, turns: number): [start: number, end: number][] {
+  const step = gpu().info.isSoftware ? Math.max(1, Math.floor(60_000 / turns)) : Math.max(1, count);
+  return Array.from({ length: Math.max(1, Math.ceil(count / step)) }, (_, i) => [
+    i * step,
+    Math.min((i + 1) * step, count),
+  ]);
+}
+
 const BUFFER_TYPE = /^(read|write) (f32|f16|i32|u32|vec4f|vec4h|vec4i|vec4u)$/;
 
 function checkSpec(spec: KernelSpec): void {
@@ -236,18 +259,6 @@ function checkFits({ name, buffers, workgroup = 256 }: KernelSpec, { info: { lim
   checkNumber(name, "workgroup", workgroup, { max: limits.maxComputeInvocationsPerWorkgroup });
 }
 
-/**
- * Splits `count` positions into ranges, one for each launch. It is one range except on software drivers, which silently stop a thread after 65,535 loop
- * iterations in all. `turns` is the most iterations that a position takes, including those that end a loop. Without any position there is still one launch.
- */
-export function spans(count: number, turns: number): [start: number, end: number][] {
-  const step = gpu().info.isSoftware ? Math.max(1, Math.floor(60_000 / turns)) : Math.max(1, count);
-  return Array.from({ length: Math.max(1, Math.ceil(count / step)) }, (_, i) => [
-    i * step,
-    Math.min((i + 1) * step, count),
-  ]);
-}
-
 /** A dispatch without its buffers. */
 export interface Launch {
   kernel: Kernel;
@@ -327,16 +338,5 @@ function both(a: KernelSpec, b: KernelSpec): KernelSpec {
     let thread_b = group_b * ${a.workgroup ?? 256}u + lane;
     ${renamed(b.main)}
   }`,
-  };
-}
-
-/** One kernel for each compile-time choice (a name, a number or a record of such), defined when it is first needed. */
-export function variants<C extends string | number | object>(define: (choice: C) => KernelSpec): (choice: C) => Kernel {
-  const made = new Map<unknown, Kernel>();
-  return (choice) => {
-    const key = typeof choice === "object" ? JSON.stringify(choice) : choice;
-    let kernel = made.get(key);
-    if (!kernel) made.set(key, kernel = defineKernel(define(choice)));
-    return kernel;
   };
 }

@@ -1,4 +1,4 @@
-import type { DeviceErrors } from "./device.ts";
+import type { DeviceErrors } from "./errors.ts";
 
 /** Counters behind `stats()`. */
 export interface Counters {

@@ -1,4 +1,4 @@
-import type { DeviceErrors } from "./device.ts";
+import type { DeviceErrors } from "./errors.ts";
 import { checkNumber, describe } from "../check.ts";
 import { Arena, type Counters, Memory, Mirror, ofShape, Pool, sizeClass } from "./memory.ts";
 
