@@ -353,7 +353,8 @@ export class Tensor implements Disposable {
   }
 }
 
-/** Methods that later files define with `defineMethod`, since this one must not import them: tape.ts `backward`, `ops/methods.ts` the others. */
+// defined with `defineMethod`, since this file must import neither: `backward` by tape.ts, all others by `ops/methods.ts`
+/** Its ops: `x.add(y)` is `add(x, y)`. */
 export interface Tensor {
   /**
    * Adds the gradients of this tensor to the `.grad` of every leaf that it was computed from. `dOutput` has this tensor's shape; for a scalar it is 1 by
