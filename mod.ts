@@ -24,7 +24,8 @@ export type {
   VarianceOptions,
 } from "./autograd/options.ts";
 export { Scope } from "./autograd/scope.ts";
-export { checkpoint, type GradientOf, noGrad, record, type RecordSpec, Tape } from "./autograd/tape.ts";
+export { checkpoint } from "./autograd/checkpoint.ts";
+export { type GradientOf, noGrad, record, type RecordSpec, Tape } from "./autograd/tape.ts";
 export { manualSeed } from "./autograd/random.ts";
 export { gradcheck, type GradcheckOptions, type GradcheckResult } from "./autograd/gradcheck.ts";
 

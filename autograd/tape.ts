@@ -6,7 +6,7 @@ import { scoped } from "./composed.ts";
 import { added, addToLeaf, checkGradients, copyOf, gradientFor, unit } from "./gradients.ts";
 import { outside } from "./ledger.ts";
 import { innermost, Scope } from "./scope.ts";
-import { BYTES, type DType, DTYPES, isFloat, Storage } from "./storage.ts";
+import { BYTES, type DType, DTYPES, Storage } from "./storage.ts";
 import { checkTensor, defineMethod, type Recorded, Tensor } from "./tensor.ts";
 
 /** Makes the tensor for the gradient of input `i`. If an optimizer has a free slot for it, it is made there. */
@@ -98,8 +98,8 @@ export function currentTape(): Tape | null {
   return openTape;
 }
 
-/** The open tape, if it is recording. */
-function activeTape(): Tape | null {
+/** Internal: the open tape, if it is recording. */
+export function activeTape(): Tape | null {
   return recording ? openTape : null;
 }
 
@@ -414,104 +414,6 @@ export function hidden(shape: readonly number[], dtype: DType): Tensor {
 }
 
 /**
- * While a checkpoint's function runs: the choices that were made (such as whether dropout is on), the index of the one that the recomputation repeats next
- * (null in the forward pass), and whether any op in it needs a gradient.
- */
-let choices: { made: unknown[]; next: number | null; isNeeded: boolean } | null = null;
-
-/**
- * Internal: for a choice that depends on state outside the tensors. In the recomputation of a checkpoint it returns the choice of the forward pass.
- */
-export function chosen<T>(value: T): T {
-  if (choices === null) return value;
-  if (choices.next !== null) return choices.made[choices.next++] as T;
-  choices.made.push(value);
-  return value;
-}
-
-/** The state that determines what the next random op of a tape draws. */
-const randomOf = ({ random }: Tape) => ({ random: random && { ...random }, generator: { ...generator } });
-
-function setRandom(tape: Tape, to: ReturnType<typeof randomOf>): void {
-  tape.random = to.random;
-  Object.assign(generator, to.generator);
-}
-
-/**
- * `fn(...inputs)` without keeping its intermediate results: the backward pass computes them again. This costs a second forward pass and saves the memory of the
- * intermediate results.
- *
- * `fn` is synchronous and returns one tensor; if it calls `keep()` on it, the tensor is yours, and the recomputed one is freed. The recomputation draws the
- * same random numbers, with dropout on or off as before; anything else that `fn` reads must not change before `backward()`. Gradients reach the inputs and
- * all parameters that `fn` uses. Throws a TypeError if `fn` returns a Promise or anything else but a Tensor. Source: Chen et al. 2016;
- * `torch.utils.checkpoint`.
- *
- * @example
- * ```ts
- * import { checkpoint, init, nn, randn, Tape } from "@limbeck/limbeck";
- *
- * await init();
- * const block = new nn.TransformerBlock(16, 2, { dropout: 0.1 });
- * using tape = new Tape();
- * checkpoint((x) => block.forward(x), randn([2, 8, 16])).square().mean().backward();
- * console.log(block.linear1.weight.grad!.shape); // [64, 16]
- * ```
- */
-export function checkpoint(fn: (...inputs: Tensor[]) => Tensor, ...inputs: Tensor[]): Tensor {
-  checkFunction("checkpoint", "fn", fn);
-  inputs.forEach((x, i) => checkTensor("checkpoint", `inputs[${i}]`, x, DTYPES));
-  const tape = activeTape();
-  const checked = (output: unknown): Tensor => {
-    if (output instanceof Promise) output.catch(() => {});
-    if (!(output instanceof Tensor)) {
-      throw new TypeError(`checkpoint: fn must return a Tensor, got ${describe(output)}`);
-    }
-    return output;
-  };
-  if (tape === null || choices !== null) return checked(fn(...inputs)); // inside another checkpoint, which runs it again anyway
-  const made: unknown[] = [], before = randomOf(tape);
-  const forward = choices = { made, next: null, isNeeded: false };
-  const earlier = Tensor.count;
-  let output: Tensor;
-  try {
-    output = noGrad(() => checked(fn(...inputs)));
-  } finally {
-    choices = null;
-  }
-  // nothing to record: fn did not make the output, or no gradient flows through it
-  if (output.number < earlier || output.requiresGrad || !isFloat(output.dtype) || !forward.isNeeded) return output;
-  const records = inputs.map((x) => x.record);
-  // the recomputation adds gradients to the inputs' own records, so that `backward` has none to return
-  tape.add({
-    op: "checkpoint",
-    inputs,
-    output,
-    saved: inputs,
-    backward: (dOutput) => {
-      const after = randomOf(tape);
-      setRandom(tape, before);
-      choices = { made, next: 0, isNeeded: true };
-      try {
-        // an input that was closed since is still saved; a view takes its place
-        const again = inputs.map((x, i) => {
-          if (!x.closed) return x;
-          const view = x.view(x.shape, "checkpoint");
-          view.record = records[i];
-          view.requiresGrad = records[i] !== null;
-          return view;
-        });
-        tape.walkAgain(() => fn(...again), dOutput);
-      } finally {
-        choices = null;
-        setRandom(tape, after);
-      }
-      return inputs.map(() => null); // they have got theirs in the walk
-    },
-  });
-  return output;
-}
-
-/**
  * Runs `fn` unrecorded, passes the tensors that it returns, also inside arrays and records, to the enclosing scope, and frees everything else that it made.
  * Throws a TypeError if `fn` returns a Promise: what it made would be gone before the Promise resolves.
  *
@@ -539,4 +441,39 @@ export function noGrad<T>(fn: () => T): T {
   } finally {
     recording = before;
   }
+}
+
+/** What a checkpoint remembers while its function runs. */
+export interface Choices {
+  /** The choices that were made, such as whether dropout is on. */
+  made: unknown[];
+  /** The index of the one that the recomputation repeats next; null in the forward pass. */
+  next: number | null;
+  /** Whether any op needs a gradient. */
+  isNeeded: boolean;
+}
+
+let choices: Choices | null = null;
+
+/** Internal: whether a checkpoint's function is running. */
+export const isInCheckpoint = (): boolean => choices !== null;
+
+/** Internal: runs the function of a checkpoint. */
+export function choosing<T>(own: Choices, fn: () => T): T {
+  choices = own;
+  try {
+    return fn();
+  } finally {
+    choices = null;
+  }
+}
+
+/**
+ * Internal: for a choice that depends on state outside the tensors. In the recomputation of a checkpoint it returns the choice of the forward pass.
+ */
+export function chosen<T>(value: T): T {
+  if (choices === null) return value;
+  if (choices.next !== null) return choices.made[choices.next++] as T;
+  choices.made.push(value);
+  return value;
 }
