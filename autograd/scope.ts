@@ -11,7 +11,7 @@ const open: Scope[] = [];
 
 /** The innermost open scope. */
 export function innermost(): Scope | null {
-  return open.length > 0 ? open[open.length - 1] : null;
+  return open.at(-1) ?? null;
 }
 
 /**
@@ -74,7 +74,7 @@ export class Scope implements Disposable {
   /** Closes the scope and all opened after it. */
   [Symbol.dispose](): void {
     if (this.#closed) return;
-    while (open[open.length - 1] !== this) open[open.length - 1][Symbol.dispose]();
+    while (open.at(-1) !== this) open.at(-1)![Symbol.dispose]();
     open.pop();
     this.#closed = true;
     // the last one first: the pool can take it back without moving others

@@ -158,10 +158,9 @@ export class Tensor implements Disposable {
   }
 
   #closedError(op: string): TypeError {
+    const shape = this.shape.join(", ");
     return new TypeError(
-      `${op}: this tensor of shape [${
-        this.shape.join(", ")
-      }] was closed ${this.#closedBy}; keep() it if it must live longer`,
+      `${op}: this tensor of shape [${shape}] was closed ${this.#closedBy}; keep() it if it must live longer`,
     );
   }
 
@@ -347,9 +346,8 @@ export class Tensor implements Disposable {
 
   /** Shape and dtype, without values: what the console shows. */
   toString(): string {
-    return `Tensor([${this.shape.join(", ")}], ${this.dtype}${this.requiresGrad ? ", requiresGrad" : ""}${
-      this.closed ? ", closed" : ""
-    })`;
+    const more = (this.requiresGrad ? ", requiresGrad" : "") + (this.closed ? ", closed" : "");
+    return `Tensor([${this.shape.join(", ")}], ${this.dtype}${more})`;
   }
 }
 

@@ -94,15 +94,6 @@ class FreeList {
   /** Descending by number, so that the lowest is taken from the end. */
   free: Memory[] = [];
 
-  /** The list for a size and purpose in a table of them. */
-  static of(lists: Map<string, Map<number, FreeList>>, bytes: number, purpose: string): FreeList {
-    let sizes = lists.get(purpose);
-    if (!sizes) lists.set(purpose, sizes = new Map());
-    let list = sizes.get(bytes);
-    if (!list) sizes.set(bytes, list = new FreeList());
-    return list;
-  }
-
   /** Inserts a memory, in order. */
   give(memory: Memory): void {
     let low = 0, high = this.free.length;
@@ -112,6 +103,24 @@ class FreeList {
       else high = middle;
     }
     this.free.splice(low, 0, memory);
+  }
+}
+
+/** The free lists of a pool or an arena. */
+class FreeLists {
+  #byPurpose = new Map<string, Map<number, FreeList>>();
+
+  /** The list for a purpose and a size. */
+  of(purpose: string, bytes: number): FreeList {
+    let sizes = this.#byPurpose.get(purpose);
+    if (!sizes) this.#byPurpose.set(purpose, sizes = new Map());
+    let list = sizes.get(bytes);
+    if (!list) sizes.set(bytes, list = new FreeList());
+    return list;
+  }
+
+  all(): FreeList[] {
+    return [...this.#byPurpose.values()].flatMap((sizes) => [...sizes.values()]);
   }
 }
 
@@ -137,7 +146,7 @@ export class Pool {
   /** Bytes that flat blocks have taken beyond their slots, because sizes are rounded up. Nothing uses them. */
   slack = 0;
   readonly #binding: number; // kept here, since asking the device takes as long as all the rest of `take`
-  #lists = new Map<string, Map<number, FreeList>>();
+  #lists = new FreeLists();
   #buffers = new Set<GPUBuffer>();
 
   constructor(
@@ -157,14 +166,11 @@ export class Pool {
   take(bytes: number, op = "tensor", shape?: readonly number[], purpose = ""): Memory {
     const binding = this.#binding;
     if (!(bytes <= binding)) {
-      throw new RangeError(
-        `${op}: ${
-          ofShape(bytes, shape)
-        } are more than this adapter binds at once (maxStorageBufferBindingSize ${binding}); split it by rows`,
-      );
+      const limit = `this adapter binds at once (maxStorageBufferBindingSize ${binding})`;
+      throw new RangeError(`${op}: ${ofShape(bytes, shape)} are more than ${limit}; split it by rows`);
     }
     const rounded = Math.min(sizeClass(bytes), binding);
-    const list = FreeList.of(this.#lists, rounded, purpose);
+    const list = this.#lists.of(purpose, rounded);
     let memory = list.free.pop();
     if (memory) this.counters.pooledBytes -= rounded;
     else {
@@ -183,11 +189,9 @@ export class Pool {
     if (total() > this.limit) this.trim();
     if (total() > this.limit) {
       const spare = this.spare(), beside = spare > 0 ? ` and ${spare} more lie beside small uploads` : "";
-      throw new RangeError(
-        `${op}: ${
-          ofShape(bytes, shape)
-        } more would pass the memory limit: ${this.counters.liveBytes} of ${this.limit} bytes are live${beside}; free some, or give init() a higher memoryLimit`,
-      );
+      const live = `${this.counters.liveBytes} of ${this.limit} bytes are live${beside}`;
+      const excess = `${ofShape(bytes, shape)} more would pass the memory limit`;
+      throw new RangeError(`${op}: ${excess}: ${live}; free some, or give init() a higher memoryLimit`);
     }
   }
 
@@ -221,7 +225,7 @@ export class Pool {
   /** Destroys all free buffers. */
   trim(): void {
     this.beforeDestroy();
-    for (const list of [...this.#lists.values()].flatMap((sizes) => [...sizes.values()])) {
+    for (const list of this.#lists.all()) {
       for (const memory of list.free) this.#destroy(memory);
       list.free = [];
     }
@@ -283,7 +287,7 @@ export class Arena {
   static readonly PAGE_BYTES: number = 4 * 2 ** 20;
   static readonly LARGEST_SLOT: number = 2 ** 16;
   readonly readOnly = true;
-  #lists = new Map<string, Map<number, FreeList>>();
+  #lists = new FreeLists();
   #pages: Page[] = [];
   #given: Memory[] = [];
   #batch = 0;
@@ -299,7 +303,7 @@ export class Arena {
   take(data: Uint8Array, purpose: string, op: string, shape?: readonly number[]): Memory | undefined {
     if (data.byteLength > Arena.LARGEST_SLOT) return undefined;
     const bytes = sizeClass(data.byteLength);
-    const list = FreeList.of(this.#lists, bytes, purpose);
+    const list = this.#lists.of(purpose, bytes);
     const memory = list.free.pop() ?? this.#create(bytes, list, op, shape);
     const page = this.#pageOf(memory);
     page.live += bytes;
@@ -354,7 +358,7 @@ export class Arena {
   trim(): void {
     const free = this.#pages.filter(({ live }, i) => i > 0 && live === 0),
       gone = new Set(free.map((x) => x.mirror.buffer));
-    for (const list of [...this.#lists.values()].flatMap((sizes) => [...sizes.values()])) {
+    for (const list of this.#lists.all()) {
       list.free = list.free.filter(({ buffer }) => !gone.has(buffer));
     }
     this.#pages = this.#pages.filter((page) => !free.includes(page));
