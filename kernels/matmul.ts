@@ -17,8 +17,9 @@ import {
   type Strided,
 } from "./epilogue.ts";
 import { gpu } from "./gpu/gpu.ts";
-import { type Launch, pairOf, variants } from "./gpu/kernel.ts";
+import { variants } from "./gpu/kernel.ts";
 import type { Memory } from "./gpu/memory.ts";
+import { type Launch, pairOf } from "./gpu/pair.ts";
 import { tileKernel } from "./matmul_kernel.ts";
 import { TENSOR_DEPTH, tensorKernel, tensorTile } from "./tensor_cores.ts";
 import { type Choice, choose, chooseShared, matmulTuning, remembered, TILES, turnOf } from "./tiles.ts";

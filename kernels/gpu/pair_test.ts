@@ -1,6 +1,6 @@
 import { assertEquals } from "@std/assert";
 import { defineKernel, init, type KernelSpec, stats, tensor, zeros } from "@limbeck/limbeck";
-import { pairOf } from "./kernel.ts";
+import { pairOf } from "./pair.ts";
 
 const reversed: KernelSpec = {
   name: "reversed",
