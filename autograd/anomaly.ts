@@ -33,7 +33,7 @@ export function watchOf(gpu: Gpu): Watch {
   return watch;
 }
 
-const clean = (gpu: Gpu) => gpu.queue.upload(new Uint8Array(4), true, "anomaly");
+const clean = (gpu: Gpu) => gpu.queue.upload(new Uint8Array(4), true, { purpose: "anomaly" });
 
 function check(watch: Watch, x: Tensor, what: string): void {
   if (!isFloat(x.dtype)) return;

@@ -93,7 +93,7 @@ export function addToLeaf(leaf: Tensor, gradient: Tensor, isFreed: boolean): voi
 /** The gradient 1 that `backward()` of a scalar starts with. */
 export function unit(loss: Tensor): Tensor {
   const one = new Uint8Array(ARRAYS[loss.dtype].of(1).buffer);
-  const storage = new Storage(gpu().queue.upload(one, false, "unit"));
+  const storage = new Storage(gpu().queue.upload(one, false, { purpose: "unit" }));
   storage.isUnit = true;
   return Tensor.owned(storage, loss.shape, loss.dtype, "backward");
 }

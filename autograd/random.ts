@@ -56,7 +56,7 @@ export function nextRandom(op = "random"): { state: Tensor; op: number; done: ()
 function upload(op: string): Tensor {
   const words = new Uint32Array([generator.seed, generator.counter++]);
   return Tensor.owned(
-    new Storage(gpu().queue.upload(new Uint8Array(words.buffer), false, "random", op, [2])),
+    new Storage(gpu().queue.upload(new Uint8Array(words.buffer), false, { purpose: "random", op, shape: [2] })),
     [2],
     "u32",
     "random",

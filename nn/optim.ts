@@ -169,7 +169,7 @@ export abstract class Optimizer {
     });
     try {
       for (const { table, taken } of planned) {
-        taken.push(queue.upload(new Uint8Array(table.buffer), true, "upload", this.name));
+        taken.push(queue.upload(new Uint8Array(table.buffer), true, { op: this.name }));
         for (let block = 0; block < 2 + RULES[this.#rule].states; block++) {
           taken.push(pool.take(256 * table.length, this.name));
         }
@@ -234,7 +234,7 @@ export abstract class Optimizer {
         settings[SETTINGS * i + 7] = 1;
       });
       if (active.length === 0) continue;
-      using uploaded = gpu().queue.upload(new Uint8Array(settings.buffer), false, "settings");
+      using uploaded = gpu().queue.upload(new Uint8Array(settings.buffer), false, { purpose: "settings" });
       const { slotOf, gradients, parameters, states, floats } = segment;
       optimizerStep(this.#rule, floats, {
         slotOf,

@@ -145,7 +145,7 @@ function uploaded(
   }
   checkDType(op, dtype, options.requiresGrad);
   const bytes = new Uint8Array(data.buffer, data.byteOffset, data.byteLength);
-  const storage = new Storage(gpu().queue.upload(bytes, options.requiresGrad === true, "upload", op, wanted));
+  const storage = new Storage(gpu().queue.upload(bytes, options.requiresGrad === true, { op, shape: wanted }));
   if (!isFloat(dtype)) storage.host = data.slice() as TypedArray;
   const result = Tensor.owned(storage, wanted, dtype, op);
   result.requiresGrad = options.requiresGrad ?? false;

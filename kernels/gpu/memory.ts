@@ -300,7 +300,7 @@ export class Arena {
   ) {}
 
   /** A slot that holds these bytes, or undefined if there are too many. */
-  take(data: Uint8Array, purpose: string, op: string, shape?: readonly number[]): Memory | undefined {
+  take(data: Uint8Array, op: string, shape: readonly number[] | undefined, purpose: string): Memory | undefined {
     if (data.byteLength > Arena.LARGEST_SLOT) return undefined;
     const bytes = sizeClass(data.byteLength);
     const list = this.#lists.of(purpose, bytes);

@@ -229,15 +229,16 @@ export class Queue {
     this.#last = this.#first;
   }
 
-  /** Puts bytes into memory that the next dispatch can read: a slot of the arena if they fit and need not be `writable`, else memory of the pool. */
+  /**
+   * Puts bytes into memory that the next dispatch can read: a slot of the arena if they fit and need not be `writable`, else memory of the pool. `purpose`: what
+   * it shares free memories with. `op` and `shape` are for messages.
+   */
   upload(
     data: Uint8Array,
     writable: boolean,
-    purpose = "upload",
-    op = "tensor",
-    shape?: readonly number[],
+    { purpose = "upload", op = "tensor", shape }: { purpose?: string; op?: string; shape?: readonly number[] } = {},
   ): Memory {
-    const memory = (writable ? undefined : this.arena.take(data, purpose, op, shape)) ??
+    const memory = (writable ? undefined : this.arena.take(data, op, shape, purpose)) ??
       this.pool.take(data.byteLength, op, shape, purpose);
     memory.written = -1;
     if (memory.owner === this.arena) return memory;
