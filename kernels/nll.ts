@@ -40,9 +40,9 @@ const kernel = variants(({ element, weight, upstream, gradient }: Variant) => ({
   }
   ${
     gradient
-      ? `gradient[thread] = ${element}(select(poison, -w, column == u32(label)) ${
-        upstream ? "* upstream[row * params.upstream_stride]" : ""
-      });`
+      ? `gradient[thread] = ${element}(select(poison, -w ${
+        // elsewhere 0, also where the upstream gradient is infinite
+        upstream ? "* upstream[row * params.upstream_stride]" : ""}, column == u32(label) && !ignored));`
       : ""
   }`,
 }));
