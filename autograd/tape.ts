@@ -265,7 +265,7 @@ export class Tape extends Scope {
       } else if (!input.closed && input.requiresGrad && (this.leaves?.includes(input) ?? true)) { // requiresGrad may have been switched off since
         const isPassing = gradient.owner === scope || gradient === record.gradient ||
           (spec.hidden ?? []).includes(gradient);
-        addToLeaf(input, gradient, isPassing && !isAwaited(record, gradients, i));
+        addToLeaf(input, gradient, isPassing && !isAwaited(gradients, i));
       }
     });
   }
@@ -286,12 +286,9 @@ export class Tape extends Scope {
   }
 }
 
-/** Whether the gradient of input `i`, a leaf, is also that of a later input that an op made: it waits there, and must not change with the leaf's. */
-function isAwaited({ sources }: Record, gradients: readonly (Tensor | null)[], i: number): boolean {
-  for (let j = i + 1; j < sources.length; j++) {
-    if (sources[j] && gradients[j]?.storage === gradients[i]!.storage) return true;
-  }
-  return false;
+/** Whether the gradient of input `i`, a leaf, is also that of a later input: it must not change with the leaf's before that one has it. */
+function isAwaited(gradients: readonly (Tensor | null)[], i: number): boolean {
+  return gradients.some((x, j) => j > i && x?.storage === gradients[i]!.storage);
 }
 
 /** The error for a record that can no longer be walked. */

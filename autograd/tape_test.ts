@@ -315,6 +315,11 @@ Deno.test("tape: leaves that share one gradient keep their own", async () => {
     b.mul(2).sum().backward();
   }
   assertEquals([await a.grad!.array(), await b.grad!.array()], [[2, 2], [6, 6]]);
+  a.grad = b.grad = null;
+  using _tape = new Tape();
+  const output = noGrad(() => a.add(a).add(b)); // one gradient for all three, the first of which adds in place
+  record({ op: "three", inputs: [a, a, b], output, backward: (d) => [d, d, d] }).sum().backward();
+  assertEquals([await a.grad!.array(), await b.grad!.array()], [[2, 2], [1, 1]]);
   for (const t of [a, b]) t.dispose();
 });
 
