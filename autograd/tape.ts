@@ -258,10 +258,9 @@ export class Tape extends Scope {
       if (target) {
         if (target.spec === null) throw gone(target);
         if (whole.has(i)) {
-          target.gradient!.dispose();
-          target.gradient = null;
-        }
-        target.gradient = added(target.gradient, gradient, input);
+          using _earlier = target.gradient; // freed only afterwards: the rule may have returned it as it was
+          target.gradient = added(null, gradient, input);
+        } else target.gradient = added(target.gradient, gradient, input);
       } else if (!input.closed && input.requiresGrad && (this.leaves?.includes(input) ?? true)) { // requiresGrad may have been switched off since
         const isPassing = gradient.owner === scope || gradient === record.gradient ||
           (spec.hidden ?? []).includes(gradient);

@@ -478,6 +478,16 @@ Deno.test("record: a rule that adds the earlier gradients itself, of the same te
   });
   y.add(h.mul(10)).sum().backward();
   assertEquals(await x.grad!.array(), [13, 13]);
+  // whose own part is 0: it returns the earlier one as it was
+  const g = x.mul(1), none = noGrad(() => g.mul(1));
+  const nothing = record({
+    op: "nothing",
+    inputs: [g],
+    output: none,
+    backward: (_dY, _wants, _of, earlier) => [earlier(0)],
+  });
+  nothing.add(g.mul(10)).sum().backward();
+  assertEquals(await x.grad!.array(), [23, 23]);
 });
 
 Deno.test("tape: a gradient that the host wrote adds up with others", async () => {
