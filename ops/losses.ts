@@ -20,6 +20,7 @@ import {
   rowLoss,
   rowsOf,
 } from "./row_loss.ts";
+import { checkRank } from "./shape.ts";
 import { logSoftmax } from "./softmax.ts";
 
 /** Options of the elementwise losses. */
@@ -318,6 +319,7 @@ export function cosineEmbeddingLoss(
   checkNumber(op, "margin", margin, { min: -1, max: 1 });
   checkTensor(op, "a", a);
   checkTensor(op, "b", b, [a.dtype]);
+  if (b.rank === 0) checkRank(op, "a", a, 1); // two scalars have no dimension along which to compare
   checkTensor(op, "y", y, ["f32", "f16", "i32"], broadcastShape(op, [a.shape, b.shape]).slice(0, -1));
   y.storage.host?.forEach((sign, i) => {
     if (Math.abs(sign) !== 1) throw new RangeError(`${op}: y must be 1 or -1, got ${sign} at row ${i}`);

@@ -538,6 +538,11 @@ Deno.test("losses: what they throw", async () => {
       RangeError,
       "cosineSimilarity: eps must be a finite number, above 0, got 0",
     ],
+    [
+      () => cosineEmbeddingLoss(zeros([]), zeros([]), zeros([])),
+      TypeError,
+      "cosineEmbeddingLoss: a must have at least",
+    ],
     [() => cosineEmbeddingLoss(x, y, labelsOf([1])), TypeError, "cosineEmbeddingLoss: y must have shape [3], got [1]"],
     [() => cosineEmbeddingLoss(x, y, labelsOf([1, -1, 0])), RangeError, "y must be 1 or -1, got 0 at row 2"],
     [() => cosineEmbeddingLoss(x, y, labels, { margin: 2 }), RangeError, "cosineEmbeddingLoss: margin must be"],
