@@ -207,7 +207,7 @@ Deno.test("create: arrays that hold themselves, no sizes and too many dimensions
   assertThrows(() => zeros([0, 2 ** 40]), RangeError, "zeros: shape[1] must be an integer, at least 0, below");
   assertThrows(() => zeros(new Array(13).fill(1)), RangeError, "zeros: a tensor has at most 12 dimensions, got 13");
   const most = tensor(deep(12));
-  assertThrows(() => stack([most, most]), RangeError, "at most 12 dimensions, got 13");
+  assertThrows(() => stack([most, most]), RangeError, "stack: a tensor has at most 12 dimensions, got 13");
   assertThrows(() => most.reshape(new Array(13).fill(1)), RangeError, "reshape: a tensor has at most 12 dimensions");
   const empty = [
     zeros([-0]),

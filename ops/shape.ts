@@ -6,7 +6,7 @@ import { gpu } from "../kernels/gpu/gpu.ts";
 import { composed } from "../autograd/composed.ts";
 import { BYTES, DTYPES, isFloat } from "../autograd/storage.ts";
 import { needsGradient, record } from "../autograd/tape.ts";
-import { checkShape, checkTensor, Tensor } from "../autograd/tensor.ts";
+import { checkDimensions, checkShape, checkTensor, Tensor } from "../autograd/tensor.ts";
 import { arange, checkShapeArgument } from "./create.ts";
 import { broadcastShape, mapped } from "./mapped.ts";
 import { checkDim, sumTo } from "./reduce.ts";
@@ -277,6 +277,7 @@ export function stack(xs: readonly Tensor[], dim = 0): Tensor {
   xs.forEach((x, i) => checkShape("stack", `xs[${i}]`, x, xs[0].shape));
   const shape = [...xs[0].shape];
   shape.splice(at, 0, 1);
+  checkDimensions("stack", shape);
   return composed("stack", () => {
     const parts = xs.map((x) => reshape(x, shape)), y = concat(parts, at);
     for (const part of parts) part.dispose(); // until the scope closes they would keep the memory of xs
