@@ -20,7 +20,7 @@ import {
   rowLoss,
   rowsOf,
 } from "./row_loss.ts";
-import { checkRank } from "./shape.ts";
+import { checkRank, expand } from "./shape.ts";
 import { logSoftmax } from "./softmax.ts";
 
 /** Options of the elementwise losses. */
@@ -281,13 +281,14 @@ export function cosineSimilarity(a: Tensor, b: Tensor, options: { dim?: number; 
   checkTensor(op, "a", a);
   checkTensor(op, "b", b, [a.dtype]);
   const { dim: asked = 1, eps = 1e-8 } = options;
-  const rank = broadcastShape(op, [a.shape, b.shape]).length;
+  const shape = broadcastShape(op, [a.shape, b.shape]), rank = shape.length;
   const dim = checkDim(op, asked, rank) - rank; // counted from the back, since a and b may differ in rank
   checkNumber(op, "eps", eps, { above: 0 });
   const least = Math.max(eps * eps, 2 ** -126); // a smaller number could become 0 in f32
   const norm = (x: Tensor) => sum(x.square(), { dim }).maximum(least).sqrt();
   return composed(op, () => {
-    const x = inF32(op, a), y = inF32(op, b);
+    // what is broadcast along dim counts in its norm as often as in the product
+    const [x, y] = [a, b].map((x) => inF32(op, x.shape.at(dim) === shape.at(dim) ? x : expand(x, shape)));
     return sum(x.mul(y), { dim }).div(norm(x).mul(norm(y)));
   });
 }

@@ -270,6 +270,10 @@ Deno.test("cosineSimilarity and cosineEmbeddingLoss", async () => {
       );
     }
   }
+  for (const one of [tensor([[2]]), tensor([2])]) { // broadcast along dim: as if it stood there three times
+    const cosine = await cosineSimilarity(tensor([[1], [1], [1]]), one, { dim: 0 }).array() as number[];
+    assert(Math.abs(cosine[0] - 1) < 2 * VALUE, `${cosine}`);
+  }
   const floats = cosineEmbeddingLoss(tensor(A, SHAPE), tensor(B, SHAPE), tensor(y));
   const strange = await cosineEmbeddingLoss(tensor(A, SHAPE), tensor(B, SHAPE), tensor([1, 0, 5]), {
     reduction: "none",
