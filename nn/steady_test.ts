@@ -93,7 +93,7 @@ Deno.test("steady: 300 steps with evaluations in between create nothing and hold
   const before = stats(), model = makeModel(), { x, y } = makeData();
   const evaluations = [120, 200, 280];
   // the first steps, until two batches of as many as share a submit were encoded, and the first evaluation itself
-  const mayCreate = (what: string, step: number) => step < 30 || what === `evaluation at ${evaluations[0]}`;
+  const mayCreate = (what: string, step: number) => step < 40 || what === `evaluation at ${evaluations[0]}`;
   const creations: string[] = [], live = new Set<number>();
   let seen = { ...created }, seenStats = stats(), accuracy = 0;
   const losses = await train(model, STEPS, async (step) => {

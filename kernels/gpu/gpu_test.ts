@@ -65,6 +65,25 @@ Deno.test("gpu: small uploads of new sizes need no submit, however many others t
   assertEquals((await sums.data())[299], 49 * 50 / 2);
 });
 
+Deno.test("gpu: steps are submitted 40 dispatches after a read, then after twice as many, up to 160", async () => {
+  await init();
+  using _scope = new Scope();
+  const x = zeros([1]);
+  for (let round = 0; round < 2; round++) {
+    await x.data();
+    const submitted: number[] = [];
+    for (let step = 1, { submits } = stats(); step <= 44; step++) {
+      {
+        using _tape = new Tape();
+        for (let i = 0; i < 10; i++) x.assign(x.neg());
+      }
+      if (stats().submits > submits) submitted.push(step);
+      ({ submits } = stats());
+    }
+    assertEquals(submitted, [2, 6, 14, 22, 30, 38]); // of 20 dispatches each
+  }
+});
+
 Deno.test("gpu: of the arena a submit writes what is new, not what lies between", async () => {
   await init();
   using _scope = new Scope();
