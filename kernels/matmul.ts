@@ -153,10 +153,15 @@ interface Prepared {
 const cached = remembered<Prepared>();
 
 /** All that a recipe depends on: a training step repeats the same keys. */
-const keyOf = ({ a, b, c, rows, columns, depth, batches, epilogue = {} }: Product) =>
-  `${rows},${columns},${depth},${batches},${c.offset},${a.element},${a.offset},${a.batch},${a.row},${a.column},${b.element},${b.offset},${b.batch},${b.row},${b.column},${
-    JSON.stringify(shapeOf(c.element, false, epilogue))
-  };`;
+function keyOf({ a, b, c, rows, columns, depth, batches, epilogue = {} }: Product): string {
+  const { bias, activation, slope, plus, add, sums } = epilogue;
+  const sizes = `${rows},${columns},${depth},${batches}`;
+  const operands =
+    `${a.element},${a.offset},${a.batch},${a.row},${a.column},${b.element},${b.offset},${b.batch},${b.row},${b.column}`;
+  const end = `${bias?.element},${activation?.name},${!activation
+    ?.before},${slope?.name},${!plus},${add},${sums?.element}`;
+  return `${sizes},${operands},${c.element},${c.offset},${end};`;
+}
 
 function prepared(products: Product[]): Prepared {
   const ways = products.map(reading), sizes = ways.map(({ size }) => size);
@@ -167,6 +172,9 @@ function prepared(products: Product[]): Prepared {
   const [first, second] = recipes;
   return { recipes, pair: shared && pairOf(first.launch, second.launch) };
 }
+
+const run = ({ kernel, params, workgroups }: Launch, buffers: Record<string, Memory>) =>
+  kernel.run(buffers, params, workgroups);
 
 /** Computes a product, or two of which neither needs the other's result: small ones then share a launch. */
 export function matmul(...products: Product[]): void {
@@ -181,24 +189,25 @@ export function matmul(...products: Product[]): void {
     return memory;
   };
   try {
-    const launches: (Launch & { buffers: Record<string, Memory> })[] = [], sums: typeof launches = [];
+    const launched: Record<string, Memory>[] = [], summed: Record<string, Memory>[] = [];
     for (let i = 0; i < products.length; i++) {
-      const { a, b, c, rows, columns, epilogue = {} } = products[i], { launch, sums: sum } = recipes[i];
+      const { a, b, c, rows, columns, epilogue = {} } = products[i], { sums } = recipes[i];
       let to = c.memory, rowSums = epilogue.sums?.memory;
-      if (sum) {
-        const { pieces } = sum.params;
+      if (sums) {
+        const { pieces } = sums.params;
         to = take(pieces * rows * columns);
-        const partialSums = rowSums && take(pieces * rows);
-        const buffers = { partial: to, c: c.memory, ...partialSums && { partialSums, sums: rowSums! } };
-        sums.push({ ...sum, buffers });
-        rowSums = partialSums;
+        summed[i] = { partial: to, c: c.memory };
+        if (rowSums) summed[i].sums = rowSums;
+        rowSums &&= summed[i].partialSums = take(pieces * rows);
       }
-      const buffers = { a: a.memory, b: b.memory, ...epilogueMemories(to, rowSums, epilogue) };
-      launches.push({ ...launch, buffers });
+      const buffers = epilogueMemories(to, rowSums, epilogue);
+      buffers.a = a.memory;
+      buffers.b = b.memory;
+      launched.push(buffers);
     }
-    if (pair) pair(launches[0].buffers, launches[1].buffers);
-    else for (const { kernel, buffers, params, workgroups } of launches) kernel.run(buffers, params, workgroups);
-    for (const { kernel, buffers, params, workgroups } of sums) kernel.run(buffers, params, workgroups);
+    if (pair) pair(launched[0], launched[1]);
+    else recipes.forEach(({ launch }, i) => run(launch, launched[i]));
+    recipes.forEach(({ sums }, i) => sums && run(sums, summed[i]));
   } finally {
     for (const memory of scratch) memory.free();
   }
