@@ -158,8 +158,8 @@ function keyOf({ a, b, c, rows, columns, depth, batches, epilogue = {} }: Produc
   const sizes = `${rows},${columns},${depth},${batches}`;
   const operands =
     `${a.element},${a.offset},${a.batch},${a.row},${a.column},${b.element},${b.offset},${b.batch},${b.row},${b.column}`;
-  const end = `${bias?.element},${activation?.name},${!activation
-    ?.before},${slope?.name},${!plus},${add},${sums?.element}`;
+  const before = activation?.before ? "before" : "";
+  const end = `${bias?.element},${activation?.name},${before},${slope?.name},${!plus},${add},${sums?.element}`;
   return `${sizes},${operands},${c.element},${c.offset},${end};`;
 }
 
@@ -197,8 +197,10 @@ export function matmul(...products: Product[]): void {
         const { pieces } = sums.params;
         to = take(pieces * rows * columns);
         summed[i] = { partial: to, c: c.memory };
-        if (rowSums) summed[i].sums = rowSums;
-        rowSums &&= summed[i].partialSums = take(pieces * rows);
+        if (rowSums) {
+          summed[i].sums = rowSums;
+          rowSums = summed[i].partialSums = take(pieces * rows);
+        }
       }
       const buffers = epilogueMemories(to, rowSums, epilogue);
       buffers.a = a.memory;
