@@ -120,11 +120,6 @@ export interface EpilogueCode {
   sum: (m: string, x: string) => string;
   /** Whether it wants the sums of A's rows. */
   sums: boolean;
-  /**
-   * Whether a row's code is long: unrolled over the rows of a thread, it takes longer to fetch than to run (GELU of 2048×512 on an H100: 41 µs, in a loop
-   * 24).
-   */
-  long: boolean;
 }
 
 /** The code of an epilogue. */
@@ -181,6 +176,5 @@ ${reads.map(reader).join("\n")}`,
         add ? " + f32(sums[at])" : ""
       }); }`,
     sums: sums !== null,
-    long: activation === "gelu",
   };
 }

@@ -1,6 +1,6 @@
 /**
  * Elementary functions for WGSL. The built-in ones guarantee too little: `log` may be off by 2⁻²¹ near 1 (as it is in Mesa's software driver), `tanh` loses
- * the digits of small arguments, and `expm1`, `log1p` and `erf` do not exist. Each function here is accurate to a few ulp, keeps NaN, and exists for `f32` and
+ * the digits of small arguments, and `expm1`, `log1p` and `Φ` do not exist. Each function here is accurate to a few ulp, keeps NaN, and exists for `f32` and
  * `vec4f` (suffix `4`). `exp` is the built-in one: its error is (3 + 2|x|) ulp, and for large |x| the result has little weight in a sum.
  */
 
@@ -134,29 +134,23 @@ export const MATH: string = functions(f32) + `
 fn max_(a: f32, b: f32) -> f32 { return select(select(max(a, b), b, is_nan_(b)), a, is_nan_(a)); }
 fn min_(a: f32, b: f32) -> f32 { return select(select(min(a, b), b, is_nan_(b)), a, is_nan_(a)); }
 
-// erf x: its series below 1, beyond 1 − erfc by the Chebyshev fit of Numerical Recipes (fractional error 1.2e-7)
-fn erf_(x: f32) -> f32 {
-  let a = abs(x);
-  let w = x * x;
-  let series = x * 1.1283791671 * ${
-  horner("w", [1, -1 / 3, 1 / 10, -1 / 42, 1 / 216, -1 / 1320, 1 / 9360, -1 / 75600, 1 / 685440])
-};
-  let t = 1.0 / (1.0 + 0.5 * a);
-  let fit = t * exp(-a * a + ${
+// Φ(x), given exp(−x²/2). The tail beyond |x| is that times a function which a polynomial in t = 1/(1 + 0.35·|x|) fits with a relative error of 4e-8
+fn normal_below_(x: f32, bell: f32) -> f32 {
+  let t = 1.0 / (1.0 + 0.35 * abs(x));
+  let tail = bell * t * ${
   horner("t", [
-    -1.26551223,
-    1.00002368,
-    0.37409196,
-    0.09678418,
-    -0.18628806,
-    0.27886807,
-    -1.13520398,
-    1.48851587,
-    -0.82215223,
-    0.17087277,
+    0.1396187126,
+    0.1399122981,
+    0.1194449168,
+    0.1071145876,
+    -0.02704660827,
+    0.1650509959,
+    -0.2609612283,
+    0.1465458303,
+    -0.029679522,
   ])
-});
-  return select(sign(x) * (1.0 - fit), series, a < 1.0);
+};
+  return select(1.0 - tail, tail, x < 0.0);
 }
 `;
 
@@ -274,10 +268,10 @@ export const MATH4: string = functions(vec4);
 /** An activation that a matrix product may end with: its value and its slope in WGSL, functions of `a`. */
 export const ACTIVATIONS = {
   relu: { value: "max_(a, 0.0)", slope: "select(1.0, 0.0, a <= 0.0)" },
-  // x·Φ(x), Φ(x) = ½(1 + erf(x/√2)); Φ'(x) = exp(−x²/2)/√(2π)
+  // x·Φ(x); Φ'(x) = exp(−x²/2)/√(2π)
   gelu: {
-    value: "0.5 * a * (1.0 + erf_(a * 0.70710678118))",
-    slope: "0.5 * (1.0 + erf_(a * 0.70710678118)) + a * 0.39894228040 * exp(-0.5 * a * a)",
+    value: "a * normal_below_(a, exp(-0.5 * a * a))",
+    slope: "normal_below_(a, exp(-0.5 * a * a)) + a * 0.39894228040 * exp(-0.5 * a * a)",
   },
 } as const;
 

@@ -283,46 +283,25 @@ ${fetcher("b", bMode, "columns", tail, halves, depth)}`,
   ${slices > 1 ? "if (slice > 0u) { return; }" : ""}
   let c_base = params.c_offset + batch * params.rows * params.columns;
   ${
-      end.long
-        ? `var results = array<vec4f, ${all.length}>(${
-          ws.flatMap((w) => rowsOf.map(([h, i]) => sum(h, i, w))).join(", ")
-        });
-  for (var w = 0u; w < ${tile.wide}u; w++) {
-    let n = tile_n + ${quadOf("b", `thread_n + w * ${across}u`)} * 4u;
-    if (n < params.columns) {
-      ${end.column}
-      ${
-          end.reads.map((name) =>
-            `var got_${name} = array<vec4f, ${rowsOf.length}>(${
-              rowsOf.map(([h, i]) => end.read(name, mOf(h, i))).join(", ")
-            });`
-          ).join(" ")
-        }
-      for (var row = 0u; row < ${rowsOf.length}u; row++) {
-        let m = tile_m + ${quadOf("a", `thread_m + row / 4u * ${down}u`)} * 4u + row % 4u;
-        ${end.row("m", `results[w * ${rowsOf.length}u + row]`, (name) => `got_${name}[row]`)}
-      }
-    }
-  }`
-        : ws.map((w) =>
-          `{
+      ws.map((w) =>
+        `{
     let n = tile_n + ${quadOf("b", `thread_n + ${w * across}u`)} * 4u;
     if (n < params.columns) {
       ${end.column}
       ${
-            end.reads.flatMap((name) =>
-              rowsOf.map(([h, i]) => `let got_${name}_${h}${i} = ${end.read(name, mOf(h, i))};`)
-            ).join(" ")
-          }
+          end.reads.flatMap((name) =>
+            rowsOf.map(([h, i]) => `let got_${name}_${h}${i} = ${end.read(name, mOf(h, i))};`)
+          ).join(" ")
+        }
       ${
-            rowsOf.map(([h, i]) =>
-              `{ let m = ${mOf(h, i)}; ${end.row("m", sum(h, i, w), (name) => `got_${name}_${h}${i}`)} }`
-            )
-              .join("\n      ")
-          }
+          rowsOf.map(([h, i]) =>
+            `{ let m = ${mOf(h, i)}; ${end.row("m", sum(h, i, w), (name) => `got_${name}_${h}${i}`)} }`
+          )
+            .join("\n      ")
+        }
     }
   }`
-        ).join("\n  ")
+      ).join("\n  ")
     }`,
   };
 });

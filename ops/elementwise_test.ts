@@ -330,6 +330,20 @@ Deno.test("elementwise: small arguments keep their digits", async () => {
   );
 });
 
+Deno.test("elementwise: gelu and its slope keep their digits where they are small", async () => {
+  await init();
+  using _tape = new Tape();
+  const x = tensor([-2, -4, -6, -10], { requiresGrad: true }), y = gelu(x);
+  y.sum().backward();
+  // x·Φ(x) and Φ(x) + x·φ(x), as SciPy's ndtr gives them
+  const values = [-0.0455002639, -0.0001266849673, -5.91952587e-09, -7.619853024e-23],
+    slopes = [-0.08523180108, -0.0005036496612, -3.546870945e-08, -7.618400096e-22];
+  for (const [name, got, wanted] of [["value", y, values], ["slope", x.grad!, slopes]] as const) {
+    const found = await got.data();
+    wanted.forEach((w, i) => assert(Math.abs(found[i] / w - 1) < 5e-6, `${name} ${i}: ${found[i]}, wanted ${w}`));
+  }
+});
+
 Deno.test("elementwise: ties share the gradient, kinks have gradient 0", async () => {
   await init();
   using _tape = new Tape();
