@@ -100,3 +100,11 @@ export class Storage {
     if (borrowed) memory.borrower = this;
   }
 }
+
+/** Keeps the memory of these tensors from being freed until the function that it returns is called. */
+export function held(tensors: readonly { storage: Storage }[]): () => void {
+  const storages = tensors.map(({ storage }) => storage.retain());
+  return () => {
+    for (const storage of storages) storage.release();
+  };
+}

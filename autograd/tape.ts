@@ -1,4 +1,5 @@
 import { gpu } from "../kernels/gpu/gpu.ts";
+import { gathered } from "../kernels/gpu/joined.ts";
 import { checkFunction, checkOptions, describe } from "../kernels/check.ts";
 import { sizeOf } from "../kernels/elementwise.ts";
 import { checkBackward, checkForward } from "./anomaly.ts";
@@ -176,7 +177,7 @@ export class Tape extends Scope {
     last.gradient = (isAlone ? dOutput.view(dOutput.shape, "backward") : copyOf(dOutput)).keep();
     const { lent } = Tensor;
     try {
-      this.#walkBack(last, 0);
+      gathered(() => this.#walkBack(last, 0));
     } finally {
       Tensor.lent = lent;
       // an exception leaves gradients in records that were not reached

@@ -19,7 +19,7 @@ import {
 import { gpu } from "./gpu/gpu.ts";
 import { variants } from "./gpu/kernel.ts";
 import type { Memory } from "./gpu/memory.ts";
-import { type Launch, pairOf } from "./gpu/pair.ts";
+import { later, type Launch, pairOf } from "./gpu/joined.ts";
 import { tileKernel } from "./matmul_kernel.ts";
 import { TENSOR_DEPTH, tensorKernel, tensorTile } from "./tensor_cores.ts";
 import { type Choice, choose, chooseShared, matmulTuning, remembered, TILES, turnOf } from "./tiles.ts";
@@ -34,6 +34,8 @@ export interface Product {
   depth: number;
   batches?: number;
   epilogue?: Epilogue;
+  /** Whether the result is not needed soon: if it is a sum of pieces, they may be added up later (see `later`). */
+  isLate?: boolean;
 }
 
 /** In which of the three ways an operand can be read, `w` elements at a time. */
@@ -57,6 +59,7 @@ const sumPieces = variants(({ element, sums, add }: { element: Element; sums: El
       ...sums ? { partialSums: "read f32" as const, sums: `write ${sums}` as const } : {},
     },
     params: { size: "u32", rows: "u32", pieces: "u32", cOffset: "u32" },
+    workgroup: 512,
     main: `if (thread < params.size) {
     ${join("partial", "c", element, "params.c_offset + thread", "thread", "params.size")}
   }${
@@ -139,29 +142,35 @@ function recipeOf(product: Product, how: ReturnType<typeof reading>, choice: Cho
     sums: {
       kernel: sumPieces({ element: c.element, sums: sums?.element ?? null, add: add ?? false }),
       params: { size, rows, pieces, cOffset },
-      workgroups: Math.ceil((size + (sums ? rows : 0)) / 256),
+      workgroups: Math.ceil((size + (sums ? rows : 0)) / 512),
     },
   };
 }
 
-/** The recipes of one or two products, and the function that runs both if they share a launch. */
+/** One or two products, their recipes, and the function that runs both if they share a launch. */
 interface Prepared {
+  products: Product[];
   recipes: Recipe[];
   pair: ReturnType<typeof pairOf>;
 }
 
 const cached = remembered<Prepared>();
 
-/** All that a recipe depends on: a training step repeats the same keys. */
-function keyOf({ a, b, c, rows, columns, depth, batches, epilogue = {} }: Product): string {
-  const { bias, activation, slope, plus, add, sums } = epilogue;
-  const sizes = `${rows},${columns},${depth},${batches}`;
-  const operands =
-    `${a.element},${a.offset},${a.batch},${a.row},${a.column},${b.element},${b.offset},${b.batch},${b.row},${b.column}`;
-  const before = activation?.before ? "before" : "";
-  const end = `${bias?.element},${activation?.name},${before},${slope?.name},${!plus},${add},${sums?.element}`;
-  return `${sizes},${operands},${c.element},${c.offset},${end};`;
+const areAlike = (x: Product[], y: Product[]) =>
+  x.length === y.length && x.every((product, i) => haveOneRecipe(product, y[i]));
+
+/** Whether two products agree in all that a recipe depends on. */
+function haveOneRecipe(x: Product, y: Product): boolean {
+  const e = x.epilogue ?? {}, f = y.epilogue ?? {};
+  return x.rows === y.rows && x.columns === y.columns && x.depth === y.depth && x.batches === y.batches &&
+    lieAlike(x.a, y.a) && lieAlike(x.b, y.b) && x.c.element === y.c.element && x.c.offset === y.c.offset &&
+    e.bias?.element === f.bias?.element && e.activation?.name === f.activation?.name &&
+    !e.activation?.before === !f.activation?.before && e.slope?.name === f.slope?.name && !e.plus === !f.plus &&
+    e.add === f.add && e.sums?.element === f.sums?.element;
 }
+
+const lieAlike = (x: Strided, y: Strided) =>
+  x.element === y.element && x.offset === y.offset && x.batch === y.batch && x.row === y.row && x.column === y.column;
 
 function prepared(products: Product[]): Prepared {
   const ways = products.map(reading), sizes = ways.map(({ size }) => size);
@@ -170,7 +179,7 @@ function prepared(products: Product[]): Prepared {
     : null;
   const recipes = products.map((product, i) => recipeOf(product, ways[i], shared?.[i] ?? choose(sizes[i])));
   const [first, second] = recipes;
-  return { recipes, pair: shared && pairOf(first.launch, second.launch) };
+  return { products, recipes, pair: shared && pairOf(first.launch, second.launch) };
 }
 
 const run = ({ kernel, params, workgroups }: Launch, buffers: Record<string, Memory>) =>
@@ -179,15 +188,9 @@ const run = ({ kernel, params, workgroups }: Launch, buffers: Record<string, Mem
 /** Computes a product, or two of which neither needs the other's result: small ones then share a launch. */
 export function matmul(...products: Product[]): void {
   if (products.length === 0) return;
-  let key = "";
-  for (const product of products) key += keyOf(product);
-  const { recipes, pair } = cached(key, () => prepared(products));
-  const scratch: Memory[] = [];
-  const take = (floats: number) => {
-    const memory = gpu().pool.take(4 * floats);
-    scratch.push(memory);
-    return memory;
-  };
+  const { recipes, pair } = cached((kept) => areAlike(kept.products, products), () => prepared(products));
+  const scratch: Memory[][] = products.map(() => []); // of each product's pieces
+  const free = (memories: Memory[]) => memories.splice(0).forEach((memory) => memory.free());
   try {
     const launched: Record<string, Memory>[] = [], summed: Record<string, Memory>[] = [];
     for (let i = 0; i < products.length; i++) {
@@ -195,11 +198,11 @@ export function matmul(...products: Product[]): void {
       let to = c.memory, rowSums = epilogue.sums?.memory;
       if (sums) {
         const { pieces } = sums.params;
-        to = take(pieces * rows * columns);
+        scratch[i].push(to = gpu().pool.take(4 * pieces * rows * columns));
         summed[i] = { partial: to, c: c.memory };
         if (rowSums) {
           summed[i].sums = rowSums;
-          rowSums = summed[i].partialSums = take(pieces * rows);
+          scratch[i].push(rowSums = summed[i].partialSums = gpu().pool.take(4 * pieces * rows));
         }
       }
       const buffers = epilogueMemories(to, rowSums, epilogue);
@@ -209,8 +212,13 @@ export function matmul(...products: Product[]): void {
     }
     if (pair) pair(launched[0], launched[1]);
     else recipes.forEach(({ launch }, i) => run(launch, launched[i]));
-    recipes.forEach(({ sums }, i) => sums && run(sums, summed[i]));
+    recipes.forEach(({ sums }, i) => {
+      if (!sums) return;
+      if (!products[i].isLate) return run(sums, summed[i]);
+      const pieces = scratch[i].splice(0);
+      later(sums, summed[i], () => free(pieces));
+    });
   } finally {
-    for (const memory of scratch) memory.free();
+    scratch.forEach(free);
   }
 }

@@ -4,6 +4,7 @@
  */
 import { type Element, numbers, vectorOf } from "./elementwise.ts";
 import { gpu } from "./gpu/gpu.ts";
+import { later } from "./gpu/joined.ts";
 import { type BufferType, variants } from "./gpu/kernel.ts";
 import type { Memory } from "./gpu/memory.ts";
 import { columnReader, planRow, rowBuffer, rowCode, type RowPlan } from "./row.ts";
@@ -207,7 +208,10 @@ const parameterKernel = variants(({ element, weight, bias }: Sums) => ({
   ${bias ? `d_bias[thread] = ${element}(sum.y);` : ""}`,
 }));
 
-/** Gradients of a norm, as far as there is memory for them. `plus` is added to dX. */
+/**
+ * Gradients of a norm, as far as there is memory for them. `plus` is added to dX. Those of the parameters may be computed later (see `later`): `hold` keeps x,
+ * stats and dY until the function that it returns is called.
+ */
 export function normRowsBackward(
   b: {
     x: Memory;
@@ -223,6 +227,7 @@ export function normRowsBackward(
   element: Element,
   rows: number,
   columns: number,
+  hold: () => () => void,
 ): void {
   if (b.dX) {
     backwardKernel({ layer, element, plan: planRow(columns, "two"), plus: b.plus !== null })
@@ -234,7 +239,11 @@ export function normRowsBackward(
   const params = { rows, columns, piece: Math.ceil(rows / pieces), tiles, pieces };
   const { isSoftware, limits: { maxComputeInvocationsPerWorkgroup: fit } } = gpu().info;
   const shape = { element, wide: columns % 4 === 0, threads: isSoftware ? 64 : Math.min(512, fit) };
-  if (pieces === 1) return pieceKernel({ ...shape, cut: false, ...which }).run(b, params, tiles);
+  if (pieces === 1) {
+    const { x, stats, dY, dWeight, dBias } = b, kernel = pieceKernel({ ...shape, cut: false, ...which });
+    const buffers = { x, stats, dY, ...dWeight && { dWeight }, ...dBias && { dBias } };
+    return later({ kernel, params, workgroups: tiles }, buffers, hold());
+  }
   using pieceSums = gpu().pool.take(8 * pieces * columns);
   pieceKernel({ ...shape, cut: true, weight: false, bias: false })
     .run({ ...b, pieceSums }, params, tiles * pieces);

@@ -1,5 +1,5 @@
 // The same seed gives the same bits, also where a device was lost in between.
-import { assertEquals, assertRejects, assertThrows } from "@std/assert";
+import { assert, assertEquals, assertRejects, assertThrows } from "@std/assert";
 import {
   crossEntropy,
   dispose,
@@ -13,10 +13,13 @@ import {
   randn,
   relu,
   saveCheckpoint,
+  stats,
   Tape,
   type Tensor,
   tensor,
 } from "@limbeck/limbeck";
+import { gatherTuning } from "../kernels/gpu/joined.ts";
+import { matmulTuning } from "../kernels/tiles.ts";
 
 interface Run {
   model: nn.Module;
@@ -73,6 +76,34 @@ for (const [name, make] of Object.entries({ MLP: makeMlp, GPT: makeGpt })) {
     assertEquals(ends[0], ends[1]);
   });
 }
+
+Deno.test("GPT: whether launches wait to share a dispatch changes no bit", async () => {
+  await init();
+  Object.assign(matmulTuning, { pieces: 2, shared: true }); // on a CPU no product is cut and no launch shared otherwise
+  try {
+    const runs = [];
+    for (const on of [false, true]) {
+      gatherTuning.on = on;
+      const training = makeGpt(), before = stats().dispatches;
+      train(training, 3);
+      for (let step = 0; step < 2; step++) { // the second backward pass adds to gradients of the first
+        using _tape = new Tape();
+        training.optimizer.zeroGrad();
+        training.loss().backward();
+        training.loss().mul(2).backward();
+        training.optimizer.step();
+      }
+      const dispatches = stats().dispatches - before;
+      runs.push({ bits: await bits(training), dispatches });
+      release(training);
+    }
+    assertEquals(runs[1].bits, runs[0].bits);
+    assert(runs[1].dispatches < runs[0].dispatches, `${runs.map(({ dispatches }) => dispatches)}`);
+  } finally {
+    gatherTuning.on = null;
+    Object.assign(matmulTuning, { pieces: null, shared: null });
+  }
+});
 
 Deno.test("a lost device: every call says so, init() starts anew, and a checkpoint goes on to the same bits", async () => {
   await dispose();

@@ -251,6 +251,7 @@ function layered(op: string, x: Tensor, layers: readonly Layer[], residual?: Ten
             columns: ins,
             depth: rows,
             epilogue: { sums: dBias && ins > 0 ? plain(dBias) : undefined },
+            isLate: true,
           });
         }
         if (dX) {

@@ -2,6 +2,7 @@
 import { checkNumber, checkOptions } from "../kernels/check.ts";
 import { normRows, normRowsBackward } from "../kernels/norm.ts";
 import { composed } from "../autograd/composed.ts";
+import { held } from "../autograd/storage.ts";
 import { hidden, record } from "../autograd/tape.ts";
 import { checkShape, checkTensor, Tensor } from "../autograd/tensor.ts";
 import { rowsOf } from "./row_loss.ts";
@@ -55,6 +56,7 @@ function norm(
         element,
         rows,
         columns,
+        () => held([x, stats, dY]),
       );
       return [dX, dWeight, dBias];
     },

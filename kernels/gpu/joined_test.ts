@@ -1,6 +1,8 @@
-import { assertEquals } from "@std/assert";
-import { defineKernel, init, type KernelSpec, stats, tensor, zeros } from "@limbeck/limbeck";
-import { pairOf } from "./pair.ts";
+import { assertEquals, assertThrows } from "@std/assert";
+import { defineKernel, init, type KernelSpec, stats, type Tensor, tensor, zeros } from "@limbeck/limbeck";
+import { gathered, gatherTuning, later, pairOf } from "./joined.ts";
+import { gpu } from "./gpu.ts";
+import { FlatBlock, type Memory } from "./memory.ts";
 
 const reversed: KernelSpec = {
   name: "reversed",
@@ -47,4 +49,145 @@ Deno.test("pairOf: two kernels with the same names in one launch, and two launch
   assertEquals(stats().dispatches - before, 2);
   assertEquals(await z.array(), values.map((v) => 4 * v));
   assertEquals(pairOf(first, launch({ ...shifted, workgroup: 128 })), null);
+});
+
+/** y = f·x + 1, of 64 elements. */
+const scaled = defineKernel({
+  name: "scaled",
+  buffers: { x: "read f32", y: "write f32" },
+  params: { f: "f32" },
+  workgroup: 32,
+  head: "const one = 1.0; var<workgroup> kept: array<f32, 32>; fn more(x: f32) -> f32 { return x + one; }",
+  main: "kept[lane] = params.f * x[thread]; workgroupBarrier(); y[thread] = more(kept[lane]);",
+});
+
+/** Runs `fn` while launches wait, on any device, and gives the number of dispatches that it took. */
+function gathering(fn: () => void): number {
+  const before = stats().dispatches;
+  gatherTuning.on = true;
+  try {
+    gathered(fn);
+  } finally {
+    gatherTuning.on = null;
+  }
+  return stats().dispatches - before;
+}
+
+const first = async (x: Tensor) => (await x.array() as number[])[0];
+const released: number[] = [];
+const wait = (x: Tensor, y: Tensor, f: number) =>
+  later({ kernel: scaled, params: { f }, workgroups: 2 }, { x: x.memory, y: y.memory }, () => released.push(f));
+const now = (x: Tensor, y: Tensor, f: number) => scaled.run({ x: x.memory, y: y.memory }, { f }, 2);
+
+Deno.test("later: launches share a dispatch, at the end at the latest", async () => {
+  await init();
+  const x = tensor(Array.from({ length: 64 }, (_, i) => i)), results = [2, 3, 4, 5].map(() => zeros([64]));
+  released.length = 0;
+  const dispatches = gathering(() => {
+    results.forEach((y, i) => wait(x, y, i + 2));
+    assertEquals(released, []);
+  });
+  assertEquals([dispatches, released], [1, [2, 3, 4, 5]]);
+  for (const [i, y] of results.entries()) {
+    assertEquals(await y.array(), Array.from({ length: 64 }, (_, k) => (i + 2) * k + 1));
+  }
+  // outside of `gathered` they run at once
+  const before = stats().dispatches;
+  wait(x, results[0], 7);
+  assertEquals([stats().dispatches - before, released.at(-1)], [1, 7]);
+});
+
+Deno.test("later: what uses a result, or overwrites an operand, comes after it", async () => {
+  await init();
+  const x = tensor(Array(64).fill(10)), [a, b, c, d] = [1, 2, 3, 4].map(() => zeros([64]));
+  now(x, a, 1); // 11, and memory that may be written
+  assertEquals(
+    gathering(() => {
+      wait(a, b, 2); // 23
+      wait(x, c, 5); // 51
+      now(b, d, 10); // reads b: 231
+    }),
+    2,
+  );
+  assertEquals([await first(b), await first(c), await first(d)], [23, 51, 231]);
+  assertEquals(
+    gathering(() => {
+      wait(a, b, 3); // 34
+      now(x, a, 0); // overwrites a: 1
+      wait(a, c, 4); // 5
+      wait(c, d, 2); // reads what a waiting one writes: 11
+      wait(x, d, 3); // and overwrites its result: 31
+    }),
+    5,
+  );
+  assertEquals([await first(b), await first(c), await first(d)], [34, 5, 31]);
+  // reads, copies and uploads too, and memory that is freed while a launch waits for it
+  const copied = zeros([64]), { queue, pool } = gpu();
+  let read: Promise<number> | undefined;
+  gathering(() => {
+    wait(x, b, 1); // 11
+    read = first(b);
+  });
+  assertEquals(await read, 11);
+  gathering(() => {
+    wait(x, b, 6); // 61
+    queue.copy(b.memory, copied.memory, 4 * 64);
+    wait(a, c, 9); // 10
+    queue.copy(x.memory, a.memory, 4 * 64);
+    const gone = pool.take(4 * 64, "test", [64], "upload");
+    later({ kernel: scaled, params: { f: 1 }, workgroups: 2 }, { x: x.memory, y: gone }, () => {});
+    gone.free();
+    using again = queue.upload(new Uint8Array(Float32Array.of(...Array(64).fill(3)).buffer), true);
+    scaled.run({ x: again, y: d.memory }, { f: 2 }, 2); // 7
+    wait(x, b, 7); // 71
+    const freed = pool.take(4 * 64);
+    later({ kernel: scaled, params: { f: 1 }, workgroups: 2 }, { x: x.memory, y: freed }, () => {});
+    freed.free();
+    pool.trim(); // destroys it
+  });
+  assertEquals([await first(copied), await first(c), await first(a), await first(d), await first(b)], [
+    61,
+    10,
+    10,
+    7,
+    71,
+  ]);
+});
+
+Deno.test("later: as many share a dispatch as the device allows, and what was waiting runs if there is an error", async () => {
+  await init();
+  const most = Math.min(Math.floor(gpu().info.limits.maxStorageBuffersPerShaderStage / 2), 32); // 32 launches have 63 parameters
+  const x = tensor(Array(64).fill(1)), results = Array.from({ length: most + 1 }, () => zeros([64]));
+  assertEquals(gathering(() => results.forEach((y, i) => wait(x, y, i))), 2);
+  assertEquals(await Promise.all(results.map(first)), results.map((_, i) => i + 1));
+  // a buffer must not be read and written in one dispatch, not even in different slots; and waiting launches hold little memory
+  const { pool } = gpu(), { slots: [one, other] } = new FlatBlock(pool, pool.take(1024), [256, 256]);
+  const on = (x: Memory, y: Memory) => later({ kernel: scaled, params: { f: 3 }, workgroups: 2 }, { x, y }, () => {});
+  now(x, results[0], 2);
+  const reads = () => on(other, results[1].memory), writes = () => on(results[0].memory, one);
+  for (const order of [[reads, writes], [writes, reads]]) {
+    assertEquals(gathering(() => order.forEach((launch) => launch())), 2);
+  }
+  const large = [0, 1].map(() => pool.take(9 * 2 ** 20));
+  assertEquals(gathering(() => large.forEach((x, i) => on(x, results[i].memory))), 2);
+  const refused = pool.take(256);
+  refused.refused = true;
+  const failing = () => {
+    wait(x, results[1], 5); // 6
+    on(refused, results[0].memory);
+  };
+  assertThrows(() => gathering(failing), Error, "scaled: x is missing");
+  assertEquals(await first(results[1]), 6);
+  for (const memory of [one, other, ...large, refused]) memory.free();
+  let message = "";
+  try {
+    gathering(() => {
+      wait(x, results[0], 8);
+      throw new Error("stopped");
+    });
+  } catch (error) {
+    ({ message } = error as Error);
+  }
+  assertEquals([message, await first(results[0])], ["stopped", 9]);
+  assertEquals(gpu().queue.gathering, null);
 });

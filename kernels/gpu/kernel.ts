@@ -41,6 +41,9 @@ export interface Kernel {
   run(buffers: Record<string, Memory | null>, params: Record<string, number>, workgroups: number): void;
 }
 
+/** How many parameters fit the block of a kernel. */
+export const MOST_PARAMS = 64;
+
 /** Parameters that are all u32. */
 export const u32s = (...names: readonly string[]): Record<string, "u32"> =>
   Object.fromEntries(names.map((name) => [name, "u32"]));
@@ -206,7 +209,7 @@ function checkSpec(spec: KernelSpec): void {
   }
   for (const [name, type] of Object.entries(params)) checkOneOf(op, name, type, ["u32", "i32", "f32"]);
   const count = Object.keys(params).length;
-  if (count > 64) throw new TypeError(`${op}: at most 64 params fit, got ${count}`);
+  if (count > MOST_PARAMS) throw new TypeError(`${op}: at most ${MOST_PARAMS} params fit, got ${count}`);
   checkNumber(op, "workgroup", workgroup, { integer: true, min: 1 });
   checkBoolean(op, "subgroups", subgroups);
   for (const [what, text] of [["directives", directives], ["head", head], ["main", main]]) {

@@ -40,6 +40,8 @@ export class Memory implements Disposable {
   shape: readonly number[] | null = null;
   /** Whether the device refused to make its buffer. */
   refused = false;
+  /** What a launch that waits for others does with it (see joined.ts). */
+  awaited: "read" | "write" | null = null;
   /** The slots that it is divided into. */
   slots: readonly Memory[] = [];
 

@@ -1,5 +1,6 @@
 import type { DeviceErrors } from "./errors.ts";
 import { checkNumber, describe } from "../check.ts";
+import type { Gathering } from "./joined.ts";
 import { Arena, type Counters, Memory, Mirror, ofShape, Pool, sizeClass } from "./memory.ts";
 
 /** A compiled kernel. */
@@ -55,6 +56,8 @@ export class Queue {
   batch = 0;
   /** While a profile is taken: where the times of a dispatch go. */
   timestamps: ((name: string) => GPUComputePassTimestampWrites) | null = null;
+  /** Launches that wait for others; null if none may. */
+  gathering: Gathering | null = null;
   #encoder: GPUCommandEncoder | null = null;
   #pass: GPUComputePassEncoder | null = null;
   /** What the open pass has as its pipeline. */
@@ -90,6 +93,7 @@ export class Queue {
 
   /** Encodes one dispatch. The one that followed the previous dispatch last time is tried first: in a repeated step, a comparison finds the entry. */
   dispatch(pipeline: Pipeline, given: Given, x: number, y: number): void {
+    if (this.gathering !== null && isAwaited(pipeline, given)) this.gathering.settle();
     let entry = this.#last.next;
     if (entry === null || !matches(entry, pipeline, given)) entry = this.#entry(pipeline, given);
     const { memories } = entry;
@@ -247,6 +251,7 @@ export class Queue {
       this.pool.take(data.byteLength, op, shape, purpose);
     memory.written = -1;
     if (memory.owner === this.arena) return memory;
+    if (memory.awaited) this.gathering?.settle();
     if (memory.batch === this.batch) this.submit();
     const whole = data.byteLength - data.byteLength % 4;
     const { device: { queue } } = this;
@@ -269,6 +274,7 @@ export class Queue {
       this.copy(from, between, bytes);
       return this.copy(between, to, bytes);
     }
+    if (from.awaited === "write" || to.awaited) this.gathering?.settle();
     this.#endPass();
     const size = Math.min(Math.ceil(bytes / 4) * 4, from.bytes, to.bytes);
     if (size > 0) this.#openEncoder().copyBufferToBuffer(from.buffer, from.offset, to.buffer, to.offset, size);
@@ -285,6 +291,7 @@ export class Queue {
       if (bytes > 0) throw notComputed();
       return new ArrayBuffer(0);
     }
+    if (memory.awaited === "write") this.gathering?.settle();
     this.#enough = SUBMIT_FIRST;
     const size = sizeClass(bytes), copied = Math.ceil(bytes / 4) * 4;
     const failed = async (reason: Error) => {
@@ -361,6 +368,7 @@ export class Queue {
 
   /** Clears the caches that refer to the pool's buffers, and destroys free staging buffers and pages of the arena. */
   trim(): void {
+    this.gathering?.settle();
     this.forget();
     for (const buffers of this.#staging.values()) for (const buffer of buffers) buffer.destroy();
     this.#staging.clear();
@@ -394,6 +402,15 @@ async function mapped(staging: GPUBuffer, bytes: number): Promise<ArrayBuffer> {
 
 const notComputed = () =>
   new Error("GPU: this tensor was not computed: the device had refused the batch that it belongs to, and has said why");
+
+/** Whether a dispatch uses what a waiting launch writes, or writes what one reads. */
+function isAwaited({ buffers, writes }: Pipeline, given: Given): boolean {
+  for (let i = 0; i < buffers.length; i++) {
+    const memory = given.buffers?.[buffers[i]];
+    if (memory?.awaited === "write" || memory?.awaited && writes[i]) return true;
+  }
+  return false;
+}
 
 function matches(entry: Entry, pipeline: Pipeline, { buffers, values }: Given): boolean {
   if (entry.pipeline !== pipeline) return false;
