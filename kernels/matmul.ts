@@ -19,7 +19,7 @@ import {
 import { gpu } from "./gpu/gpu.ts";
 import { variants } from "./gpu/kernel.ts";
 import type { Memory } from "./gpu/memory.ts";
-import { later, type Launch, pairOf } from "./gpu/joined.ts";
+import { later, type Launch, launchOf, pairOf, runLaunch } from "./gpu/joined.ts";
 import { tileKernel } from "./matmul_kernel.ts";
 import { TENSOR_DEPTH, tensorKernel, tensorTile } from "./tensor_cores.ts";
 import { type Choice, choose, chooseShared, matmulTuning, remembered, TILES, turnOf } from "./tiles.ts";
@@ -74,6 +74,7 @@ const sumPieces = variants(({ element, sums, add }: { element: Element; sums: El
 /** How a product is computed: in one launch, or, if it is cut into pieces along k, in one for the pieces' products and one for their sums. */
 interface Recipe {
   launch: Launch;
+  pieces: number;
   sums: Launch | null;
 }
 
@@ -116,34 +117,32 @@ function recipeOf(product: Product, how: ReturnType<typeof reading>, choice: Cho
     const hasTail = (turn: number) => depth % turn > 0 || last % turn > 0;
     const tile = TILES[choice.tile], unrolled = !gpu().info.isSoftware;
     const { m, n } = tensors ? { m: tensors.side, n: tensors.side } : tile;
-    return {
-      kernel: tensors
-        ? tensorKernel({ ...operands, size: tensors.side, tail: hasTail(TENSOR_DEPTH), epilogue })
-        : tileKernel({
-          ...operands,
-          tile: choice.tile,
-          unrolled,
-          halves,
-          tail: hasTail(turnOf(tile, halves)),
-          epilogue,
-        }),
-      params,
-      workgroups: Math.ceil(rows / m) * Math.ceil(columns / n) * batches,
-    };
+    const kernel = tensors
+      ? tensorKernel({ ...operands, size: tensors.side, tail: hasTail(TENSOR_DEPTH), epilogue })
+      : tileKernel({
+        ...operands,
+        tile: choice.tile,
+        unrolled,
+        halves,
+        tail: hasTail(turnOf(tile, halves)),
+        epilogue,
+      });
+    return launchOf(kernel, params, Math.ceil(rows / m) * Math.ceil(columns / n) * batches);
   };
   if (part === depth) {
-    return { launch: launch(params, shapeOf(c.element, wide, epilogue)), sums: null };
+    return { launch: launch(params, shapeOf(c.element, wide, epilogue)), pieces: 1, sums: null };
   }
   const size = rows * columns, pieces = Math.ceil(depth / part);
   const cut = { depth: part, whole: depth, batches: pieces, aBatch: part * a.column, bBatch: part * b.row, cOffset: 0 };
   const partial = { sums: sums && { ...sums, element: "f32" as const } };
   return {
     launch: launch({ ...params, ...cut }, shapeOf("f32", !scalar && columns % 4 === 0, partial)),
-    sums: {
-      kernel: sumPieces({ element: c.element, sums: sums?.element ?? null, add: add ?? false }),
-      params: { size, rows, pieces, cOffset },
-      workgroups: Math.ceil((size + (sums ? rows : 0)) / 512),
-    },
+    pieces,
+    sums: launchOf(
+      sumPieces({ element: c.element, sums: sums?.element ?? null, add: add ?? false }),
+      { size, rows, pieces, cOffset },
+      Math.ceil((size + (sums ? rows : 0)) / 512),
+    ),
   };
 }
 
@@ -182,9 +181,6 @@ function prepared(products: Product[]): Prepared {
   return { products, recipes, pair: shared && pairOf(first.launch, second.launch) };
 }
 
-const run = ({ kernel, params, workgroups }: Launch, buffers: Record<string, Memory>) =>
-  kernel.run(buffers, params, workgroups);
-
 /** Computes a product, or two of which neither needs the other's result: small ones then share a launch. */
 export function matmul(...products: Product[]): void {
   if (products.length === 0) return;
@@ -194,10 +190,9 @@ export function matmul(...products: Product[]): void {
   try {
     const launched: Record<string, Memory>[] = [], summed: Record<string, Memory>[] = [];
     for (let i = 0; i < products.length; i++) {
-      const { a, b, c, rows, columns, epilogue = {} } = products[i], { sums } = recipes[i];
+      const { a, b, c, rows, columns, epilogue = {} } = products[i], { pieces, sums } = recipes[i];
       let to = c.memory, rowSums = epilogue.sums?.memory;
       if (sums) {
-        const { pieces } = sums.params;
         scratch[i].push(to = gpu().pool.take(4 * pieces * rows * columns));
         summed[i] = { partial: to, c: c.memory };
         if (rowSums) {
@@ -211,10 +206,10 @@ export function matmul(...products: Product[]): void {
       launched.push(buffers);
     }
     if (pair) pair(launched[0], launched[1]);
-    else recipes.forEach(({ launch }, i) => run(launch, launched[i]));
+    else recipes.forEach(({ launch }, i) => runLaunch(launch, launched[i]));
     recipes.forEach(({ sums }, i) => {
       if (!sums) return;
-      if (!products[i].isLate) return run(sums, summed[i]);
+      if (!products[i].isLate) return runLaunch(sums, summed[i]);
       const pieces = scratch[i].splice(0);
       later(sums, summed[i], () => free(pieces));
     });

@@ -4,7 +4,7 @@
  */
 import { type Element, numbers, vectorOf } from "./elementwise.ts";
 import { gpu } from "./gpu/gpu.ts";
-import { later } from "./gpu/joined.ts";
+import { later, launchOf } from "./gpu/joined.ts";
 import { type BufferType, variants } from "./gpu/kernel.ts";
 import type { Memory } from "./gpu/memory.ts";
 import { columnReader, planRow, rowBuffer, rowCode, type RowPlan } from "./row.ts";
@@ -242,7 +242,7 @@ export function normRowsBackward(
   if (pieces === 1) {
     const { x, stats, dY, dWeight, dBias } = b, kernel = pieceKernel({ ...shape, cut: false, ...which });
     const buffers = { x, stats, dY, ...dWeight && { dWeight }, ...dBias && { dBias } };
-    return later({ kernel, params, workgroups: tiles }, buffers, hold());
+    return later(launchOf(kernel, params, tiles), buffers, hold());
   }
   using pieceSums = gpu().pool.take(8 * pieces * columns);
   pieceKernel({ ...shape, cut: true, weight: false, bias: false })

@@ -3,99 +3,93 @@ import { gpu } from "./gpu.ts";
 import { defineKernel, type Kernel, type KernelSpec, MOST_PARAMS, snake, u32s } from "./kernel.ts";
 import type { Memory } from "./memory.ts";
 
-/** A dispatch without its buffers. */
+/** A dispatch without its memories. */
 export interface Launch {
   kernel: Kernel;
-  params: Record<string, number>;
+  /** In the order of the kernel's spec. */
+  params: readonly number[];
   workgroups: number;
 }
 
-type Buffers = Record<string, Memory>;
+/** A launch, given its parameters by name. */
+export const launchOf = (kernel: Kernel, params: Record<string, number>, workgroups: number): Launch => ({
+  kernel,
+  params: Object.keys(kernel.spec.params ?? {}).map((name) => params[name]),
+  workgroups,
+});
 
-/** Kernels in one, and the names that their buffers and parameters have there. */
-interface Joined {
-  kernel: Kernel;
-  buffers: string[][];
-  params: string[][];
+/** The names of a kernel's buffers, and which of them it writes. */
+const buffersOf = variantsOf((kernel: Kernel) => {
+  const names = Object.keys(kernel.spec.buffers);
+  return { names, writes: names.map((name) => kernel.spec.buffers[name].startsWith("write")) };
+});
+
+/** A cache of what `make` returns for an object. */
+function variantsOf<K extends object, T>(make: (key: K) => T): (key: K) => T {
+  const made = new WeakMap<K, T>();
+  return (key) => {
+    let found = made.get(key);
+    if (found === undefined) made.set(key, found = make(key));
+    return found;
+  };
 }
+
+/** The memories of a launch in the order of its kernel's spec. */
+const inOrder = (kernel: Kernel, memories: Record<string, Memory>): Memory[] =>
+  buffersOf(kernel).names.map((name) => memories[name]);
+
+/** Runs a launch with these memories, by name. */
+export const runLaunch = ({ kernel, params, workgroups }: Launch, memories: Record<string, Memory>): void =>
+  kernel.runInOrder(inOrder(kernel, memories), params, workgroups);
 
 /** A sequence of kernels: what joins them, if anyone asked, and the sequences that begin with them. */
 interface Sequence {
-  joined: Joined | null;
-  next: WeakMap<Kernel, Sequence>;
+  joined: Kernel | null;
+  next: (kernel: Kernel) => Sequence;
 }
 
-const empty: Sequence = { joined: null, next: new WeakMap() };
+const sequence = (): Sequence => ({ joined: null, next: variantsOf(sequence) });
+const empty = sequence();
 
-function joinedOf(kernels: readonly Kernel[]): Joined {
-  let sequence = empty;
-  for (const kernel of kernels) {
-    let next = sequence.next.get(kernel);
-    if (!next) sequence.next.set(kernel, next = { joined: null, next: new WeakMap() });
-    sequence = next;
-  }
-  return sequence.joined ??= join(kernels.map(({ spec }) => spec));
-}
-
-/** How many buffers and parameters a kernel has. */
-const buffersOf = ({ spec }: Kernel) => Object.keys(spec.buffers).length;
-const paramsOf = ({ spec }: Kernel) => Object.keys(spec.params ?? {}).length;
-
-/** A function that runs launches as one, given the buffers of each. None may use what another one writes. */
-function runnerOf(launches: readonly Launch[]): (buffers: readonly Buffers[]) => void {
-  const { kernel, ...names } = joinedOf(launches.map(({ kernel }) => kernel)), params: Record<string, number> = {};
-  let workgroups = 0;
-  launches.forEach((launch, i) => {
-    if (i > 0) params[`begin_${i}`] = workgroups;
-    Object.keys(launch.kernel.spec.params ?? {}).forEach((name, j) => params[names.params[i][j]] = launch.params[name]);
+/** Launches as one. None may use what another one writes. Its memories are those of the launches, one after the other. */
+function joined(launches: readonly Launch[]): Launch {
+  let kernels = empty, workgroups = 0;
+  const params: number[] = [], begins: number[] = [];
+  for (const launch of launches) {
+    kernels = kernels.next(launch.kernel);
+    params.push(...launch.params);
+    begins.push(workgroups);
     workgroups += launch.workgroups;
-  });
-  const own = launches.map(({ kernel }) => Object.keys(kernel.spec.buffers));
-  return (buffers) => {
-    const all: Buffers = {};
-    for (let i = 0; i < own.length; i++) {
-      for (let j = 0; j < own[i].length; j++) all[names.buffers[i][j]] = buffers[i][own[i][j]];
-    }
-    kernel.run(all, params, workgroups);
-  };
+  }
+  const kernel = kernels.joined ??= join(launches.map(({ kernel }) => kernel.spec));
+  return { kernel, params: [...params, ...begins.slice(1)], workgroups };
 }
 
-const runAlone = ({ kernel, params, workgroups }: Launch, buffers: Buffers) => kernel.run(buffers, params, workgroups);
-
-const writes = ({ buffers }: KernelSpec, name: string) => buffers[name].startsWith("write");
-
-/** Whether a launch, with the buffers in `b`, writes a buffer that the other one binds: WebGPU forbids that in one dispatch, even for parts of a buffer. */
-function writesInto({ spec }: Kernel, b: Buffers, other: Buffers): boolean {
-  for (const name in spec.buffers) {
-    if (!writes(spec, name)) continue;
-    for (const bound in other) if (b[name].buffer === other[bound].buffer) return true;
-  }
-  return false;
+/** Whether a launch writes a buffer that another one binds: WebGPU forbids that in one dispatch, even for parts of a buffer. */
+function writesInto({ kernel }: Launch, memories: readonly Memory[], others: readonly Memory[]): boolean {
+  const { writes } = buffersOf(kernel);
+  return memories.some(({ buffer }, i) => writes[i] && others.some((other) => other.buffer === buffer));
 }
 
 /**
- * A function that runs two launches as one, given the buffers of both; neither may read what the other writes. Two small launches fill a GPU together, and the
- * host encodes only one (both gradients of a product of 2048×512×128 take an H100 25 µs instead of 29). Null if their workgroups differ in size or the device
- * binds too few buffers.
+ * A function that runs two launches as one, given the memories of both; neither may read what the other writes. Two small launches fill a GPU together, and
+ * the host encodes only one (both gradients of a product of 2048×512×128 take an H100 25 µs instead of 29). Null if their workgroups differ in size or the
+ * device binds too few buffers.
  */
-export function pairOf(a: Launch, b: Launch): ((first: Buffers, second: Buffers) => void) | null {
+export function pairOf(
+  a: Launch,
+  b: Launch,
+): ((first: Record<string, Memory>, second: Record<string, Memory>) => void) | null {
   const { maxStorageBuffersPerShaderStage: most } = gpu().info.limits;
-  if (a.kernel.spec.workgroup !== b.kernel.spec.workgroup || buffersOf(a.kernel) + buffersOf(b.kernel) > most) {
-    return null;
-  }
-  const run = runnerOf([a, b]);
+  const buffers = buffersOf(a.kernel).names.length + buffersOf(b.kernel).names.length;
+  if (a.kernel.spec.workgroup !== b.kernel.spec.workgroup || buffers > most) return null;
+  const { kernel, params, workgroups } = joined([a, b]);
   return (first, second) => {
-    if (!writesInto(a.kernel, first, second) && !writesInto(b.kernel, second, first)) return run([first, second]);
-    runAlone(a, first);
-    runAlone(b, second);
+    const x = inOrder(a.kernel, first), y = inOrder(b.kernel, second);
+    if (!writesInto(a, x, y) && !writesInto(b, y, x)) return kernel.runInOrder([...x, ...y], params, workgroups);
+    a.kernel.runInOrder(x, a.params, a.workgroups);
+    b.kernel.runInOrder(y, b.params, b.workgroups);
   };
-}
-
-/** A launch that waits, its buffers, and what to do afterwards. */
-interface Waiting {
-  launch: Launch;
-  buffers: Buffers;
-  release: () => void;
 }
 
 /** Bytes that waiting launches bind at most: they keep memory from being used again. */
@@ -103,49 +97,55 @@ const MOST_BYTES = 2 ** 24;
 
 /** Launches that wait for others, to share a dispatch with them. */
 export class Gathering {
-  #waiting: Waiting[] = [];
+  #launches: Launch[] = [];
+  /** Of all launches, in their order. */
+  #memories: Memory[] = [];
+  #releases: (() => void)[] = [];
   #written = new Set<GPUBuffer>();
   #read = new Set<GPUBuffer>();
-  #buffers = 0;
   #params = 0;
   #bytes = 0;
 
-  add(launch: Launch, buffers: Buffers, release: () => void): void {
-    const { kernel, kernel: { spec } } = launch, names = Object.keys(spec.buffers);
-    const bytes = names.reduce((sum, name) => sum + buffers[name].bytes, 0);
-    const isMet = names.some((name) => {
-      const { buffer, awaited } = buffers[name];
-      return writes(spec, name) ? awaited || this.#read.has(buffer) : this.#written.has(buffer);
-    });
-    const first = this.#waiting.at(0)?.launch.kernel.spec;
+  add(launch: Launch, memories: readonly Memory[], release: () => void): void {
+    const { kernel: { spec: { workgroup } } } = launch, { writes } = buffersOf(launch.kernel);
+    let bytes = 0, isApart = this.#launches.length > 0 && this.#launches[0].kernel.spec.workgroup !== workgroup;
+    for (let i = 0; i < memories.length; i++) {
+      const { buffer, awaited } = memories[i];
+      bytes += memories[i].bytes;
+      isApart ||= writes[i] ? awaited !== null || this.#read.has(buffer) : this.#written.has(buffer);
+    }
+    const params = launch.params.length + 1; // one for where its workgroups begin
     if (
-      first && (isMet || spec.workgroup !== first.workgroup || this.#bytes + bytes > MOST_BYTES ||
-        this.#buffers + names.length > gpu().info.limits.maxStorageBuffersPerShaderStage ||
-        this.#params + paramsOf(kernel) + 1 > MOST_PARAMS)
+      isApart || this.#bytes + bytes > MOST_BYTES || this.#params + params > MOST_PARAMS ||
+      this.#memories.length + memories.length > gpu().info.limits.maxStorageBuffersPerShaderStage
     ) this.settle();
-    this.#waiting.push({ launch, buffers, release });
-    this.#buffers += names.length;
-    this.#params += paramsOf(kernel) + 1; // one for where its workgroups begin
+    this.#launches.push(launch);
+    this.#memories.push(...memories);
+    this.#releases.push(release);
+    this.#params += params;
     this.#bytes += bytes;
-    for (const name of names) {
-      (writes(spec, name) ? this.#written : this.#read).add(buffers[name].buffer);
-      buffers[name].awaited = writes(spec, name) ? "write" : "read";
+    for (let i = 0; i < memories.length; i++) {
+      (writes[i] ? this.#written : this.#read).add(memories[i].buffer);
+      memories[i].awaited = writes[i] ? "write" : "read";
     }
   }
 
   /** Runs what waits. */
   settle(): void {
-    const all = this.#waiting;
-    this.#waiting = [];
+    const launches = this.#launches, memories = this.#memories, releases = this.#releases;
+    this.#launches = [];
+    this.#memories = [];
+    this.#releases = [];
     this.#written.clear();
     this.#read.clear();
-    this.#buffers = this.#params = this.#bytes = 0;
-    for (const { buffers } of all) for (const name in buffers) buffers[name].awaited = null;
+    this.#params = this.#bytes = 0;
+    for (const memory of memories) memory.awaited = null;
     try {
-      if (all.length === 1) runAlone(all[0].launch, all[0].buffers);
-      else if (all.length > 1) runnerOf(all.map(({ launch }) => launch))(all.map(({ buffers }) => buffers));
+      if (launches.length === 0) return;
+      const { kernel, params, workgroups } = launches.length === 1 ? launches[0] : joined(launches);
+      kernel.runInOrder(memories, params, workgroups);
     } finally {
-      for (const { release } of all) release();
+      for (const release of releases) release();
     }
   }
 }
@@ -171,17 +171,15 @@ export function gathered(fn: () => void): void {
 export const gatherTuning: { on: boolean | null } = { on: null };
 
 /**
- * Runs a launch whose results are not needed soon, at once or later. `release` is called when it was encoded: whoever frees its buffers before makes it run
+ * Runs a launch whose results are not needed soon, at once or later. `release` is called when it was encoded: whoever frees its memories before makes it run
  * alone, as they are taken again.
  */
-export function later(launch: Launch, buffers: Buffers, release: () => void): void {
-  const { gathering } = gpu().queue;
+export function later(launch: Launch, named: Record<string, Memory>, release: () => void): void {
+  const { gathering } = gpu().queue, memories = inOrder(launch.kernel, named);
   // one that the device refused throws now, and harms no other launch
-  if (gathering && !Object.values(buffers).some(({ refused }) => refused)) {
-    return gathering.add(launch, buffers, release);
-  }
+  if (gathering && !memories.some(({ refused }) => refused)) return gathering.add(launch, memories, release);
   try {
-    runAlone(launch, buffers);
+    launch.kernel.runInOrder(memories, launch.params, launch.workgroups);
   } finally {
     release();
   }
@@ -191,7 +189,7 @@ export function later(launch: Launch, buffers: Buffers, release: () => void): vo
  * Kernels as one, of which each runs the next of the workgroups. The names of all but the first get a number; a workgroup variable that several declare with
  * the same words is shared.
  */
-function join(specs: readonly KernelSpec[]): Joined {
+function join(specs: readonly KernelSpec[]): Kernel {
   const [{ workgroup = 256 }] = specs, variable = /var<workgroup> (\w+)[^;]*;/g, shared = new Map<string, string>();
   const parts = specs.map(({ buffers, params = {}, head = "", main }, i) => {
     const numbered = (name: string) => i === 0 ? name : `${name}_no${i}`;
@@ -227,7 +225,7 @@ function join(specs: readonly KernelSpec[]): Joined {
     };
   });
   const names = specs.map(({ name }) => name);
-  const kernel = defineKernel({
+  return defineKernel({
     name: [...new Set(names)].map((name) => {
       const count = names.filter((other) => other === name).length;
       return count > 1 ? `${name} ×${count}` : name;
@@ -244,9 +242,4 @@ function join(specs: readonly KernelSpec[]): Joined {
     main: parts.map(({ main }, i) => i + 1 < specs.length ? `if (group < params.begin_${i + 1}) ${main} else ` : main)
       .join(""),
   });
-  return {
-    kernel,
-    buffers: parts.map(({ buffers }) => buffers.map(([name]) => name)),
-    params: parts.map(({ params }) => params.map(([name]) => name)),
-  };
 }

@@ -1,6 +1,6 @@
 import { assertEquals, assertThrows } from "@std/assert";
 import { defineKernel, init, type KernelSpec, stats, type Tensor, tensor, zeros } from "@limbeck/limbeck";
-import { gathered, gatherTuning, later, pairOf } from "./joined.ts";
+import { gathered, gatherTuning, later, launchOf, pairOf } from "./joined.ts";
 import { gpu } from "./gpu.ts";
 import { FlatBlock, type Memory } from "./memory.ts";
 
@@ -31,11 +31,7 @@ const shifted: KernelSpec = {
 Deno.test("pairOf: two kernels with the same names in one launch, and two launches where one is not possible", async () => {
   await init();
   const values = Array.from({ length: 128 }, (_, i) => i);
-  const launch = (spec: KernelSpec) => ({
-    kernel: defineKernel(spec),
-    params: { by: -5, size: 128 },
-    workgroups: 128 / spec.workgroup!,
-  });
+  const launch = (spec: KernelSpec) => launchOf(defineKernel(spec), { by: -5, size: 128 }, 128 / spec.workgroup!);
   const first = launch(reversed), x = tensor(values), y = zeros([128]), z = zeros([128]);
   const i = tensor(Int32Array.from(values)), j = zeros([128], { dtype: "i32" });
   const mirrored = values.map((v) => 2 * (v - v % 64 + 63 - v % 64));
@@ -76,7 +72,7 @@ function gathering(fn: () => void): number {
 const first = async (x: Tensor) => (await x.array() as number[])[0];
 const released: number[] = [];
 const wait = (x: Tensor, y: Tensor, f: number) =>
-  later({ kernel: scaled, params: { f }, workgroups: 2 }, { x: x.memory, y: y.memory }, () => released.push(f));
+  later({ kernel: scaled, params: [f], workgroups: 2 }, { x: x.memory, y: y.memory }, () => released.push(f));
 const now = (x: Tensor, y: Tensor, f: number) => scaled.run({ x: x.memory, y: y.memory }, { f }, 2);
 
 Deno.test("later: launches share a dispatch, at the end at the latest", async () => {
@@ -135,13 +131,13 @@ Deno.test("later: what uses a result, or overwrites an operand, comes after it",
     wait(a, c, 9); // 10
     queue.copy(x.memory, a.memory, 4 * 64);
     const gone = pool.take(4 * 64, "test", [64], "upload");
-    later({ kernel: scaled, params: { f: 1 }, workgroups: 2 }, { x: x.memory, y: gone }, () => {});
+    later({ kernel: scaled, params: [1], workgroups: 2 }, { x: x.memory, y: gone }, () => {});
     gone.free();
     using again = queue.upload(new Uint8Array(Float32Array.of(...Array(64).fill(3)).buffer), true);
     scaled.run({ x: again, y: d.memory }, { f: 2 }, 2); // 7
     wait(x, b, 7); // 71
     const freed = pool.take(4 * 64);
-    later({ kernel: scaled, params: { f: 1 }, workgroups: 2 }, { x: x.memory, y: freed }, () => {});
+    later({ kernel: scaled, params: [1], workgroups: 2 }, { x: x.memory, y: freed }, () => {});
     freed.free();
     pool.trim(); // destroys it
   });
@@ -162,7 +158,7 @@ Deno.test("later: as many share a dispatch as the device allows, and what was wa
   assertEquals(await Promise.all(results.map(first)), results.map((_, i) => i + 1));
   // a buffer must not be read and written in one dispatch, not even in different slots; and waiting launches hold little memory
   const { pool } = gpu(), { slots: [one, other] } = new FlatBlock(pool, pool.take(1024), [256, 256]);
-  const on = (x: Memory, y: Memory) => later({ kernel: scaled, params: { f: 3 }, workgroups: 2 }, { x, y }, () => {});
+  const on = (x: Memory, y: Memory) => later({ kernel: scaled, params: [3], workgroups: 2 }, { x, y }, () => {});
   now(x, results[0], 2);
   const reads = () => on(other, results[1].memory), writes = () => on(results[0].memory, one);
   for (const order of [[reads, writes], [writes, reads]]) {

@@ -39,6 +39,11 @@ export interface Kernel {
    * null.
    */
   run(buffers: Record<string, Memory | null>, params: Record<string, number>, workgroups: number): void;
+  /**
+   * The same with memories and params in the spec's order.
+   * @internal
+   */
+  runInOrder(memories: readonly (Memory | null)[], params: readonly number[], workgroups: number): void;
 }
 
 /** How many parameters fit the block of a kernel. */
@@ -131,29 +136,32 @@ function compile(spec: KernelSpec, { device, subgroupDirective }: Gpu): Pipeline
  */
 export function defineKernel(spec: KernelSpec): Kernel {
   checkSpec(spec);
-  const names = Object.keys(spec.buffers);
+  const names = Object.keys(spec.buffers), params = Object.keys(spec.params ?? {});
   let owner: Gpu | null = null, pipeline: Pipeline;
+  const runInOrder: Kernel["runInOrder"] = (memories, values, workgroups) => {
+    const open = gpu(), { errors, info: { limits }, queue } = open;
+    if (owner !== open) {
+      checkFits(spec, open);
+      const shapes = names.map((name, i) => `${name} [${memories[i]?.shape?.join(", ") ?? "?"}]`).join(", ");
+      errors.open();
+      pipeline = compile(spec, open);
+      errors.close(() => `the WGSL of ${spec.name} (${shapes})`);
+      owner = open;
+    }
+    const most = limits.maxComputeWorkgroupsPerDimension;
+    if (!Number.isInteger(workgroups) || workgroups < 0 || workgroups > most * most) {
+      checkNumber(spec.name, "workgroups", workgroups, { integer: true, min: 0, max: most * most });
+    }
+    if (workgroups === 0) return;
+    // hardly more than `workgroups`: 65,535 × 2 for 65,536 of them, half of which would have nothing to do, cost a copy of 256 MiB 15 % on an H100
+    const y = Math.ceil(workgroups / most), x = Math.ceil(workgroups / y);
+    queue.dispatch(pipeline, memories, values, x, y);
+  };
   return {
     spec,
-    run(buffers, values, workgroups) {
-      const open = gpu(), { errors, info: { limits }, queue } = open;
-      if (owner !== open) {
-        checkFits(spec, open);
-        const shapes = names.map((name) => `${name} [${buffers?.[name]?.shape?.join(", ") ?? "?"}]`).join(", ");
-        errors.open();
-        pipeline = compile(spec, open);
-        errors.close(() => `the WGSL of ${spec.name} (${shapes})`);
-        owner = open;
-      }
-      const most = limits.maxComputeWorkgroupsPerDimension;
-      if (!Number.isInteger(workgroups) || workgroups < 0 || workgroups > most * most) {
-        checkNumber(spec.name, "workgroups", workgroups, { integer: true, min: 0, max: most * most });
-      }
-      if (workgroups === 0) return;
-      // hardly more than `workgroups`: 65,535 × 2 for 65,536 of them, half of which would have nothing to do, cost a copy of 256 MiB 15 % on an H100
-      const y = Math.ceil(workgroups / most), x = Math.ceil(workgroups / y);
-      queue.dispatch(pipeline, { buffers, values }, x, y);
-    },
+    run: (buffers, values, workgroups) =>
+      runInOrder(names.map((name) => buffers?.[name]), params.map((name) => values?.[name]), workgroups),
+    runInOrder,
   };
 }
 

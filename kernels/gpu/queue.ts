@@ -17,17 +17,11 @@ export interface Pipeline {
   params: [name: string, type: "u32" | "i32" | "f32"][];
 }
 
-/** The arguments of a dispatch, by name; not checked yet. */
-interface Given {
-  buffers: Record<string, Memory | null>;
-  values: Record<string, number>;
-}
-
 /** A dispatch seen before: what it bound, its bind group, and the dispatch that came after it last time. */
 interface Entry {
   pipeline: Pipeline;
-  memories: Memory[];
-  params: number[];
+  memories: readonly Memory[];
+  params: readonly number[];
   /** The shapes of what the memories held when the entry was made, for messages. */
   shapes: (readonly number[] | null)[];
   group: GPUBindGroup;
@@ -91,12 +85,18 @@ export class Queue {
     this.arena = new Arena(device, counters, (bytes, op, shape) => this.pool.makeRoom(bytes, op, shape));
   }
 
-  /** Encodes one dispatch. The one that followed the previous dispatch last time is tried first: in a repeated step, a comparison finds the entry. */
-  dispatch(pipeline: Pipeline, given: Given, x: number, y: number): void {
-    if (this.gathering !== null && isAwaited(pipeline, given)) this.gathering.settle();
+  /** Encodes one dispatch of `given` memories and parameters, which are not checked yet. The one that followed the previous dispatch last time is tried first: in a repeated step, a comparison finds the entry. */
+  dispatch(
+    pipeline: Pipeline,
+    given: readonly (Memory | null)[],
+    params: readonly number[],
+    x: number,
+    y: number,
+  ): void {
     let entry = this.#last.next;
-    if (entry === null || !matches(entry, pipeline, given)) entry = this.#entry(pipeline, given);
+    if (entry === null || !matches(entry, pipeline, given, params)) entry = this.#entry(pipeline, given, params);
     const { memories } = entry;
+    if (this.gathering !== null && isAwaited(entry)) this.gathering.settle();
     this.#last.next = entry;
     this.#last = entry;
     const pass = this.#openPass(pipeline.name);
@@ -119,9 +119,7 @@ export class Queue {
     if (this.#batch.length >= SUBMIT_AFTER) this.submit();
   }
 
-  #entry(pipeline: Pipeline, { buffers, values }: Given): Entry {
-    const memories = pipeline.buffers.map((name) => buffers?.[name]);
-    const params = pipeline.params.map(([name]) => values?.[name]);
+  #entry(pipeline: Pipeline, memories: readonly (Memory | null)[], params: readonly number[]): Entry {
     checkMemories(pipeline, memories, this.device);
     checkParams(pipeline, params);
     let key = `${pipeline.id}`;
@@ -148,7 +146,7 @@ export class Queue {
   }
 
   /** The uniform block with this content: made once, never changed. */
-  #paramsBlock(pipeline: Pipeline, params: number[]): GPUBindingResource {
+  #paramsBlock(pipeline: Pipeline, params: readonly number[]): GPUBindingResource {
     const bytes = new Uint8Array(PARAMS_BYTES);
     const view = new DataView(bytes.buffer);
     params.forEach((value, i) => {
@@ -356,7 +354,7 @@ export class Queue {
   }
 
   /** The batch that a dispatch's results depend on: the open one, or a failed one that should have written something that the dispatch binds. */
-  #origin(memories: Memory[]): number {
+  #origin(memories: readonly Memory[]): number {
     if (this.#failed.size === 0) return this.batch;
     return memories.map((memory) => this.#failure(memory)).find((batch) => batch !== undefined) ?? this.batch;
   }
@@ -404,19 +402,23 @@ const notComputed = () =>
   new Error("GPU: this tensor was not computed: the device had refused the batch that it belongs to, and has said why");
 
 /** Whether a dispatch uses what a waiting launch writes, or writes what one reads. */
-function isAwaited({ buffers, writes }: Pipeline, given: Given): boolean {
-  for (let i = 0; i < buffers.length; i++) {
-    const memory = given.buffers?.[buffers[i]];
-    if (memory?.awaited === "write" || memory?.awaited && writes[i]) return true;
+function isAwaited({ pipeline: { writes }, memories }: Entry): boolean {
+  for (let i = 0; i < memories.length; i++) {
+    const { awaited } = memories[i];
+    if (awaited !== null && (writes[i] || awaited === "write")) return true;
   }
   return false;
 }
 
-function matches(entry: Entry, pipeline: Pipeline, { buffers, values }: Given): boolean {
-  if (entry.pipeline !== pipeline) return false;
-  const { memories, params } = entry;
-  for (let i = 0; i < memories.length; i++) if (memories[i] !== buffers?.[pipeline.buffers[i]]) return false;
-  for (let i = 0; i < params.length; i++) if (!Object.is(params[i], values?.[pipeline.params[i][0]])) return false;
+function matches(
+  { pipeline, memories, params }: Entry,
+  other: Pipeline,
+  given: readonly (Memory | null)[],
+  values: readonly number[],
+): boolean {
+  if (pipeline !== other) return false;
+  for (let i = 0; i < memories.length; i++) if (memories[i] !== given[i]) return false;
+  for (let i = 0; i < params.length; i++) if (!Object.is(params[i], values[i])) return false;
   return true;
 }
 
@@ -437,9 +439,9 @@ function namesOf(entries: Entry[]): string {
 /** Throws unless these are memories of the device. */
 function checkMemories(
   { name, buffers }: Pipeline,
-  memories: (Memory | null)[],
+  memories: readonly (Memory | null)[],
   device: GPUDevice,
-): asserts memories is Memory[] {
+): asserts memories is readonly Memory[] {
   memories.forEach((memory, i) => {
     if (!(memory instanceof Memory)) {
       throw new TypeError(`${name}: ${buffers[i]} must be a Memory, got ${describe(memory)}`);
@@ -456,7 +458,7 @@ function checkMemories(
 }
 
 /** Throws unless the parameters are numbers that their types hold. */
-function checkParams({ name, params }: Pipeline, values: number[]): void {
+function checkParams({ name, params }: Pipeline, values: readonly number[]): void {
   params.forEach(([param, type], i) => {
     const value = values[i];
     if (typeof value !== "number") {
@@ -469,7 +471,7 @@ function checkParams({ name, params }: Pipeline, values: number[]): void {
 }
 
 /** One dispatch must not read and write the same buffer through different bindings: WebGPU would discard the whole pass. */
-function checkAliasing({ name, buffers, writes }: Pipeline, memories: Memory[]): void {
+function checkAliasing({ name, buffers, writes }: Pipeline, memories: readonly Memory[]): void {
   memories.forEach((written, i) => {
     if (!writes[i]) return;
     if (written.owner.readOnly) {
