@@ -109,9 +109,11 @@ export function planRow(
 export function columnReader(name: string, plan: RowPlan): string {
   return `fn ${name}_at(c: vec4u) -> vec4f {
   ${
-    plan.wide ? `return vec4f(${name}[c.x / 4u]);` : `let i = bitcast<i32>(c.x) >> 2u;
-  let a = vec4f(${name}[max(i, 0)]);
-  let b = vec4f(${name}[min(u32(i + 1), (params.columns - 1u) / 4u)]);
+    plan.wide
+      ? `return vec4f(${name}[c.x / 4u]);`
+      : `let i = u32(bitcast<i32>(c.x) >> 2u); // what lies outside of the vector is not used
+  let a = vec4f(${name}[i]);
+  let b = vec4f(${name}[i + 1u]);
   var w = a;
   var next = b.x;
   if ((c.x & 2u) != 0u) { w = vec4f(a.zw, b.xy); next = b.z; } // the same in a whole row
