@@ -53,11 +53,12 @@ export interface HeadResult {
   ratio: number;
 }
 
-/** A training step; `wall` is the wall-clock time in milliseconds. */
+/** A training step; `wall` is the wall-clock time in milliseconds, the median of all rounds, `best` that of the fastest. */
 export interface StepResult {
   model: string;
   loss: string;
   wall: number;
+  best: number;
   /** The kernels, each launch a pass of its own; the slowest first. */
   kernels: KernelTime[];
   submits: number;
@@ -201,6 +202,7 @@ function stepTable(steps: StepResult[]): string {
       "training step",
       "loss",
       "wall, ms",
+      "at best, ms",
       "kernels, ms",
       "dispatches",
       "submits",
@@ -213,6 +215,7 @@ function stepTable(steps: StepResult[]): string {
       step.model,
       step.loss,
       three(step.wall),
+      three(step.best),
       three(sum(step.kernels, ({ milliseconds }) => milliseconds)),
       String(sum(step.kernels, ({ launches }) => launches)),
       step.submits.toFixed(1),
@@ -249,7 +252,7 @@ ${lossTable(losses)}`,
       "Training steps",
       steps,
       () =>
-        `AdamW. Wall clock over unread steps until the last parameter has been read back; "kernels" is their time on the GPU, a pass
+        `AdamW. Wall clock over consecutive unread steps until the last parameter has been read back, the median of many rounds; "kernels" is their time on the GPU, a pass
 each. "Buffers made" counts those of all timed steps.
 
 ${stepTable(steps)}`,
