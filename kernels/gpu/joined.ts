@@ -18,21 +18,21 @@ export const launchOf = (kernel: Kernel, params: Record<string, number>, workgro
   workgroups,
 });
 
-/** The names of a kernel's buffers, and which of them it writes. */
-const buffersOf = variantsOf((kernel: Kernel) => {
-  const names = Object.keys(kernel.spec.buffers);
-  return { names, writes: names.map((name) => kernel.spec.buffers[name].startsWith("write")) };
-});
-
-/** A cache of what `make` returns for an object. */
-function variantsOf<K extends object, T>(make: (key: K) => T): (key: K) => T {
-  const made = new WeakMap<K, T>();
-  return (key) => {
-    let found = made.get(key);
-    if (found === undefined) made.set(key, found = make(key));
+/** A cache of what `make` returns for a kernel. */
+function perKernel<T>(make: (kernel: Kernel) => T): (kernel: Kernel) => T {
+  const made = new WeakMap<Kernel, T>();
+  return (kernel) => {
+    let found = made.get(kernel);
+    if (found === undefined) made.set(kernel, found = make(kernel));
     return found;
   };
 }
+
+/** The names of a kernel's buffers, and which of them it writes. */
+const buffersOf = perKernel((kernel) => {
+  const names = Object.keys(kernel.spec.buffers);
+  return { names, writes: names.map((name) => kernel.spec.buffers[name].startsWith("write")) };
+});
 
 /** The memories of a launch in the order of its kernel's spec. */
 const inOrder = (kernel: Kernel, memories: Record<string, Memory>): Memory[] =>
@@ -48,7 +48,7 @@ interface Sequence {
   next: (kernel: Kernel) => Sequence;
 }
 
-const sequence = (): Sequence => ({ joined: null, next: variantsOf(sequence) });
+const sequence = (): Sequence => ({ joined: null, next: perKernel(sequence) });
 const empty = sequence();
 
 /** Launches as one. None may use what another one writes. Its memories are those of the launches, one after the other. */
