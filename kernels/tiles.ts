@@ -114,7 +114,7 @@ const LEAST_PIECE = 64;
 
 /**
  * A cache of what `make` returned. `isIt` recognises it. First it is asked about what came after the last one before: a repeated step finds each by one
- * comparison, which saves a tenth of the host's time of a small GPT's step, compared with strings as keys. The cache is cleared beyond 1,000 and when the device
+ * comparison, which saves a tenth of the host's time of a small GPT's step, compared with strings as keys. The cache is cleared beyond 4,000 and when the device
  * or the tuning changes; overrides in `matmulTuning` bypass it.
  */
 export function remembered<T>(): (isIt: (kept: T) => boolean, make: () => T) => T {
@@ -126,7 +126,7 @@ export function remembered<T>(): (isIt: (kept: T) => boolean, make: () => T) => 
   return (isIt, make) => {
     const { info } = gpu();
     for (const name in matmulTuning) if (matmulTuning[name as keyof typeof matmulTuning] !== null) return make();
-    if (device !== info || tuning !== info.tuning || all.length > 1000) {
+    if (device !== info || tuning !== info.tuning || all.length > 4000) {
       all = [];
       last = null;
       device = info;
