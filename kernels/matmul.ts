@@ -46,7 +46,15 @@ function modeOf(x: Strided, w: number, k: number, across: number, size: number, 
   return "s";
 }
 
-const sumPieces = variants(({ element, sums, add }: { element: Element; sums: Element | null; add: boolean }) => {
+/** Compile-time choices of the launch that adds pieces up. */
+interface Pieces {
+  element: Element;
+  sums: Element | null;
+  add: boolean;
+  threads: number;
+}
+
+const sumPieces = variants(({ element, sums, add, threads }: Pieces) => {
   const join = (from: string, to: string, element: Element, at: string, i: string, size: string) =>
     `var sum = ${add ? `f32(${to}[${at}])` : "0.0"};
     for (var p = 0u; p < params.pieces; p++) { sum += ${from}[p * ${size} + ${i}]; }
@@ -59,7 +67,7 @@ const sumPieces = variants(({ element, sums, add }: { element: Element; sums: El
       ...sums ? { partialSums: "read f32" as const, sums: `write ${sums}` as const } : {},
     },
     params: { size: "u32", rows: "u32", pieces: "u32", cOffset: "u32" },
-    workgroup: 512,
+    workgroup: threads,
     main: `if (thread < params.size) {
     ${join("partial", "c", element, "params.c_offset + thread", "thread", "params.size")}
   }${
@@ -135,13 +143,14 @@ function recipeOf(product: Product, how: ReturnType<typeof reading>, choice: Cho
   const size = rows * columns, pieces = Math.ceil(depth / part);
   const cut = { depth: part, whole: depth, batches: pieces, aBatch: part * a.column, bBatch: part * b.row, cOffset: 0 };
   const partial = { sums: sums && { ...sums, element: "f32" as const } };
+  const threads = Math.min(512, gpu().info.limits.maxComputeInvocationsPerWorkgroup); // as many as a norm's sums have, to share a dispatch
   return {
     launch: launch({ ...params, ...cut }, shapeOf("f32", !scalar && columns % 4 === 0, partial)),
     pieces,
     sums: launchOf(
-      sumPieces({ element: c.element, sums: sums?.element ?? null, add: add ?? false }),
+      sumPieces({ element: c.element, sums: sums?.element ?? null, add: add ?? false, threads }),
       { size, rows, pieces, cOffset },
-      Math.ceil((size + (sums ? rows : 0)) / 512),
+      Math.ceil((size + (sums ? rows : 0)) / threads),
     ),
   };
 }

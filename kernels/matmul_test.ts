@@ -1,5 +1,6 @@
 import { assert, assertEquals } from "@std/assert";
 import { init, tensor, zeros } from "@limbeck/limbeck";
+import { gpu } from "./gpu/gpu.ts";
 import type { Memory } from "./gpu/memory.ts";
 import { matmul, type Product } from "./matmul.ts";
 
@@ -11,7 +12,11 @@ type Change = (product: Product, memories: { c16: Memory; more: Memory; room: Me
 
 /** The product of two 4×4 matrices, of which `change` changes one thing. */
 function made(change: Change) {
-  const a = tensor(A), b = tensor(B), c = tensor(C), c16 = tensor(C, { dtype: "f16" }), more = tensor(MORE);
+  const a = tensor(A),
+    b = tensor(B),
+    c = tensor(C),
+    c16 = tensor(C, { dtype: gpu().info.f16 ? "f16" : "f32" }),
+    more = tensor(MORE);
   const room = zeros([SIZE]), f32 = { element: "f32", batch: 0, row: 8, column: 1 } as const;
   const product: Product = {
     a: { memory: a.memory, ...f32 },
@@ -80,6 +85,7 @@ Deno.test("products that differ in one thing are not taken for each other", asyn
     assertEquals([await got.array(), await room.array()], wanted(product), name);
   };
   for (const [name, change] of Object.entries(CHANGES)) {
+    if (name === "C's element" && !gpu().info.f16) continue; // the adapter has no other
     await check("plain", made(() => ({})));
     await check(name, made(change));
     assert(`${wanted(made(change).product)}` !== `${wanted(made(() => ({})).product)}` || name === "C's element", name);
