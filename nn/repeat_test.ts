@@ -47,7 +47,7 @@ function makeNormed(): Run {
   manualSeed(5);
   const model = new nn.Sequential(new nn.LayerNorm(12), new nn.Linear(12, 32), relu, new nn.Linear(32, 5));
   const optimizer = new optim.AdamW(model.parameters(), { lr: 0.01 });
-  return { model, optimizer, loss: () => crossEntropy(model.forward(randn([64, 12])), randint(0, 5, [64])) };
+  return { model, optimizer, loss: () => crossEntropy(model.forward(randn([512, 12])), randint(0, 5, [512])) };
 }
 
 function train({ optimizer, loss }: Run, steps: number): void {
