@@ -85,7 +85,10 @@ export class Queue {
     this.arena = new Arena(device, counters, (bytes, op, shape) => this.pool.makeRoom(bytes, op, shape));
   }
 
-  /** Encodes one dispatch of `given` memories and parameters, which are not checked yet. The one that followed the previous dispatch last time is tried first: in a repeated step, a comparison finds the entry. */
+  /**
+   * Encodes one dispatch of `given` memories and parameters, which are not checked yet. The one that followed the previous dispatch last time is tried first:
+   * in a repeated step, a comparison finds the entry.
+   */
   dispatch(
     pipeline: Pipeline,
     given: readonly (Memory | null)[],
