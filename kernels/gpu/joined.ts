@@ -1,6 +1,6 @@
 /** Several launches in one dispatch: their kernels' texts are joined. */
 import { gpu } from "./gpu.ts";
-import { defineKernel, type Kernel, type KernelSpec, MOST_PARAMS, snake, u32s } from "./kernel.ts";
+import { defineKernel, type Kernel, type KernelSpec, MOST_PARAMS, snake, u32s, writesOf } from "./kernel.ts";
 import type { Memory } from "./memory.ts";
 
 /** A dispatch without its memories. */
@@ -29,10 +29,7 @@ function perKernel<T>(make: (kernel: Kernel) => T): (kernel: Kernel) => T {
 }
 
 /** The names of a kernel's buffers, and which of them it writes. */
-const buffersOf = perKernel((kernel) => {
-  const names = Object.keys(kernel.spec.buffers);
-  return { names, writes: names.map((name) => kernel.spec.buffers[name].startsWith("write")) };
-});
+const buffersOf = perKernel(({ spec }) => ({ names: Object.keys(spec.buffers), writes: writesOf(spec) }));
 
 /** The memories of a launch in the order of its kernel's spec. */
 const inOrder = (kernel: Kernel, memories: Record<string, Memory>): Memory[] =>

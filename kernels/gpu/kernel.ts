@@ -53,6 +53,10 @@ export const MOST_PARAMS = 64;
 export const u32s = (...names: readonly string[]): Record<string, "u32"> =>
   Object.fromEntries(names.map((name) => [name, "u32"]));
 
+/** Which buffers a kernel writes, in the spec's order. */
+export const writesOf = ({ buffers }: KernelSpec): boolean[] =>
+  Object.values(buffers).map((type) => type.startsWith("write"));
+
 /** The name in WGSL. */
 export const snake = (name: string): string => name.replace(/[A-Z]/g, (c) => `_${c.toLowerCase()}`);
 
@@ -91,7 +95,7 @@ fn main(@builtin(workgroup_id) group_id: vec3u, @builtin(num_workgroups) group_c
 let pipelines = 0;
 
 function compile(spec: KernelSpec, { device, subgroupDirective }: Gpu): Pipeline {
-  const writes = Object.values(spec.buffers).map((type) => type.startsWith("write"));
+  const writes = writesOf(spec);
   const params = Object.entries(spec.params ?? {});
   const entries = writes.map((write, binding): GPUBindGroupLayoutEntry => ({
     binding,
