@@ -37,10 +37,10 @@ export function checkGradients(
  */
 export function gradientFor(input: Tensor, isLeaf: boolean, read: readonly Tensor[]): Tensor {
   const home = isLeaf && !input.closed && input.grad === null ? freeHome(input) : null;
-  if (!home || read.some((x) => x.storage.memory.buffer === home.buffer)) {
-    return Tensor.empty(input.shape, input.dtype, "backward");
-  }
-  return Tensor.owned(new Storage(home, true), input.shape, input.dtype, "backward");
+  let isApart = home !== null;
+  for (let i = 0; isApart && i < read.length; i++) isApart = read[i].storage.memory.buffer !== home!.buffer;
+  if (!isApart) return Tensor.empty(input.shape, input.dtype, "backward");
+  return Tensor.owned(new Storage(home!, true), input.shape, input.dtype, "backward");
 }
 
 /** The slot where an optimizer wants a leaf's gradient. An earlier gradient that is still in it moves out. */
@@ -50,9 +50,9 @@ function freeHome(leaf: Tensor): Memory | null {
   return home;
 }
 
-/** total + gradient as a tensor that no scope owns; in place if nobody else uses the total. */
-export function added(total: Tensor | null, gradient: Tensor, input: Tensor): Tensor {
-  if (total === null) return gradient.view(input.shape, "backward").keep();
+/** total + gradient as a tensor that no scope owns; in place if nobody else uses the total. `isOwn`: nobody else needs the gradient. */
+export function added(total: Tensor | null, gradient: Tensor, isOwn: boolean): Tensor {
+  if (total === null) return (isOwn ? gradient : gradient.view(gradient.shape, "backward")).keep();
   let sum = total;
   if (total.storage.owners > 1) {
     sum = copyOf(total).keep();
@@ -68,25 +68,25 @@ export function copyOf(x: Tensor): Tensor {
 }
 
 /**
- * Adds a gradient to a leaf's `.grad`. The first one becomes `.grad` without a copy if it is about to be freed (`isFreed`) and nobody else uses
- * its storage.
+ * Adds a gradient to a leaf's `.grad`. The first one becomes `.grad` without a copy if nobody else needs it (`isOwn`), or if it is about to be freed (`isFreed`),
+ * and nobody else uses its storage.
  */
-export function addToLeaf(leaf: Tensor, gradient: Tensor, isFreed: boolean): void {
+export function addToLeaf(leaf: Tensor, gradient: Tensor, isOwn: boolean, isFreed: boolean): void {
   if (leaf.grad) {
     // the same tensor twice (x + x), or the gradient of another leaf, which is in the same optimizer's block
     using same = leaf.grad.memory.buffer === gradient.memory.buffer ? copyOf(gradient) : null;
     accumulate(leaf.grad.storage.writable(), (same ?? gradient).memory, leaf.size, leaf.dtype);
     return;
   }
-  const home = leaf.storage.gradientHome;
-  if (home && gradient.storage.memory !== home) {
+  const home = leaf.storage.gradientHome, { storage } = gradient;
+  if (home && storage.memory !== home) {
     freeHome(leaf);
     leaf.grad = Tensor.owned(new Storage(home, true), leaf.shape, leaf.dtype, "backward");
     leaf.grad.assign(gradient);
   } else {
     // a copy if others use it (another leaf, dOutput, a view, the rule), so that in-place changes affect only this leaf
-    const isOurs = isFreed && gradient.storage.owners === 1 && !gradient.storage.isUnit;
-    leaf.grad = isOurs ? gradient.view(leaf.shape, "backward") : copyOf(gradient);
+    const isOurs = (isOwn || isFreed) && storage.owners === 1 && !storage.isUnit;
+    leaf.grad = !isOurs ? copyOf(gradient) : isOwn ? gradient : gradient.view(leaf.shape, "backward");
   }
 }
 

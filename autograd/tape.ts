@@ -49,19 +49,23 @@ class Record implements Recorded {
   /** Null after it was walked or its tape was closed. */
   spec: RecordSpec | null;
   readonly op: string;
-  readonly wants: boolean[];
+  readonly wants: boolean[] = [];
   /** The records of the inputs at the time of recording: an input may be disposed of before the walk. */
-  sources: (Record | null)[];
-  versions: number[];
+  sources: (Record | null)[] = [];
+  versions: number[] = [];
 
   constructor(readonly tape: Tape, public index: number, spec: RecordSpec) {
     const { op, inputs, saved } = spec; // copies, since the caller may change the lists before the walk
     this.spec = { ...spec, inputs: [...inputs], saved: saved && [...saved] };
     this.op = op;
-    this.sources = spec.inputs.map((x) => x.record as Record | null);
-    this.wants = spec.inputs.map((x) => x.requiresGrad);
-    for (const x of this.saved) x.save();
-    this.versions = this.saved.map((x) => x.storage.version);
+    for (const x of inputs) {
+      this.sources.push(x.record as Record | null);
+      this.wants.push(x.requiresGrad);
+    }
+    for (const x of this.saved) {
+      x.save();
+      this.versions.push(x.storage.version);
+    }
   }
 
   get saved(): readonly Tensor[] {
@@ -228,46 +232,46 @@ export class Tape extends Scope {
   /** Calls the backward rule of a record and passes the gradients that it returns to the inputs. */
   #step(record: Record): void {
     const { wants } = record, spec = record.spec!;
-    record.saved.forEach((x, i) => {
-      if (x.storage.version !== record.versions[i]) {
-        throw new Error(
-          `backward: an input of ${spec.op} (shape [${x.shape.join(", ")}]) was changed in place after it was used`,
-        );
-      }
-    });
+    const { saved, versions } = record;
+    for (let i = 0; i < saved.length; i++) {
+      if (saved[i].storage.version === versions[i]) continue;
+      const shape = saved[i].shape.join(", ");
+      throw new Error(`backward: an input of ${spec.op} (shape [${shape}]) was changed in place after it was used`);
+    }
     using scope = new Scope();
-    Tensor.lent = record.saved;
-    const whole = new Set<number>(); // inputs whose returned gradient includes the earlier one
+    Tensor.lent = saved;
+    const read = [record.gradient!, ...saved];
+    const whole: number[] = []; // inputs whose returned gradient includes the earlier one
     const gradients = spec.backward(
       record.gradient!,
       wants,
       // a closed input has lost its own record
-      (i) => gradientFor(spec.inputs[i], record.sources[i] === null, [record.gradient!, ...record.saved]),
+      (i) => gradientFor(spec.inputs[i], record.sources[i] === null, read),
       (i) => {
         const { sources } = record, earlier = sources[i]?.gradient ?? null;
         if (earlier === null || sources.indexOf(sources[i]) !== i) return null; // if inputs are the same tensor, it must be added only once
-        whole.add(i);
+        whole.push(i);
         return earlier;
       },
     );
     checkGradients(spec.op, spec.inputs, gradients);
     if (gpu().debug) checkBackward(gpu(), spec.op, spec.output, gradients, tapes);
-    spec.inputs.forEach((input, i) => {
-      const gradient = gradients[i];
-      if (!wants[i] || !gradient) return;
+    for (let i = 0; i < wants.length; i++) {
+      const input = spec.inputs[i], gradient = gradients[i];
+      if (!wants[i] || !gradient) continue;
+      const isLast = !isAwaited(gradients, i), isOwn = isLast && gradient.owner === scope;
       const target = record.sources[i];
       if (target) {
         if (target.spec === null) throw gone(target);
-        if (whole.has(i)) {
+        if (whole.includes(i)) {
           using _earlier = target.gradient; // freed only afterwards: the rule may have returned it as it was
-          target.gradient = added(null, gradient, input);
-        } else target.gradient = added(target.gradient, gradient, input);
+          target.gradient = added(null, gradient, isOwn);
+        } else target.gradient = added(target.gradient, gradient, isOwn);
       } else if (!input.closed && input.requiresGrad && (this.leaves?.includes(input) ?? true)) { // requiresGrad may have been switched off since
-        const isPassing = gradient.owner === scope || gradient === record.gradient ||
-          (spec.hidden ?? []).includes(gradient);
-        addToLeaf(input, gradient, isPassing && !isAwaited(gradients, i));
+        const isFreed = isLast && (gradient === record.gradient || spec.hidden?.includes(gradient) === true);
+        addToLeaf(input, gradient, isOwn, isFreed);
       }
-    });
+    }
   }
 
   /** Closes the tape: frees what it owns and submits what was encoded, if that is enough for a submit. */
@@ -286,9 +290,11 @@ export class Tape extends Scope {
   }
 }
 
-/** Whether the gradient of input `i`, a leaf, is also that of a later input: it must not change with the leaf's before that one has it. */
+/** Whether the gradient of input `i` is also that of a later input: it must not change before that one has it. */
 function isAwaited(gradients: readonly (Tensor | null)[], i: number): boolean {
-  return gradients.some((x, j) => j > i && x?.storage === gradients[i]!.storage);
+  const { storage } = gradients[i]!;
+  for (let j = i + 1; j < gradients.length; j++) if (gradients[j]?.storage === storage) return true;
+  return false;
 }
 
 /** The error for a record that can no longer be walked. */

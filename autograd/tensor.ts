@@ -1,6 +1,6 @@
 import { checkBoolean, describe, isRecord } from "../kernels/check.ts";
 import { sizeOf } from "../kernels/elementwise.ts";
-import { type Gpu, gpu } from "../kernels/gpu/gpu.ts";
+import { gpu } from "../kernels/gpu/gpu.ts";
 import type { Memory } from "../kernels/gpu/memory.ts";
 import { enter } from "./ledger.ts";
 import type { ClampOptions, GeluOptions, MatmulOptions, Operand, ReduceOptions, VarianceOptions } from "./options.ts";
@@ -166,9 +166,9 @@ export class Tensor implements Disposable {
 
   /** The memory on the GPU, for your own kernels. Throws a TypeError if the tensor was closed or is on another device. */
   get memory(): Memory {
-    const storage = this.storage;
-    const open: Gpu = gpu();
-    if (storage.gpu !== open) {
+    const storage = this.#storage;
+    if (storage === null) throw this.#closedError("tensor");
+    if (storage.gpu !== gpu()) {
       throw new TypeError(
         `tensor: this tensor of shape [${this.shape.join(", ")}] is on a device that was disposed or lost`,
       );
@@ -181,7 +181,7 @@ export class Tensor implements Disposable {
    * @internal
    */
   get isUsable(): boolean {
-    return this.isReadable && this.#storage?.gpu === gpu();
+    return (this.#closedBy === null || this.isReadable) && this.#storage?.gpu === gpu();
   }
 
   /**
@@ -211,7 +211,8 @@ export class Tensor implements Disposable {
    * leaf sets a view of it.
    */
   get grad(): Tensor | null {
-    return this.#grad === null || this.#grad.closed ? null : this.#grad;
+    const grad = this.#grad;
+    return grad === null || grad.#closedBy !== null ? null : grad;
   }
 
   set grad(gradient: Tensor | null) {
@@ -256,7 +257,7 @@ export class Tensor implements Disposable {
     this.record = null;
     this.#leaveOwner();
     storage.gpu.counters.liveTensors--;
-    this.grad = null;
+    if (this.#grad !== null) this.grad = null;
     if (this.#saves === 0) this.#release();
   }
 
@@ -504,18 +505,24 @@ export function checkTensor(
     const how = x.dtype === "f32" && dtypes.includes("i32") ? HOW_I32 : toFloat;
     throw new TypeError(`${op}: ${name} must have dtype ${dtypes.join(" or ")}, got ${x.dtype}${how}`);
   }
-  if (!x.isReadable) {
-    throw new TypeError(`${op}: ${name} (shape [${x.shape.join(", ")}]) was closed; keep() it if it must live longer`);
-  }
-  if (x.storage.gpu !== gpu()) {
-    throw new TypeError(`${op}: ${name} (shape [${x.shape.join(", ")}]) is on a device that was disposed or lost`);
+  if (!x.isUsable) {
+    const which = `${op}: ${name} (shape [${x.shape.join(", ")}])`;
+    if (x.isReadable) throw new TypeError(`${which} is on a device that was disposed or lost`);
+    throw new TypeError(`${which} was closed; keep() it if it must live longer`);
   }
   if (shape) checkShape(op, name, x, shape);
 }
 
+function areEqual(x: readonly number[], y: readonly number[]): boolean {
+  if (x === y) return true;
+  if (x.length !== y.length) return false;
+  for (let d = 0; d < x.length; d++) if (x[d] !== y[d]) return false;
+  return true;
+}
+
 /** Throws a TypeError unless `x` has this shape. */
 export function checkShape(op: string, name: string, x: Tensor, shape: readonly number[]): void {
-  if (x.shape.length !== shape.length || x.shape.some((n, i) => n !== shape[i])) {
+  if (!areEqual(x.shape, shape)) {
     throw new TypeError(`${op}: ${name} must have shape [${shape.join(", ")}], got [${x.shape.join(", ")}]`);
   }
 }

@@ -20,7 +20,11 @@ export const vec4f = (of: (lane: string, j: number) => string): string => `vec4f
 /** The numbers 0, 1, …, n − 1. */
 export const numbers = (n: number): number[] => Array.from({ length: n }, (_, i) => i);
 /** How many elements a shape has. */
-export const sizeOf = (shape: readonly number[]): number => shape.reduce((a, b) => a * b, 1);
+export function sizeOf(shape: readonly number[]): number {
+  let size = 1;
+  for (let d = 0; d < shape.length; d++) size *= shape[d];
+  return size;
+}
 /** The strides of a contiguous array: from one element to the next along each dimension. */
 export const stridesOf = (shape: readonly number[]): number[] => shape.map((_, d) => sizeOf(shape.slice(d + 1)));
 

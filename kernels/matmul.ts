@@ -164,8 +164,11 @@ interface Prepared {
 
 const cached = remembered<Prepared>();
 
-const areAlike = (x: Product[], y: Product[]) =>
-  x.length === y.length && x.every((product, i) => haveOneRecipe(product, y[i]));
+function areAlike(x: Product[], y: Product[]): boolean {
+  if (x.length !== y.length) return false;
+  for (let i = 0; i < x.length; i++) if (!haveOneRecipe(x[i], y[i])) return false;
+  return true;
+}
 
 /** Whether two products agree in all that a recipe depends on. */
 function haveOneRecipe(x: Product, y: Product): boolean {
@@ -215,13 +218,14 @@ export function matmul(...products: Product[]): void {
       launched.push(buffers);
     }
     if (pair) pair(launched[0], launched[1]);
-    else recipes.forEach(({ launch }, i) => runLaunch(launch, launched[i]));
-    recipes.forEach(({ sums }, i) => {
-      if (!sums) return;
-      if (!products[i].isLate) return runLaunch(sums, summed[i]);
-      const pieces = scratch[i].splice(0);
-      later(sums, summed[i], () => free(pieces));
-    });
+    else for (let i = 0; i < launched.length; i++) runLaunch(recipes[i].launch, launched[i]);
+    for (let i = 0; i < launched.length; i++) {
+      const { sums } = recipes[i];
+      if (sums && products[i].isLate) {
+        const pieces = scratch[i].splice(0);
+        later(sums, summed[i], () => free(pieces));
+      } else if (sums) runLaunch(sums, summed[i]);
+    }
   } finally {
     scratch.forEach(free);
   }

@@ -35,6 +35,12 @@ interface Slot {
   steps: number;
 }
 
+/** The numbers of a step, and what they follow from. */
+interface Settings extends Required<Rates> {
+  steps: number;
+  numbers: number[];
+}
+
 interface Segment {
   floats: number;
   slots: Slot[];
@@ -217,22 +223,27 @@ export abstract class Optimizer {
   /** Updates every parameter that has a gradient. */
   step(): void {
     this.#checkUsable();
+    for (const group of this.#groups) checkRates(this.name, group);
     for (const { slots } of this.#segments) for (const slot of slots) this.#checkSlot(slot);
     for (const segment of this.#segments) {
       const settings = new Float32Array(SETTINGS * segment.slots.length);
       const active: Slot[] = [];
-      segment.slots.forEach((slot, i) => {
-        const { parameter: { grad }, group, steps } = slot;
-        if (!grad) return;
+      let last = null as Settings | null; // most parameters have the same
+      for (let i = 0; i < segment.slots.length; i++) {
+        const slot = segment.slots[i], { parameter: { grad }, group, steps } = slot;
+        if (!grad) continue;
         active.push(slot);
         if (grad.storage.memory !== slot.gradient) { // `.grad` was assigned, so it is elsewhere
           slot.gradient.borrower?.vacate();
           gpu().queue.copy(grad.memory, slot.gradient, grad.size * 4);
         }
         const { lr = this.lr, weightDecay = this.weightDecay } = group;
-        settings.set(this.settings(lr, weightDecay, steps + 1), SETTINGS * i);
+        if (last?.lr !== lr || last.weightDecay !== weightDecay || last.steps !== steps) {
+          last = { lr, weightDecay, steps, numbers: this.settings(lr, weightDecay, steps + 1) };
+        }
+        settings.set(last.numbers, SETTINGS * i);
         settings[SETTINGS * i + 7] = 1;
-      });
+      }
       if (active.length === 0) continue;
       using uploaded = gpu().queue.upload(new Uint8Array(settings.buffer), false, { purpose: "settings" });
       const { slotOf, gradients, parameters, states, floats } = segment;
@@ -251,8 +262,7 @@ export abstract class Optimizer {
   }
 
   /** Throws if a slot cannot take part in a step. */
-  #checkSlot({ parameter, home, group }: Slot): void {
-    checkRates(this.name, group);
+  #checkSlot({ parameter, home }: Slot): void {
     if (!parameter.grad) return;
     if (parameter.storage.memory === home) return;
     const which = `a parameter of shape [${parameter.shape.join(", ")}]`;
@@ -263,7 +273,7 @@ export abstract class Optimizer {
 
   /** Sets the `.grad` of all parameters to null. */
   zeroGrad(): void {
-    for (const { parameter } of this.#slots) parameter.grad = null;
+    for (const { slots } of this.#segments) for (const { parameter } of slots) parameter.grad = null;
   }
 
   /**

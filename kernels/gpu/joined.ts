@@ -1,6 +1,6 @@
 /** Several launches in one dispatch: their kernels' texts are joined. */
 import { gpu } from "./gpu.ts";
-import { defineKernel, type Kernel, type KernelSpec, MOST_PARAMS, snake, u32s, writesOf } from "./kernel.ts";
+import { defineKernel, inOrder, type Kernel, type KernelSpec, MOST_PARAMS, snake, u32s, writesOf } from "./kernel.ts";
 import type { Memory } from "./memory.ts";
 
 /** A dispatch without its memories. */
@@ -14,7 +14,7 @@ export interface Launch {
 /** A launch, given its parameters by name. */
 export const launchOf = (kernel: Kernel, params: Record<string, number>, workgroups: number): Launch => ({
   kernel,
-  params: Object.keys(kernel.spec.params ?? {}).map((name) => params[name]),
+  params: inOrder(namesOf(kernel).params, params),
   workgroups,
 });
 
@@ -28,16 +28,16 @@ function perKernel<T>(make: (kernel: Kernel) => T): (kernel: Kernel) => T {
   };
 }
 
-/** The names of a kernel's buffers, and which of them it writes. */
-const buffersOf = perKernel(({ spec }) => ({ names: Object.keys(spec.buffers), writes: writesOf(spec) }));
-
-/** The memories of a launch in the order of its kernel's spec. */
-const inOrder = (kernel: Kernel, memories: Record<string, Memory>): Memory[] =>
-  buffersOf(kernel).names.map((name) => memories[name]);
+/** The names of a kernel's buffers, which of them it writes, and the names of its parameters. */
+const namesOf = perKernel(({ spec }) => ({
+  buffers: Object.keys(spec.buffers),
+  writes: writesOf(spec),
+  params: Object.keys(spec.params ?? {}),
+}));
 
 /** Runs a launch with these memories, by name. */
 export const runLaunch = ({ kernel, params, workgroups }: Launch, memories: Record<string, Memory>): void =>
-  kernel.runInOrder(inOrder(kernel, memories), params, workgroups);
+  kernel.runInOrder(inOrder(namesOf(kernel).buffers, memories), params, workgroups);
 
 /** A sequence of kernels: what joins them, if anyone asked, and the sequences that begin with them. */
 interface Sequence {
@@ -64,8 +64,11 @@ function joined(launches: readonly Launch[]): Launch {
 
 /** Whether a launch writes a buffer that another one binds: WebGPU forbids that in one dispatch, even for parts of a buffer. */
 function writesInto({ kernel }: Launch, memories: readonly Memory[], others: readonly Memory[]): boolean {
-  const { writes } = buffersOf(kernel);
-  return memories.some(({ buffer }, i) => writes[i] && others.some((other) => other.buffer === buffer));
+  const { writes } = namesOf(kernel);
+  for (let i = 0; i < memories.length; i++) {
+    for (let j = 0; writes[i] && j < others.length; j++) if (others[j].buffer === memories[i].buffer) return true;
+  }
+  return false;
 }
 
 /**
@@ -78,11 +81,11 @@ export function pairOf(
   b: Launch,
 ): ((first: Record<string, Memory>, second: Record<string, Memory>) => void) | null {
   const { maxStorageBuffersPerShaderStage: most } = gpu().info.limits;
-  const buffers = buffersOf(a.kernel).names.length + buffersOf(b.kernel).names.length;
-  if (a.kernel.spec.workgroup !== b.kernel.spec.workgroup || buffers > most) return null;
+  const { buffers: ofA } = namesOf(a.kernel), { buffers: ofB } = namesOf(b.kernel);
+  if (a.kernel.spec.workgroup !== b.kernel.spec.workgroup || ofA.length + ofB.length > most) return null;
   const { kernel, params, workgroups } = joined([a, b]);
   return (first, second) => {
-    const x = inOrder(a.kernel, first), y = inOrder(b.kernel, second);
+    const x = inOrder(ofA, first), y = inOrder(ofB, second);
     if (!writesInto(a, x, y) && !writesInto(b, y, x)) return kernel.runInOrder([...x, ...y], params, workgroups);
     a.kernel.runInOrder(x, a.params, a.workgroups);
     b.kernel.runInOrder(y, b.params, b.workgroups);
@@ -104,7 +107,7 @@ export class Gathering {
   #bytes = 0;
 
   add(launch: Launch, memories: readonly Memory[], release: () => void): void {
-    const { kernel: { spec: { workgroup } } } = launch, { writes } = buffersOf(launch.kernel);
+    const { kernel: { spec: { workgroup } } } = launch, { writes } = namesOf(launch.kernel);
     let bytes = 0, isApart = this.#launches.length > 0 && this.#launches[0].kernel.spec.workgroup !== workgroup;
     for (let i = 0; i < memories.length; i++) {
       const { buffer, awaited } = memories[i];
@@ -172,7 +175,7 @@ export const gatherTuning: { on: boolean | null } = { on: null };
  * alone, as they are taken again.
  */
 export function later(launch: Launch, named: Record<string, Memory>, release: () => void): void {
-  const { gathering } = gpu().queue, memories = inOrder(launch.kernel, named);
+  const { gathering } = gpu().queue, memories = inOrder(namesOf(launch.kernel).buffers, named);
   // one that the device refused throws now, and harms no other launch
   if (gathering && !memories.some(({ refused }) => refused)) return gathering.add(launch, memories, release);
   try {

@@ -114,6 +114,13 @@ function compile(spec: KernelSpec, { device, subgroupDirective }: Gpu): Pipeline
   return { id: pipelines++, name: spec.name, gpu: pipeline, layout, buffers, writes, params };
 }
 
+/** The values with these names. */
+export function inOrder<T>(names: readonly string[], values: Record<string, T> | undefined): T[] {
+  const ordered: T[] = [];
+  for (let i = 0; i < names.length; i++) ordered.push(values?.[names[i]] as T);
+  return ordered;
+}
+
 /**
  * Defines a compute kernel: its buffers, its parameters and its WGSL. It compiles at its first run on a device and is
  * cached. All kernels of this package are defined in this way. With `record` a kernel becomes a differentiable op.
@@ -163,8 +170,7 @@ export function defineKernel(spec: KernelSpec): Kernel {
   };
   return {
     spec,
-    run: (buffers, values, workgroups) =>
-      runInOrder(names.map((name) => buffers?.[name]), params.map((name) => values?.[name]), workgroups),
+    run: (buffers, values, workgroups) => runInOrder(inOrder(names, buffers), inOrder(params, values), workgroups),
     runInOrder,
   };
 }

@@ -112,11 +112,12 @@ export class Queue {
     pass.dispatchWorkgroups(x, y);
     const from = this.#origin(memories);
     for (let i = 0; i < memories.length; i++) {
-      memories[i].batch = this.batch;
+      const memory = memories[i];
+      memory.batch = this.batch;
       if (!pipeline.writes[i]) continue;
-      memories[i].written = from;
-      for (const slot of memories[i].slots) slot.written = from;
-      memories[i].writes++;
+      memory.written = from;
+      memory.writes++;
+      if (memory.slots.length > 0) for (const slot of memory.slots) slot.written = from;
     }
     this.counters.dispatches++;
     if (this.#batch.length >= SUBMIT_AFTER) this.submit();
