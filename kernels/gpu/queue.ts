@@ -117,7 +117,7 @@ export class Queue {
       if (!pipeline.writes[i]) continue;
       memory.written = from;
       memory.writes++;
-      if (memory.slots.length > 0) for (const slot of memory.slots) slot.written = from;
+      for (const slot of memory.slots) slot.written = from;
     }
     this.counters.dispatches++;
     if (this.#batch.length >= SUBMIT_AFTER) this.submit();
