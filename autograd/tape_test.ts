@@ -233,6 +233,15 @@ Deno.test("tape: a leaf's gradient is not the memory of one that still waits", a
     return record({ op: "three", inputs: [x, y], output, hidden, backward: () => [hidden[0], hidden[0]] });
   };
   assertEquals(await gradient(product(three)), [18, 27]); // 3 + 2·3 + 9x
+  const same = (x: Tensor) => { // a rule that gives a new gradient to one result twice
+    const y = x.mul(2), output = noGrad(() => y.add(y));
+    const backward = (dOut: Tensor) => {
+      const d = dOut.mul(1);
+      return [d, d];
+    };
+    return record({ op: "same", inputs: [y, y], output, backward });
+  };
+  assertEquals(await gradient(same), [4, 4]);
 });
 
 Deno.test("tape: a gradient is its leaf's unless it is kept", async () => {

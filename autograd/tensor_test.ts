@@ -173,6 +173,9 @@ Deno.test("tensor: what is set by hand must fit", async () => {
   assertThrows(set(5), TypeError, "grad: the value must be a Tensor, got 5");
   assertThrows(set(0), TypeError, "grad: the value must be a Tensor, got 0");
   assertThrows(set(tensor([1])), TypeError, "grad: the value must have shape [2], got [1]");
+  assertThrows(set(tensor([[1, 2], [3, 4]])), TypeError, "grad: the value must have shape [2], got [2, 2]");
+  const matrix = tensor([[1, 2], [3, 4]], { requiresGrad: true });
+  assertThrows(() => matrix.grad = tensor([1, 2]), TypeError, "grad: the value must have shape [2, 2], got [2]");
   assertThrows(set(whole), TypeError, "grad: the value must have dtype f32, got i32");
   set(tensor([3, 4]))();
   assertEquals(await x.grad.array(), [3, 4]);
