@@ -231,8 +231,7 @@ export class Tape extends Scope {
 
   /** Calls the backward rule of a record and passes the gradients that it returns to the inputs. */
   #step(record: Record): void {
-    const { wants } = record, spec = record.spec!;
-    const { saved, versions } = record;
+    const { wants, saved, versions } = record, spec = record.spec!;
     for (let i = 0; i < saved.length; i++) {
       if (saved[i].storage.version === versions[i]) continue;
       const shape = saved[i].shape.join(", ");

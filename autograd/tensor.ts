@@ -181,7 +181,7 @@ export class Tensor implements Disposable {
    * @internal
    */
   get isUsable(): boolean {
-    return (this.#closedBy === null || this.isReadable) && this.#storage?.gpu === gpu();
+    return this.isReadable && this.#storage?.gpu === gpu();
   }
 
   /**

@@ -39,7 +39,7 @@ export function embedding(
 
 // A workgroup sums 128 columns of one row, or of eight: among every 1,024 positions it marks those with each row's index, makes lists of them, in their order,
 // and visits them, reading several at once. For 1,024 tokens and 32,000 rows an H100 took 0.04 ms with eight rows per workgroup, 0.3 with one. With few rows,
-// one per workgroup fills a GPU better.
+// one per workgroup fills a GPU better: 2,048 tokens and 96 rows take 14 µs, 21 when positions were read one by one.
 const embeddingBackwardKernel = variants(({ element, count }: { element: Element; count: number }) => {
   const rows = numbers(count), each = (f: (r: number) => string) => rows.map(f).join("\n  "), ahead = numbers(8);
   return {
