@@ -1,4 +1,15 @@
-import { ADAM, classIndices, MLP, mlpParameters, numbers, type Peer, type Prepared, STEPS, type Task } from "./work.ts";
+import {
+  ADAM,
+  classIndices,
+  MLP,
+  mlpParameters,
+  numbers,
+  operands,
+  type Peer,
+  type Prepared,
+  STEPS,
+  type Task,
+} from "./work.ts";
 
 const BUNDLE = new URL("../../out/peers/jax.js", import.meta.url).href; // peers.ts makes it
 // deno-lint-ignore no-explicit-any
@@ -51,8 +62,7 @@ export const peer: Peer = {
         };
       }
       case "matmul": {
-        const { size } = task;
-        const [a, b] = [1, 2].map((seed) => array(numbers(size * size, 1, seed), size, size));
+        const [a, b] = operands(task).map(([n, m], i) => array(numbers(n * m, 1, i + 1), n, m));
         const product = jit((a: Any, b: Any) => np.matmul(a, b));
         let c: Any;
         const step = () => {

@@ -15,7 +15,18 @@ import {
   tensor,
 } from "@limbeck/limbeck";
 import { dropGradients, finish } from "../support.ts";
-import { ADAM, classIndices, MLP, mlpParameters, numbers, type Peer, type Prepared, STEPS, type Task } from "./work.ts";
+import {
+  ADAM,
+  classIndices,
+  MLP,
+  mlpParameters,
+  numbers,
+  operands,
+  type Peer,
+  type Prepared,
+  STEPS,
+  type Task,
+} from "./work.ts";
 
 const first = (x: Tensor) => slice(x, [[0, 1]]), last = (x: Tensor) => slice(x, [[x.shape[0] - 1, x.shape[0]]]);
 
@@ -82,8 +93,7 @@ export const peer: Peer = {
   async prepare(task: Task): Promise<Prepared> {
     switch (task.kind) {
       case "matmul": {
-        const { size } = task;
-        const [a, b] = [1, 2].map((seed) => tensor(numbers(size * size, 1, seed), [size, size]));
+        const [a, b] = operands(task).map(([n, m], i) => tensor(numbers(n * m, 1, i + 1), [n, m]));
         return {
           step: () => matmul(a, b).dispose(),
           finish,

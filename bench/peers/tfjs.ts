@@ -1,4 +1,15 @@
-import { ADAM, classIndices, MLP, mlpParameters, numbers, type Peer, type Prepared, STEPS, type Task } from "./work.ts";
+import {
+  ADAM,
+  classIndices,
+  MLP,
+  mlpParameters,
+  numbers,
+  operands,
+  type Peer,
+  type Prepared,
+  STEPS,
+  type Task,
+} from "./work.ts";
 
 const BUNDLE = new URL("../../out/peers/tfjs.js", import.meta.url).href; // peers.ts makes it
 // deno-lint-ignore no-explicit-any
@@ -49,8 +60,7 @@ export const peer: Peer = {
         };
       }
       case "matmul": {
-        const { size } = task;
-        const [a, b] = [1, 2].map((seed) => tf.tensor2d(numbers(size * size, 1, seed), [size, size]));
+        const [a, b] = operands(task).map(([n, m], i) => tf.tensor2d(numbers(n * m, 1, i + 1), [n, m]));
         const work = keeping(() => [tf.matMul(a, b)]);
         return {
           ...work,

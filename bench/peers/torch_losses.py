@@ -165,8 +165,8 @@ class Bench:
         return {"milliseconds": self.time(step), "result": result}
 
     def matmul(self, task):
-        size = task["size"]
-        a, b = (self.put(numbers(size * size, 1, seed), size, size) for seed in (1, 2))
+        rows, depth, columns = task["rows"], task["depth"], task["columns"]
+        a, b = self.put(numbers(rows * depth, 1, 1), rows, depth), self.put(numbers(depth * columns, 1, 2), depth, columns)
         return {"milliseconds": self.time(lambda: torch.matmul(a, b)), "result": rows_of(torch.matmul(a, b))}
 
     def training(self, model, inputs, labels, compiled):

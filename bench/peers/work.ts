@@ -9,7 +9,7 @@ export type Task =
   & { name: string }
   & (
     | { kind: "crossEntropy" | "forwardKl" | "jsd"; rows: number; classes: number }
-    | { kind: "matmul"; size: number }
+    | { kind: "matmul"; rows: number; depth: number; columns: number }
     | { kind: "mlp"; batch: number }
     | { kind: "gpt"; layers: number; width: number; heads: number; batch: number; context: number; classes: number }
   );
@@ -31,6 +31,14 @@ export interface Peer {
   /** Null if the task has not been written for this library. */
   prepare(task: Task): Promise<Prepared | null>;
 }
+
+/** The shapes of a product's operands. */
+export const operands = (
+  { rows, depth, columns }: { rows: number; depth: number; columns: number },
+): [number, number][] => [
+  [rows, depth],
+  [depth, columns],
+];
 
 /** The layers of the MLP, and Adam's numbers. */
 export const MLP: [ins: number, outs: number][] = [[784, 256], [256, 256], [256, 10]];
