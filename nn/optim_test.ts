@@ -84,6 +84,18 @@ Deno.test("optim: the gradient of one parameter may be read where that of anothe
   const spec = { op: "given", inputs: [a], output: a.detach(), backward: () => [b.grad!] };
   record(spec).sum().backward();
   assertEquals(await read(a.grad!), [4, 9, 6, 11]);
+  a.grad = b.grad = null;
+  const y = matmul(b, tensor([[2, 0], [0, 2]])), output = noGrad(() => a.add(y));
+  record({ // y's gradient is in the place of a's
+    op: "shared",
+    inputs: [a, y],
+    output,
+    backward: (dOut, _, gradientOf) => {
+      const d = gradientOf(0).assign(dOut);
+      return [d, d];
+    },
+  }).sum().backward();
+  assertEquals([await read(a.grad!), await read(b.grad!)], [[1, 1, 1, 1], [2, 2, 2, 2]]);
   for (const x of [a, b]) x.dispose();
 });
 
