@@ -37,10 +37,10 @@ export function checkGradients(
  */
 export function gradientFor(input: Tensor, isLeaf: boolean, read: readonly Tensor[]): Tensor {
   const home = isLeaf && !input.closed && input.grad === null ? freeHome(input) : null;
-  let isApart = home !== null;
-  for (let i = 0; isApart && i < read.length; i++) isApart = read[i].storage.memory.buffer !== home!.buffer;
-  if (!isApart) return Tensor.empty(input.shape, input.dtype, "backward");
-  return Tensor.owned(new Storage(home!, true), input.shape, input.dtype, "backward");
+  if (!home || read.some((x) => x.storage.memory.buffer === home.buffer)) {
+    return Tensor.empty(input.shape, input.dtype, "backward");
+  }
+  return Tensor.owned(new Storage(home, true), input.shape, input.dtype, "backward");
 }
 
 /** The slot where an optimizer wants a leaf's gradient. An earlier gradient that is still in it moves out. */

@@ -62,7 +62,7 @@ export const peer: Peer = {
         };
       }
       case "matmul": {
-        const [a, b] = operands(task).map(([n, m], i) => array(numbers(n * m, 1, i + 1), n, m));
+        const [a, b] = operands(task).map((operand) => array(...operand));
         const product = jit((a: Any, b: Any) => np.matmul(a, b));
         let c: Any;
         const step = () => {

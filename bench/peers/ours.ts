@@ -93,7 +93,7 @@ export const peer: Peer = {
   async prepare(task: Task): Promise<Prepared> {
     switch (task.kind) {
       case "matmul": {
-        const [a, b] = operands(task).map(([n, m], i) => tensor(numbers(n * m, 1, i + 1), [n, m]));
+        const [a, b] = operands(task).map(([values, ...shape]) => tensor(values, shape));
         return {
           step: () => matmul(a, b).dispose(),
           finish,

@@ -60,7 +60,7 @@ export const peer: Peer = {
         };
       }
       case "matmul": {
-        const [a, b] = operands(task).map(([n, m], i) => tf.tensor2d(numbers(n * m, 1, i + 1), [n, m]));
+        const [a, b] = operands(task).map(([values, ...shape]) => tf.tensor2d(values, shape));
         const work = keeping(() => [tf.matMul(a, b)]);
         return {
           ...work,

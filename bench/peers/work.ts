@@ -32,14 +32,6 @@ export interface Peer {
   prepare(task: Task): Promise<Prepared | null>;
 }
 
-/** The shapes of a product's operands. */
-export const operands = (
-  { rows, depth, columns }: { rows: number; depth: number; columns: number },
-): [number, number][] => [
-  [rows, depth],
-  [depth, columns],
-];
-
 /** The layers of the MLP, and Adam's numbers. */
 export const MLP: [ins: number, outs: number][] = [[784, 256], [256, 256], [256, 10]];
 export const ADAM = { lr: 1e-3, betas: [0.9, 0.999] as [number, number], eps: 1e-8 };
@@ -56,6 +48,13 @@ export function numbers(size: number, scale: number, seed: number): Float32Array
     values[i] = ((h >>> 0) / 2 ** 31 - 1) * scale;
   }
   return values;
+}
+
+/** A product's operands: the numbers, and how many rows and columns they form. */
+export function operands(
+  { rows, depth, columns }: { rows: number; depth: number; columns: number },
+): [values: Float32Array<ArrayBuffer>, rows: number, columns: number][] {
+  return [[numbers(rows * depth, 1, 1), rows, depth], [numbers(depth * columns, 1, 2), depth, columns]];
 }
 
 /** Class indices, the same in Python. */
