@@ -21,7 +21,6 @@ import { type DivergenceName, FORMULAS } from "./divergence_formulas.ts";
 import { careful, fading } from "./divergence_careful.ts";
 import {
   coefficients,
-  differs,
   fast,
   inHalves,
   LOG2E,
@@ -42,7 +41,7 @@ const kernel = variants(({ plan, ...v }: Variant & { plan: RowPlan }) => {
   if (v.dStudent) outputs[dStudentName] = v.student;
   if (v.dTeacher) outputs[dTeacherName] = v.teacher;
   const streams = { student: v.student, teacher: v.teacher };
-  const row = rowCode(plan, streams, outputs, { finite: true, halves: inHalves(v) }),
+  const row = rowCode(plan, streams, outputs, { finite: !inHalves(v), halves: inHalves(v) }),
     exact = rowCode({ ...plan, quads: 0, more: true }, streams, outputs);
   const student = v.dStudent ? formula.student : null, teacher = v.dTeacher ? formula.teacher : null;
   const write = (name: string, scale: string, gradient: string) => `store_${name}(at4, live4, ${scale} * (${gradient})`;
@@ -266,7 +265,7 @@ export function divergenceRows(
       dTeacher !== null && ofTeacher?.slight !== undefined && 1 - n.beta < SLIGHT,
     power: parts && (n.temperature === 1 || n.temperature === 2) ? n.temperature : null,
   };
-  const walk = planRow(n.columns, "two", { halves: inHalves(variant), lean: differs(variant) });
+  const walk = planRow(n.columns, "two", { halves: inHalves(variant) });
   // If registers keep a part of the row, trees in workgroup memory are faster than subgroups: forwardKl of 4096×32000 takes an H100 0.54 ms instead of 0.56,
   // jsd of 16384×8192 in f16 0.38 instead of 0.42
   const plan = { ...walk, subgroups: walk.subgroups && walk.quads === 0 };

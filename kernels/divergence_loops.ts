@@ -4,6 +4,7 @@
  */
 import { type DivergenceName, type Formula, FORMULAS, type Near, type Side } from "./divergence_formulas.ts";
 import type { Element } from "./elementwise.ts";
+import { gpu } from "./gpu/gpu.ts";
 import { fit, horner } from "./math.ts";
 import type { RowCode, RowPlan } from "./row.ts";
 
@@ -37,7 +38,7 @@ export interface Variant {
   power: 1 | 2 | null;
 }
 
-// not for a mixture, except β = ½, which is faster so (4096×32000 0.44 ms on an H100 instead of 0.49): registers keep its logarithms for the third loop, and
+// not for a mixture, except β = ½, which is faster so (4096×32000 0.43 ms on an H100 instead of 0.49): registers keep its logarithms for the third loop, and
 // registers of halves must not be replaced
 export const inHalves = ({ name, student, teacher }: Variant): boolean =>
   (!FORMULAS[name].mixes || name === "halfJsd") && student === "f16" && teacher === "f16";
@@ -103,12 +104,20 @@ export function fast({ v, plan, formula, row, student, teacher, writeStudent, wr
   const { first: firstOf = first, value, drift }: Formula["fast"] & object = formula.fast ??
     { first, value: formula.value };
   const halves = inHalves(v), mixes = formula.mixes === true, nears = mixes || mean !== undefined;
+  // Logits of f16, whose memory takes the least time, become exponents of two by one fma, except on software drivers, where fma rounds twice. (With logits of
+  // f32 registers would spill: jsd of 4096×32000 would take an H100 0.83 ms instead of 0.60.)
+  const fused = halves && !gpu().info.isSoftware;
 
   // First the code that loop bodies have for four columns. s and t are the logits as exponents of two, minus one near the row's largest: q = 2ˢ/Σ2ˢ, p =
   // 2ᵗ/Σ2ᵗ. In mixtures registers keep what the first loop has computed from the logits; in KLs, which have fewer loops, they would spill
   const gap = "let gap4 = student4 - teacher4;";
-  const below = (x: "s" | "t") => x === "s" ? "let s4 = (student4 - top.x) * k2;" : "let t4 = (teacher4 - top.y) * k2;";
-  const both = `${below("s")} ${below("t")}`;
+  const below = (x: "s" | "t", raw = "") => {
+    const [logits, side] = x === "s" ? [`${raw}student4`, "x"] : [`${raw}teacher4`, "y"];
+    return `let ${x}4 = ${
+      fused ? `fma(${logits}, vec4f(k2), vec4f(-base.${side}))` : `(${logits} - top.${side}) * k2`
+    };`;
+  };
+  const both = (raw = "") => `${below("s", raw)} ${below("t", raw)}`;
   const powersOf = "let es4 = exp2(s4); let et4 = exp2(t4);";
   // at T = 1; if possible a power of the others: distillation of 4096×32003 at T = 2 took an H100 0.555 ms instead of 0.577
   const e1 = v.power === 1 ? "es4" : v.power === 2 ? "(es4 * es4)" : "exp2(s4 * temperature)";
@@ -138,12 +147,19 @@ export function fast({ v, plan, formula, row, student, teacher, writeStudent, wr
       : `let q4 = es4 * q_scale;
     let p4 = et4 * p_scale;
     let diff4 = q4 - p4;`;
-  // d / log 2. gap0 is the gap at which d is 0; `ease` is what a first loop over near rows finds d to be off by
+  // For far rows of f16 each exponential comes from its own logit, which takes fewer instructions. The logarithms then have the roundings of s and t, 5e-7
+  // where these are 16, which is nothing beside those of f16. (jsd of 4096×32000 0.43 ms instead of 0.45)
+  const apart = mixes && halves && plan.quads > 0;
+  const halfMixture = `${both()} ${powersOf}
+    let q4 = es4 * q_scale;
+    let p4 = et4 * p_scale;
+    let log4 = log2(max(es4 + et4 * (totals.x / totals.y), vec4f(1e-37))); // of m/q_scale, plus 1
+    let v4 = (log4 - s4) * ${Math.LN2} - ${Math.LN2};
+    let u4 = (log4 - t4) * ${Math.LN2} - (${Math.LN2} + log_ratio);`;
+  // d / log 2. gap0 is the gap at which d is 0, times k2 if `fused`; `ease` is what a first loop over near rows finds d to be off by
   const gaps = (near: boolean) =>
-    near
-      ? `(gap4 - gap0) * k2${mixes ? "" : " - ease"}`
-      : mixes
-      ? "gap4 * k2 - gap0 * k2"
+    near || mixes
+      ? `${fused ? "fma(gap4, vec4f(k2), vec4f(-gap0))" : "(gap4 - gap0) * k2"}${mixes ? "" : " - ease"}`
       : `gap4 - log_ratio * ${LOG2E}`;
   const termsOf = (near: boolean, powers: string) =>
     `${powers}
@@ -153,15 +169,16 @@ export function fast({ v, plan, formula, row, student, teacher, writeStudent, wr
     ${firstOf}`;
   const ownPower = v.flip ? `${below("t")} let et4 = exp2(t4);` : `${below("s")} let es4 = exp2(s4);`;
   const terms = (near: boolean) =>
-    termsOf(
+    apart && !near ? halfMixture : termsOf(
       near,
       mixes
         ? `${gap} ${ownPower}${v.crossEntropy && v.flip && !hasE1 ? below("s") : ""}`
         : near
         ? `${gap} ${below("t")} let et4 = exp2(t4);${v.crossEntropy ? `${below("s")} let es4 = exp2(s4);` : ""}`
-        : `${both} let gap4 = s4 - t4; ${powersOf}`,
+        : `${both()} let gap4 = s4 - t4; ${powersOf}`,
     );
   const kept = mean || halves || mixes && !hasE1 ? null : mixes ? [own, "gap4"] : ["s4", "t4"];
+  const keep = ([student, teacher]: string[]) => `kept_student = ${student}; kept_teacher = ${teacher};`;
   const termsKept = (near: boolean) =>
     !kept ? terms(near) : termsOf(
       near,
@@ -187,7 +204,8 @@ export function fast({ v, plan, formula, row, student, teacher, writeStudent, wr
   ${row.first(`top_part = max(top_part, vec2f(max_of(student4), max_of(teacher4)));`)}
   var seen = 0.0;
   ${row.peek("seen = max(seen, max(student4, teacher4));")}
-  let top = round(${row.max("top_part", "vec2f")});
+  let top = ${fused ? row.max("top_part", "vec2f") : `round(${row.max("top_part", "vec2f")})`};
+  ${fused ? "let base = round(top * k2);" : ""}
   ${v.crossEntropy ? "let label = given_label;" : ""}`;
 
   // Σ2ˢ and Σ2ᵗ; sums for the mean of d, or for its variance; and Σeˣ of cross-entropy
@@ -198,22 +216,33 @@ export function fast({ v, plan, formula, row, student, teacher, writeStudent, wr
     const { side, size, power } = of(name);
     return side?.slope && !side.split ? raise(size, power) : "";
   };
-  const gather = `${both} ${powersOf} ${mixes ? gap : ""} ${ofMean ? "let part4 = s4 - t4;" : ""}
-    ${largest("student")} ${largest("teacher")}
+  // of a KL: how far the side that weighs is above the other at most, which shows classes that only the other side lacks
+  const isolated = mean && !halves ? raise("isolated", mean === "teacher" ? "-part4" : "part4") : "";
+  const [raw, part4] = halves ? ["", "s4 - t4"] : ["raw_", "at_least(s4) - at_least(t4)"];
+  const gather = `${both(raw)} ${powersOf} ${mixes ? gap : ""} ${ofMean ? `let part4 = ${part4};` : ""}
+    ${largest("student")} ${largest("teacher")} ${isolated}
     part += vec4f(sum_of(es4), sum_of(et4), ${
     mixes ? v.crossEntropy ? square : `dot(${weight4}, ${weight4})` : mean ? `dot(${weight4}, part4)` : "0.0"
   }, ${v.crossEntropy ? `sum_of(${e1})` : mixes ? square : "0.0"});`;
-  const keeping = kept ? `kept_student = ${kept[0]}; kept_teacher = ${kept[1]};` : "";
+  const keeping = halves
+    ? ""
+    : keep(!kept ? ["student4", "teacher4"] : mixes ? kept : kept.map((x) => `at_least(${x})`));
   const start = `var part = vec4f(0.0);
+  ${isolated ? "var isolated = 0.0;" : ""}
   ${row.each(gather, `${gather} ${keeping}`)}
   // logits far above the first ones have lost digits: if too many, the sum is made infinite, which is not trusted
   var infinity = 0x7f800000u;
-  if (max(part.x, part.y) > 1e9 || seen > 1e37) { part.x = bitcast<f32>(infinity); }
+  if (max(part.x, part.y) > 1e9 || seen > 1e37 ${
+    isolated ? "|| isolated > 1e29" : ""
+  }) { part.x = bitcast<f32>(infinity); }
   let totals = ${row.sum("part")};
   let q_scale = 1.0 / totals.x;
   let p_scale = 1.0 / totals.y;
   let log_ratio = log_(totals.x / totals.y);
-  let finite = min(top.x, top.y) > 0.1 * LEAST && totals.x < 1e38 && totals.y < 1e38; // nor is all −∞
+  // nor is all −∞, nor, of f16, a column outside of the row, which reads as −65504
+  let finite = totals.x < 1e38 && totals.y < 1e38 && ${
+    halves ? "(min(top.x, top.y) + 65504.0) * k > 110.0" : "min(top.x, top.y) > 0.1 * LEAST"
+  };
   let blur = 1e-6;
   ${
     !mean ? "" : `let mean_d = totals.z / totals.${field} * ${Math.LN2};
@@ -228,12 +257,15 @@ export function fast({ v, plan, formula, row, student, teacher, writeStudent, wr
   }
   ${
     !nears ? "" : `// the gap at which d is 0; and the least value at which roundings of gaps of that size do not matter
-  let gap0 = log_ratio / k + (top.x - top.y);
-  let least = 1e-4 * gap0 * gap0 * k * k * (${formula.scale});`
+  let gap0 = ${fused ? `log_ratio * ${LOG2E} + (base.x - base.y)` : "log_ratio / k + (top.x - top.y)"};
+  let offset = gap0 * ${fused ? Math.LN2 : "k"};
+  let least = 1e-4 * offset * offset * (${formula.scale});`
   }`;
 
   const ignored = "given_label == IGNORED";
-  const labelLoss = !v.crossEntropy ? "" : `let above = given[1].z - top.x;
+  const labelLoss = !v.crossEntropy
+    ? ""
+    : `let above = ${fused ? `fma(given[1].z, k2, -base.x) * (temperature * ${Math.LN2})` : "given[1].z - top.x"};
   var ce = select(log_(totals.w) - above, 0.0, ${ignored});`;
   // if the label is likely, cross-entropy comes from the sum over the other classes, so that it keeps its digits
   const likely = `ce < 0.03 * (1.0 + abs(above)) && given_label < params.columns`;
@@ -276,7 +308,7 @@ export function fast({ v, plan, formula, row, student, teacher, writeStudent, wr
   let sums = vec4f(value);
   var drift_part = vec2f(0.0);
   ${
-          first(`${both} let q4 = exp2(s4) * q_scale;
+          first(`${both()} let q4 = exp2(s4) * q_scale;
     drift_part += vec2f(sum_of(exp2(s4 - log_ratio * ${LOG2E}) * p_scale - q4), sum_of(q4));`)
         }
   let drifts = ${sum("drift_part", "vec2f")};
@@ -317,7 +349,7 @@ export function fast({ v, plan, formula, row, student, teacher, writeStudent, wr
     const add = `${weigh(ofStudent, "of_student")} ${weigh(ofTeacher, "of_teacher")}
     part += vec4f(${summed ? `sum_of(${summed})` : "0.0"}, ${weighed(ofStudent, "es4", "of_student")}, ${
       weighed(ofTeacher, "et4", "of_teacher")
-    }, ${!mixes ? "0.0" : near ? `dot(${own}, odds4)` : `sum_of(${other})`});
+    }, ${!mixes || apart && !near ? "0.0" : near ? `dot(${own}, odds4)` : `sum_of(${other})`});
     ${sizes("student")} ${sizes("teacher")}`;
     const sizeOf = (name: "student" | "teacher") => {
       const { side, size, scale, mean } = of(name);
@@ -329,12 +361,16 @@ export function fast({ v, plan, formula, row, student, teacher, writeStudent, wr
   ${
         each(
           `${terms(near)}\n    ${add} ${waits ? `store_${ofLeft.at}(at4, live4, ${ofLeft.h});` : ""}`,
-          `${termsKept(near)}\n    ${add} ${left ? `kept_student = ${ofLeft.power}; kept_teacher = ${ofLeft.h};` : ""}`,
+          `${termsKept(near)}\n    ${add} ${left ? keep([ofLeft.power, ofLeft.h]) : ""}`,
         )
       }
   var sums = ${sum("part")} * vec4f(1.0, q_scale, p_scale, ${(other === "es4") === near ? "p_scale" : "q_scale"});
   ${
-        !mixes ? "" : `// the other side's probabilities must sum to 1; their excess is an error of every d
+        !mixes
+          ? ""
+          : apart && !near
+          ? "let excess = 0.0;"
+          : `// the other side's probabilities must sum to 1; their excess is an error of every d
   let excess = sums.w${near ? "" : " - 1.0"};
   sums.${other === "es4" ? "y" : "z"} /= 1.0 + excess;`
       }
@@ -398,7 +434,7 @@ export function fast({ v, plan, formula, row, student, teacher, writeStudent, wr
     const gradients = () =>
       mean || v.dStudent || v.dTeacher
         ? each(
-          waits ? `${both} ${writeLeft(`exp2(${ofLeft.log})`, `load_${ofLeft.at}(at4, live4)`)}` : late(terms(near)),
+          waits ? `${both()} ${writeLeft(`exp2(${ofLeft.log})`, `load_${ofLeft.at}(at4, live4)`)}` : late(terms(near)),
           left ? writeLeft("student4", "teacher4") : late(termsKept(near)),
         )
         : "";

@@ -53,17 +53,15 @@ function defaultRowLimits(isSoftware: boolean): Record<RowWork, RowLimits> {
  *
  * - `halves`: registers keep f16 unconverted, twice as many numbers. Half the threads are then enough, so that more groups run concurrently: forwardKl of
  *   16384×8192 in f16 takes 0.28 ms instead of 0.34 with f32 in registers. This pays even if half of two matrices is read again (distillation of 4096×32000
- *   in f16 0.36 ms, 0.40 if one group keeps the whole row), but not if most of the row is read again (forwardKl of 2048×128256 in f16 0.79 ms with all
+ *   in f16 0.33 ms, 0.42 if one group keeps the whole row), but not if most of the row is read again (forwardKl of 2048×128256 in f16 0.79 ms with all
  *   threads, 0.86 with half).
  * - `busy`, for a kernel with much arithmetic: if registers keep less than half of a row, half the threads keep half as much each, for the same reason
  *   (cross-entropy of 2048×128256 with every option 1.11 ms instead of 1.20).
- * - `lean`, for a kernel that has registers to spare besides a loop over the rest: a thread keeps more (forwardKl of 4096×32000 in f16 0.31 ms with 9 vec4s per
- *   thread, 0.33 with 7; reverseKl, which is not lean, 0.40 and 0.33).
  */
 export function planRow(
   columns: number,
   work: RowWork,
-  { halves = false, busy = false, lean = false }: { halves?: boolean; busy?: boolean; lean?: boolean } = {},
+  { halves = false, busy = false }: { halves?: boolean; busy?: boolean } = {},
 ): RowPlan {
   const { isSoftware, limits, subgroups: able, tuning } = gpu().info;
   let { threads, quads } = rowTuning.limits ??
@@ -74,8 +72,8 @@ export function planRow(
     const full = work === "one" ? Math.min(16, 2 * quads) : quads;
     [threads, quads] = inRow > threads * quads
       ? [threads, full]
-      // a loop over the rest takes registers, too
-      : [threads / 2, 2 * inRow <= threads * full ? full : lean ? full + 1 : Math.max(1, full - 1)];
+      // vec4s that are not the row's alone take registers: forwardKl of 4096×32003 in f16 would take 0.40 ms instead of 0.33
+      : [threads / 2, wide && work === "two" || 2 * inRow <= threads * full ? full : Math.max(1, full - 1)];
   } else if (busy && inRow > 2 * threads * quads && quads > 1 && threads > 32) {
     [threads, quads] = [threads / 2, Math.ceil(quads / 2)];
   }
@@ -159,7 +157,7 @@ export interface RowCode {
    * A loop over the row. The body sees `at4` (u32: the index of a vec4), `columns4` (vec4u: its columns), `live4` (which of them are in the row; of a vec4
    * shared with a neighbour not all are) and for each stream `NAME4` (vec4f), which is LOW outside of the row. Loops alternate between forward and backward,
    * because what was read last is in the cache. `kept` is the body for what registers keep, if it differs: it may replace a stream's values for the next
-   * loop, with `kept_NAME = x`. If it is null, the loop reads the whole row from memory.
+   * loop, with `kept_NAME = x`. If it is null, the loop reads the whole row from memory. With `finite` the body also sees `raw_NAME4`.
    */
   each: (body: string, kept?: string | null) => string;
   /** The first turn of a loop. */
@@ -187,8 +185,9 @@ const MEETINGS: Meeting[] = ["f32", "vec2f", "vec4f"];
 
 /**
  * The code for rows of `params.columns` columns. `streams` are read and `outputs` are written, with `store_NAME(at4, live4, x)`; names are WGSL's. An output
- * may be a stream. `halves`: registers keep streams of f16 as vec4h; then no loop may replace them. `finite`: a number below LEAST, such as −∞, reads as
- * LEAST, except from registers that keep `halves`. `loops` and `meetings` are the numbers of those that precede this code.
+ * may be a stream. `halves`: registers keep streams of f16 as vec4h; then no loop may replace them, and columns outside of the row read as −65504. `finite`: a
+ * number below LEAST, such as −∞, reads as LEAST, and NaN may as well (some compilers make a maximum of a comparison), so that the first loop has to look for
+ * NaN in `raw_NAME4`. Registers keep what was read until that loop replaces it. `loops` and `meetings` are the numbers of those that precede this code.
  */
 export function rowCode(
   plan: RowPlan,
@@ -230,14 +229,19 @@ export function rowCode(
     let live4 = columns4 < vec4u(params.columns);`;
   };
   const exists = wide ? "4u * unit < params.columns" : "unit < units";
-  const turn = (step: string, sure: boolean, from: (name: string) => string, body: string) =>
+  const turn = (step: string, sure: boolean, from: (name: string) => string, body: string, floor = true) =>
     `{ ${place(step, sure)} ${sure ? "" : `if (${exists}) `}{
-    ${names.map((name) => `let ${name}4 = ${from(name)};`).join(" ")}
+    ${
+      names.map((name) =>
+        finite
+          ? `let raw_${name}4 = ${from(name)}; let ${name}4 = ${floor ? `at_least(raw_${name}4)` : `raw_${name}4`};`
+          : `let ${name}4 = ${from(name)};`
+      ).join(" ")
+    }
     ${body} } }`;
-  const floored = (x: string) => finite ? `at_least(${x})` : x;
-  const read = (name: string, at: string) => floored(`load_${name}(${at}, live4)`);
   const readHalf = (name: string, at: string) =>
     wide ? `${name}[${at}]` : `select(vec4h(-65504.0), ${name}[${at}], live4)`;
+  const read = (name: string, at: string) => halves ? `vec4f(${readHalf(name, at)})` : `load_${name}(${at}, live4)`;
   const reading = (step: string, sure: boolean, body: string) =>
     turn(`(${step})`, sure, (name) => read(name, "at4"), body);
   const steps = wide
@@ -246,7 +250,7 @@ export function rowCode(
   // Each turn is inside a branch that is always taken: otherwise compilers mix the work of several turns and run out of registers. The last turn, which may
   // extend beyond the row, is a loop of one turn, so that its place takes no registers between loops: cross-entropy of 4096×32003 in f16 takes an H100 58
   // registers and 0.20 ms instead of 84 and 0.25. (Not for cross-entropy in f32, which with every option would take 0.47 ms instead of 0.43.)
-  const keeping = (body: string, turns = held) =>
+  const keeping = (body: string, floor = false, turns = held) =>
     turns.map((q) => {
       const alone = (finite || halves) && !sure(q) && q === quads - 1;
       const when = sure(q)
@@ -256,15 +260,16 @@ export function rowCode(
         : "";
       const kept = body.replaceAll(/\bkept_(\w+)/g, `$1_${q}`);
       return `${when}{
-    ${turn(alone ? "turn" : `${q}u`, sure(q), (name) => `vec4f(${name}_${q})`, kept)}
+    ${turn(alone ? "turn" : `${q}u`, sure(q), (name) => `vec4f(${name}_${q})`, kept, floor)}
   }`;
     }).join("\n  ");
-  const walk = (backward: boolean, body: string, kept: string | null = body) => {
-    if (!more && kept !== null) return keeping(kept);
+  const walk = (loop: number, body: string, kept: string | null = body) => {
+    const backward = loop % 2 === 1, keep = (kept: string) => keeping(kept, loop === 0);
+    if (!more && kept !== null) return keep(kept);
     const first = kept === null ? 0 : quads;
     const step = (from: string, to: string, i = 0) =>
       backward ? `${from} + (${to} - ${i + 1}u - turn)` : i ? `turn + ${i}u` : "turn";
-    const loop = (from: string, to: string, sure: boolean) =>
+    const reread = (from: string, to: string, sure: boolean) =>
       `for (var turn = ${from}; turn < ${to}; turn++) {
     ${reading(step(from, to), sure, body)}
   }`;
@@ -279,21 +284,22 @@ export function rowCode(
         ).join("\n    ")
       }
     ${
-        [0, 1].map((i) => turn(`(${step(from, to, i)})`, true, (name) => floored(`vec4f(${name}_ahead${i})`), body))
-          .join("\n    ")
+        [0, 1].map((i) => turn(`(${step(from, to, i)})`, true, (name) => `vec4f(${name}_ahead${i})`, body)).join(
+          "\n    ",
+        )
       }
   }`;
     const inside = `max(${wide ? "params.columns / 4u" : "inner"} / ${threads}u, ${first}u)`;
     const even = `(${inside} - (${inside} - ${first}u) % 2u)`;
     const parts = halves
-      ? [byTwo(`${first}u`, even), loop(even, steps, false)]
+      ? [byTwo(`${first}u`, even), reread(even, steps, false)]
       : wide
-      ? [loop(`${first}u`, steps, false)]
-      : [loop(`${first}u`, inside, true), loop(inside, steps, false)];
+      ? [reread(`${first}u`, steps, false)]
+      : [reread(`${first}u`, inside, true), reread(inside, steps, false)];
     const rest = (backward ? parts.reverse() : parts).join("\n  ");
-    return kept === null ? rest : backward ? `${rest}\n  ${keeping(kept)}` : `${keeping(kept)}\n  ${rest}`;
+    return kept === null ? rest : backward ? `${rest}\n  ${keep(kept)}` : `${keep(kept)}\n  ${rest}`;
   };
-  const each = (body: string, kept?: string | null) => walk(loops++ % 2 === 1, body, kept);
+  const each = (body: string, kept?: string | null) => walk(loops++, body, kept);
   // sums and maxima alternate between two regions of memory, so that one barrier each is enough
   const meet = (kind: "sum" | "max" | "mixed") => (x: string, type: Meeting = "vec4f") =>
     subgroups ? `all_${kind}_${type}(lane, ${x}, ${meetings++ % 2}u)` : `all_${kind}_${type}(lane, ${x})`;
@@ -302,7 +308,7 @@ export function rowCode(
     head: `const LOW = -3.40282346638528859812e38; // the least finite number
 const LEAST = -1e30;
 const THREADS = ${threads}u;
-fn at_least(x: vec4f) -> vec4f { return select(x, vec4f(LEAST), x < vec4f(LEAST)); } // keeps NaN
+fn at_least(x: vec4f) -> vec4f { return max(x, vec4f(LEAST)); }
 ${load}
 ${store}
 ${subgroups ? subgroupMeetings(threads) : treeMeetings(threads)}
@@ -343,7 +349,7 @@ ${ROW_FUNCTIONS}`,
         };
         return `{ ${names.map((name) => `let ${name}4 = f32(${at(name)}.x);`).join(" ")} ${body} }`;
       }).join("\n  "),
-    first: (body) => quads > 0 ? keeping(body, held.slice(0, 1)) : `{ ${reading("0u", false, body)} }`,
+    first: (body) => quads > 0 ? keeping(body, false, held.slice(0, 1)) : `{ ${reading("0u", false, body)} }`,
     sum,
     max,
     sumAndMost,
