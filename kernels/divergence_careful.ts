@@ -56,8 +56,9 @@ export function careful({ v, formula, exact, student, teacher, writeStudent, wri
   const lateStudent = student || (v.inPlace && teacher), lateTeacher = teacher || (v.inPlace && student);
   const isLate = v.dStudent && lateStudent || v.dTeacher && lateTeacher;
 
-  // Then the steps, in order. The normalisers, and the range of student − teacher
+  // Then the steps, in order. The normalisers, the range of student − teacher, and whether there is a NaN, which exp need not keep
   const normalisers = `var range_part = vec2f(LOW, LOW);
+  var nan_part = 0.0;
   ${
     exact.normalise(
       [
@@ -65,7 +66,8 @@ export function careful({ v, formula, exact, student, teacher, writeStudent, wri
         { name: "t", value: "teacher4", k: "k", at: isLate ? "student" : undefined },
         ...v.crossEntropy ? [{ name: "s1", value: "student4", k: "1.0" }] : [],
       ],
-      `if ((range_part.x + range_part.y) * k <= 1.0) { // once too wide, the range stays too wide
+      `if (any(is_nan4_(student4) | is_nan4_(teacher4))) { nan_part = 1.0; }
+    if ((range_part.x + range_part.y) * k <= 1.0) { // once too wide, the range stays too wide
       let used4 = live4 & (max(student4, teacher4) >= vec4f(-1e38));
       let gap4 = apart4_(student4, teacher4, vec2f(0.0));
       range_part = max(range_part, vec2f(max_of(select(vec4f(LOW), gap4, used4)), max_of(select(vec4f(LOW), -gap4, used4))));
@@ -75,7 +77,11 @@ export function careful({ v, formula, exact, student, teacher, writeStudent, wri
   let log_s = log1p_(s_rest);
   let log_t = log1p_(t_rest);
   let shift = apart_(s_max, t_max);
-  let range = ${exact.max("range_part", "vec2f")};`;
+  let range = ${exact.max("vec4f(range_part, nan_part, 0.0)")};
+  if (lane == 0u && (range.z > 0.0 || min(s_rest, t_rest) < -0.5)) { // with a NaN, or without any class, the row is NaN
+    var nan = 0x7fc00000u;
+    given[0] = vec4f(bitcast<f32>(nan));
+  }`;
 
   // c of d = (student − teacher)/T − c; for close rows from their differences. With an offset of 4e7 or more between the sides the range shows nothing, only
   // the differences without the offset do
