@@ -199,7 +199,8 @@ export function fast({ v, plan, formula, row, student, teacher, writeStudent, wr
   };
   const raise = (most: string, x4: string) => `${most} = max(${most}, max_of(${x4}));`;
 
-  // Then the steps, in their order. A logit near the largest of each side; rounded, so that differences from it are exact
+  // Then the steps, in their order. A logit near the largest of each side; rounded, so that differences from it are exact; if `fused`, its
+  // exponent is
   const tops = `var top_part = vec2f(LEAST);
   ${row.first(`top_part = max(top_part, vec2f(max_of(student4), max_of(teacher4)));`)}
   var seen = 0.0;
