@@ -41,8 +41,8 @@ const kernel = variants(({ plan, ...v }: Variant & { plan: RowPlan }) => {
   if (v.dStudent) outputs[dStudentName] = v.student;
   if (v.dTeacher) outputs[dTeacherName] = v.teacher;
   const streams = { student: v.student, teacher: v.teacher };
-  const row = rowCode(plan, streams, outputs, { finite: !inHalves(v), halves: inHalves(v) }),
-    exact = rowCode({ ...plan, quads: 0, more: true }, streams, outputs);
+  const exact = rowCode({ ...plan, quads: 0, more: true }, streams, outputs),
+    row = v.fast ? rowCode(plan, streams, outputs, { finite: !inHalves(v), halves: inHalves(v) }) : exact;
   const student = v.dStudent ? formula.student : null, teacher = v.dTeacher ? formula.teacher : null;
   const write = (name: string, scale: string, gradient: string) => `store_${name}(at4, live4, ${scale} * (${gradient})`;
   const writeStudent = (gradient: string, beside: string) =>
@@ -176,13 +176,7 @@ ${
     }
   }
 
-  ${
-      // without a gradient, rows in which a mixture's logarithm is tiny compared to d could not be detected
-      v.slight || formula.mixes && v.name !== "halfJsd" && !student && !teacher
-        ? ""
-        : `if (params.columns >= ${MANY}u && k <= 1e6) {
-  ${fast(way)}
-  }`}
+  ${v.fast ? `{ ${fast(way)} }` : ""}
 
   ${careful(way)}`,
   };
@@ -251,24 +245,31 @@ export function divergenceRows(
 ): void {
   const { parts, dStudent, dTeacher, ...rest } = b;
   const inPlace = dStudent === b.student || dTeacher === b.teacher;
-  const share = Math.min(n.beta, 1 - n.beta), { student: ofStudent, teacher: ofTeacher } = FORMULAS[name];
+  const share = Math.min(n.beta, 1 - n.beta), { student: ofStudent, teacher: ofTeacher, mixes } = FORMULAS[name];
+  const isHalf = name === "jsd" && n.beta === 0.5;
+  const slight = dStudent !== null && ofStudent?.slight !== undefined && n.beta < SLIGHT ||
+    dTeacher !== null && ofTeacher?.slight !== undefined && 1 - n.beta < SLIGHT;
+  // without a gradient, rows in which a mixture's logarithm is tiny compared to d could not be detected
+  const isFast = n.columns >= MANY && n.temperature >= 1e-6 && !slight &&
+    (!mixes || isHalf || dStudent !== null || dTeacher !== null);
   const variant: Variant = {
-    name: name === "jsd" && n.beta === 0.5 ? "halfJsd" : name,
+    name: isHalf ? "halfJsd" : name,
     student,
     teacher,
     dStudent: dStudent !== null,
     dTeacher: dTeacher !== null,
     crossEntropy: parts !== null,
     inPlace,
-    flip: FORMULAS[name].mixes === true && n.beta > 0.5,
-    slight: dStudent !== null && ofStudent?.slight !== undefined && n.beta < SLIGHT ||
-      dTeacher !== null && ofTeacher?.slight !== undefined && 1 - n.beta < SLIGHT,
-    power: parts && (n.temperature === 1 || n.temperature === 2) ? n.temperature : null,
+    flip: mixes === true && n.beta > 0.5,
+    slight,
+    fast: isFast,
+    power: isFast && parts && (n.temperature === 1 || n.temperature === 2) ? n.temperature : null,
   };
   const walk = planRow(n.columns, "two", { halves: inHalves(variant) });
+  const keeping = isFast ? walk : { ...walk, quads: 0, sure: 0, more: true };
   // If registers keep a part of the row, trees in workgroup memory are faster than subgroups: forwardKl of 4096×32000 takes an H100 0.54 ms instead of 0.56,
   // jsd of 16384×8192 in f16 0.38 instead of 0.42
-  const plan = { ...walk, subgroups: walk.subgroups && walk.quads === 0 };
+  const plan = { ...keeping, subgroups: walk.subgroups && keeping.quads === 0 };
   // bindings that are not read need some memory, too
   const unread = { labels: b.labels ?? b.counts, upstream: b.upstream?.memory ?? b.counts };
   const buffers = { ...rest, ...parts, dStudent, dTeacher, ...unread };

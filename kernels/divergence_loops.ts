@@ -34,6 +34,8 @@ export interface Variant {
   flip: boolean;
   /** Whether the other side's weight in the mixture is so small that gradients need `slight` formulas. */
   slight: boolean;
+  /** Whether the fast loops come first. Short rows, and the others that could never trust them, compile in half the time without. */
+  fast: boolean;
   /** T if it is 1 or 2 and cross-entropy is added: then the exponentials of cross-entropy, which is at T = 1, are powers of the divergence's. Else null. */
   power: 1 | 2 | null;
 }
