@@ -1,4 +1,5 @@
 import { checkBoolean, checkNumber, checkOneOf, checkOptions, describe, isRecord } from "../check.ts";
+import { bindable } from "./memory.ts";
 import { checkTuning, type Tuning } from "./tuning.ts";
 
 /** What `init` takes. */
@@ -223,7 +224,7 @@ function describeDevice(device: GPUDevice, adapter: GPUAdapterInfo | undefined):
     features: [...device.features].sort(),
     limits: {
       maxBufferSize: device.limits.maxBufferSize,
-      maxStorageBufferBindingSize: device.limits.maxStorageBufferBindingSize,
+      maxStorageBufferBindingSize: bindable(device),
       maxComputeWorkgroupStorageSize: device.limits.maxComputeWorkgroupStorageSize,
       maxComputeInvocationsPerWorkgroup: device.limits.maxComputeInvocationsPerWorkgroup,
       maxComputeWorkgroupsPerDimension: device.limits.maxComputeWorkgroupsPerDimension,

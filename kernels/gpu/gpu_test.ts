@@ -12,6 +12,7 @@ import {
   flush,
   init,
   nn,
+  ones,
   optim,
   Scope,
   stats,
@@ -408,6 +409,13 @@ Deno.test("gpu: an elementwise op on more than 65,535 workgroups", async () => {
   // f32 cannot count beyond 2²⁴ one by one, but these sums are exact; a division may err by 2.5 ulp
   assertAlmostEquals(await x.mean().item(), 1, 2 ** -22);
   assertEquals(await x.reshape([1000, 17_000]).sum({ dim: 1 }).min().item(), 17_000);
+});
+
+Deno.test("gpu: the largest tensor that the adapter binds is there to its last number", async () => {
+  const { limits } = await init();
+  using _scope = new Scope();
+  const size = limits.maxStorageBufferBindingSize / 4, more = ones([size]).add(1);
+  assertEquals(Array.from(await more.slice([[size - 5, size]]).data()), [2, 2, 2, 2, 2]);
 });
 
 Deno.test("gpu: a tensor that the adapter cannot bind is refused", async () => {

@@ -138,6 +138,11 @@ export const ofShape = (bytes: number, shape?: readonly number[] | null): string
 
 const STORAGE = 0x80 | 0x4 | 0x8; // GPUBufferUsage.STORAGE | COPY_SRC | COPY_DST; the global is missing in some runtimes
 
+/** The most bytes of one binding, in whole vec4s, which is how kernels read them: of an H100's 2 GiB − 4 the last three numbers would belong to no vec4. */
+export function bindable({ limits }: GPUDevice): number {
+  return Math.floor(limits.maxStorageBufferBindingSize / 16) * 16;
+}
+
 /**
  * Buffers by size class. Of the free ones the one with the lowest number is taken first. A repeated step takes and returns them in the same order, so it gets
  * the same buffers again and finds its bind groups in the cache (with last-in-first-out that takes a hundred steps to settle). Uploads are taken and returned
@@ -161,7 +166,7 @@ export class Pool {
     /** Bytes of the arena that are not live and yet count towards the limit. */
     readonly spare: () => number,
   ) {
-    this.#binding = Math.floor(device.limits.maxStorageBufferBindingSize / 4) * 4;
+    this.#binding = bindable(device);
   }
 
   /** Memory of at least `bytes` bytes. `op` and `shape` are for messages. */
