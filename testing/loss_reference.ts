@@ -3,8 +3,18 @@
  * of each op first compare its reference with central differences.
  */
 import { assertEquals } from "@std/assert";
-import type { CrossEntropyOptions, DivergenceName, LossReduction, Tensor } from "@limbeck/limbeck";
-import { Scope, Tape, tensor } from "@limbeck/limbeck";
+import type { CrossEntropyOptions, DivergenceName, DivergenceOptions, LossReduction, Tensor } from "@limbeck/limbeck";
+import {
+  forwardKl,
+  jsd,
+  reverseKl,
+  Scope,
+  skewForwardKl,
+  skewReverseKl,
+  Tape,
+  tensor,
+  totalVariation,
+} from "@limbeck/limbeck";
 import { rowTuning } from "../kernels/row.ts";
 import { largestError } from "./compare.ts";
 import { random } from "./op.ts";
@@ -405,4 +415,56 @@ export async function measure(
     [y, ...leaves.map((x) => x.grad)].map((x) => x ? x.data() : Promise.resolve(new Float32Array())),
   );
   return { loss: Array.from(loss), gradients: gradients.map((g) => Array.from(g)) };
+}
+
+// ---- the divergences
+
+type Op = (student: Tensor, teacher: Tensor, options?: DivergenceOptions) => Tensor;
+export const DIVERGENCES: Record<DivergenceName, Op> = {
+  forwardKl,
+  reverseKl,
+  jsd,
+  skewForwardKl,
+  skewReverseKl,
+  totalVariation,
+};
+export const DIVERGENCE_NAMES = Object.keys(DIVERGENCES) as DivergenceName[];
+
+// Shares of the largest number of the loss and of each row's gradient: some 15 and 80 roundings of f32 (6e-8).
+export const VALUE = 1e-6, GRADIENT = 5e-6;
+
+/** The op's options from plain numbers. */
+export function gpuOptions({ labels, ...o }: DivergenceNumbers): DivergenceOptions {
+  const given = Object.fromEntries(Object.entries(o).filter(([, v]) => v !== undefined));
+  return labels ? { ...given, labels: labelsOf(Array.from(labels)) } : given;
+}
+
+/** One divergence of rows of V classes. */
+export interface Rows {
+  what: string;
+  name: DivergenceName;
+  student: number[];
+  teacher: number[];
+  V: number;
+  o?: DivergenceNumbers;
+  upstream?: number[];
+  /** Limits, and the floors of `rowError`. */
+  value?: number;
+  gradient?: number;
+  valueFloor?: number;
+  floor?: number;
+}
+
+/** How far value and gradients are from the reference, for `assertSmall`. */
+export async function deviations(
+  { what, name, student, teacher, V, o = {}, upstream, value = VALUE, gradient = GRADIENT, valueFloor, floor }: Rows,
+): Promise<[string, number, number][]> {
+  const inputs = [student, teacher].map((values) => ({ values, shape: [values.length / V, V] }));
+  const { loss, gradients } = await measure((s, t) => DIVERGENCES[name](s, t, gpuOptions(o)), inputs, upstream);
+  const want = divergence(name, student, teacher, V, o, upstream);
+  return [
+    [`${what}: loss`, rowError(loss, want.loss, 1, valueFloor), value],
+    [`${what}: dStudent`, rowError(gradients[0], want.dStudent, V, floor), gradient],
+    [`${what}: dTeacher`, rowError(gradients[1], want.dTeacher, V, floor), gradient],
+  ];
 }

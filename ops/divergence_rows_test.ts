@@ -1,0 +1,339 @@
+/** Divergences of rows with many classes, which the loops of `kernels/divergence_loops.ts` process, in registers and not. */
+import { assert, assertEquals } from "@std/assert";
+import { distillation, forwardKl, init, jsd, reverseKl, type Tensor, tensor } from "@limbeck/limbeck";
+import { rowTuning } from "../kernels/row.ts";
+import {
+  assertSmall,
+  deviations,
+  divergence as reference,
+  DIVERGENCE_NAMES,
+  type DivergenceNumbers,
+  DIVERGENCES,
+  f16Errors,
+  gpuOptions,
+  GRADIENT,
+  integers,
+  labelsOf,
+  measure,
+  normals,
+  rowError,
+  underAllPlans,
+  VALUE,
+} from "../testing/loss_reference.ts";
+
+type Pair = (student: Tensor, teacher: Tensor) => Tensor;
+
+// the other counts are in the long tests: each takes some pipelines
+Deno.test("divergences: class counts under both row plans", async () => {
+  await init();
+  const errors: [string, number, number][] = [], rows = 3;
+  await underAllPlans(async (plan) => {
+    for (const V of [1, 4, 33, 1024]) {
+      const student = normals(rows * V, 2, V), teacher = normals(rows * V, 2, V + 1);
+      for (const name of V === 1024 ? ["jsd" as const] : DIVERGENCE_NAMES) {
+        const what = `${name}, ${V} classes, ${plan}`;
+        errors.push(...await deviations({ what, name, student, teacher, V, valueFloor: 1e-3, floor: 1e-4 }));
+      }
+    }
+  });
+  assertSmall(errors);
+});
+
+Deno.test("divergences: two sides that are sure of the same class, and unlike in the others", async () => {
+  await init();
+  const V = 1024, errors: [string, number, number][] = [];
+  const side = (a: number, b: number) =>
+    Array.from({ length: V }, (_, c) => Math.fround(c === 7 ? 10.5 : 2 * Math.sin(a * c + b)));
+  const student = side(12.9898, 0), teacher = side(78.233, 1);
+  await underAllPlans(async () => {
+    for (const name of DIVERGENCE_NAMES) {
+      // the likely class's gradient is the difference of 1 − q and 1 − p, sums of a thousand terms 500 times as large
+      errors.push(...await deviations({ what: name, name, student, teacher, V, valueFloor: 0.1, gradient: 1e-4 }));
+    }
+  });
+  assertSmall(errors);
+});
+
+Deno.test("divergences: NaN anywhere in a long row makes that row NaN, and no other", async () => {
+  const { f16 } = await init();
+  const none = { reduction: "none" } as const;
+  const ops: [string, Pair][] = [
+    ...DIVERGENCE_NAMES.map((name): [string, Pair] => [name, (s, t) => DIVERGENCES[name](s, t, none)]),
+    ["jsd of β = 0.9", (s, t) => jsd(s, t, { ...none, beta: 0.9 })],
+    ["distillation", (s, t) => distillation(s, t, labelsOf(integers(s.shape[0], 9, 1)), none)],
+  ];
+  try {
+    // as the adapter would have it; and in part in registers. Some ops only: software Vulkan compiles each for seconds
+    for (const [threads, quads, V] of [[0, 0, 40_000], [32, 1, 301]]) {
+      rowTuning.limits = threads > 0 ? { threads, quads } : null;
+      // the first rows have it in the student, the next in the teacher, the last row nowhere
+      const places = [1, V >> 1, V - 2],
+        rows = 2 * places.length + 1,
+        want = Array.from({ length: rows }, (_, r) => r < rows - 1);
+      const sides = [0, 1].map((side) => {
+        const values = normals(rows * V, 2, side);
+        for (const [i, place] of places.entries()) values[(side * places.length + i) * V + place] = NaN;
+        return values;
+      });
+      for (const dtype of f16 ? ["f32", "f16"] as const : ["f32"] as const) {
+        const some = quads > 0 ? ["forwardKl"] : dtype === "f16" ? ["jsd"] : ops.map(([name]) => name);
+        for (const [name, op] of ops.filter(([name]) => some.includes(name))) {
+          const what = `${name} of ${V} in ${dtype}`;
+          const inputs = sides.map((values) => ({ values, shape: [rows, V], dtype }));
+          const { loss, gradients } = await measure(op, inputs, Array(rows).fill(1));
+          assertEquals(loss.map(Number.isNaN), want, what);
+          for (const g of gradients) {
+            const nans = want.map((_, r) => g.slice(r * V, (r + 1) * V).filter(Number.isNaN).length);
+            assertEquals(nans, want.map((is) => is ? V : 0), what);
+          }
+        }
+      }
+    }
+  } finally {
+    rowTuning.limits = null;
+  }
+});
+
+Deno.test("KLs: a class that one side lacks makes them infinite, however unlikely it is on the other", async () => {
+  await init();
+  const V = 100, lacking = normals(V, 1, 1), having = normals(V, 1, 2), shape = [1, V];
+  lacking[70] = -Infinity;
+  const label = labelsOf([3]);
+  const infinite: Record<string, (lacking: Tensor, having: Tensor) => Tensor> = {
+    forwardKl,
+    reverseKl: (a, b) => reverseKl(b, a),
+    "distillation by forwardKl": (a, b) => distillation(a, b, label),
+    "distillation by reverseKl": (a, b) => distillation(b, a, label, { divergence: "reverseKl" }),
+  };
+  for (const below of [10, 60, 70, 80]) { // e⁻⁸⁰/Σ is the least that is no underflow
+    having[70] = -below;
+    const inputs = [lacking, having].map((values) => ({ values, shape }));
+    for (const [name, op] of Object.entries(infinite)) {
+      const { loss } = await measure(op, inputs);
+      assertEquals(loss, [Infinity], `${name}, ${below}`);
+    }
+    const want = reference("forwardKl", lacking, having, V),
+      { gradients } = await measure((s, t) => forwardKl(s, t), inputs);
+    assert(rowError(gradients[0], want.dStudent, V) <= GRADIENT, `${below}`);
+  }
+  having[70] = -200; // which underflows
+  assert(await forwardKl(tensor([lacking]), tensor([having])).item() < 2);
+});
+
+Deno.test("divergences: Gaussians on a grid, near and as good as apart", async () => {
+  await init();
+  const grid = Array.from({ length: 129 }, (_, i) => (i - 64) / 4), shifts = [0.01, 0.51, 2.01, 8.01, 15.01]; // no x is as likely in both
+  const rows = (mean: (shift: number) => number) => shifts.flatMap((s) => grid.map((x) => -((x - mean(s)) ** 2) / 2));
+  const [student, teacher] = [rows((s) => s), rows(() => 0)], shape = [shifts.length, grid.length];
+  const inputs = [student, teacher].map((values) => ({ values, shape })), ones = shifts.map(() => 1);
+  const errors: [string, number, number][] = [];
+  await underAllPlans(async (plan) => {
+    for (const name of DIVERGENCE_NAMES) {
+      const o = { reduction: "none" as const }, want = reference(name, student, teacher, grid.length, o, ones);
+      const { loss, gradients } = await measure((s, t) => DIVERGENCES[name](s, t, o), inputs, ones);
+      errors.push([`${name}, ${plan}`, rowError(loss, want.loss, 1, 0.1), VALUE]);
+      errors.push([
+        `${name}, ${plan}: dStudent`,
+        rowError(gradients[0], want.dStudent, grid.length, 1e-3),
+        2 * GRADIENT,
+      ]);
+      errors.push([
+        `${name}, ${plan}: dTeacher`,
+        rowError(gradients[1], want.dTeacher, grid.length, 1e-3),
+        2 * GRADIENT,
+      ]);
+      if (name === "jsd") assert(loss.every((x) => x >= 0 && x < Math.LN2 + 1e-7), `${loss}`);
+    }
+  });
+  assertSmall(errors);
+});
+
+Deno.test("divergences: flat and peaked rows, from as good as equal to far apart", async () => {
+  await init();
+  const V = 131, rows = 4, ones = Array(rows).fill(1);
+  const errors: [string, number, number][] = [];
+  for (const peak of [1, 6, 8, 12]) {
+    for (const apart of [0.001, 0.03, 0.2, 0.36, 0.8, 1.6, 3]) {
+      const noise = normals(rows * V, apart, 103), f32 = (x: number[]) => Array.from(Float32Array.from(x));
+      const student = f32(normals(rows * V, peak, 3)), teacher = f32(student.map((x, i) => x + noise[i]));
+      for (const name of DIVERGENCE_NAMES) {
+        const o = { reduction: "none" as const }, what = `${name}, ${peak}, ${apart}`;
+        errors.push(...await deviations({ what, name, student, teacher, V, o, upstream: ones, value: 2 * VALUE }));
+      }
+    }
+  }
+  assertSmall(errors);
+});
+
+Deno.test("divergences: likely classes behind those that rows are first measured by", async () => {
+  await init();
+  const V = 1501, rises = [3, 7, 12, 40], ones = rises.map(() => 1);
+  const rows = (seed: number) => {
+    const noise = normals(rises.length * V, 1, seed);
+    return rises.flatMap((rise, r) => noise.slice(r * V, (r + 1) * V).map((x, c) => x + (c >= V - 60 ? rise : 0)));
+  };
+  const [student, teacher] = [rows(1), rows(2)];
+  const errors: [string, number, number][] = [];
+  await underAllPlans(async (plan) => {
+    for (const name of ["forwardKl", "jsd", "totalVariation"] as const) {
+      const o = { reduction: "none" as const }, what = `${name}, ${plan}`;
+      errors.push(...await deviations({ what, name, student, teacher, V, o, upstream: ones }));
+    }
+  });
+  assertSmall(errors);
+});
+
+Deno.test("mixtures: rows whose divergence is small, but not so small that each needs care", async () => {
+  await init();
+  const V = 1501, apart = [0.1, 0.2, 0.3, 0.6, 1, 2], rows = apart.length, shape = [rows, V], ones = apart.map(() => 1);
+  const errors: [string, number, number][] = [];
+  const bound = 1e-5; // d errs by 5e-7 beside a class that lies 9 above those that the row is first measured by
+  for (const [scale, spike] of [[1, 0], [4, 0], [1, 9]]) {
+    const teacher = normals(rows * V, scale, 3).map((x, i) => x + (i % V === 1400 ? spike : 0)),
+      noise = normals(rows * V, 1, 4);
+    const student = teacher.map((x, i) => x + apart[Math.floor(i / V)] * noise[i]);
+    const inputs = [student, teacher].map((values) => ({ values, shape }));
+    for (
+      const [name, extra] of [
+        ...[0.01, 0.3, 0.5, 0.9].map((beta) => ["jsd", { beta }] as const),
+        ...[0.1, 0.6].flatMap((alpha) => [["skewForwardKl", { alpha }], ["skewReverseKl", { alpha }]] as const),
+      ]
+    ) {
+      for (const which of [[true, false], [false, true], [true, true]]) {
+        const what = `${name} ${JSON.stringify(extra)}, scale ${scale}, spike ${spike}, gradients of ${which}`;
+        const o = { reduction: "sum" as const, ...extra }, want = reference(name, student, teacher, V, o, ones);
+        const { loss, gradients } = await measure(
+          (s, t) => DIVERGENCES[name](s, t, o),
+          inputs.map((input, i) => ({ ...input, requiresGrad: which[i] })),
+          [1],
+        );
+        errors.push([what, rowError(loss, want.loss, 1), VALUE]);
+        if (which[0]) errors.push([`${what}: dStudent`, rowError(gradients[0], want.dStudent, V), bound]);
+        if (which[1]) errors.push([`${what}: dTeacher`, rowError(gradients[1], want.dTeacher, V), bound]);
+      }
+    }
+  }
+  assertSmall(errors);
+});
+
+Deno.test("divergences: f16 rows that registers keep whole or in part", async () => {
+  const { f16 } = await init();
+  if (!f16) return;
+  const round = (x: number[]) => Array.from(Float16Array.from(x));
+  try {
+    // kept whole, in vec4s that are the row's alone and not; of the others five turns and a part, and four, are read again, two at a time
+    for (const [threads, quads, V] of [[64, 8, 1000], [64, 8, 999], [32, 4, 1228], [32, 4, 1101]]) {
+      rowTuning.limits = { threads, quads };
+      const shape = [2, V], [student, teacher] = [1, 2].map((seed) => round(normals(2 * V, 2, seed)));
+      const input = (values: number[], requiresGrad: boolean) => ({
+        values,
+        shape,
+        dtype: "f16" as const,
+        requiresGrad,
+      });
+      for (const masked of [false, true]) {
+        if (masked) { // both rows have no third class; the second student has no fifth either
+          for (const c of [2, V + 2, V + 4]) student[c] = -Infinity;
+          for (const c of [2, V + 2]) teacher[c] = -Infinity;
+        }
+        for (const name of V % 4 === 0 ? ["forwardKl"] as const : ["forwardKl", "reverseKl", "jsd"] as const) {
+          const what = `${name} ${V}${masked ? ", masked" : ""}`;
+          const want = reference(name, student, teacher, V, { reduction: "none" }, [1, 1]);
+          const { loss, gradients } = await measure((s, t) => DIVERGENCES[name](s, t, { reduction: "none" }), [
+            input(student, true),
+            input(teacher, false),
+          ], [1, 1]);
+          const rows = masked && name === "forwardKl" ? 1 : 2;
+          if (rows === 1) assertEquals(loss[1], Infinity, what);
+          assert(rowError(loss.slice(0, rows), want.loss.slice(0, rows), 1) <= VALUE, `${what}: ${loss}`);
+          const got = gradients[0].slice(0, rows * V);
+          assertEquals(f16Errors(got, want.dStudent.slice(0, rows * V), V, GRADIENT), [], what);
+        }
+      }
+    }
+  } finally {
+    rowTuning.limits = null;
+  }
+});
+
+Deno.test("divergences: values of mixtures without gradients, beside classes that are far apart", async () => {
+  await init();
+  const student = Array.from({ length: 64 }, (_, i) => Math.fround(Math.sin(i))), teacher = [...student];
+  [student[5], teacher[5]] = [44.105, -44.105].map(Math.fround);
+  for (const name of ["skewForwardKl", "skewReverseKl", "jsd"] as const) {
+    for (const share of [0.1, 0.3, 0.9]) {
+      const own: DivergenceNumbers = name === "jsd" ? { beta: share } : { alpha: share };
+      for (const [s, t] of [[student, teacher], [teacher, student]]) {
+        const got = await DIVERGENCES[name](tensor([s]), tensor([t]), gpuOptions(own)).item(),
+          want = reference(name, s, t, 64, own).loss;
+        assert(rowError([got], want, 1) <= VALUE, `${name} ${share}: ${got}, not ${want}`);
+      }
+    }
+  }
+});
+
+Deno.test("divergences: gradients of mixtures where several classes are likely on one side alone", async () => {
+  await init();
+  for (const V of [12, 128]) { // too few for the fast way, and many
+    for (const level of [8, 12, 20]) {
+      const [student, teacher] = [1, 2].map((seed) => normals(V, 1, seed));
+      for (const c of [1, 4, 6]) student[c] = Math.fround(student[c] + level);
+      for (const c of [2, 3, 9]) teacher[c] = Math.fround(teacher[c] + level);
+      for (const name of ["skewForwardKl", "skewReverseKl", "jsd"] as const) {
+        for (const share of [0.001, 0.1, 0.5, 0.9, 0.999]) {
+          const o = name === "jsd" ? { beta: share } : { alpha: share }, what = `${name} ${share}, ${level}, ${V}`;
+          assertSmall(await deviations({ what, name, student, teacher, V, o }));
+        }
+      }
+    }
+  }
+});
+
+Deno.test("divergences: gradients of the skews where next to nothing is mixed in", async () => {
+  await init();
+  for (const V of [10, 300]) {
+    const [student, teacher] = [3, 4].map((seed) => normals(3 * V, 1, seed));
+    for (const name of ["skewForwardKl", "skewReverseKl"] as const) {
+      for (const alpha of [0.98, 0.99, 0.9999, 1 - 1e-6, 1 - 1e-9]) {
+        const what = `${name} ${alpha}, ${V}`;
+        assertSmall(await deviations({ what, name, student, teacher, V, o: { alpha } }));
+      }
+    }
+  }
+});
+
+Deno.test("divergences: gradients of the skews where an unlikely class makes all of it", async () => {
+  await init();
+  const V = 64;
+  for (const [level, beside] of [[30, 24.5], [24, 20], [17, 15], [10, 12]]) {
+    const [sure, doubts] = [0, beside].map((x) =>
+      Array.from({ length: V }, (_, c) => c === 0 ? level : c === 1 ? x : 0)
+    );
+    for (const alpha of [0.3, 0.7, 0.9, 0.975]) {
+      for (const name of ["skewForwardKl", "skewReverseKl"] as const) {
+        const [student, teacher] = name === "skewForwardKl" ? [doubts, sure] : [sure, doubts];
+        const what = `${name} ${alpha}, ${level}, ${beside}`, gradient = 163 * 2 ** -24; // as exp errs
+        assertSmall(await deviations({ what, name, student, teacher, V, o: { alpha }, gradient }));
+      }
+    }
+  }
+});
+
+Deno.test("divergences: values of the skews where little of the other side is mixed in", async () => {
+  await init();
+  const V = 256, shape = [1, V], alpha = 0.9;
+  const rows = [1, 2, 4, 8, 11].map((seed) => {
+    const near = normals(V, 1, seed);
+    return [normals(V, 0.7, seed + 30).map((x, c) => Math.fround(near[c] + x)), near];
+  });
+  for (const [s, t] of rows) {
+    for (const name of ["skewForwardKl", "skewReverseKl"] as const) {
+      const want = reference(name, s, t, V, { alpha });
+      for (const wanted of [0, 1]) { // whose gradient
+        const inputs = [s, t].map((values, side) => ({ values, shape, requiresGrad: side === wanted }));
+        const { loss } = await measure((s, t) => DIVERGENCES[name](s, t, gpuOptions({ alpha })), inputs);
+        assertSmall([[name, rowError(loss, want.loss, 1), VALUE]]);
+      }
+    }
+  }
+});
