@@ -23,6 +23,7 @@ import {
   coefficients,
   fast,
   inHalves,
+  keepsH,
   LOG2E,
   MANY,
   polynomials,
@@ -42,7 +43,9 @@ const kernel = variants(({ plan, ...v }: Variant & { plan: RowPlan }) => {
   if (v.dTeacher) outputs[dTeacherName] = v.teacher;
   const streams = { student: v.student, teacher: v.teacher };
   const exact = rowCode({ ...plan, quads: 0, more: true }, streams, outputs),
-    row = v.fast ? rowCode(plan, streams, outputs, { finite: !inHalves(v), halves: inHalves(v) }) : exact;
+    row = v.fast
+      ? rowCode(plan, streams, outputs, { finite: !inHalves(v), halves: inHalves(v), extra: keepsH(v) ? ["h"] : [] })
+      : exact;
   const student = v.dStudent ? formula.student : null, teacher = v.dTeacher ? formula.teacher : null;
   const write = (name: string, scale: string, gradient: string) => `store_${name}(at4, live4, ${scale} * (${gradient})`;
   const writeStudent = (gradient: string, beside: string) =>
@@ -265,7 +268,7 @@ export function divergenceRows(
     fast: isFast,
     power: isFast && parts && (n.temperature === 1 || n.temperature === 2) ? n.temperature : null,
   };
-  const walk = planRow(n.columns, "two", { halves: inHalves(variant) });
+  const walk = planRow(n.columns, "two", { halves: inHalves(variant), extra: keepsH(variant) !== null });
   const keeping = isFast ? walk : { ...walk, quads: 0, sure: 0, more: true };
   // If registers keep a part of the row, trees in workgroup memory are faster than subgroups: forwardKl of 4096×32000 takes an H100 0.54 ms instead of 0.56,
   // jsd of 16384×8192 in f16 0.38 instead of 0.42

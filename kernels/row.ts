@@ -55,13 +55,16 @@ function defaultRowLimits(isSoftware: boolean): Record<RowWork, RowLimits> {
  *   16384×8192 in f16 takes 0.28 ms instead of 0.34 with f32 in registers. This pays even if half of two matrices is read again (distillation of 4096×32000
  *   in f16 0.33 ms, 0.42 if one group keeps the whole row), but not if most of the row is read again (forwardKl of 2048×128256 in f16 0.79 ms with all
  *   threads, 0.86 with half).
+ * - `extra`, with `halves`: registers also keep an f32 vec4 beside the two of f16, half as many numbers again. Rows up to 16,384 take a quarter of the threads,
+ *   longer ones 5 vec4s instead of 8, so that as many groups run concurrently: jsd in f16, 128 million logits, rows of 12,288 0.38 ms (0.41 without, 0.54 if
+ *   half the threads keep the whole row), of 16,384 0.38 (0.41), of 24,576 0.40 (0.43), of 32,000 0.41 (0.42).
  * - `busy`, for a kernel with much arithmetic: if registers keep less than half of a row, half the threads keep half as much each, for the same reason
  *   (cross-entropy of 2048×128256 with every option 1.11 ms instead of 1.20).
  */
 export function planRow(
   columns: number,
   work: RowWork,
-  { halves = false, busy = false }: { halves?: boolean; busy?: boolean } = {},
+  { halves = false, extra = false, busy = false }: { halves?: boolean; extra?: boolean; busy?: boolean } = {},
 ): RowPlan {
   const { isSoftware, limits, subgroups: able, tuning } = gpu().info;
   let { threads, quads } = rowTuning.limits ??
@@ -72,6 +75,8 @@ export function planRow(
     const full = work === "one" ? Math.min(16, 2 * quads) : quads;
     [threads, quads] = inRow > threads * quads
       ? [threads, full]
+      : extra
+      ? 2 * inRow <= threads * quads ? [Math.max(32, threads / 4), full] : [threads / 2, Math.ceil(0.6 * full)]
       // vec4s that are not the row's alone take registers: forwardKl of 4096×32003 in f16 would take 0.40 ms instead of 0.33
       : [threads / 2, wide && work === "two" || 2 * inRow <= threads * full ? full : Math.max(1, full - 1)];
   } else if (busy && inRow > 2 * threads * quads && quads > 1 && threads > 32) {
@@ -187,15 +192,17 @@ const MEETINGS: Meeting[] = ["f32", "vec2f", "vec4f"];
  * The code for rows of `params.columns` columns. `streams` are read and `outputs` are written, with `store_NAME(at4, live4, x)`; names are WGSL's. An output
  * may be a stream. `halves`: registers keep streams of f16 as vec4h; then no loop may replace them, and columns outside of the row read as −65504. `finite`: a
  * number below LEAST, such as −∞, reads as LEAST, and NaN may as well (some compilers make a maximum of a comparison), so that the first loop has to look for
- * NaN in `raw_NAME4`. Registers keep what was read until that loop replaces it. `loops` and `meetings` are the numbers of those that precede this code.
+ * NaN in `raw_NAME4`. Registers keep what was read until that loop replaces it. `extra`: names of further vec4f that they keep beside it, as `kept_NAME`, which a
+ * loop writes and a later one reads. `loops` and `meetings` are the numbers of those that precede this code.
  */
 export function rowCode(
   plan: RowPlan,
   streams: Record<string, Element>,
   outputs: Record<string, Element>,
-  { finite = false, halves = false, loops = 0, meetings = 0 }: {
+  { finite = false, halves = false, extra = [], loops = 0, meetings = 0 }: {
     finite?: boolean;
     halves?: boolean;
+    extra?: string[];
     loops?: number;
     meetings?: number;
   } = {},
@@ -321,6 +328,7 @@ ${ROW_FUNCTIONS}`,
   let units = inner + 1u + (lead + 3u) / 4u;`
     }
   ${names.flatMap((name) => held.map((q) => `var ${name}_${q}: ${halves ? "vec4h" : "vec4f"};`)).join(" ")}
+  ${extra.flatMap((name) => held.map((q) => `var ${name}_${q}: vec4f;`)).join(" ")}
   ${
       held.map((q) =>
         `{ ${place(`${q}u`, sure(q))} let from4 = ${wide && !sure(q) ? `select(row_first, at4, ${exists})` : "at4"};
