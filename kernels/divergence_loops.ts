@@ -40,8 +40,8 @@ export interface Variant {
   power: 1 | 2 | null;
 }
 
-// not for a mixture, except β = ½, which is faster so (4096×32000 0.43 ms on an H100 instead of 0.49): registers keep its logarithms for the third loop, and
-// registers of halves must not be replaced
+// not for a mixture, except β = ½, which is faster so (4096×32000 0.41 ms on an H100 instead of 0.49): registers of halves must not be replaced, but those of a
+// mixture keep an exponential and a logarithm for the third loop; for β = ½ h is kept beside them (`keepsH`)
 export const inHalves = ({ name, student, teacher }: Variant): boolean =>
   (!FORMULAS[name].mixes || name === "halfJsd") && student === "f16" && teacher === "f16";
 
@@ -335,7 +335,8 @@ export function fast({ v, plan, formula, row, student, teacher, writeStudent, wr
   if (lane == 0u) { drift = ${drift} * (drifts.x / drifts.y); } // in memory, because registers are scarce`;
 
     // Otherwise it comes from a second loop, with each side's E h for the gradients. If one gradient is all that is `left` then, registers keep its exponential
-    // and its h. For other columns h `waits` where the gradient will be (not in rows that share vec4s, where that takes more registers than it saves)
+    // and its h (of f16 only h, beside the logits). For other columns h `waits` where the gradient will be (not in rows that share vec4s, where that takes more
+    // registers than it saves)
     const isLeft = kept && !(v.crossEntropy && !mixes) && !(v.dStudent && v.dTeacher);
     const left = apart && !near ? keepsH(v) : !isLeft ? null : student ? "student" : teacher ? "teacher" : null;
     const ofLeft = of(left ?? "teacher");
