@@ -35,6 +35,8 @@ import {
 import { fit, MATH, MATH4 } from "./math.ts";
 import { planRow, rowBuffer, rowCode, type RowPlan, type Upstream } from "./row.ts";
 
+const keepingNothing = (plan: RowPlan): RowPlan => ({ ...plan, quads: 0, sure: 0, more: true });
+
 const kernel = variants(({ plan, ...v }: Variant & { plan: RowPlan }) => {
   const formula = FORMULAS[v.name];
   const outputs: Record<string, Element> = {};
@@ -42,7 +44,7 @@ const kernel = variants(({ plan, ...v }: Variant & { plan: RowPlan }) => {
   if (v.dStudent) outputs[dStudentName] = v.student;
   if (v.dTeacher) outputs[dTeacherName] = v.teacher;
   const streams = { student: v.student, teacher: v.teacher };
-  const exact = rowCode({ ...plan, quads: 0, more: true }, streams, outputs),
+  const exact = rowCode(keepingNothing(plan), streams, outputs),
     row = v.fast
       ? rowCode(plan, streams, outputs, { finite: !inHalves(v), halves: inHalves(v), extra: keepsH(v) ? ["h"] : [] })
       : exact;
@@ -269,10 +271,9 @@ export function divergenceRows(
     power: isFast && parts && (n.temperature === 1 || n.temperature === 2) ? n.temperature : null,
   };
   const walk = planRow(n.columns, "two", { halves: inHalves(variant), extra: keepsH(variant) !== null });
-  const keeping = isFast ? walk : { ...walk, quads: 0, sure: 0, more: true };
   // If registers keep a part of the row, trees in workgroup memory are faster than subgroups: forwardKl of 4096×32000 takes an H100 0.54 ms instead of 0.56,
   // jsd of 16384×8192 in f16 0.38 instead of 0.42
-  const plan = { ...keeping, subgroups: walk.subgroups && keeping.quads === 0 };
+  const plan = isFast ? { ...walk, subgroups: walk.subgroups && walk.quads === 0 } : keepingNothing(walk);
   // bindings that are not read need some memory, too
   const unread = { labels: b.labels ?? b.counts, upstream: b.upstream?.memory ?? b.counts };
   const buffers = { ...rest, ...parts, dStudent, dTeacher, ...unread };

@@ -54,12 +54,6 @@ export function keepsH(v: Variant): "student" | "teacher" | null {
   return v.dStudent ? "student" : "teacher";
 }
 
-/** Whether a gradient is ±(q − p). */
-export function differs({ name, dStudent, dTeacher }: Variant): boolean {
-  const { student, teacher } = FORMULAS[name];
-  return dStudent && student === null || dTeacher && teacher === null;
-}
-
 /** The polynomials in d that a variant needs. */
 export function polynomials({ name, dStudent, dTeacher }: Variant): { name: string; near: Near; power: number }[] {
   const { near, student, teacher } = FORMULAS[name];
@@ -342,9 +336,8 @@ export function fast({ v, plan, formula, row, student, teacher, writeStudent, wr
     const ofLeft = of(left ?? "teacher");
     const keepLeft = () => halves ? `kept_h = ${ofLeft.h};` : keep([ofLeft.power, ofLeft.h]);
     // what the last loop has of it
-    const [powerLeft, hLeft] = halves
-      ? [`${ofLeft.exponents} let ${ofLeft.power} = exp2(${ofLeft.log});`, "kept_h"]
-      : [`let ${ofLeft.power} = student4;`, "teacher4"];
+    const powerAgain = `${ofLeft.exponents} let ${ofLeft.power} = exp2(${ofLeft.log});`;
+    const [powerLeft, hLeft] = halves ? [powerAgain, "kept_h"] : [`let ${ofLeft.power} = student4;`, "teacher4"];
     const gradientOfLeft = (h: string) =>
       `${ofLeft.power} * (${ofLeft.scale} * ${h} - ${ofLeft.scale} * ${ofLeft.mean})`;
     const writeLeft = (h: string) =>
@@ -458,9 +451,7 @@ export function fast({ v, plan, formula, row, student, teacher, writeStudent, wr
     const gradients = () =>
       mean || v.dStudent || v.dTeacher
         ? each(
-          waits
-            ? `${both()} let ${ofLeft.power} = exp2(${ofLeft.log}); ${writeLeft(`load_${ofLeft.at}(at4, live4)`)}`
-            : late(terms(near)),
+          waits ? `${powerAgain} ${writeLeft(`load_${ofLeft.at}(at4, live4)`)}` : late(terms(near)),
           left ? `${powerLeft} ${writeLeft(hLeft)}` : late(termsKept(near)),
         )
         : "";
