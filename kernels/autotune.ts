@@ -119,9 +119,9 @@ async function tune(): Promise<Tuning | null> {
 
 /** The limits under which `walk` takes the least time over all widths. */
 async function tuneRows(walk: (columns: number) => void): Promise<RowLimits> {
-  const { info } = gpu(), { isSoftware, limits: { maxComputeInvocationsPerWorkgroup: fit } } = info;
+  const { info } = gpu(), { isSoftware, subgroupSize, limits: { maxComputeInvocationsPerWorkgroup: fit } } = info;
   const numbers = isSoftware // a CPU has no memory for rows that is faster than its cache
-    ? [[32, 0], [64, 0], [128, 0]]
+    ? [[subgroupSize || 16, 0], [32, 0], [64, 0]]
     : [[256, 0], [256, 8], [512, 4], [512, 8], [512, 12], [1024, 0], [1024, 4], [1024, 6], [1024, 8]];
   const candidates: RowLimits[] = numbers.filter(([threads]) => threads <= fit).map(([threads, quads]) => ({
     threads,

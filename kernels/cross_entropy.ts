@@ -116,7 +116,9 @@ const kernel = variants(({ plan, ...v }: Variant & { plan: RowPlan }) => {
   const soft = v.target !== "index", dLogits = v.inPlace ? "logits" : "d_logits";
   const streams: Record<string, Element> = { logits: v.logits, ...soft ? { probability: v.target as Element } : {} };
   const outputs: Record<string, Element> = v.gradient ? { [dLogits]: v.logits } : {};
-  const { head, begin, each, sum, normalise, overwrite } = rowCode(plan, streams, outputs, { halves: inHalves(v) });
+  const { head, begin, each, sum, normalise, overwrite, shared, once, wait } = rowCode(plan, streams, outputs, {
+    halves: inHalves(v),
+  });
 
   // First the code that loop bodies have for four columns: x4, where x = k·x4, their weights w4, and t' as t4. With a softcap x4 is y = tanh u and k is the
   // cap. Registers that keep the whole row keep y: 4096×32000 took an H100 0.39 ms, 0.49 when the tanh was computed twice
@@ -212,11 +214,13 @@ const kernel = variants(({ plan, ...v }: Variant & { plan: RowPlan }) => {
   let even = smooth_ * given[0].w + z_slope * outer;
   let slope = sharp + even;
   let level = smooth_ + poison;
-  if (lane == 0u) {
-    let label_loss = log_sum - (capped(given[1].x) - m) * k; // capped as m is: a row's only likely class has loss 0
+  ${
+      once(
+        `let label_loss = log_sum - (capped(given[1].x) - m) * k; // capped as m is: a row's only likely class has loss 0
     given[2] = vec4f(sharp, even, expm1_(-label_loss), label_loss);
-    given[3] = vec4f(${zLoss});
-  }`;
+    given[3] = vec4f(${zLoss});`,
+      )
+    }`;
 
   // the loop that writes the gradient and sums what smoothing and soft targets need
   const spreading = soft ? spread("wt4") : v.smooth ? spread("w4") : "";
@@ -241,7 +245,7 @@ const kernel = variants(({ plan, ...v }: Variant & { plan: RowPlan }) => {
     ? v.extras ? `if (ignored) { ${zeroRow} } else { ${gradientLoop()} }` : gradientLoop() + steepLoop()
     : spreading && each(`${x} ${w} ${soft ? t : ""} ${spreading}`);
   const spreadSum = !spreading
-    ? "workgroupBarrier();"
+    ? wait
     : v.softcap
     ? `let spread_sum = -k * ${sum("spread", "f32")};`
     : `let spread_all = ${sum("spread", "vec2f")};
@@ -334,7 +338,7 @@ fn weight_of(c: u32) -> f32 { return weight[c / 4u][c % 4u]; }`
 // values that are read early and used late, kept here because registers are scarce: the upstream gradient, the scales of the row and its z-loss, the weight
 // of all classes; the label's logit and weight; for the end of the row the slopes of the label's column and the label's loss; the z-loss. (4096×32003 with
 // every option took an H100 0.42 ms when each was read where it was used, now 0.41; 2048×128256 with a softcap 1.17, now 1.10.)
-var<workgroup> given: array<vec4f, ${soft ? 1 : 4}>;
+${shared("given", `array<vec4f, ${soft ? 1 : 4}>`)}
 ${predictionHead}
 fn element(row: u32, c: u32) -> f32 {
   let at = row * params.columns + c;
@@ -352,10 +356,10 @@ fn capped(logit: f32) -> f32 {
   ${soft ? "" : "let label = u32(labels[at]);"}
   ${begin}
   ${ignoredRow}
-  if (lane == 0u) {
-    let up = select(1.0, upstream[at * params.upstream_stride], params.scaled == 1u);
-    ${scales}
-  }
+  ${
+      once(`let up = select(1.0, upstream[at * params.upstream_stride], params.scaled == 1u);
+    ${scales}`)
+    }
   ${soft ? "var mass_part = vec2f(0.0);" : ""}
   ${capped ? "var steep = 0.0;" : ""}
   ${touched ? `let touched = ${touched};` : ""}
@@ -436,6 +440,7 @@ export function crossEntropyRows(
     halves: inHalves(variant),
     busy: variant.softcap,
   });
+  if (variant.extras) plan.alone = false; // threads find the prediction in workgroup memory
   const { extras, ...rest } = b;
   const buffers = {
     ...rest,

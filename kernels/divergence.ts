@@ -105,18 +105,18 @@ const kernel = variants(({ plan, ...v }: Variant & { plan: RowPlan }) => {
     head: `${MATH}${MATH4}${row.head}
 ${student?.faded ? fading("student", student.faded) : ""}${teacher?.faded ? fading("teacher", teacher.faded) : ""}
 const flip = ${v.flip}; // whether the student's side has the smaller weight in the mixture
-var<workgroup> trusted: u32;
+${row.shared("trusted", "u32")}
 const NEAR = 1u;
 const LIKELY = 2u;
-var<workgroup> drift: f32;
+${row.shared("drift", "f32")}
 // values that are used late, kept here because registers are scarce (distillation of 4096×32000 took an H100 0.62 ms with them in registers, now 0.57): the
 // scales of the student's gradient, the teacher's gradient, the loss, and the row of the divergence
-var<workgroup> given: array<vec4f, ${v.crossEntropy ? 2 : 1}>;
+${row.shared("given", `array<vec4f, ${v.crossEntropy ? 2 : 1}>`)}
 ${
       v.crossEntropy
         ? `// then the upstream gradient, the scale of cross-entropy, the label's logits; the label or IGNORED, and its cross-entropy
-var<workgroup> given_label: u32;
-var<workgroup> given_ce: f32;
+${row.shared("given_label", "u32")}
+${row.shared("given_ce", "f32")}
 const IGNORED = 0xffffffffu;`
         : ""
     }
@@ -160,26 +160,26 @@ ${
     ${zero ? exact.each(zero) : ""}
     return;
   }
-  if (lane == 0u) {
-    let kept_scale = select(0.0, 1.0 / counts[0], counts[0] != 0.0);
+  ${
+      row.once(`let kept_scale = select(0.0, 1.0 / counts[0], counts[0] != 0.0);
     let row_scale = select(1.0, select(1.0 / f32(params.all_rows), kept_scale, dropping), is_mean);
     let divergence_scale = params.divergence_factor * row_scale;
     let up = select(1.0, upstream[at * params.upstream_stride], params.scaled == 1u);
     let scale = up * divergence_scale * k;
     given[0] = vec4f(scale * ${student ? student.weight : "1.0"}, scale * ${
-      teacher ? teacher.weight : "1.0"
-    }, divergence_scale, row_scale);
+        teacher ? teacher.weight : "1.0"
+      }, divergence_scale, row_scale);
     ${
-      v.crossEntropy
-        ? `let label = u32(labels[at]);
+        v.crossEntropy
+          ? `let label = u32(labels[at]);
     // a label that is not a class makes its row NaN: it came from the GPU, so the host could not check it
     var nan_bits = 0x7fc00000u;
     let ce_scale = select(select(bitcast<f32>(nan_bits), select(1.0, kept_scale, is_mean), label < params.columns), 0.0, ignored);
     given[1] = vec4f(up, ce_scale, logits(row, min(label, params.columns - 1u)));
     given_label = select(label, IGNORED, ignored);`
-        : ""
+          : ""
+      }`)
     }
-  }
 
   ${v.fast ? `{ ${fast(way)} }` : ""}
 
@@ -273,7 +273,7 @@ export function divergenceRows(
   const walk = planRow(n.columns, "two", { halves: inHalves(variant), extra: keepsH(variant) !== null });
   // If registers keep a part of the row, trees in workgroup memory are faster than subgroups: forwardKl of 4096×32000 takes an H100 0.54 ms instead of 0.56,
   // jsd of 16384×8192 in f16 0.38 instead of 0.42
-  const plan = isFast ? { ...walk, subgroups: walk.subgroups && walk.quads === 0 } : keepingNothing(walk);
+  const plan = isFast ? { ...walk, subgroups: walk.alone || walk.subgroups && walk.quads === 0 } : keepingNothing(walk);
   // bindings that are not read need some memory, too
   const unread = { labels: b.labels ?? b.counts, upstream: b.upstream?.memory ?? b.counts };
   const buffers = { ...rest, ...parts, dStudent, dTeacher, ...unread };

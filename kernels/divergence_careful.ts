@@ -78,9 +78,9 @@ export function careful({ v, formula, exact, student, teacher, writeStudent, wri
   let log_t = log1p_(t_rest);
   let shift = apart_(s_max, t_max);
   let range = ${exact.max("vec4f(range_part, nan_part, 0.0)")};
-  if (lane == 0u && (range.z > 0.0 || min(s_rest, t_rest) < -0.5)) { // with a NaN, or without any class, the row is NaN
+  if (range.z > 0.0 || min(s_rest, t_rest) < -0.5) { // with a NaN, or without any class, the row is NaN
     var nan = 0x7fc00000u;
-    given[0] = vec4f(bitcast<f32>(nan));
+    ${exact.once("given[0] = vec4f(bitcast<f32>(nan));")}
   }`;
 
   // c of d = (student − teacher)/T − c; for close rows from their differences. With an offset of 4e7 or more between the sides the range shows nothing, only
@@ -107,7 +107,7 @@ export function careful({ v, formula, exact, student, teacher, writeStudent, wri
   let ce = select(log_s1 - (given[1].z - s_max), 0.0, label == IGNORED);
   let label_excess = expm1_(-ce);
   let ce_slope = given[1].x * params.ce_factor * given[1].y;
-  if (lane == 0u) { given_ce = ce; }`;
+  ${exact.once("given_ce = ce;")}`;
 
   // h of the likeliest class of each side: h is centred on it, since h − E h would lose its digits if one class has nearly all the weight. If h is ±d, the
   // difference of the logits is centred instead: with logits of 1e4, d itself has too few digits, and gradients were off by 2e-4
@@ -166,10 +166,10 @@ export function careful({ v, formula, exact, student, teacher, writeStudent, wri
   ${centres}
   ${
     formula.fadesApart && flags.length > 0
-      ? `if (lane == 0u) { trusted = select(0u, 1u, ${
-        flags.join(" || ")
-      }); } // through memory, so that control flow is uniform
-  if (workgroupUniformLoad(&trusted) == 1u) { ${loops(true)} } else { ${loops(false)} }`
+      ? `${
+        exact.once(`trusted = select(0u, 1u, ${flags.join(" || ")});`)
+      } // through memory, so that control flow is uniform
+  if (${exact.value("trusted")} == 1u) { ${loops(true)} } else { ${loops(false)} }`
       : loops(true)
   }`;
 }

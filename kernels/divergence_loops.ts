@@ -326,7 +326,7 @@ export function fast({ v, plan, formula, row, student, teacher, writeStudent, wr
     drift_part += vec2f(sum_of(exp2(s4 - log_ratio * ${LOG2E}) * p_scale - q4), sum_of(q4));`)
         }
   let drifts = ${sum("drift_part", "vec2f")};
-  if (lane == 0u) { drift = ${drift} * (drifts.x / drifts.y); } // in memory, because registers are scarce`;
+  ${row.once(`drift = ${drift} * (drifts.x / drifts.y);`)} // in memory, because registers are scarce`;
 
     // Otherwise it comes from a second loop, with each side's E h for the gradients. If one gradient is all that is `left` then, registers keep its exponential
     // and its h (of f16 only h, beside the logits). For other columns h `waits` where the gradient will be (not in rows that share vec4s, where that takes more
@@ -410,10 +410,10 @@ export function fast({ v, plan, formula, row, student, teacher, writeStudent, wr
       };`;
 
     // whether all of that can be trusted
-    const trusting = `if (lane == 0u) {
-    ${v.crossEntropy ? "given_ce = ce;" : ""}
-    trusted = select(0u, 1u, finite && certain && value <= ${formula.most ?? "1e6"}${labelTrusted});
-  }`;
+    const trusting = row.once(
+      `${v.crossEntropy ? "given_ce = ce;" : ""}
+    trusted = select(0u, 1u, finite && certain && value <= ${formula.most ?? "1e6"}${labelTrusted});`,
+    );
 
     // A gradient ±(q − p) has the rounding errors of q and p; that of an h has those of its mean, of d and of the terms of a `split` h. If h is almost equal in
     // all likely classes, these errors are too large compared to the row's largest gradient, and the row takes the careful loops. `widest`: the student's
@@ -431,7 +431,9 @@ export function fast({ v, plan, formula, row, student, teacher, writeStudent, wr
       (v.dTeacher ? measuring("teacher", teacherGradient) : "");
     const measured = measure !== "", isPair = v.dStudent && v.dTeacher;
     const ifWide = (widest: string) =>
-      `if (lane == 0u) { trusted = select(0u, 1u, all(16.0 * ${widest}.xz >= ${widest}.yw)); } if (workgroupUniformLoad(&trusted) == 1u) {`;
+      `${row.once(`trusted = select(0u, 1u, all(16.0 * ${widest}.xz >= ${widest}.yw));`)} if (${
+        row.value("trusted")
+      } == 1u) {`;
     const widestFirst = () =>
       measured && v.inPlace
         ? `${
@@ -479,7 +481,7 @@ export function fast({ v, plan, formula, row, student, teacher, writeStudent, wr
 
     return `${mean ? valueOfMean() : valueOfLoop()}
   ${trusting}
-  if (workgroupUniformLoad(&trusted) == 1u) {
+  if (${row.value("trusted")} == 1u) {
     ${SCALES}
     ${
       v.crossEntropy
@@ -511,8 +513,8 @@ export function fast({ v, plan, formula, row, student, teacher, writeStudent, wr
   ].filter(Boolean).join(" | ");
   // The same for all threads; a compiler that checks this can't see it behind subgroups and other memory
   const finding = !findings ? "" : plan.subgroups || v.crossEntropy
-    ? `if (lane == 0u) { trusted = ${findings}; }
-  let row_is = workgroupUniformLoad(&trusted);`
+    ? `${row.once(`trusted = ${findings};`)}
+  let row_is = ${row.value("trusted")};`
     : `let row_is = ${findings};`;
   return `
   ${tops}

@@ -4,6 +4,7 @@
  * and, if the row is longer, a loop over the rest, which reads memory again every time.
  */
 import { type Element, lanes, numbers, vectorOf } from "./elementwise.ts";
+import type { GpuInfo } from "./gpu/device.ts";
 import { gpu } from "./gpu/gpu.ts";
 import type { BufferType } from "./gpu/kernel.ts";
 import type { Memory } from "./gpu/memory.ts";
@@ -26,6 +27,8 @@ export interface RowPlan {
   align: number;
   /** Whether sums and maxima over the workgroup use subgroups rather than a tree in workgroup memory. */
   subgroups: boolean;
+  /** Whether the threads are one subgroup. Then they need neither workgroup memory nor barriers. */
+  alone: boolean;
 }
 
 /** Overrides for tests: the limits, and whether subgroups are used if there are any. */
@@ -39,10 +42,10 @@ export const rowTuning: { limits: RowLimits | null; subgroups: boolean | null } 
  * - of two matrices it keeps 5 vec4s each and reads the rest from the nearest cache (forwardKl 0.54 ms, with 4 vec4s 0.58; jsd 0.58 ms, with 4 vec4s 0.79,
  *   with 6 0.62, as registers spill)
  */
-function defaultRowLimits(isSoftware: boolean): Record<RowWork, RowLimits> {
+function defaultRowLimits({ isSoftware, subgroupSize }: GpuInfo): Record<RowWork, RowLimits> {
   if (isSoftware) {
-    // a CPU core runs threads one after the other: with 32, 64 and 256 threads forwardKl of 512×1000 takes 9, 12 and 20 ms, of 64×8192 5.3, 5.6 and 8.6 ms
-    const limits = { threads: 32, quads: 0 };
+    // A CPU core runs subgroups one after the other, and between barriers it saves and restores the registers of each
+    const limits = { threads: subgroupSize || 32, quads: 0 };
     return { one: limits, two: limits };
   }
   return { one: { threads: 1024, quads: 8 }, two: { threads: 1024, quads: 5 } };
@@ -66,9 +69,8 @@ export function planRow(
   work: RowWork,
   { halves = false, extra = false, busy = false }: { halves?: boolean; extra?: boolean; busy?: boolean } = {},
 ): RowPlan {
-  const { isSoftware, limits, subgroups: able, tuning } = gpu().info;
-  let { threads, quads } = rowTuning.limits ??
-    (tuning?.rows ?? defaultRowLimits(isSoftware))[halves ? "one" : work];
+  const { info } = gpu(), { limits, tuning } = info;
+  let { threads, quads } = rowTuning.limits ?? (tuning?.rows ?? defaultRowLimits(info))[halves ? "one" : work];
   const wide = columns % 4 === 0;
   const inRow = wide ? columns / 4 : Math.floor(columns / 4) + 2; // vec4s, at most two of which are shared with the neighbours
   if (halves && quads > 0 && threads > 32) {
@@ -82,27 +84,21 @@ export function planRow(
   } else if (busy && inRow > 2 * threads * quads && quads > 1 && threads > 32) {
     [threads, quads] = [threads / 2, Math.ceil(quads / 2)];
   }
-  // software drivers stop a thread after 65,535 iterations in all: the longest rows take the most threads
-  if (isSoftware && columns > 2 ** 19) threads = 1024;
+  // No thread takes more than 256 turns: the roundings of longer sums show (forwardKl of rows of 32,000, 8 threads: 1.5e-6 of the value, 32 threads: 4e-7), and
+  // software drivers stop a thread after 65,535 iterations in all
+  while (threads < columns / 1024) threads *= 2;
   const most = Math.min(threads, limits.maxComputeInvocationsPerWorkgroup);
   // Four vec4s per thread (of f16 eight) are enough reads under way, and sums over more threads take longer: jsd of 16384×8192 takes 0.54 ms with 512 threads,
   // 0.62 with 1,024. One or two vec4s too many do not double the threads (cross-entropy of 16384×8191 0.37 ms instead of 0.57).
-  let n = 32;
+  let n = Math.min(32, most);
   while (n < most && Math.floor(columns / 4) > (quads === 0 ? 2 : halves ? 8 : 4) * n) n *= 2;
   // with this the reads of neighbouring threads begin at cache lines: distillation of 4096×32003 takes an H100 0.57 ms instead of 0.60
   const align = wide || quads === 0 || columns < 1024 ? 4 : 32;
   const each = Math.max(1, Math.ceil(inRow / n)),
     inside = Math.floor((wide ? inRow : Math.max(0, (columns - align + 1) / 4)) / n);
   const kept = each <= quads ? each : Math.min(quads, inside);
-  return {
-    threads: n,
-    quads: kept,
-    sure: Math.min(kept, inside),
-    more: kept < each,
-    wide,
-    align,
-    subgroups: able && (rowTuning.subgroups ?? true),
-  };
+  const subgroups = info.subgroups && (rowTuning.subgroups ?? true), alone = subgroups && n <= info.subgroupSize;
+  return { threads: n, quads: kept, sure: Math.min(kept, inside), more: kept < each, wide, align, subgroups, alone };
 }
 
 /**
@@ -165,7 +161,7 @@ export interface RowCode {
    * loop, with `kept_NAME = x`. If it is null, the loop reads the whole row from memory. With `finite` the body also sees `raw_NAME4`.
    */
   each: (body: string, kept?: string | null) => string;
-  /** The first turn of a loop. */
+  /** The first turn of a loop, or so many that they are 128 columns or all that registers keep. */
   first: (body: string) => string;
   /**
    * Reads ahead: touches the vec4s after those that registers keep, 4 per thread, so that they are in the cache when a loop, which waits for memory in every
@@ -179,6 +175,12 @@ export interface RowCode {
   max: (x: string, type?: Meeting) => string;
   /** For a vec4f, the sum of the first component and the maxima of the others, in one go: forwardKl of 4096×32000 took an H100 0.56 ms instead of 0.57. */
   sumAndMost: (x: string) => string;
+  /** Declares a variable that the workgroup shares; the code that writes it, in `once`; and its value, the same in all threads. */
+  shared: (name: string, type: string) => string;
+  once: (write: string) => string;
+  value: (name: string) => string;
+  /** Waits until what was written in `once` can be read; sums and maxima wait, too. */
+  wait: string;
   /** The same code for a branch: its loops continue to alternate from here on, those of another branch do too. */
   fork: () => RowCode;
   /** The normalisers of the row. The code `also` runs in the first loop over it. */
@@ -207,7 +209,7 @@ export function rowCode(
     meetings?: number;
   } = {},
 ): RowCode {
-  const { threads, quads, more, wide, subgroups } = plan;
+  const { threads, quads, more, wide, subgroups, alone } = plan;
   const names = Object.keys(streams);
   const load = [...new Set([...names, ...Object.keys(outputs)])].map((name) =>
     `fn load_${name}(at: u32, live: vec4<bool>) -> vec4f { return ${
@@ -222,7 +224,7 @@ export function rowCode(
       wide ? whole : `if (all(live)) { ${whole} } else { ${parts} }`
     } }`;
   }).join("\n");
-  const held = numbers(quads);
+  const held = numbers(quads), firsts = Math.ceil(32 / threads);
   const sure = (q: number) => q < plan.sure;
   // the vec4 of a turn, its columns, and which of them exist; after the `inner` vec4s come the one at the row's end and then, backward, those of its lead
   const place = (step: string, sure: boolean) => {
@@ -309,7 +311,7 @@ export function rowCode(
   const each = (body: string, kept?: string | null) => walk(loops++, body, kept);
   // sums and maxima alternate between two regions of memory, so that one barrier each is enough
   const meet = (kind: "sum" | "max" | "mixed") => (x: string, type: Meeting = "vec4f") =>
-    subgroups ? `all_${kind}_${type}(lane, ${x}, ${meetings++ % 2}u)` : `all_${kind}_${type}(lane, ${x})`;
+    subgroups && !alone ? `all_${kind}_${type}(lane, ${x}, ${meetings++ % 2}u)` : `all_${kind}_${type}(lane, ${x})`;
   const sum = meet("sum"), max = meet("max"), sumAndMost = meet("mixed");
   return {
     head: `const LOW = -3.40282346638528859812e38; // the least finite number
@@ -318,7 +320,7 @@ const THREADS = ${threads}u;
 fn at_least(x: vec4f) -> vec4f { return max(x, vec4f(LEAST)); }
 ${load}
 ${store}
-${subgroups ? subgroupMeetings(threads) : treeMeetings(threads)}
+${alone ? aloneMeetings() : subgroups ? subgroupMeetings(threads) : treeMeetings(threads)}
 ${ROW_FUNCTIONS}`,
     begin: `${
       wide ? "let row_first = row * (params.columns / 4u);" : `let row_start = row * params.columns;
@@ -357,10 +359,18 @@ ${ROW_FUNCTIONS}`,
         };
         return `{ ${names.map((name) => `let ${name}4 = f32(${at(name)}.x);`).join(" ")} ${body} }`;
       }).join("\n  "),
-    first: (body) => quads > 0 ? keeping(body, false, held.slice(0, 1)) : `{ ${reading("0u", false, body)} }`,
+    first: (body) =>
+      quads > 0
+        ? keeping(body, false, held.slice(0, firsts))
+        : `for (var turn = 0u; turn < ${firsts}u; turn++) { ${reading("turn", false, body)} }`,
     sum,
     max,
     sumAndMost,
+    // in a subgroup alone each thread has its own copy
+    shared: (name, type) => `var<${alone ? "private" : "workgroup"}> ${name}: ${type};`,
+    once: (write) => `${alone ? "" : "if (lane == 0u) "}{ ${write} }`,
+    value: (name) => alone ? name : `workgroupUniformLoad(&${name})`,
+    wait: alone ? "" : "workgroupBarrier();",
     normalise: (of, also = "") => {
       const kept = quads > 0 && !more && of.length === 1 && !of[0].at;
       return (kept ? normaliseKept : normaliseOnline)(of, also, { each, sum, max });
@@ -445,6 +455,14 @@ const normaliseOnline: Normalise = (of, also, { each, sum, max }) =>
     }).join("\n  ")
   }`;
 
+/** Sums and maxima of threads that are one subgroup. */
+function aloneMeetings(): string {
+  const meeting = (kind: string, type: Meeting, operation: string) =>
+    `fn all_${kind}_${type}(lane: u32, x: ${type}) -> ${type} { return ${operation}(x); }\n`;
+  return MIXED_OF_ALL + meeting("mixed", "vec4f", "mixed_of_all_") +
+    MEETINGS.map((type) => meeting("sum", type, "subgroupAdd") + meeting("max", type, "subgroupMax")).join("");
+}
+
 /** Sums and maxima by subgroups: first within each, then over the results of all, in workgroup memory. */
 function subgroupMeetings(threads: number): string {
   const meeting = (
@@ -472,11 +490,11 @@ ${
       meeting("max", type, "subgroupMax", "LOW", (a, b) => `max(${a}, ${b})`)
     ).join("")
   }
-fn mixed_of_all_(x: vec4f) -> vec4f { return vec4f(subgroupAdd(x.x), subgroupMax(x.yzw)); }
-${meeting("mixed", "vec4f", "mixed_of_all_", "0.0, LOW, LOW, LOW", mixed)}
+${MIXED_OF_ALL}${meeting("mixed", "vec4f", "mixed_of_all_", "0.0, LOW, LOW, LOW", mixed)}
 `;
 }
 
+const MIXED_OF_ALL = "fn mixed_of_all_(x: vec4f) -> vec4f { return vec4f(subgroupAdd(x.x), subgroupMax(x.yzw)); }\n";
 const mixed = (a: string, b: string) => `mixed_(${a}, ${b})`;
 const wider = (type: Meeting, x: string) => ({ f32: `vec4f(${x})`, vec2f: `vec4f(${x}, ${x})`, vec4f: x })[type];
 const narrower = (type: Meeting) => ({ f32: ".x", vec2f: ".xy", vec4f: "" })[type];

@@ -46,6 +46,8 @@ export interface GpuInfo {
   f16: boolean;
   /** Whether kernels may use subgroup operations. */
   subgroups: boolean;
+  /** The fewest threads that a subgroup has; 0 if it is not known or kernels may not use subgroups. */
+  subgroupSize: number;
   /** Whether products of f16 run on tensor cores: Chromium's experimental subgroup matrices, on a device that was made with them. */
   tensorCores: boolean;
   /** Whether GPU timestamps can be taken. */
@@ -128,7 +130,7 @@ async function compiles(device: GPUDevice, code: string): Promise<boolean> {
 
 /** What a shader that uses subgroups must begin with: naga refuses the directive that Dawn demands. Null where neither compiles. */
 export async function subgroupDirective(device: GPUDevice): Promise<string | null> {
-  for (const directive of ["", "enable subgroups;\n"]) {
+  for (const directive of ["", "enable subgroups;\ndiagnostic(off, subgroup_uniformity);\n"]) {
     const code = `${directive}@group(0) @binding(0) var<storage, read_write> y: array<f32>;
 @compute @workgroup_size(64) fn main(@builtin(subgroup_invocation_id) id: u32) { y[id] = subgroupAdd(1.0) + subgroupMax(1.0); }`;
     if (await compiles(device, code)) return directive;
@@ -218,6 +220,7 @@ function describeDevice(device: GPUDevice, adapter: GPUAdapterInfo | undefined):
     isSoftware: /llvmpipe|lavapipe|swiftshader|software|basic render/i.test(name),
     f16: device.features.has("shader-f16"),
     subgroups: false,
+    subgroupSize: 0,
     tensorCores: false,
     timestamps: device.features.has("timestamp-query"),
     tuning: null,

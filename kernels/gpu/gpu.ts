@@ -90,6 +90,7 @@ async function start(options: InitOptions, prepare: () => Promise<void>): Promis
   }
   const directive = await subgroupDirective(device);
   info.subgroups = directive !== null;
+  if (info.subgroups) info.subgroupSize = device.adapterInfo?.subgroupMinSize ?? 0;
   info.tensorCores = await hasTensorCores(device);
   const counters: Counters = {
     liveTensors: 0,

@@ -32,7 +32,7 @@ export function checkTuning(op: string, tuning: Tuning): void {
     const limits = tuning.rows[work], name = `${op}.rows.${work}`;
     checkOptions(name, limits, ["threads", "quads"]);
     const { threads, quads } = limits;
-    checkNumber(name, "threads", threads, { integer: true, min: 32, max: 1024 });
+    checkNumber(name, "threads", threads, { integer: true, min: 4, max: 1024 });
     if (!Number.isInteger(Math.log2(threads))) {
       throw new RangeError(`${name}: threads must be a power of two, got ${threads}`);
     }
