@@ -149,6 +149,24 @@ Deno.test("crossEntropy: class counts under both row plans", async () => {
   assertSmall(errors);
 });
 
+Deno.test("crossEntropy: rows that several subgroups share", async () => {
+  await init();
+  const V = 1025, logits = normals(V, 3, V), target = [V - 2], inputs = [{ values: logits, shape: [1, V] }];
+  const o = { labelSmoothing: 0.1, zLoss: 1e-3 }, want = reference(logits, target, V, o);
+  try {
+    for (const [threads, quads] of [[256, 0], [64, 2], [64, 8]]) { // read again, in registers in part, as a whole
+      rowTuning.limits = { threads, quads };
+      const { loss, gradients } = await measure((x) => crossEntropy(x, labelsOf(target), o), inputs);
+      assertSmall([
+        [`${quads} vec4s`, rowError(loss, want.loss, 1), VALUE],
+        [`${quads} vec4s: gradient`, rowError(gradients[0], want.dLogits, V), GRADIENT],
+      ]);
+    }
+  } finally {
+    rowTuning.limits = null;
+  }
+});
+
 Deno.test("crossEntropy: class weights over many rows, and over many classes", async () => {
   await init();
   const errors: [string, number, number][] = [];
@@ -174,7 +192,7 @@ Deno.test("crossEntropy: a softcap of rows that registers keep, as on a GPU", as
   const logits = normals(3 * V, 3, V);
   [logits[250], logits[3], logits[2 * V + 5]] = [145, 150, -150]; // where tanh is all but ±1, its slope is not told from it
   try {
-    rowTuning.limits = { threads: 32, quads: 2 };
+    rowTuning.limits = { threads: 8, quads: 8 };
     for (const o of [{}, { weight, labelSmoothing: 0.1, zLoss: 1e-3, temperature: 1.5 }] as CrossEntropyNumbers[]) {
       const options = { ...o, softcap, reduction: "none" as const };
       const want = reference(logits, target, V, options, [1, 2, 3]);
@@ -483,8 +501,8 @@ Deno.test("crossEntropy: f16 rows that registers keep whole or in part", async (
   const { f16 } = await init();
   if (!f16) return;
   try {
-    // kept whole; of the others five turns and a part, and four, are read again, two at a time
-    for (const [threads, quads, V] of [[64, 8, 999], [32, 4, 1228], [32, 4, 1101]]) {
+    // kept whole; of the others five turns and a part, and thirty, are read again, two at a time
+    for (const [threads, quads, V] of [[64, 8, 999], [8, 4, 308], [8, 4, 1101]]) {
       rowTuning.limits = { threads, quads };
       const shape = [3, V], values = Array.from(Float16Array.from(normals(3 * V, 2, V))), target = [V - 1, 0, -100];
       for (const c of [1, V + 1, V + 3]) values[c] = -Infinity;
