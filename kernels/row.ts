@@ -478,7 +478,7 @@ fn all_${kind}_${type}(lane: u32, x: ${type}, turn: u32) -> ${type} {
   if (subgroup_lane == 0u) { subgroup_results[region + lane / subgroup_size] = ${wider(type, "own")}; }
   workgroupBarrier();
   var part = ${type}(${start});
-  for (var i = subgroup_lane; i < ${threads}u / subgroup_size; i += subgroup_size) { part = ${
+  for (var i = subgroup_lane; i < max(1u, ${threads}u / subgroup_size); i += subgroup_size) { part = ${
     join("part", `subgroup_results[region + i]${narrower(type)}`)
   }; }
   return ${operation}(part);

@@ -149,7 +149,7 @@ Deno.test("crossEntropy: class counts under both row plans", async () => {
   assertSmall(errors);
 });
 
-Deno.test("crossEntropy: rows that several subgroups share", async () => {
+Deno.test("crossEntropy: rows that several subgroups share, or less than one", async () => {
   await init();
   const V = 1025, logits = normals(V, 3, V), target = [V - 2], inputs = [{ values: logits, shape: [1, V] }];
   const o = { labelSmoothing: 0.1, zLoss: 1e-3 }, want = reference(logits, target, V, o);
@@ -162,6 +162,10 @@ Deno.test("crossEntropy: rows that several subgroups share", async () => {
         [`${quads} vec4s: gradient`, rowError(gradients[0], want.dLogits, V), GRADIENT],
       ]);
     }
+    rowTuning.limits = { threads: 4, quads: 0 }; // with predictions, for which threads meet in workgroup memory
+    const { loss, predictions } = crossEntropy(tensor([logits]), labelsOf(target), { ...o, returnPredictions: true });
+    assertSmall([["4 threads", rowError([await loss.item()], want.loss, 1), VALUE]]);
+    assertEquals([...await predictions!.data()], want.predictions);
   } finally {
     rowTuning.limits = null;
   }

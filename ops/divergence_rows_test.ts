@@ -56,7 +56,7 @@ Deno.test("divergences: rows that several subgroups share", async () => {
     assertSmall(await deviations({ what: `${name}, ${quads} vec4s`, name, student, teacher, V }));
   };
   try {
-    for (const name of DIVERGENCE_NAMES) await check(name, 0);
+    for (const name of ["reverseKl", "jsd", "skewForwardKl"] as const) await check(name, 0);
     // registers keep a part, or the whole: software Vulkan compiles each for four seconds
     await check("forwardKl", 2);
     await check("jsd", 4);
@@ -247,8 +247,8 @@ Deno.test("divergences: f16 rows that registers keep whole or in part", async ()
   if (!f16) return;
   const round = (x: number[]) => Array.from(Float16Array.from(x));
   try {
-    // kept whole, in vec4s that are the row's alone and not; of the others seven turns and a part, five and a part, and thirty, are read again, two at a time
-    for (const [quads, V] of [[8, 248], [8, 247], [5, 404], [4, 308], [4, 1101]]) {
+    // kept whole, in vec4s that are the row's alone and not; of the others seven turns and a part, five and a part, and thirty-two, are read again, two at a time
+    for (const [quads, V] of [[4, 124], [4, 123], [3, 340], [2, 244], [2, 1101]]) {
       rowTuning.limits = { threads: 8, quads };
       const shape = [2, V], [student, teacher] = [1, 2].map((seed) => round(normals(2 * V, 2, seed)));
       const input = (values: number[], requiresGrad: boolean) => ({
@@ -263,7 +263,7 @@ Deno.test("divergences: f16 rows that registers keep whole or in part", async ()
           for (const c of [2, V + 2]) teacher[c] = -Infinity;
         }
         // each is a pipeline: what takes seconds to compile
-        const some: [DivergenceName, side: 0 | 1][] = V === 404
+        const some: [DivergenceName, side: 0 | 1][] = V === 340
           ? [["jsd", 0], ["jsd", 1]]
           : V % 4 === 0
           ? [["forwardKl", 0]]
