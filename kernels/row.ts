@@ -27,7 +27,10 @@ export interface RowPlan {
   align: number;
   /** Whether sums and maxima over the workgroup use subgroups rather than a tree in workgroup memory. */
   subgroups: boolean;
-  /** Whether the threads are one subgroup. Then they need neither workgroup memory nor barriers. */
+  /**
+   * Whether the threads are one subgroup, which needs neither workgroup memory nor barriers: distillation of 1,048,576×10 takes an H100 4.1 ms instead of 6.3,
+   * cross-entropy of 262,144×96 0.36 ms instead of 0.48.
+   */
   alone: boolean;
 }
 
@@ -44,7 +47,8 @@ export const rowTuning: { limits: RowLimits | null; subgroups: boolean | null } 
  */
 function defaultRowLimits({ isSoftware, subgroupSize }: GpuInfo): Record<RowWork, RowLimits> {
   if (isSoftware) {
-    // A CPU core runs subgroups one after the other, and between barriers it saves and restores the registers of each
+    // A CPU core runs subgroups one after the other and saves the registers of each at a barrier, code that takes long to compile: with one subgroup of 8, 32 and
+    // 256 threads distillation of 500 rows of 1,000 takes 18, 25 and 29 ms, of 12,500 rows of 40 22, 81 and 91 ms; its kernel compiles in 0.7, 1.2 and 1.8 s
     const limits = { threads: subgroupSize || 32, quads: 0 };
     return { one: limits, two: limits };
   }

@@ -56,7 +56,7 @@ Deno.test("losses: all class counts under both row plans", async () => {
 
 Deno.test("losses: rows of 262,144 classes", async () => {
   await init();
-  // a software driver ends a thread's loops at 65,535 turns in all: each of these takes 2,048
+  // a software driver ends a thread's loops at 65,535 turns in all: each of these takes 256
   await checkAll(2, 262_144, "262,144 classes", ["forwardKl", "jsd"]);
 });
 
