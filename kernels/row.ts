@@ -179,12 +179,13 @@ export interface RowCode {
   max: (x: string, type?: Meeting) => string;
   /** For a vec4f, the sum of the first component and the maxima of the others, in one go: forwardKl of 4096×32000 took an H100 0.56 ms instead of 0.57. */
   sumAndMost: (x: string) => string;
-  /** Declares a variable that the workgroup shares; the code that writes it, in `once`; and its value, the same in all threads. */
+  /** Declares a variable that the workgroup shares. */
   shared: (name: string, type: string) => string;
+  /** Code that writes shared variables, for one thread to run. What it writes can be read after a sum, a maximum, `wait` or `value`. */
   once: (write: string) => string;
-  value: (name: string) => string;
-  /** Waits until what was written in `once` can be read; sums and maxima wait, too. */
   wait: string;
+  /** Waits, then reads a shared variable: a value that compilers take to be the same in all threads. */
+  value: (name: string) => string;
   /** The same code for a branch: its loops continue to alternate from here on, those of another branch do too. */
   fork: () => RowCode;
   /** The normalisers of the row. The code `also` runs in the first loop over it. */
