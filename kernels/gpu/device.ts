@@ -128,7 +128,10 @@ async function compiles(device: GPUDevice, code: string): Promise<boolean> {
   return await device.popErrorScope() === null;
 }
 
-/** What a shader that uses subgroups must begin with: naga refuses the directive that Dawn demands. Null where neither compiles. */
+/**
+ * What a shader that uses subgroups must begin with: naga refuses the directive that Dawn demands. Null where neither compiles. Dawn also cannot see that a
+ * branch by a sum of all threads is the same in all of them.
+ */
 export async function subgroupDirective(device: GPUDevice): Promise<string | null> {
   for (const directive of ["", "enable subgroups;\ndiagnostic(off, subgroup_uniformity);\n"]) {
     const code = `${directive}@group(0) @binding(0) var<storage, read_write> y: array<f32>;
