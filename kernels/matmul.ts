@@ -89,7 +89,7 @@ interface Recipe {
 /** How the kernels read a product's operands, and what the choice of its tile depends on. */
 function reading({ a, b, c, rows, columns, depth, batches = 1, epilogue = {} }: Product) {
   const { bias, activation, slope, plus } = epilogue, cOffset = c.offset ?? 0;
-  // compilers for CPUs take half a second for each variant and gain little from vec4s and long bodies: there, one variant serves all strides
+  // compilers for CPUs take half a second for each variant and gain little from vec4s and long bodies: there, one variant serves all strides and depths
   const scalar = matmulTuning.scalar ?? gpu().info.isSoftware, wide = !scalar && columns % 4 === 0 && cOffset % 4 === 0;
   const modes = (w: number): [Mode, Mode] =>
     scalar ? ["s", "s"] : [modeOf(a, w, a.column, a.row, rows, depth), modeOf(b, w, b.row, b.column, columns, depth)];
@@ -122,8 +122,8 @@ function recipeOf(product: Product, how: ReturnType<typeof reading>, choice: Cho
   };
   const launch = (params: Record<string, number>, epilogue: EpilogueShape): Launch => {
     const { depth, whole, batches } = params, last = Math.min(depth, whole - (batches - 1) * depth);
-    const hasTail = (turn: number) => depth % turn > 0 || last % turn > 0;
     const tile = TILES[choice.tile], unrolled = !gpu().info.isSoftware;
+    const hasTail = (turn: number) => scalar || depth % turn > 0 || last % turn > 0;
     const { m, n } = tensors ? { m: tensors.side, n: tensors.side } : tile;
     const kernel = tensors
       ? tensorKernel({ ...operands, size: tensors.side, tail: hasTail(TENSOR_DEPTH), epilogue })

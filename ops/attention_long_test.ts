@@ -1,5 +1,5 @@
 import { assert } from "@std/assert";
-import { init, manualSeed, randn, scaledDotProductAttention, Tape } from "@limbeck/limbeck";
+import { init, manualSeed, randn, scaledDotProductAttention, softmax, Tape, type Tensor } from "@limbeck/limbeck";
 import { attentionTuning } from "../kernels/attention.ts";
 import { largestError } from "../testing/compare.ts";
 
@@ -24,5 +24,24 @@ Deno.test("attention: loops that are written out give what loops give", async ()
     }
   } finally {
     attentionTuning.unrolled = null;
+  }
+});
+
+Deno.test("attention: heads of every size give what primitive ops give", async () => {
+  await init();
+  const T = 33, S = 65;
+  for (const D of [1, 8, 15, 16, 40, 64, 65, 100, 128]) {
+    const results: Float32Array[][] = [];
+    const primitive = (q: Tensor, k: Tensor, v: Tensor) =>
+      softmax(q.matmul(k.permute([0, 2, 1])).mul(1 / Math.sqrt(D))).matmul(v);
+    for (const op of [primitive, scaledDotProductAttention]) {
+      manualSeed(D);
+      using _tape = new Tape();
+      const inputs = [T, S, S].map((rows) => randn([2, rows, D], { requiresGrad: true })),
+        o = op(...inputs as [Tensor, Tensor, Tensor]);
+      o.backward(randn(o.shape));
+      results.push(await Promise.all([o, ...inputs.map((x) => x.grad!)].map((x) => x.data() as Promise<Float32Array>)));
+    }
+    results[0].forEach((want, i) => assert(largestError(results[1][i], want) < 5e-6, `result ${i}, heads of ${D}`));
   }
 });

@@ -142,7 +142,7 @@ Deno.test("attention: lengths on and off the tiles' edges, causal and not", asyn
 Deno.test("attention: sizes of heads", async () => {
   await init();
   const wrong: string[] = [];
-  for (const D of [1, 8, 15, 16, 40, 64, 65, 128]) {
+  for (const D of [1, 16, 40]) { // the others are in the long tests: each takes three pipelines
     wrong.push(...await complaints({ T: 33, S: 65, D }, CLOSE));
     wrong.push(...await complaints({ lead: [], T: 40, S: 40, D, causal: true }, CLOSE));
   }

@@ -51,15 +51,12 @@ Deno.test("divergences: class counts under both row plans", async () => {
 Deno.test("divergences: rows that several subgroups share", async () => {
   await init();
   const V = 603, student = normals(V, 2, 1), teacher = normals(V, 2, 2);
-  const check = async (name: DivergenceName, quads: number) => {
-    rowTuning.limits = { threads: 64, quads };
-    assertSmall(await deviations({ what: `${name}, ${quads} vec4s`, name, student, teacher, V }));
-  };
   try {
-    for (const name of ["reverseKl", "jsd", "skewForwardKl"] as const) await check(name, 0);
-    // registers keep a part, or the whole: software Vulkan compiles each for four seconds
-    await check("forwardKl", 2);
-    await check("jsd", 4);
+    // read again, and in registers in part; as a whole in the long tests: software Vulkan compiles that for four seconds
+    for (const [name, quads] of [["reverseKl", 0], ["skewForwardKl", 0], ["jsd", 1]] as const) {
+      rowTuning.limits = { threads: 64, quads };
+      assertSmall(await deviations({ what: `${name}, ${quads} vec4s`, name, student, teacher, V }));
+    }
   } finally {
     rowTuning.limits = null;
   }
@@ -67,7 +64,7 @@ Deno.test("divergences: rows that several subgroups share", async () => {
 
 Deno.test("divergences: two sides that are sure of the same class, and unlike in the others", async () => {
   await init();
-  const V = 1024, errors: [string, number, number][] = [];
+  const V = 997, errors: [string, number, number][] = [];
   const side = (a: number, b: number) =>
     Array.from({ length: V }, (_, c) => Math.fround(c === 7 ? 10.5 : 2 * Math.sin(a * c + b)));
   const student = side(12.9898, 0), teacher = side(78.233, 1);
@@ -90,7 +87,7 @@ Deno.test("divergences: NaN anywhere in a long row makes that row NaN, and no ot
   ];
   try {
     // as the adapter would have it; and in part in registers. Some ops only: software Vulkan compiles each for half a second
-    for (const [threads, quads, V] of [[0, 0, isSoftware ? 8000 : 40_000], [8, 1, 301]]) {
+    for (const [threads, quads, V] of [[0, 0, isSoftware ? 8000 : 40_000], [8, 2, 301]]) {
       rowTuning.limits = threads > 0 ? { threads, quads } : null;
       // the first rows have it in the student, the next in the teacher, the last row nowhere
       const places = [1, V >> 1, V - 2],
@@ -193,7 +190,7 @@ Deno.test("divergences: flat and peaked rows, from as good as equal to far apart
 
 Deno.test("divergences: likely classes behind those that rows are first measured by", async () => {
   await init();
-  const V = 1501, rises = [3, 7, 12, 40], ones = rises.map(() => 1);
+  const V = 997, rises = [3, 7, 12, 40], ones = rises.map(() => 1);
   const rows = (seed: number) => {
     const noise = normals(rises.length * V, 1, seed);
     return rises.flatMap((rise, r) => noise.slice(r * V, (r + 1) * V).map((x, c) => x + (c >= V - 60 ? rise : 0)));
@@ -248,7 +245,7 @@ Deno.test("divergences: f16 rows that registers keep whole or in part", async ()
   const round = (x: number[]) => Array.from(Float16Array.from(x));
   try {
     // kept whole, in vec4s that are the row's alone and not; of the others, one as a GPU has it and two, some turns and a part are read again, two at a time
-    for (const [threads, quads, V] of [[8, 4, 124], [8, 4, 123], [64, 8, 1612], [8, 2, 244], [8, 2, 1101]]) {
+    for (const [threads, quads, V] of [[8, 2, 60], [8, 2, 59], [64, 4, 1012], [8, 2, 244], [8, 2, 1101]]) {
       rowTuning.limits = { threads, quads };
       const shape = [2, V], [student, teacher] = [1, 2].map((seed) => round(normals(2 * V, 2, seed)));
       const input = (values: number[], requiresGrad: boolean) => ({
@@ -263,10 +260,12 @@ Deno.test("divergences: f16 rows that registers keep whole or in part", async ()
           for (const c of [2, V + 2]) teacher[c] = -Infinity;
         }
         // each is a pipeline: what takes seconds to compile
-        const some: [DivergenceName, side: 0 | 1][] = V === 1612
+        const some: [DivergenceName, side: 0 | 1][] = V === 1012
           ? [["jsd", 0]]
           : V % 4 === 0
           ? [["forwardKl", 0]]
+          : V === 59
+          ? [["forwardKl", 0], ["jsd", 0]]
           : [["forwardKl", 0], ["reverseKl", 0], ["jsd", 0], ["jsd", 1]];
         for (const [name, side] of some) {
           const what = `${name} ${V}${masked ? ", masked" : ""}, gradient ${side}`;

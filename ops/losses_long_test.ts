@@ -1,6 +1,7 @@
-/** What takes too long for every run: all class counts under both row plans, the longest rows, and more rows than one dimension dispatches. */
+/** What takes too long for every run: all class counts under all row plans, the longest rows, and more rows than one dimension dispatches. */
 import { assertEquals } from "@std/assert";
 import { crossEntropy, distillation, init, jsd, linearCrossEntropy, Tape, type Tensor, tensor } from "@limbeck/limbeck";
+import { rowTuning } from "../kernels/row.ts";
 import {
   assertSmall,
   crossEntropy as crossEntropyReference,
@@ -47,11 +48,23 @@ async function checkAll(rows: number, V: number, what: string, names = DIVERGENC
   assertSmall(errors);
 }
 
-Deno.test("losses: all class counts under both row plans", async () => {
+Deno.test("losses: all class counts under all row plans", async () => {
   await init();
   await underAllPlans(async (plan) => {
     for (const V of COUNTS) await checkAll(2, V, `${V} classes, ${plan}`);
-  });
+  }, [4, 1, 0]);
+});
+
+Deno.test("losses: rows that several subgroups share", async () => {
+  await init();
+  try {
+    for (const quads of [2, 4]) { // registers keep a part of a row, and all of it
+      rowTuning.limits = { threads: 64, quads };
+      await checkAll(2, 603, `603 classes, ${quads} vec4s`, ["forwardKl", "jsd"]);
+    }
+  } finally {
+    rowTuning.limits = null;
+  }
 });
 
 Deno.test("losses: rows of 262,144 classes", async () => {
