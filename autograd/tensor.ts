@@ -501,7 +501,7 @@ export function checkTensor(
 ): asserts x is Tensor {
   if (!(x instanceof Tensor)) throw new TypeError(`${op}: ${name} must be a Tensor, got ${describe(x)}`);
   if (!dtypes.includes(x.dtype)) {
-    const toFloat = !isFloat(x.dtype) && dtypes.every(isFloat) ? ` (cast(x, "${dtypes[0]}") makes ${dtypes[0]})` : "";
+    const toFloat = dtypes.every(isFloat) ? ` (cast(x, "${dtypes[0]}") makes ${dtypes[0]})` : "";
     const how = x.dtype === "f32" && dtypes.includes("i32") ? HOW_I32 : toFloat;
     throw new TypeError(`${op}: ${name} must have dtype ${dtypes.join(" or ")}, got ${x.dtype}${how}`);
   }
