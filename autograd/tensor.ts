@@ -444,6 +444,8 @@ export interface Tensor {
   slice(pairs: readonly (readonly [number, number])[]): Tensor;
   /** The elements at the indices `index` along `dim`. */
   gather(dim: number, index: Tensor): Tensor;
+  /** For each index 1 at its place among `classes`, 0 elsewhere. */
+  oneHot(classes: number): Tensor;
   /** The elements on and above a diagonal of the last two dimensions, 0 below. */
   triu(diagonal?: number): Tensor;
   /** The elements on and below a diagonal of the last two dimensions, 0 above. */

@@ -270,7 +270,8 @@ const kernel = variants(({ plan, ...v }: Variant & { plan: RowPlan }) => {
     };
     let sharp_weight = (1.0 - params.smoothing) * (of_label.y + poison);
     let sharp_loss = select(sharp_weight * slopes.w, poison, sharp_weight == 0.0);
-    loss[at] = (sharp_loss + smooth_loss) * given[0].y + given[3].x;`;
+    // without weight, not even an infinite logit counts
+    loss[at] = select((sharp_loss + smooth_loss) * given[0].y, 0.0, given[0].y == 0.0) + given[3].x;`;
 
   // and its prediction: the first column with the row's largest logit; NaN counts as larger than any number
   const predictionHead = !v.extras ? "" : `var<workgroup> best: array<vec2f, THREADS>;
@@ -296,7 +297,7 @@ fn first_largest_(a: vec2f, b: vec2f) -> vec2f { // (value, column)
   if (lane == 0u) {
     let prediction = bitcast<u32>(best[0].y);
     predictions[at] = i32(min(prediction, params.columns - 1u));
-    ${soft ? "hits[at] = 0.0;" : "if (!ignored) { hits[at] = select(0.0, 1.0 / counts[0], prediction == label); }"}
+    ${soft ? "hits[at] = 0.0;" : "if (!ignored) { hits[at] = select(0.0, 1.0, prediction == label); }"}
   }`;
 
   return {

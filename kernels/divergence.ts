@@ -95,6 +95,7 @@ const kernel = variants(({ plan, ...v }: Variant & { plan: RowPlan }) => {
       ceFactor: "f32",
       divergenceFactor: "f32",
       partFactor: "f32",
+      ...formula.bound ? { bound: "f32" as const } : {},
       ...formula.mixes ? { share: "f32" as const, gentle: "f32" as const } : {},
       ...student?.faded ? { studentRatio: "f32" as const } : {},
       ...teacher?.faded ? { teacherRatio: "f32" as const } : {},
@@ -223,6 +224,14 @@ export interface DivergenceNumbers {
   partFactor?: number;
 }
 
+/** The largest f32 that is not above x > 0. */
+function floorOfF32(x: number): number {
+  const bits = new Uint32Array(1), f32 = new Float32Array(bits.buffer);
+  f32[0] = x;
+  if (f32[0] > x) bits[0]--;
+  return f32[0];
+}
+
 const fits = new Map<string, Record<string, number>>();
 
 /** The coefficients of a variant's polynomials. Those of a jsd take the host 50 µs, so that they are kept. */
@@ -250,7 +259,7 @@ export function divergenceRows(
 ): void {
   const { parts, dStudent, dTeacher, ...rest } = b;
   const inPlace = dStudent === b.student || dTeacher === b.teacher;
-  const share = Math.min(n.beta, 1 - n.beta), { student: ofStudent, teacher: ofTeacher, mixes } = FORMULAS[name];
+  const share = Math.min(n.beta, 1 - n.beta), { student: ofStudent, teacher: ofTeacher, mixes, bound } = FORMULAS[name];
   const isHalf = name === "jsd" && n.beta === 0.5;
   const slight = dStudent !== null && ofStudent?.slight !== undefined && n.beta < SLIGHT ||
     dTeacher !== null && ofTeacher?.slight !== undefined && 1 - n.beta < SLIGHT;
@@ -287,6 +296,7 @@ export function divergenceRows(
     inverseTemperature: 1 / n.temperature,
     alpha: 1 - n.beta, // in float64: 1 − 0.9 in float32 is off by 2e-7
     partFactor: n.partFactor ?? 1,
+    bound: bound ? floorOfF32(bound(n.beta)) : 0,
     share,
     gentle: share > 0 ? Math.log(1 / share + 1) : Infinity,
     studentRatio: n.beta / (1 - n.beta),

@@ -56,9 +56,8 @@ export function careful({ v, formula, exact, student, teacher, writeStudent, wri
   const lateStudent = student || (v.inPlace && teacher), lateTeacher = teacher || (v.inPlace && student);
   const isLate = v.dStudent && lateStudent || v.dTeacher && lateTeacher;
 
-  // Then the steps, in order. The normalisers, the range of student − teacher, and whether there is a NaN, which exp need not keep
-  const normalisers = `var range_part = vec2f(LOW, LOW);
-  var nan_part = 0.0;
+  // Then the steps, in order. The normalisers, and whether there is a NaN, which exp need not keep
+  const normalisers = `var nan_part = 0.0;
   ${
     exact.normalise(
       [
@@ -66,41 +65,37 @@ export function careful({ v, formula, exact, student, teacher, writeStudent, wri
         { name: "t", value: "teacher4", k: "k", at: isLate ? "student" : undefined },
         ...v.crossEntropy ? [{ name: "s1", value: "student4", k: "1.0" }] : [],
       ],
-      `if (any(is_nan4_(student4) | is_nan4_(teacher4))) { nan_part = 1.0; }
-    if ((range_part.x + range_part.y) * k <= 1.0) { // once too wide, the range stays too wide
-      let used4 = live4 & (max(student4, teacher4) >= vec4f(-1e38));
-      let gap4 = apart4_(student4, teacher4, vec2f(0.0));
-      range_part = max(range_part, vec2f(max_of(select(vec4f(LOW), gap4, used4)), max_of(select(vec4f(LOW), -gap4, used4))));
-    }`,
+      "if (any(is_nan4_(student4) | is_nan4_(teacher4))) { nan_part = 1.0; }",
     )
   }
   let log_s = log1p_(s_rest);
   let log_t = log1p_(t_rest);
   let shift = apart_(s_max, t_max);
-  let range = ${exact.max("vec4f(range_part, nan_part, 0.0)")};
-  if (range.z > 0.0 || min(s_rest, t_rest) < -0.5) { // with a NaN, or without any class, the row is NaN
+  if (${
+    exact.max("nan_part", "f32")
+  } > 0.0 || min(s_rest, t_rest) < -0.5) { // with a NaN, or without any class, the row is NaN
     var nan = 0x7fc00000u;
     ${exact.once("given[0] = vec4f(bitcast<f32>(nan));")}
   }`;
 
-  // c of d = (student − teacher)/T − c; for close rows from their differences. With an offset of 4e7 or more between the sides the range shows nothing, only
-  // the differences without the offset do
-  const normaliserOfD = `let level = (range.x + range.y) * k <= 1.0;
-  var close_part = vec4f(0.0);
-  if (level) {
-    ${
+  // c of d = (student − teacher)/T − c is log_s − log_t, or, if that errs less, log(1 + Σ p·(eˣ − 1)) with x = (student − teacher)/T without the offset between
+  // the sides: close rows have small x, at least in all classes that are not negligible
+  const normaliserOfD = `var close_part = vec2f(0.0);
+  ${
     exact.each(
       `let x4 = select(vec4f(0.0), apart4_(student4, teacher4, shift) * k, live4 & (max(student4, teacher4) >= vec4f(-1e38)));
-    let close4 = exp((teacher4 - t_max) * k - log_t) * expm1_series4_(x4);
-    let added4 = select(close4, vec4f(0.0), x4 == vec4f(0.0));
-    close_part += vec4f(sum_of(added4), sum_of(abs(added4)), sum_of(select(vec4f(0.0), vec4f(1.0), abs(x4) > vec4f(1.01))), 0.0);`,
+    let p4 = exp((teacher4 - t_max) * k - log_t);
+    let q4 = exp((student4 - s_max) * k - log_t); // p·eˣ
+    let close4 = abs(x4) < vec4f(1.0);
+    let added4 = select(select(q4 - p4, p4 * expm1_series4_(x4), close4), vec4f(0.0), x4 == vec4f(0.0));
+    close_part += vec2f(sum_of(added4), sum_of(select(p4 + q4, abs(added4), close4)));`,
     )
   }
-  }
-  let closes = ${exact.sum("close_part")};
-  let close = level && closes.z == 0.0;
+  let closes = ${exact.sum("close_part", "vec2f")};
+  let close_error = closes.y / (1.0 + closes.x);
+  let close = closes.x > -1.0 && close_error < log_s + log_t;
   let c = select(log_s - log_t, log1p_(closes.x), close);
-  let blur = 3e-7 * select(log_s + log_t, closes.y, close); // the error of c`;
+  let blur = 3e-7 * select(log_s + log_t, close_error, close); // the error of c`;
 
   const labelLoss = !v.crossEntropy ? "" : `let log_s1 = log1p_(s1_rest);
   let label = given_label;
@@ -147,7 +142,7 @@ export function careful({ v, formula, exact, student, teacher, writeStudent, wri
     return `var part = vec4f(0.0);
   ${exact.each(`${terms}\n    ${add}\n    ${early}`)}
   let all_sums = ${exact.sum("part")};
-  let value = all_sums.x;
+  let value = ${formula.bound ? "select(all_sums.x, params.bound, all_sums.x > params.bound)" : "all_sums.x"};
   let sums = select(all_sums, vec4f(value), is_nan_(value)); // a NaN of one side makes the other NaN as well
   ${finish}
   ${late ? exact.each(`${terms}\n    ${late}`) : ""}`;

@@ -43,9 +43,10 @@ export interface Formula {
   teacher: Side | null;
   /** Set if the value is a mean of d: E d over the student's distribution, or −E d over the teacher's. */
   mean?: "student" | "teacher";
-  /** The value at which rows are no longer close, as a multiple of a KL's; and the value that only rows with almost nothing in common exceed. */
+  /** The value at which rows are no longer close, as a multiple of a KL's. */
   scale: string;
-  most?: string;
+  /** The largest value, as a function of β: that of rows with nothing in common. */
+  bound?: (beta: number) => number;
   /** Whether there is a mixture m. */
   mixes?: true;
   /** What is computed from d4 first (u4, v4 and r4 for a mixture), and what the `near` formulas need in addition. */
@@ -80,6 +81,9 @@ const gap = (x: number) => Math.abs(x) < 1e-4 ? x * x * (1 / 2 - x * (1 / 3 - x 
 // −log(1 + x) + (1 − weight)·x/(1 + x) for x = m/(own side) − 1, written so that it does not cancel when the other side's weight in m is tiny
 const second = (x: number, weight: number) => gap(x) - x * (x + weight) / (1 + x);
 const r: Near = (d, beta) => expm1(d) / (1 + (1 - beta) * expm1(d));
+
+/** H(β). */
+const entropyOf = (beta: number) => -beta * Math.log(beta) - (1 - beta) * log1p(-beta);
 
 // `faded` of −log(m/own side), of that with a term in r, and of a term in r alone
 const FADED_LOG = "-log4";
@@ -168,7 +172,7 @@ export const FORMULAS: Record<DivergenceName | "halfJsd", Formula> = {
     teacher: { weight: "beta", h: "-u4", slope: "alpha", near: (d, beta) => -u(d, beta), faded: FADED_LOG },
     scale: "alpha * beta",
     fadesApart: true,
-    most: "-0.999 * (alpha * log(alpha) + beta * log(beta))",
+    bound: entropyOf,
     mixes: true,
     first: MIXTURE,
     fast: { first: FAST_MIXTURE },
@@ -182,7 +186,7 @@ export const FORMULAS: Record<DivergenceName | "halfJsd", Formula> = {
     teacher: { weight: "beta", h: "-u4", slope: "alpha", near: `-half4 - log_cosh4 - (${LN2} - teacher_limit)` },
     scale: "0.25",
     limits: `${LN2}`,
-    most: `${0.999 * LN2}`,
+    bound: entropyOf,
     mixes: true,
     first: HALF,
     fast: { first: FAST_MIXTURE },
@@ -250,7 +254,7 @@ export const FORMULAS: Record<DivergenceName | "halfJsd", Formula> = {
     student: { weight: "1.0", h: `0.5 * ${SIGN}`, slope: "0.0", near: null },
     teacher: { weight: "1.0", h: `-0.5 * ${SIGN}`, slope: "0.0", near: null },
     scale: "1.0",
-    most: "0.999",
+    bound: () => 1,
     bounded: true,
   },
 };

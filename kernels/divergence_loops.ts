@@ -212,13 +212,14 @@ export function fast({ v, plan, formula, row, student, teacher, writeStudent, wr
   };
   const raise = (most: string, x4: string) => `${most} = max(${most}, max_of(${x4}));`;
 
-  // Then the steps, in their order. A logit near the largest of each side; rounded, so that differences from it are exact; if `fused`, its
-  // exponent is
+  // Then the steps, in their order. A logit near the largest of each side; rounded, so that differences from it are exact, to multiples of at most T, so that
+  // its exponential does not underflow; if `fused`, its exponent is rounded
   const tops = `var top_part = vec2f(LEAST);
   ${row.first(`top_part = max(top_part, vec2f(max_of(student4), max_of(teacher4)));`)}
   var seen = 0.0;
   ${row.peek("seen = max(seen, max(student4, teacher4));")}
-  let top = ${fused ? row.max("top_part", "vec2f") : `round(${row.max("top_part", "vec2f")})`};
+  ${fused ? "" : "let grid = max(1.0, bitcast<f32>((bitcast<u32>(k) + 0x7fffffu) & 0x7f800000u)); // a power of two"}
+  let top = ${fused ? row.max("top_part", "vec2f") : `round(${row.max("top_part", "vec2f")} * grid) / grid`};
   ${fused ? "let base = round(top * k2);" : ""}
   ${v.crossEntropy ? "let label = given_label;" : ""}`;
 
@@ -412,7 +413,9 @@ export function fast({ v, plan, formula, row, student, teacher, writeStudent, wr
     // whether all of that can be trusted
     const trusting = row.once(
       `${v.crossEntropy ? "given_ce = ce;" : ""}
-    trusted = select(0u, 1u, finite && certain && value <= ${formula.most ?? "1e6"}${labelTrusted});`,
+    trusted = select(0u, 1u, finite && certain && value <= ${
+        formula.bound ? "0.999 * params.bound" : "1e6"
+      }${labelTrusted});`,
     );
 
     // A gradient ±(q − p) has the rounding errors of q and p; that of an h has those of its mean, of d and of the terms of a `split` h. If h is almost equal in

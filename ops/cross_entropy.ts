@@ -4,6 +4,7 @@ import { composed } from "../autograd/composed.ts";
 import { DTYPES, isFloat } from "../autograd/storage.ts";
 import { hidden } from "../autograd/tape.ts";
 import { checkShape, checkTensor, HOW_I32, type Tensor } from "../autograd/tensor.ts";
+import { mapped } from "./mapped.ts";
 import {
   checkLabels,
   checkLossOptions,
@@ -74,12 +75,13 @@ export function numbersOf(
 }
 
 /**
- * Internal: checks the `return…` options. `extras` are the memories that the kernel fills for them, null if none is set; `result` makes what the op returns.
+ * Internal: checks the `return…` options. `counts` are those of `countsOf`. `extras` are the memories that the kernel fills for them, null if none is set; `result` makes what the op returns.
  */
 export function furtherReturns(
   op: string,
   options: CrossEntropyOptions,
   shape: readonly number[],
+  counts: Tensor,
 ): {
   extras: CrossEntropyBuffers["extras"];
   result: (loss: Tensor) => Tensor | CrossEntropyResult;
@@ -90,14 +92,18 @@ export function furtherReturns(
   checkBoolean(op, "returnPredictions", returnPredictions);
   if (!returnZLoss && !returnAccuracy && !returnPredictions) return { extras: null, result: (loss) => loss };
   const zRows = hidden(shape, "f32"), predictions = hidden(shape, "i32"), hits = hidden(shape, "f32");
+  const kept = counts.detach(); // the loss frees its own
   return {
     extras: { zRows: zRows.memory, predictions: predictions.memory, hits: hits.memory },
     result: (loss) => {
       const result: CrossEntropyResult = { loss };
       if (returnZLoss) result.zLoss = reduction === "none" ? zRows.detach() : total(zRows, op);
-      if (returnAccuracy) result.accuracy = total(hits, op);
+      if (returnAccuracy) {
+        using right = total(hits, op);
+        result.accuracy = mapped("accuracy", "select(a / b, 0.0, b == 0.0)", [right, [kept, []]], []);
+      }
       if (returnPredictions) result.predictions = predictions.detach();
-      for (const x of [zRows, predictions, hits]) x.dispose();
+      for (const x of [zRows, predictions, hits, kept]) x.dispose();
       return result;
     },
   };
@@ -184,8 +190,8 @@ export function crossEntropy(
   if (weight !== undefined) checkTensor(op, "weight", weight, ["f32"], [columns]);
 
   return composed(op, () => {
-    const { extras, result } = furtherReturns(op, options, batch.shape);
     const counts = countsOf(soft ? undefined : target, weight, batch, ignoreIndex);
+    const { extras, result } = furtherReturns(op, options, batch.shape, counts);
     const launch: RowLaunch = (loss, [dLogits], upstream) => {
       crossEntropyRows(logits.dtype, soft ? target.dtype : "index", {
         logits: logits.memory,

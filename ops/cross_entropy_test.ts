@@ -369,6 +369,10 @@ Deno.test("crossEntropy: labels outside the classes", async () => {
   const target = argmax(logits, { dim: -1 });
   const { accuracy } = crossEntropy(logits, target, { returnAccuracy: true });
   assertEquals(await accuracy!.item(), 1);
+  for (const rows of [71, 95]) { // as many 71sts or 95ths add up to no whole number
+    const all = crossEntropy(zeros([rows, 3]), zeros([rows], { dtype: "i32" }), { returnAccuracy: true });
+    assertEquals(await all.accuracy!.item(), 1);
+  }
 });
 
 Deno.test("crossEntropy: predictions are the first of the largest", async () => {
@@ -618,6 +622,8 @@ Deno.test("crossEntropy: −∞ and its finite stand-ins beside small weights", 
   const smooth = await ce([0, 0, -1e30], labelsOf([0]), { labelSmoothing: 0.3 });
   assert(Math.abs(smooth / 1e29 - 1) < 1e-6, `${smooth}`);
   assertEquals(await ce([0, 0, -Infinity], labelsOf([2]), { labelSmoothing: 1 }), Infinity);
+  // no kept row has a weight
+  assertEquals(await ce([0, -Infinity], labelsOf([0]), { weight: tensor([0, 1]), labelSmoothing: 0.1 }), 0);
 });
 
 Deno.test("crossEntropy: predictions are argmax's", async () => {

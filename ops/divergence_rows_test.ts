@@ -165,9 +165,56 @@ Deno.test("divergences: Gaussians on a grid, near and as good as apart", async (
         rowError(gradients[1], want.dTeacher, grid.length, 1e-3),
         2 * GRADIENT,
       ]);
-      if (name === "jsd") assert(loss.every((x) => x >= 0 && x < Math.LN2 + 1e-7), `${loss}`);
+      const most = name === "jsd" ? Math.LN2 : name === "totalVariation" ? 1 : Infinity; // which the last rows as good as reach
+      assert(loss.every((x) => x >= 0 && x <= most), `${name}: ${loss}`);
     }
   });
+  assertSmall(errors);
+});
+
+Deno.test("divergences: temperatures far below the gaps between logits", async () => {
+  await init();
+  const errors: [string, number, number][] = [];
+  for (const V of [64, 132]) { // the last of 132 classes is not among those that the row is first measured by
+    const shape = [1, V];
+    // the likely classes, at places between whole numbers, are the first and another one
+    for (const [likely, T, other] of [[2.52, 0.0056, 1], [2.6, 0.0046, 1], [2.6, 0.004, V - 2], [7.4, 0.001, V - 2]]) {
+      const row = (first: number, second: number) =>
+        Array.from({ length: V }, (_, c) => Math.fround(c === 0 ? first : c === other ? second : 0));
+      for (const above of [-1.8 * T, 0.37]) {
+        const student = row(likely, likely + above), teacher = row(likely - 1.8 * T, likely), o = { temperature: T };
+        for (const name of DIVERGENCE_NAMES) {
+          const { loss, gradients } = await measure(
+            (s, t) => DIVERGENCES[name](s, t, o),
+            [{ values: student, shape }, { values: teacher, shape, requiresGrad: false }],
+          );
+          const want = reference(name, student, teacher, V, o), what = `${name} of ${V}, ${likely}, ${above}, T = ${T}`;
+          const limit = 2 ** -22 * (likely + 1) / T; // roundings of the logits, which are so many times T
+          errors.push([`${what}: loss`, rowError(loss, want.loss, 1, 0.1), limit]);
+          errors.push([`${what}: dStudent`, rowError(gradients[0], want.dStudent, V, 0.1 / T), limit]);
+        }
+      }
+    }
+  }
+  assertSmall(errors);
+});
+
+Deno.test("divergences: close rows, beside classes that have next to nothing on both sides and are not alike", async () => {
+  await init();
+  const I = Infinity, errors: [string, number, number][] = [];
+  for (const V of [8, 100]) {
+    for (const [a, b, offset] of [[-1e9, -1e30, 0], [-1e4, -1e9, 0], [-1e9, -I, 0], [-60, -80, 0], [-1e9, -1e9, 100]]) {
+      for (const apart of [1e-3, 1e-5]) {
+        const rare = (c: number) => c % 3 === 1, noise = normals(V, apart, 1);
+        const teacher = normals(V, 1, 2).map((x, c) => rare(c) ? b : Math.fround(x));
+        const student = teacher.map((x, c) => rare(c) ? a : Math.fround(x + offset + noise[c]));
+        for (const name of DIVERGENCE_NAMES) {
+          const what = `${name} of ${V}, ${a} and ${b}, ${offset}, ${apart}`;
+          errors.push(...await deviations({ what, name, student, teacher, V, value: 1e-4, gradient: 1e-4 }));
+        }
+      }
+    }
+  }
   assertSmall(errors);
 });
 

@@ -284,8 +284,8 @@ export function linearCrossEntropy(
   if (classWeight !== undefined) checkTensor(op, "options.weight", classWeight, ["f32"], [columns]);
   const size = chunkRows(op, chunkSize, batch);
   return composed(op, () => {
-    const { extras, result } = furtherReturns(op, options, batch.shape);
     const counts = countsOf(target, classWeight, batch, ignoreIndex);
+    const { extras, result } = furtherReturns(op, options, batch.shape, counts);
     const more = classWeight ? [target, classWeight] : [target];
     const loss = chunked(
       op,

@@ -2,7 +2,7 @@
 import { defineMethod, type Tensor } from "../autograd/tensor.ts";
 import type { Operand } from "../autograd/options.ts";
 import * as elementwise from "./elementwise.ts";
-import { gather } from "./indexing.ts";
+import { gather, oneHot } from "./indexing.ts";
 import { matmul } from "./matmul.ts";
 import { argmax, logSumExp, max, mean, min, sum, variance } from "./reduce.ts";
 import { assign, expand, permute, reshape, slice, transpose, tril, triu } from "./shape.ts";
@@ -21,6 +21,7 @@ const methods = {
   max,
   mean,
   min,
+  oneHot,
   permute,
   reshape,
   slice,

@@ -12,6 +12,7 @@ const ARGUMENTS: Record<string, () => unknown[]> = {
   expand: () => [[3, 2, 2]],
   gather: () => [1, tensor(new Int32Array([1, 0]), [2, 1])],
   matmul: () => [tensor([[1, 2], [3, 4]])],
+  oneHot: () => [3],
   permute: () => [[1, 0]],
   reshape: () => [[4, -1]],
   slice: () => [[[0, 1], [1, 2]]],
@@ -22,11 +23,11 @@ const ARGUMENTS: Record<string, () => unknown[]> = {
 Deno.test("methods: each is the function of the same name", async () => {
   await init();
   using _scope = new Scope();
-  const x = tensor([[0.5, 1], [2, 3]]);
+  const numbers = tensor([[0.5, 1], [2, 3]]), indices = tensor(new Int32Array([2, 0]));
   const names = Object.getOwnPropertyNames(Tensor.prototype).filter((name) => name in limbeck && name !== "dispose");
-  assertEquals(names.length, 43); // all that the interface lists, but for assign and backward
+  assertEquals(names.length, 44); // all that the interface lists, but for assign and backward
   for (const name of names) {
-    const more = ARGUMENTS[name]?.() ?? [];
+    const x = name === "oneHot" ? indices : numbers, more = ARGUMENTS[name]?.() ?? [];
     // deno-lint-ignore no-explicit-any
     const [method, op] = [(x as any)[name], (limbeck as any)[name]];
     const got: Tensor = method.call(x, ...more);
