@@ -58,8 +58,14 @@ export function added(total: Tensor | null, gradient: Tensor, isOwn: boolean): T
     sum = copyOf(total).keep();
     total.dispose();
   }
-  accumulate(sum.storage.writable(), gradient.memory, sum.size, sum.dtype); // not `memory`: a rule may have returned a tensor from the host
+  addInto(sum, gradient); // a rule may have returned a tensor from the host
   return sum;
+}
+
+/** total += gradient, which may lie in the same buffer: the same tensor twice (x + x), or a gradient in the same optimizer's block. */
+function addInto(total: Tensor, gradient: Tensor): void {
+  using same = total.memory.buffer === gradient.memory.buffer ? copyOf(gradient) : null;
+  accumulate(total.storage.writable(), (same ?? gradient).memory, total.size, total.dtype);
 }
 
 /** A copy of a gradient. */
@@ -73,9 +79,8 @@ export function copyOf(x: Tensor): Tensor {
  */
 export function addToLeaf(leaf: Tensor, gradient: Tensor, isOwn: boolean, isFreed: boolean): void {
   if (leaf.grad) {
-    // the same tensor twice (x + x), or the gradient of another leaf, which is in the same optimizer's block
-    using same = leaf.grad.memory.buffer === gradient.memory.buffer ? copyOf(gradient) : null;
-    accumulate(leaf.grad.storage.writable(), (same ?? gradient).memory, leaf.size, leaf.dtype);
+    if (leaf.grad.storage.saves > 0) leaf.grad = copyOf(leaf.grad); // the loss contains it
+    addInto(leaf.grad, gradient);
     return;
   }
   const home = leaf.storage.gradientHome, { storage } = gradient;

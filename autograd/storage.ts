@@ -28,6 +28,8 @@ export const BYTES: Record<DType, number> = { f32: 4, f16: 2, i32: 4, u32: 4 };
 export class Storage {
   #changes = 0;
   owners = 1;
+  /** How many backward rules will still read it. */
+  saves = 0;
   #host: { values: TypedArray; version: number } | null = null;
   /** Whether this is the gradient 1 that `backward()` starts with, as long as nothing writes there. */
   isUnit = false;

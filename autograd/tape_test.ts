@@ -824,3 +824,45 @@ Deno.test("record: what it throws", async () => {
   // deno-lint-ignore no-explicit-any
   for (const [spec, message] of cases) assertThrows(() => record(spec as any), TypeError, `record: ${message}`);
 });
+
+Deno.test("record: a rule that gives one gradient, in an optimizer's memory, to two inputs", async () => {
+  await init();
+  const [p, q, u] = [1, 2, 3].map((x) => tensor([x, x], { requiresGrad: true }));
+  using _optimizer = new optim.SGD([p, q], { lr: 1 });
+  const plus = (a: Tensor, b: Tensor) =>
+    record({
+      op: "plus",
+      inputs: [a, b],
+      output: noGrad(() => a.add(b)),
+      backward: (dY, _, gradientOf) => {
+        const d = gradientOf(1).assign(dY);
+        return [d, d];
+      },
+    });
+  {
+    using _tape = new Tape();
+    const h = u.mul(2);
+    plus(h, q).add(plus(h, p)).sum().backward();
+  }
+  assertEquals(await Promise.all([p, q, u].map((x) => x.grad!.array())), [[1, 1], [1, 1], [4, 4]]);
+  [p, q, u].forEach((x) => x.dispose());
+});
+
+Deno.test("backward: a loss that contains a parameter's gradient, or a view of it, takes it as it was", async () => {
+  await init();
+  for (const  of of[(g: Tensor) => g, (g: Tensor) => g.detach()]) {
+    for (const home of [false, true]) {
+      const w = tensor([1, 2], { requiresGrad: true }), optimizer = home ? new optim.SGD([w], { lr: 1 }) : null;
+      for (const gradientToo of [false, true]) {
+        using _tape = new Tape();
+        const penalty = gradientToo ? w.mul(of(w.grad!)).sum() : null, loss = w.square().sum();
+        (penalty?.add(loss) ?? loss).backward();
+      }
+      assertEquals(await w.grad!.array(), [6, 12]); // 2w, and once more 2w and the gradient of before
+      optimizer?.step();
+      if (home) assertEquals(await w.array(), [-5, -10]);
+      optimizer?.dispose();
+      w.dispose();
+    }
+  }
+});

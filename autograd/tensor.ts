@@ -271,7 +271,7 @@ export class Tensor implements Disposable {
    * @internal
    */
   save(): void {
-    this.storage; // throws if it is gone
+    this.storage.saves++; // throws if it is gone
     this.#saves++;
   }
 
@@ -280,6 +280,7 @@ export class Tensor implements Disposable {
    * @internal
    */
   unsave(): void {
+    this.storage.saves--;
     if (--this.#saves === 0 && this.closed) this.#release();
   }
 

@@ -10,7 +10,7 @@
  */
 import { type Element, lanes, numbers, vec4f, vectorOf } from "./elementwise.ts";
 import { gpu } from "./gpu/gpu.ts";
-import { type BufferType, u32s, variants } from "./gpu/kernel.ts";
+import { type BufferType, spans, u32s, variants } from "./gpu/kernel.ts";
 import type { Memory } from "./gpu/memory.ts";
 import { PCG4D } from "./random.ts";
 
@@ -97,6 +97,25 @@ function tilesFor(quads: number, sides: number, tables: number): [number, number
     `scaledDotProductAttention: heads of ${
       4 * quads
     } features need more than the ${most} bytes of workgroup memory of this device`,
+  );
+}
+
+/**
+ * Throws if the loop over so many rows, in tiles, is longer than what software drivers run: they would stop without a word. `copies`: in how many loops a tile
+ * is copied; two others are those of `products` and `gather`.
+ */
+function checkLength(
+  what: "keys" | "queries",
+  s: AttentionSizes,
+  [rows, others]: [number, number],
+  copies: 1 | 2,
+): void {
+  const count = s[what], quads = quadsOf(s), across = others / 4, threads = rows / 4 * across;
+  const turns = 2 + copies * (2 + others * quads / threads) + (1 + quads) + (1 + across);
+  const most = spans(Math.ceil(count / others), turns)[0][1] * others;
+  if (most >= count) return;
+  throw new RangeError(
+    `scaledDotProductAttention: a software adapter takes at most ${most} ${what} with heads of ${s.depth} features, got ${count}`,
   );
 }
 
@@ -411,6 +430,7 @@ ${meetings(shape)}`,
 /** Computes o and lse [batches, heads, queries]. */
 export function attention(element: Element, b: AttentionBuffers, s: AttentionSizes): void {
   const tile = tilesFor(quadsOf(s), 1, 1);
+  checkLength("keys", s, tile, 2);
   forwardKernel(shapeOf(element, s, b, tile)).run(
     { ...b },
     parameters(s),
@@ -542,6 +562,8 @@ export function attentionBackward(
   const buffers = { ...b, ...d }, heads = s.batches * s.heads, params = parameters(s);
   const ofQueries = tilesFor(quadsOf(s), 2, 1), ofKeys = tilesFor(quadsOf(s), 2, 2);
   const packed = d.dK === d.dV;
+  checkLength("keys", s, ofQueries, 1);
+  if (d.dK) checkLength("queries", s, ofKeys, 1);
   backwardKernel({ ...shapeOf(element, s, b, ofQueries), forQueries: true, packed }).run(
     buffers,
     params,

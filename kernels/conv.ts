@@ -8,6 +8,8 @@ const SIZES = ["images", "channels", "height", "width", "outs", "outHeight", "ou
 /** Sizes of a convolution (or pooling, where `outs` is the channels): images → [images, outs, outHeight, outWidth]. */
 export type ConvSizes = Record<typeof SIZES[number], number>;
 const PARAMS = u32s(...SIZES);
+// of a loop that `spans` may split
+const PART = { ...PARAMS, start: "u32", end: "u32" } as const;
 
 // splits `thread` into an index of [images, planes, rows, columns]
 const apart = (planes: string, rows: string, columns: string) =>
@@ -15,6 +17,9 @@ const apart = (planes: string, rows: string, columns: string) =>
   let row = thread / params.${columns} % params.${rows};
   let plane = thread / (params.${columns} * params.${rows}) % params.${planes};
   let image = thread / (params.${columns} * params.${rows} * params.${planes});`;
+
+/** Iterations of two nested loops in one of an outer loop, with those that end them. */
+const turnsOf = (rows: number, columns: number) => 3 + rows * (2 + columns);
 
 const forwardKernel = variants(({ element, bias }: { element: Element; bias: boolean }) => ({
   name: "conv2d",
@@ -24,11 +29,12 @@ const forwardKernel = variants(({ element, bias }: { element: Element; bias: boo
     ...bias ? { bias: `read ${element}` as const } : {},
     y: `write ${element}`,
   },
-  params: PARAMS,
+  params: PART,
   main: `if (thread >= params.images * params.outs * params.out_height * params.out_width) { return; }
   ${apart("outs", "out_height", "out_width")}
   var sum = ${bias ? "f32(bias[plane])" : "0.0"};
-  for (var c = 0u; c < params.channels; c++) {
+  if (params.start > 0u) { sum = f32(y[thread]); } // of earlier channels
+  for (var c = params.start; c < params.end; c++) {
     for (var i = 0u; i < params.kernel_height; i++) {
       let h = row * params.stride + i;
       if (h < params.padding || h - params.padding >= params.height) { continue; }
@@ -53,17 +59,24 @@ export function conv2d(
   s: ConvSizes,
 ): void {
   const size = s.images * s.outs * s.outHeight * s.outWidth;
-  forwardKernel({ element, bias: bias !== null }).run({ x, weight, bias, y }, { ...s }, Math.ceil(size / 256));
+  for (const [start, end] of spans(s.channels, turnsOf(s.kernelHeight, s.kernelWidth))) {
+    forwardKernel({ element, bias: bias !== null }).run(
+      { x, weight, bias, y },
+      { ...s, start, end },
+      Math.ceil(size / 256),
+    );
+  }
 }
 
 const inputKernel = variants((element: Element) => ({
   name: "conv2d backward (x)",
   buffers: { weight: `read ${element}`, dY: `read ${element}`, dX: `write ${element}` },
-  params: PARAMS,
+  params: PART,
   main: `if (thread >= params.images * params.channels * params.height * params.width) { return; }
   ${apart("channels", "height", "width")}
   var sum = 0.0;
-  for (var o = 0u; o < params.outs; o++) {
+  if (params.start > 0u) { sum = f32(d_x[thread]); }
+  for (var o = params.start; o < params.end; o++) {
     for (var i = 0u; i < params.kernel_height; i++) {
       let h = row + params.padding;
       if (h < i || (h - i) % params.stride != 0u || (h - i) / params.stride >= params.out_height) { continue; }
@@ -81,14 +94,20 @@ const inputKernel = variants((element: Element) => ({
 
 /** dX from dY. */
 export function conv2dBackwardInput(element: Element, weight: Memory, dY: Memory, dX: Memory, s: ConvSizes): void {
-  inputKernel(element).run({ weight, dY, dX }, { ...s }, Math.ceil(s.images * s.channels * s.height * s.width / 256));
+  for (const [start, end] of spans(s.outs, turnsOf(s.kernelHeight, s.kernelWidth))) {
+    inputKernel(element).run(
+      { weight, dY, dX },
+      { ...s, start, end },
+      Math.ceil(s.images * s.channels * s.height * s.width / 256),
+    );
+  }
 }
 
 // one workgroup for each element of the weight; its lanes share the images' output positions
 const weightKernel = variants((element: Element) => ({
   name: "conv2d backward (weight)",
   buffers: { x: `read ${element}`, dY: `read ${element}`, dWeight: `write ${element}` },
-  params: { ...PARAMS, start: "u32", end: "u32" },
+  params: PART,
   workgroup: 64,
   head: "var<workgroup> meeting: array<f32, 64>;",
   main: `let j = group % params.kernel_width;
@@ -96,15 +115,16 @@ const weightKernel = variants((element: Element) => ({
   let c = group / (params.kernel_width * params.kernel_height) % params.channels;
   let o = group / (params.kernel_width * params.kernel_height * params.channels);
   if (o >= params.outs) { return; }
+  let size = params.out_height * params.out_width;
   var sum = 0.0;
-  for (var image = params.start; image < params.end; image++) {
-    for (var at = lane; at < params.out_height * params.out_width; at += 64u) {
-      let h = at / params.out_width * params.stride + i;
-      let w = at % params.out_width * params.stride + j;
-      if (h < params.padding || h - params.padding >= params.height || w < params.padding || w - params.padding >= params.width) { continue; }
-      let pixel = f32(x[((image * params.channels + c) * params.height + h - params.padding) * params.width + w - params.padding]);
-      sum += pixel * f32(d_y[(image * params.outs + o) * params.out_height * params.out_width + at]);
-    }
+  for (var position = params.start + lane; position < params.end; position += 64u) {
+    let image = position / size;
+    let at = position % size;
+    let h = at / params.out_width * params.stride + i;
+    let w = at % params.out_width * params.stride + j;
+    if (h < params.padding || h - params.padding >= params.height || w < params.padding || w - params.padding >= params.width) { continue; }
+    let pixel = f32(x[((image * params.channels + c) * params.height + h - params.padding) * params.width + w - params.padding]);
+    sum += pixel * f32(d_y[(image * params.outs + o) * size + at]);
   }
   meeting[lane] = sum;
   for (var half = 32u; half > 0u; half /= 2u) {
@@ -113,13 +133,13 @@ const weightKernel = variants((element: Element) => ({
   }
   if (lane > 0u) { return; }
   sum = meeting[0];
-  if (params.start > 0u) { sum += f32(d_weight[group]); } // over earlier images
+  if (params.start > 0u) { sum += f32(d_weight[group]); } // of earlier positions
   d_weight[group] = ${element}(sum);`,
 }));
 
 /** dWeight from dY. */
 export function conv2dBackwardWeight(element: Element, x: Memory, dY: Memory, dWeight: Memory, s: ConvSizes): void {
-  for (const [start, end] of spans(s.images, 2 + Math.ceil(s.outHeight * s.outWidth / 64))) {
+  for (const [start, end] of spans(s.images * s.outHeight * s.outWidth, 1 / 64)) {
     weightKernel(element).run(
       { x, dY, dWeight },
       { ...s, start, end },
@@ -131,12 +151,13 @@ export function conv2dBackwardWeight(element: Element, x: Memory, dY: Memory, dW
 const poolKernel = variants((element: Element) => ({
   name: "maxPool2d",
   buffers: { x: `read ${element}`, y: `write ${element}`, chosen: "write u32" },
-  params: PARAMS,
+  params: PART,
   main: `if (thread >= params.images * params.outs * params.out_height * params.out_width) { return; }
   ${apart("outs", "out_height", "out_width")}
   let base = (image * params.channels + plane) * params.height * params.width;
   var best = base + row * params.stride * params.width + column * params.stride;
-  for (var i = 0u; i < params.kernel_height; i++) {
+  if (params.start > 0u) { best = chosen[thread]; }
+  for (var i = params.start; i < params.end; i++) {
     for (var j = 0u; j < params.kernel_width; j++) {
       let at = base + (row * params.stride + i) * params.width + column * params.stride + j;
       let value = f32(x[at]);
@@ -150,20 +171,24 @@ const poolKernel = variants((element: Element) => ({
 
 /** The largest element of each window and its position, the first one if several are equal. */
 export function maxPool2d(element: Element, x: Memory, y: Memory, chosen: Memory, s: ConvSizes): void {
-  poolKernel(element).run({ x, y, chosen }, { ...s }, Math.ceil(s.images * s.outs * s.outHeight * s.outWidth / 256));
+  const size = s.images * s.outs * s.outHeight * s.outWidth;
+  for (const [start, end] of spans(s.kernelHeight, 3 + s.kernelWidth)) {
+    poolKernel(element).run({ x, y, chosen }, { ...s, start, end }, Math.ceil(size / 256));
+  }
 }
 
 const poolBackwardKernel = variants((element: Element) => ({
   name: "maxPool2d backward",
   buffers: { chosen: "read u32", dY: `read ${element}`, dX: `write ${element}` },
-  params: PARAMS,
+  params: PART,
   main: `if (thread >= params.images * params.channels * params.height * params.width) { return; }
   ${apart("channels", "height", "width")}
   // the windows that contain this element
   var sum = 0.0;
+  if (params.start > 0u) { sum = f32(d_x[thread]); }
   let top = select(0u, (row - params.kernel_height) / params.stride + 1u, row >= params.kernel_height);
   let left = select(0u, (column - params.kernel_width) / params.stride + 1u, column >= params.kernel_width);
-  for (var i = top; i <= row / params.stride && i < params.out_height; i++) {
+  for (var i = top + params.start; i < min(top + params.end, min(row / params.stride + 1u, params.out_height)); i++) {
     for (var j = left; j <= column / params.stride && j < params.out_width; j++) {
       let at = ((image * params.channels + plane) * params.out_height + i) * params.out_width + j;
       if (chosen[at] == thread) { sum += f32(d_y[at]); }
@@ -174,9 +199,12 @@ const poolBackwardKernel = variants((element: Element) => ({
 
 /** dX: dY where an element was chosen. */
 export function maxPool2dBackward(element: Element, chosen: Memory, dY: Memory, dX: Memory, s: ConvSizes): void {
-  poolBackwardKernel(element).run(
-    { chosen, dY, dX },
-    { ...s },
-    Math.ceil(s.images * s.channels * s.height * s.width / 256),
-  );
+  const [down, across] = [s.kernelHeight, s.kernelWidth].map((size) => Math.ceil(size / s.stride));
+  for (const [start, end] of spans(down, 3 + across)) {
+    poolBackwardKernel(element).run(
+      { chosen, dY, dX },
+      { ...s, start, end },
+      Math.ceil(s.images * s.channels * s.height * s.width / 256),
+    );
+  }
 }

@@ -109,8 +109,11 @@ export interface Choice {
  */
 const FIRST_SHARED = 4;
 
-/** The least depth of a piece of a product that is cut along k. */
-const LEAST_PIECE = 64;
+/**
+ * The least depth of a piece of a product that is cut along k; and, on software drivers, the largest: they stop a thread after 65,535 iterations, and longer
+ * sums lose digits.
+ */
+const LEAST_PIECE = 64, MOST_STEPS = 2 ** 14;
 
 /**
  * A cache of what `make` returned. `isIt` recognises it. First it is asked about what came after the last one before: a repeated step finds each by one
@@ -178,7 +181,7 @@ function waysOf({ rows, columns, depth, batches, cut, halves }: Size): Way[] {
       add(matmulTuning.pieces);
       continue;
     }
-    add(1);
+    add(isSoftware && cut ? Math.ceil(steps / MOST_STEPS) : 1);
     // as many pieces as fill the multiprocessors one to four times
     for (let waves = 1; cut && !isSoftware && waves <= 4; waves++) {
       const pieces = Math.min(Math.floor(MULTIPROCESSORS * waves / tiles), Math.floor(depth / LEAST_PIECE));

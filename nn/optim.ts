@@ -362,9 +362,12 @@ export abstract class Optimizer {
     this.#disposed = true;
     for (const { slots, states, slotOf } of this.#segments) {
       for (const { parameter, gradient } of slots) {
-        if (parameter.closed || parameter.storage.gradientHome !== gradient) continue; // disposed of, or another optimizer's since
+        if (parameter.closed) continue; // disposed of
+        const { storage } = parameter;
+        if (storage.gradientHome !== gradient) continue; // another optimizer's since
         parameter.grad = null;
-        parameter.storage.gradientHome = null;
+        if (storage.gradientHome === null) continue; // that freed the parameter: it was its gradient's gradient
+        storage.gradientHome = null;
         gradient.leave();
       }
       for (const block of states) for (const slot of block.slots) slot.free();

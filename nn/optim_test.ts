@@ -836,3 +836,15 @@ Deno.test("optim: without decay an infinite element stays what it is", async () 
     assert(moved < 1 && masked === -Infinity, `${name}: ${moved}, ${masked}`);
   }
 });
+
+Deno.test("optimizer: dispose where parameters are each other's gradients", async () => {
+  await init();
+  const before = stats(), [a, b, c] = [1, 2, 3].map((x) => tensor([x, x], { requiresGrad: true }));
+  const optimizer = new optim.Adam([a, b, c]);
+  a.grad = b;
+  b.grad = a;
+  optimizer.dispose();
+  [a, b, c].forEach((x) => x.dispose());
+  const { liveTensors, liveBytes } = stats();
+  assertEquals([liveTensors, liveBytes], [before.liveTensors, before.liveBytes]);
+});

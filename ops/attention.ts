@@ -25,7 +25,7 @@ export interface AttentionOptions {
  *
  * The T×S weights are never stored: tiles of them are computed when needed, and again in the backward pass. A query that sees no key gives 0.
  * Gradients, with W the weights and δ = Σ dO·O by row: dV = Wᵀ·dO, dS = W∘(dO·vᵀ − δ), dQ = scale·dS·k, dK = scale·dSᵀ·q. Throws a TypeError for wrong
- * shapes, a RangeError for wrong values and for D > 128.
+ * shapes, a RangeError for wrong values, for D > 128, and on software adapters for more keys or queries than their loops reach (thousands).
  *
  * Source: Vaswani et al. 2017; tiling: Dao et al. 2022 (FlashAttention); `torch.nn.functional.scaled_dot_product_attention`.
  *

@@ -281,6 +281,15 @@ Deno.test("perceptron: layers, activations and a residual in the products' kerne
   assertEquals(wrong, []);
 });
 
+Deno.test("matmul: more steps than a software driver runs iterations in one thread", async () => {
+  await init();
+  using _tape = new Tape();
+  const rows = 1_200_000, x = zeros([rows, 1]).add(1), w = zeros([1, 1], { requiresGrad: true });
+  assertEquals(await matmul(x, x, { transposeA: true }).item(), rows);
+  linear(x, w).sum().backward();
+  assertEquals(await w.grad!.item(), rows);
+});
+
 Deno.test("linear: without input features the bias has its gradient all the same", async () => {
   await init();
   using _tape = new Tape();

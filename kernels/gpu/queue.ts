@@ -310,6 +310,7 @@ export class Queue {
     this.#endPass();
     this.#openEncoder().copyBufferToBuffer(memory.buffer, memory.offset, staging, 0, copied);
     memory.batch = this.batch;
+    const needed = [this.batch, ...partsOf(memory).map(({ written }) => written)]; // later the memory may be another tensor's
     this.submit();
     const range = await mapped(staging, copied).catch(failed);
     const result = range.slice(0, bytes);
@@ -323,7 +324,7 @@ export class Queue {
       this.#turned = performance.now();
     }
     await this.errors.settle();
-    if (this.#isMissing(memory)) throw notComputed();
+    if (memory.refused || needed.some((batch) => this.#failed.has(batch))) throw notComputed();
     return result;
   }
 
@@ -348,8 +349,7 @@ export class Queue {
 
   /** The failed batch, if any, that should have written a memory or a slot of it. */
   #failure(memory: Memory): number | undefined {
-    const parts = memory.slots.length > 0 ? memory.slots : [memory];
-    return parts.find((part) => this.#failed.has(part.written))?.written;
+    return partsOf(memory).find((part) => this.#failed.has(part.written))?.written;
   }
 
   /** Whether the content of a memory is missing: the device refused the memory itself, or the batch that should have written it. */
@@ -404,6 +404,9 @@ async function mapped(staging: GPUBuffer, bytes: number): Promise<ArrayBuffer> {
 
 const notComputed = () =>
   new Error("GPU: this tensor was not computed: the device had refused the batch that it belongs to, and has said why");
+
+/** The slots of a memory, or itself. */
+const partsOf = (memory: Memory): readonly Memory[] => memory.slots.length > 0 ? memory.slots : [memory];
 
 /** Whether a dispatch uses what a waiting launch writes, or writes what one reads. */
 function isAwaited({ pipeline: { writes }, memories }: Entry): boolean {

@@ -149,3 +149,26 @@ Deno.test("refused: an internal error of the compiler names the kernel and the s
   });
   assertEquals(await x.add(1).array(), [[2, 3], [4, 5]]);
 });
+
+Deno.test("refused: reads that wait while a batch is discarded give its results or an error, whatever the memory holds by then", async () => {
+  await init();
+  using _scope = new Scope();
+  const bad = defineKernel({ name: "bad", buffers: { y: "write f32" }, main: "y[thread] = nonsense;" });
+  const reads: Promise<unknown>[] = [],
+    said = (x: Promise<unknown>) => x.then((y) => y, (error: Error) => error.message);
+  {
+    using _short = new Scope();
+    const sums = [1, 2, 3].map((i) => tensor([1, 2, 3, 4]).add(i));
+    bad.run({ y: zeros([4]).memory }, {}, 1);
+    reads.push(...sums.map((x) => said(x.data())));
+  }
+  for (const read of reads) {
+    assertStringIncludes(String(await read), "GPU: ");
+    for (let i = 0; i < 8; i++) zeros([4]); // in the memory that the sums had
+  }
+  // and the other way round: what an earlier batch computed is there, though a later one should have overwritten it
+  const x = tensor([1, 2]).add(1), good = x.data(), other = defineKernel({ ...bad.spec });
+  other.run({ y: x.memory }, {}, 1);
+  assertStringIncludes(String(await said(zeros([1]).data())), "the WGSL of bad");
+  assertEquals([...await good], [2, 3]);
+});
