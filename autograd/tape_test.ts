@@ -163,6 +163,10 @@ Deno.test("tape: a result that was overwritten passes its gradient to what stand
   y.assign(v);
   before.add(y.mul(5).sum()).backward();
   assertEquals([await w.grad!.array(), await v.grad!.array()], [[2, 2], [5, 5]]);
+  const shared = w.mul(2), view = shared.reshape([2, 1]);
+  for (const [x, y] of [[shared, v], [view, v.reshape([2, 1])]]) {
+    assertThrows(() => x.assign(y), Error, "assign: x, the result");
+  }
   const z = w.mul(2).assign(tensor([6, 7])); // a constant now
   assertEquals(z.requiresGrad, false);
   const same = noGrad(() => w.mul(2)), parameter = leaf([0, 0]).assign(v.mul(2)); // neither has a record

@@ -364,7 +364,7 @@ export interface Tensor {
   backward(dOutput?: Tensor): void;
   /**
    * Overwrites the elements in place with `other`'s. Shapes and dtypes must agree. Returns this tensor. The result of a recorded op takes on `other`'s history,
-   * as in PyTorch: gradients flow to `other`. A leaf or a constant remains one.
+   * as in PyTorch: gradients flow to `other`; throws an Error if it shares its memory with a view, which would not. A leaf or a constant remains one.
    */
   assign(other: Tensor): this;
   /** x + other, with broadcasting. */

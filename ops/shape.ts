@@ -126,12 +126,18 @@ export function expand(x: Tensor, shape: readonly number[]): Tensor {
 export function assign(x: Tensor, other: Tensor): Tensor {
   checkTensor("assign", "x", x, DTYPES);
   checkTensor("assign", "other", other, [x.dtype], x.shape);
-  const { storage } = x, from = other.memory, to = storage.writable();
+  const { storage } = x, isRecorded = x.record !== null && needsGradient([x]);
   if (storage === other.storage) return x;
+  if (isRecorded && storage.owners > 1) {
+    throw new Error(
+      "assign: x, the result of a recorded op, shares its memory with a view, which would keep the old history; assign to a copy",
+    );
+  }
+  const from = other.memory, to = storage.writable();
   // two slots of an optimizer's block: a dispatch cannot read and write the same buffer
   if (from.buffer === to.buffer) gpu().queue.copy(from, to, x.size * BYTES[x.dtype]);
   else copyFlat(from, to, x.dtype, x.size);
-  if (!x.record || !needsGradient([x])) return x;
+  if (!isRecorded) return x;
   x.record = null; // its gradient no longer belongs to the op that made it
   x.requiresGrad = false;
   return record({ op: "assign", inputs: [other], output: x, backward: (dX) => [dX] });
