@@ -75,7 +75,8 @@ export function numbersOf(
 }
 
 /**
- * Internal: checks the `return…` options. `counts` are those of `countsOf`. `extras` are the memories that the kernel fills for them, null if none is set; `result` makes what the op returns.
+ * Internal: checks the `return…` options. `counts` are those of `countsOf`; `extras` are the memories that the kernel fills, null if no option is set; `result`
+ * makes what the op returns.
  */
 export function furtherReturns(
   op: string,
