@@ -190,7 +190,7 @@ export class LayerNorm extends Module {
 
 /**
  * RMS norm over the last dimension, [..., width] → the same, with weight 1 at first: formula, gradients and errors of `forward` as `rmsNorm`. Throws a
- * RangeError for a width below 1 and a negative eps. Source: `torch.nn.RMSNorm`, with eps 1e-5 by default.
+ * RangeError for a width below 1 and a negative eps. Source: `torch.nn.RMSNorm`.
  *
  * @example
  * ```ts
@@ -204,11 +204,11 @@ export class RMSNorm extends Module {
   /** [width] */
   weight: Tensor;
 
-  /** `eps` is added to the mean square. */
-  constructor(width: number, readonly eps = 1e-5) {
+  /** `eps` is added to the mean square; by default as in `rmsNorm`. */
+  constructor(width: number, readonly eps?: number) {
     super();
     checkNumber("RMSNorm", "width", width, { integer: true, min: 1 });
-    checkNumber("RMSNorm", "eps", eps, { min: 0 });
+    if (eps !== undefined) checkNumber("RMSNorm", "eps", eps, { min: 0 });
     this.weight = ones([width], { requiresGrad: true }).keep();
   }
 

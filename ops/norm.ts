@@ -10,7 +10,7 @@ import { wrongFeatures } from "./shape.ts";
 
 /** Options of the norms. */
 export interface NormOptions {
-  /** Added to the variance (or mean square); 1e-5 by default. */
+  /** Added to the variance, 1e-5 by default, or to the mean square, the step behind 1 of x's dtype by default: 2⁻²³, of f16 2⁻¹⁰. */
   eps?: number;
 }
 
@@ -22,9 +22,9 @@ function norm(
   options: NormOptions,
 ): Tensor {
   checkOptions(op, options, ["eps"]);
-  const { eps = 1e-5 } = options;
-  checkNumber(op, "eps", eps, { min: 0 });
   const { rows, columns } = rowsOf(op, "x", x, "column");
+  const { eps = op === "layerNorm" ? 1e-5 : x.dtype === "f16" ? 2 ** -10 : 2 ** -23 } = options;
+  checkNumber(op, "eps", eps, { min: 0 });
   checkTensor(op, "weight", weight, [x.dtype]);
   if (weight.rank === 1 && weight.size !== columns) throw wrongFeatures(op, x.shape, weight);
   checkShape(op, "weight", weight, [columns]);
@@ -84,7 +84,7 @@ export function layerNorm(x: Tensor, weight: Tensor, bias: Tensor, options: Norm
 }
 
 /**
- * x̂·weight over the last dimension, with x̂ = x·r, r = 1/√(mean x² + eps); x [..., D], weight [D], eps 1e-5 by default.
+ * x̂·weight over the last dimension, with x̂ = x·r, r = 1/√(mean x² + eps); x [..., D], weight [D], eps 2⁻²³ by default (of f16 2⁻¹⁰).
  *
  * Gradients: dX = r·(g − x̂·mean(g·x̂)) with g = dY·weight; dWeight = Σ dY·x̂ over the rows. Throws a TypeError for wrong shapes or dtypes, a RangeError for
  * an eps below 0 and rows of no columns. Source: Zhang & Sennrich 2019; `torch.nn.functional.rms_norm`.

@@ -1,4 +1,4 @@
-import { assertEquals, assertThrows } from "@std/assert";
+import { assert, assertEquals, assertThrows } from "@std/assert";
 import { init, layerNorm, ones, rmsNorm, Scope, Tape, tensor, zeros } from "@limbeck/limbeck";
 import { rowTuning } from "../kernels/row.ts";
 import { largestError } from "../testing/compare.ts";
@@ -102,14 +102,25 @@ Deno.test("norm: far from 0", async () => {
 });
 
 Deno.test("norm: eps, more dimensions, and gradcheck", async () => {
-  await init();
+  const { f16 } = await init();
   assertEquals(await complaints("layerNorm", 3, 7, { eps: 0.5 }), []);
   assertEquals(await complaints("rmsNorm", 3, 7, { eps: 0.5 }), []);
+  // by default that of PyTorch
+  const half = f16 ? [[Float16Array.of(2 ** -5, 2 ** -5), 2 ** -5 / Math.sqrt(2 ** -10 + 2 ** -10)] as const] : [];
+  for (
+    const [row, want] of [
+      [Float32Array.of(2 ** -12, 2 ** -12), 2 ** -12 / Math.sqrt(2 ** -24 + 2 ** -23)] as const,
+      ...half,
+    ]
+  ) {
+    const x = tensor(row, [1, 2]), [y] = await rmsNorm(x, ones([2], { dtype: x.dtype })).data();
+    assert(Math.abs(y - want) < (x.dtype === "f16" ? 1e-3 : 1e-6), `${y}`);
+  }
   const times = elementwise((a, b) => a * b), plus = elementwise((a, b) => a + b);
   const normed = (mean: boolean) =>
     lines((row) => {
       const n = row.length, m = mean ? sum(n, (i) => row[i]) / n : 0;
-      const rstd = 1 / Math.sqrt(sum(n, (i) => (row[i] - m) ** 2) / n + 1e-5);
+      const rstd = 1 / Math.sqrt(sum(n, (i) => (row[i] - m) ** 2) / n + (mean ? 1e-5 : 2 ** -23));
       return row.map((v) => (v - m) * rstd);
     }, -1);
   await checkOps([
