@@ -219,7 +219,7 @@ export class RMSNorm extends Module {
 }
 
 /**
- * Dropout with probability p (0.5 by default) while training, nothing in evaluation; shape and gradient as `dropout`. Throws a RangeError unless 0 ≤ p < 1.
+ * Dropout with probability p (0.5 by default) while training, nothing in evaluation; shape and gradient as `dropout`. Throws a RangeError unless 0 ≤ p ≤ 1.
  * Source: `torch.nn.Dropout`.
  *
  * @example
@@ -236,7 +236,7 @@ export class Dropout extends Module {
   /** `p` is the probability of dropping an element. */
   constructor(readonly p = 0.5) {
     super();
-    checkNumber("Dropout", "p", p, { min: 0, below: 1 });
+    checkNumber("Dropout", "p", p, { min: 0, max: 1 });
   }
 
   /** [...] → the same */

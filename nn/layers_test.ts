@@ -83,6 +83,7 @@ Deno.test("layers: Dropout drops while training only", async () => {
   assert(kept.every((v) => v === 0 || Math.abs(v - 4 / 3) < 1e-6));
   dropout.eval();
   assertEquals(await dropout.forward(x).data(), await x.data());
+  assertEquals(await new nn.Dropout(1).forward(ones([3])).data(), Float32Array.of(0, 0, 0)); // as in PyTorch
   using _tape = new Tape();
   const w = ones([2], { requiresGrad: true }), { dispatches } = stats();
   const y = dropout.forward(w);
@@ -98,7 +99,7 @@ Deno.test("layers: what they refuse", async () => {
   assertThrows(() => new nn.Linear(1, 1.5), RangeError, "Linear: outFeatures must be");
   assertThrows(() => new nn.Conv2d(1, 0, 3), RangeError, "Conv2d: outChannels must be");
   assertThrows(() => new nn.Conv2d(1, 1, 0), RangeError, "Conv2d: kernel must be");
-  assertThrows(() => new nn.Dropout(1), RangeError, "Dropout: p must be");
+  assertThrows(() => new nn.Dropout(1.1), RangeError, "Dropout: p must be");
   const linear = new nn.Linear(784, 10), images = zeros([4, 28, 28]);
   const narrow = "linear: x must have shape [..., 784] for a weight of shape [10, 784], got [4, 28";
   assertThrows(() => linear.forward(images), TypeError, `${narrow}, 28]`);

@@ -234,7 +234,7 @@ Deno.test("module: Linear starts within ±1/√in and dispose frees all", async 
   layer.dispose();
   assertEquals([stats().liveTensors, stats().liveBytes], [before.liveTensors, before.liveBytes]);
   assertThrows(() => new nn.Linear(0, 1), RangeError, "Linear: inFeatures must be");
-  assertThrows(() => new nn.Dropout(1), RangeError, "Dropout: p must be");
+  assertThrows(() => new nn.Dropout(1.1), RangeError, "Dropout: p must be");
   assertThrows(
     // deno-lint-ignore no-explicit-any
     () => new nn.Sequential(5 as any),

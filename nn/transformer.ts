@@ -34,14 +34,14 @@ function checkBlock(op: string, width: number, heads: number, options: Transform
   if (width % heads !== 0) throw new RangeError(`${op}: heads must divide the width ${width}, got ${heads}`);
   const { hidden = 4 * width, dropout = 0 } = options;
   checkNumber(op, "hidden", hidden, { integer: true, min: 1, below: 2 ** 32 }); // even if there is no layer that uses it
-  checkNumber(op, p, dropout, { min: 0, below: 1 });
+  checkNumber(op, p, dropout, { min: 0, max: 1 });
 }
 
 /**
  * Multi-head self-attention, [batch, T, width] → the same shape: with Q, K, V the heads' parts of x·inProjWeightᵀ + inProjBias, softmax(QKᵀ/√depth)·V for
  * each head, side by side, through `outProj`. In training its weights are dropped with probability p (0 by default).
  *
- * Throws a RangeError if the number of heads does not divide the width and unless 0 ≤ p < 1, `forward` a TypeError for another shape and a RangeError for heads
+ * Throws a RangeError if the number of heads does not divide the width and unless 0 ≤ p ≤ 1, `forward` a TypeError for another shape and a RangeError for heads
  * wider than 128. State names as `torch.nn.MultiheadAttention`. Source: Vaswani et al. 2017.
  *
  * @example
@@ -134,7 +134,7 @@ export interface TransformerBlockOptions {
 /**
  * A pre-norm block, [batch, T, width] → the same shape: x + attention(norm1(x)), then x + linear2(gelu(linear1(norm2(x)))). State names as
  * `torch.nn.TransformerEncoderLayer(norm_first, gelu, batch_first)`. Throws a RangeError for sizes below 1, if the number of heads does not divide the width
- * and unless 0 ≤ dropout < 1; `forward` as `MultiHeadAttention`. Source: Vaswani et al. 2017; pre-norm: Xiong et al. 2020.
+ * and unless 0 ≤ dropout ≤ 1; `forward` as `MultiHeadAttention`. Source: Vaswani et al. 2017; pre-norm: Xiong et al. 2020.
  *
  * @example
  * ```ts
@@ -253,7 +253,7 @@ export interface GptOptions {
  * vocabulary] logits. State names: `tokens.weight`, `positions.weight`, `blocks.N.…`, `norm.…`, `head.weight` (absent when tied). Weights are initialized
  * with deviation 0.02, biases with 0, as in GPT-2.
  *
- * Throws a RangeError for sizes below 1, if the number of heads does not divide the width and unless 0 ≤ dropout < 1; `forward` a TypeError for tokens of
+ * Throws a RangeError for sizes below 1, if the number of heads does not divide the width and unless 0 ≤ dropout ≤ 1; `forward` a TypeError for tokens of
  * another shape or dtype, a RangeError for sequences longer than the context and for tokens outside the vocabulary that the host wrote. Source: Radford et
  * al. 2019.
  *

@@ -283,7 +283,7 @@ Deno.test("transformer: what they throw", async () => {
   await init();
   using _scope = new Scope();
   assertThrows(() => new nn.MultiHeadAttention(6, 4), RangeError, "heads must divide the width 6, got 4");
-  assertThrows(() => new nn.MultiHeadAttention(6, 2, 1), RangeError, "MultiHeadAttention: p must be");
+  assertThrows(() => new nn.MultiHeadAttention(6, 2, 1.1), RangeError, "MultiHeadAttention: p must be");
   assertThrows(() => new nn.Embedding(0, 2), RangeError, "Embedding: count must be");
   assertThrows(() => new nn.LayerNorm(0), RangeError, "LayerNorm: width must be");
   assertThrows(() => new nn.RMSNorm(1.5), RangeError, "RMSNorm: width must be");

@@ -53,7 +53,7 @@ export function scaledDotProductAttention(q: Tensor, k: Tensor, v: Tensor, optio
   const { causal = false, mask, scale = 1 / Math.sqrt(depth), dropout = 0 } = options;
   checkBoolean(op, "causal", causal);
   checkNumber(op, "scale", scale);
-  checkNumber(op, "dropout", dropout, { min: 0, below: 1 });
+  checkNumber(op, "dropout", dropout, { min: 0, max: 1 });
   return composed(op, () => {
     let scores: Tensor | null = null, maskStride = 0;
     if (mask !== undefined) {

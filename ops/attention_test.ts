@@ -230,6 +230,15 @@ Deno.test("attention: dropout keeps the expectation", async () => {
   assert(shares.slice(0, T).some((x, i) => x !== shares[T + i]), "heads have masks of their own");
 });
 
+Deno.test("attention: with all weights dropped values and gradients are 0", async () => {
+  await init();
+  using _tape = new Tape();
+  const inputs = [3, 5, 5].map((rows) => randn([2, rows, 8], { requiresGrad: true })), [q, k, v] = inputs;
+  const o = scaledDotProductAttention(q, k, v, { dropout: 1 });
+  o.sum().backward();
+  for (const x of [o, ...inputs.map((x) => x.grad!)]) assertEquals((await x.data()).findIndex((y) => y !== 0), -1);
+});
+
 Deno.test("attention: backward drops the weights that forward dropped", async () => {
   await init();
   const T = 33, S = 40, D = 8, lead = [2], wrong: string[] = [];
@@ -360,7 +369,7 @@ Deno.test("attention: what it throws", async () => {
     TypeError,
     `${op}: mask must have dtype f32 or i32`,
   );
-  assertThrows(() => scaledDotProductAttention(q, k, k, { dropout: 1 }), RangeError, `${op}: dropout must be`);
+  assertThrows(() => scaledDotProductAttention(q, k, k, { dropout: 1.1 }), RangeError, `${op}: dropout must be`);
   assertThrows(() => scaledDotProductAttention(q, k, k, { scale: NaN }), RangeError, `${op}: scale must be`);
   // deno-lint-ignore no-explicit-any
   assertThrows(() => scaledDotProductAttention(q, k, k, { causal: 1 } as any), TypeError, `${op}: causal must be`);

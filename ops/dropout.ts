@@ -18,7 +18,7 @@ export interface DropoutOptions {
  * Zeroes each element with probability p and scales the others by 1/(1 − p), which preserves the expectation. The mask is a hash of (seed, step, number of
  * the op in its tape, element): it is never stored, and the backward pass computes it again. If nothing is dropped, the result is a view of x.
  *
- * Gradient: dX = dY/(1 − p) where the element was kept, else 0. Throws a TypeError unless x is a tensor of f32 or f16, a RangeError unless 0 ≤ p < 1. Source:
+ * Gradient: dX = dY/(1 − p) where the element was kept, else 0. Throws a TypeError unless x is a tensor of f32 or f16, a RangeError unless 0 ≤ p ≤ 1. Source:
  * Srivastava et al. 2014.
  *
  * @example
@@ -33,7 +33,7 @@ export interface DropoutOptions {
 export function dropout(x: Tensor, options: DropoutOptions = {}): Tensor {
   checkOptions("dropout", options, ["p", "training"]);
   const { p = 0.5, training = true } = options;
-  checkNumber("dropout", "p", p, { min: 0, below: 1 });
+  checkNumber("dropout", "p", p, { min: 0, max: 1 });
   checkBoolean("dropout", "training", training);
   checkTensor("dropout", "x", x);
   if (!chosen(training) || p === 0) { // a view, so that the result can be disposed of separately from x, as usual

@@ -196,7 +196,7 @@ row("rmsNorm", (d) => {
   const n = d.int(1, 9);
   return [d.x([...d.shape(0, 2), n], { shapes: [[]] }), d.x([n], { exact: true }), d.options({ eps: eps(d) })];
 });
-export const probability = (d: Draw): Argument => d.number([0, 0.3], [-0.1, 1, 2]);
+export const probability = (d: Draw): Argument => d.number([0, 0.3, 1], [-0.1, 1.1, 2]);
 row("dropout", (d) => [d.x(d.shape(0, 3)), d.options({ p: probability(d), training: d.flag() })]);
 row("conv2d", (d) => {
   const [ins, outs, kernel] = [d.int(1, 3), d.int(1, 3), d.int(1, 3)];
