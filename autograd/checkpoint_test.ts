@@ -163,6 +163,24 @@ Deno.test("checkpoint(fn): train flags are those of the forward pass", async () 
   block.dispose();
 });
 
+Deno.test("checkpoint(fn): a module of one's own asks whether it trains, and is told what the forward pass was told", async () => {
+  await init();
+  const own = new class extends nn.Module {
+    override forward(x: Tensor): Tensor {
+      return x.mul(this.training ? 2 : 7);
+    }
+  }();
+  for (const training of [true, false]) {
+    own.train(training);
+    using _tape = new Tape();
+    const x = leaf([2], 1), y = checkpoint((x) => own.forward(x), x);
+    own.train(!training);
+    y.sum().backward();
+    assertEquals(await x.grad!.array(), training ? [2, 2] : [7, 7]);
+    assertEquals(own.training, !training);
+  }
+});
+
 Deno.test("checkpoint(fn): tokens as inputs, and parameters in an optimizer's block", async () => {
   await init();
   const trained = async (call: Call) => {

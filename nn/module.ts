@@ -1,6 +1,6 @@
 import { checkBoolean, checkOptions, describe, isRecord } from "../kernels/check.ts";
 import { isFloat } from "../autograd/storage.ts";
-import { noGrad } from "../autograd/tape.ts";
+import { chosen, noGrad } from "../autograd/tape.ts";
 import { checkTensor, Tensor } from "../autograd/tensor.ts";
 import { mapped } from "../ops/mapped.ts";
 import { assign } from "../ops/shape.ts";
@@ -37,9 +37,17 @@ const snake = (name: string) => name.replace(/(?<=[a-z0-9][A-Z]*)[A-Z]/g, (c) =>
  * ```
  */
 export abstract class Module {
-  /** Whether dropout and the like are active: set by `train()` and `eval()`. */
-  training = true;
+  #training = true;
   #switching = false;
+
+  /** Whether dropout and the like are active: set by `train()` and `eval()`. While a checkpoint recomputes its function, what it was in the forward pass. */
+  get training(): boolean {
+    return chosen(this.#training);
+  }
+
+  set training(on: boolean) {
+    this.#training = on;
+  }
 
   /** The module's function. */
   abstract forward(x: Tensor): Tensor;
