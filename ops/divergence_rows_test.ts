@@ -1,15 +1,6 @@
 /** Divergences of rows with many classes, which the loops of `kernels/divergence_loops.ts` process, in registers and not. */
 import { assert, assertEquals } from "@std/assert";
-import {
-  distillation,
-  type DivergenceName,
-  forwardKl,
-  init,
-  jsd,
-  reverseKl,
-  type Tensor,
-  tensor,
-} from "@limbeck/limbeck";
+import { distillation, forwardKl, init, jsd, reverseKl, type Tensor, tensor } from "@limbeck/limbeck";
 import { rowTuning } from "../kernels/row.ts";
 import {
   assertSmall,
@@ -18,7 +9,6 @@ import {
   DIVERGENCE_NAMES,
   type DivergenceNumbers,
   DIVERGENCES,
-  f16Errors,
   gpuOptions,
   GRADIENT,
   integers,
@@ -87,7 +77,7 @@ Deno.test("divergences: NaN anywhere in a long row makes that row NaN, and no ot
   ];
   try {
     // as the adapter would have it; and in part in registers. Some ops only: software Vulkan compiles each for half a second
-    for (const [threads, quads, V] of [[0, 0, isSoftware ? 8000 : 40_000], [8, 2, 301]]) {
+    for (const [threads, quads, V] of [[0, 0, isSoftware ? 8001 : 40_000], [8, 2, 301]]) {
       rowTuning.limits = threads > 0 ? { threads, quads } : null;
       // the first rows have it in the student, the next in the teacher, the last row nowhere
       const places = [1, V >> 1, V - 2],
@@ -175,7 +165,7 @@ Deno.test("divergences: Gaussians on a grid, near and as good as apart", async (
 Deno.test("divergences: temperatures far below the gaps between logits", async () => {
   await init();
   const errors: [string, number, number][] = [];
-  for (const V of [64, 132]) { // the last of 132 classes is not among those that the row is first measured by
+  for (const V of [65, 133]) { // the last of 133 classes is not among those that the row is first measured by
     const shape = [1, V];
     // the likely classes, at places between whole numbers, are the first and another one
     for (const [likely, T, other] of [[2.52, 0.0056, 1], [2.6, 0.0046, 1], [2.6, 0.004, V - 2], [7.4, 0.001, V - 2]]) {
@@ -284,54 +274,6 @@ Deno.test("mixtures: rows whose divergence is small, but not so small that each 
     }
   }
   assertSmall(errors);
-});
-
-Deno.test("divergences: f16 rows that registers keep whole or in part", async () => {
-  const { f16 } = await init();
-  if (!f16) return;
-  const round = (x: number[]) => Array.from(Float16Array.from(x));
-  try {
-    // kept whole, in vec4s that are the row's alone and not; of the others, one as a GPU has it and two, some turns and a part are read again, two at a time
-    for (const [threads, quads, V] of [[8, 2, 60], [8, 2, 59], [64, 4, 1012], [8, 2, 244], [8, 2, 1101]]) {
-      rowTuning.limits = { threads, quads };
-      const shape = [2, V], [student, teacher] = [1, 2].map((seed) => round(normals(2 * V, 2, seed)));
-      const input = (values: number[], requiresGrad: boolean) => ({
-        values,
-        shape,
-        dtype: "f16" as const,
-        requiresGrad,
-      });
-      for (const masked of [false, true]) {
-        if (masked) { // both rows have no third class; the second student has no fifth either
-          for (const c of [2, V + 2, V + 4]) student[c] = -Infinity;
-          for (const c of [2, V + 2]) teacher[c] = -Infinity;
-        }
-        // each is a pipeline: what takes seconds to compile
-        const some: [DivergenceName, side: 0 | 1][] = V === 1012
-          ? [["jsd", 0]]
-          : V % 4 === 0
-          ? [["forwardKl", 0]]
-          : V === 59
-          ? [["forwardKl", 0], ["jsd", 0]]
-          : [["forwardKl", 0], ["reverseKl", 0], ["jsd", 0], ["jsd", 1]];
-        for (const [name, side] of some) {
-          const what = `${name} ${V}${masked ? ", masked" : ""}, gradient ${side}`;
-          const want = reference(name, student, teacher, V, { reduction: "none" }, [1, 1]);
-          const { loss, gradients } = await measure((s, t) => DIVERGENCES[name](s, t, { reduction: "none" }), [
-            input(student, side === 0),
-            input(teacher, side === 1),
-          ], [1, 1]);
-          const rows = masked && name === "forwardKl" ? 1 : 2;
-          if (rows === 1) assertEquals(loss[1], Infinity, what);
-          assert(rowError(loss.slice(0, rows), want.loss.slice(0, rows), 1) <= VALUE, `${what}: ${loss}`);
-          const got = gradients[side].slice(0, rows * V), wanted = side === 0 ? want.dStudent : want.dTeacher;
-          assertEquals(f16Errors(got, wanted.slice(0, rows * V), V, GRADIENT), [], what);
-        }
-      }
-    }
-  } finally {
-    rowTuning.limits = null;
-  }
 });
 
 Deno.test("divergences: values of mixtures without gradients, beside classes that are far apart", async () => {

@@ -1,6 +1,16 @@
 /** What takes too long for every run: all class counts under all row plans, the longest rows, and more rows than one dimension dispatches. */
-import { assertEquals } from "@std/assert";
-import { crossEntropy, distillation, init, jsd, linearCrossEntropy, Tape, type Tensor, tensor } from "@limbeck/limbeck";
+import { assert, assertEquals } from "@std/assert";
+import {
+  crossEntropy,
+  distillation,
+  type DivergenceName,
+  init,
+  jsd,
+  linearCrossEntropy,
+  Tape,
+  type Tensor,
+  tensor,
+} from "@limbeck/limbeck";
 import { rowTuning } from "../kernels/row.ts";
 import {
   assertSmall,
@@ -9,6 +19,7 @@ import {
   divergence as divergenceReference,
   DIVERGENCE_NAMES,
   DIVERGENCES,
+  f16Errors,
   Head,
   integers,
   labelsOf,
@@ -61,6 +72,52 @@ Deno.test("losses: rows that several subgroups share", async () => {
     for (const quads of [2, 4]) { // registers keep a part of a row, and all of it
       rowTuning.limits = { threads: 64, quads };
       await checkAll(2, 603, `603 classes, ${quads} vec4s`, ["forwardKl", "jsd"]);
+    }
+  } finally {
+    rowTuning.limits = null;
+  }
+});
+
+Deno.test("divergences: f16 rows that registers keep whole or in part", async () => {
+  const { f16 } = await init();
+  if (!f16) return;
+  const round = (x: number[]) => Array.from(Float16Array.from(x));
+  try {
+    // kept whole, in vec4s that are the row's alone and not; of the others, one as a GPU has it and two, some turns and a part are read again, two at a time
+    for (const [threads, quads, V] of [[8, 4, 124], [8, 4, 123], [64, 8, 1612], [8, 2, 244], [8, 2, 1101]]) {
+      rowTuning.limits = { threads, quads };
+      const shape = [2, V], [student, teacher] = [1, 2].map((seed) => round(normals(2 * V, 2, seed)));
+      const input = (values: number[], requiresGrad: boolean) => ({
+        values,
+        shape,
+        dtype: "f16" as const,
+        requiresGrad,
+      });
+      for (const masked of [false, true]) {
+        if (masked) { // both rows have no third class; the second student has no fifth either
+          for (const c of [2, V + 2, V + 4]) student[c] = -Infinity;
+          for (const c of [2, V + 2]) teacher[c] = -Infinity;
+        }
+        // each is a pipeline: what takes seconds to compile
+        const some: [DivergenceName, side: 0 | 1][] = V === 1612
+          ? [["jsd", 0]]
+          : V % 4 === 0
+          ? [["forwardKl", 0]]
+          : [["forwardKl", 0], ["reverseKl", 0], ["jsd", 0], ["jsd", 1]];
+        for (const [name, side] of some) {
+          const what = `${name} ${V}${masked ? ", masked" : ""}, gradient ${side}`;
+          const want = divergenceReference(name, student, teacher, V, { reduction: "none" }, [1, 1]);
+          const { loss, gradients } = await measure((s, t) => DIVERGENCES[name](s, t, { reduction: "none" }), [
+            input(student, side === 0),
+            input(teacher, side === 1),
+          ], [1, 1]);
+          const rows = masked && name === "forwardKl" ? 1 : 2;
+          if (rows === 1) assertEquals(loss[1], Infinity, what);
+          assert(rowError(loss.slice(0, rows), want.loss.slice(0, rows), 1) <= 1e-6, `${what}: ${loss}`);
+          const got = gradients[side].slice(0, rows * V), wanted = side === 0 ? want.dStudent : want.dTeacher;
+          assertEquals(f16Errors(got, wanted.slice(0, rows * V), V, 5e-6), [], what);
+        }
+      }
     }
   } finally {
     rowTuning.limits = null;
