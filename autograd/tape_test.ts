@@ -854,12 +854,12 @@ Deno.test("record: a rule that gives one gradient, in an optimizer's memory, to 
 
 Deno.test("backward: a loss that contains a parameter's gradient, or a view of it, takes it as it was", async () => {
   await init();
-  for (const  of of[(g: Tensor) => g, (g: Tensor) => g.detach()]) {
+  for (const seen of [(g: Tensor) => g, (g: Tensor) => g.detach()]) {
     for (const home of [false, true]) {
       const w = tensor([1, 2], { requiresGrad: true }), optimizer = home ? new optim.SGD([w], { lr: 1 }) : null;
       for (const gradientToo of [false, true]) {
         using _tape = new Tape();
-        const penalty = gradientToo ? w.mul(of(w.grad!)).sum() : null, loss = w.square().sum();
+        const penalty = gradientToo ? w.mul(seen(w.grad!)).sum() : null, loss = w.square().sum();
         (penalty?.add(loss) ?? loss).backward();
       }
       assertEquals(await w.grad!.array(), [6, 12]); // 2w, and once more 2w and the gradient of before

@@ -1,6 +1,6 @@
 /** Convolution and max pooling of images [N, C, H, W], with one thread per element of the result: of y forward, of dX backward. */
 import type { Element } from "./elementwise.ts";
-import { spans, u32s, variants } from "./gpu/kernel.ts";
+import { type Kernel, spans, u32s, variants } from "./gpu/kernel.ts";
 import type { Memory } from "./gpu/memory.ts";
 
 // deno-fmt-ignore
@@ -20,6 +20,21 @@ const apart = (planes: string, rows: string, columns: string) =>
 
 /** Iterations of two nested loops in one of an outer loop, with those that end them. */
 const turnsOf = (rows: number, columns: number) => 3 + rows * (2 + columns);
+
+/** Runs a kernel once for each part of its loop of `count` positions, of which each takes `turns` iterations. */
+function inParts(
+  kernel: Kernel,
+  buffers: Record<string, Memory | null>,
+  s: ConvSizes,
+  [count, turns]: [count: number, turns: number],
+  workgroups: number,
+): void {
+  for (const [start, end] of spans(count, turns)) kernel.run(buffers, { ...s, start, end }, workgroups);
+}
+
+/** How many workgroups give each element of y, or of x, a thread. */
+const forY = (s: ConvSizes) => Math.ceil(s.images * s.outs * s.outHeight * s.outWidth / 256);
+const forX = (s: ConvSizes) => Math.ceil(s.images * s.channels * s.height * s.width / 256);
 
 const forwardKernel = variants(({ element, bias }: { element: Element; bias: boolean }) => ({
   name: "conv2d",
@@ -58,14 +73,8 @@ export function conv2d(
   y: Memory,
   s: ConvSizes,
 ): void {
-  const size = s.images * s.outs * s.outHeight * s.outWidth;
-  for (const [start, end] of spans(s.channels, turnsOf(s.kernelHeight, s.kernelWidth))) {
-    forwardKernel({ element, bias: bias !== null }).run(
-      { x, weight, bias, y },
-      { ...s, start, end },
-      Math.ceil(size / 256),
-    );
-  }
+  const kernel = forwardKernel({ element, bias: bias !== null });
+  inParts(kernel, { x, weight, bias, y }, s, [s.channels, turnsOf(s.kernelHeight, s.kernelWidth)], forY(s));
 }
 
 const inputKernel = variants((element: Element) => ({
@@ -94,13 +103,7 @@ const inputKernel = variants((element: Element) => ({
 
 /** dX from dY. */
 export function conv2dBackwardInput(element: Element, weight: Memory, dY: Memory, dX: Memory, s: ConvSizes): void {
-  for (const [start, end] of spans(s.outs, turnsOf(s.kernelHeight, s.kernelWidth))) {
-    inputKernel(element).run(
-      { weight, dY, dX },
-      { ...s, start, end },
-      Math.ceil(s.images * s.channels * s.height * s.width / 256),
-    );
-  }
+  inParts(inputKernel(element), { weight, dY, dX }, s, [s.outs, turnsOf(s.kernelHeight, s.kernelWidth)], forX(s));
 }
 
 // one workgroup for each element of the weight; its lanes share the images' output positions
@@ -139,13 +142,9 @@ const weightKernel = variants((element: Element) => ({
 
 /** dWeight from dY. */
 export function conv2dBackwardWeight(element: Element, x: Memory, dY: Memory, dWeight: Memory, s: ConvSizes): void {
-  for (const [start, end] of spans(s.images * s.outHeight * s.outWidth, 1 / 64)) {
-    weightKernel(element).run(
-      { x, dY, dWeight },
-      { ...s, start, end },
-      s.outs * s.channels * s.kernelHeight * s.kernelWidth,
-    );
-  }
+  const positions = s.images * s.outHeight * s.outWidth,
+    elements = s.outs * s.channels * s.kernelHeight * s.kernelWidth;
+  inParts(weightKernel(element), { x, dY, dWeight }, s, [positions, 1 / 64], elements);
 }
 
 const poolKernel = variants((element: Element) => ({
@@ -171,10 +170,7 @@ const poolKernel = variants((element: Element) => ({
 
 /** The largest element of each window and its position, the first one if several are equal. */
 export function maxPool2d(element: Element, x: Memory, y: Memory, chosen: Memory, s: ConvSizes): void {
-  const size = s.images * s.outs * s.outHeight * s.outWidth;
-  for (const [start, end] of spans(s.kernelHeight, 3 + s.kernelWidth)) {
-    poolKernel(element).run({ x, y, chosen }, { ...s, start, end }, Math.ceil(size / 256));
-  }
+  inParts(poolKernel(element), { x, y, chosen }, s, [s.kernelHeight, 3 + s.kernelWidth], forY(s));
 }
 
 const poolBackwardKernel = variants((element: Element) => ({
@@ -200,11 +196,5 @@ const poolBackwardKernel = variants((element: Element) => ({
 /** dX: dY where an element was chosen. */
 export function maxPool2dBackward(element: Element, chosen: Memory, dY: Memory, dX: Memory, s: ConvSizes): void {
   const [down, across] = [s.kernelHeight, s.kernelWidth].map((size) => Math.ceil(size / s.stride));
-  for (const [start, end] of spans(down, 3 + across)) {
-    poolBackwardKernel(element).run(
-      { chosen, dY, dX },
-      { ...s, start, end },
-      Math.ceil(s.images * s.channels * s.height * s.width / 256),
-    );
-  }
+  inParts(poolBackwardKernel(element), { chosen, dY, dX }, s, [down, 3 + across], forX(s));
 }

@@ -1,7 +1,6 @@
 /** Attention, transformer blocks and a decoder, with PyTorch's state names. */
 import { checkBoolean, checkNumber, checkOptions } from "../kernels/check.ts";
 import { composed } from "../autograd/composed.ts";
-import { chosen } from "../autograd/tape.ts";
 import { checkTensor, type Tensor } from "../autograd/tensor.ts";
 import { packedAttention, scaledDotProductAttention } from "../ops/attention.ts";
 import { arange } from "../ops/create.ts";
@@ -180,7 +179,7 @@ export class TransformerBlock extends Module {
 
   /** Whether there is dropout between the products and the ops that their kernels could include. */
   get #dropping(): boolean {
-    return chosen(this.training && this.p > 0);
+    return this.training && this.p > 0;
   }
 
   #drop(x: Tensor): Tensor {

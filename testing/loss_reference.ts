@@ -344,7 +344,7 @@ export function integers(count: number, below: number, seed: number): number[] {
 /** Class indices as a tensor. */
 export const labelsOf = (labels: readonly number[], shape?: number[]): Tensor => tensor(Int32Array.from(labels), shape);
 
-/** Runs `check` with up to 64 columns of each row in registers (32 times each of `all`), and with rows that are read again. */
+/** Runs `check` with so many vec4s of a row in each of 8 threads' registers: by default two, which are up to 64 columns, and none, where loops read the row again. */
 export async function underAllPlans(check: (plan: string) => Promise<void>, all: number[] = [2, 0]): Promise<void> {
   try {
     for (const quads of all) {
