@@ -19,9 +19,9 @@ import { type BufferType, variants } from "./gpu/kernel.ts";
 import type { Memory } from "./gpu/memory.ts";
 import { type DivergenceName, FORMULAS } from "./divergence_formulas.ts";
 import { careful, fading } from "./divergence_careful.ts";
+import { fast } from "./divergence_fast.ts";
 import {
   coefficients,
-  fast,
   inHalves,
   keepsH,
   LOG2E,
@@ -31,7 +31,7 @@ import {
   TERMS,
   type Variant,
   type Way,
-} from "./divergence_loops.ts";
+} from "./divergence_variant.ts";
 import { fit, MATH, MATH4 } from "./math.ts";
 import { planRow, rowBuffer, rowCode, type RowPlan, type Upstream } from "./row.ts";
 

@@ -1,9 +1,9 @@
 /**
- * The loops for the rows of `kernels/divergence.ts` that the fast loops (`kernels/divergence_loops.ts`) cannot be trusted with, such as those in which almost
+ * The loops for the rows of `kernels/divergence.ts` that the fast loops (`kernels/divergence_fast.ts`) cannot be trusted with, such as those in which almost
  * equal gradients cancel in the likely classes, or that have infinite logits on one side; for short rows; and for divergences of mixtures without a gradient.
  */
 import { type Near, SIDES, times } from "./divergence_formulas.ts";
-import { polynomial, SCALES, type Way } from "./divergence_loops.ts";
+import { polynomial, SCALES, type Way } from "./divergence_variant.ts";
 
 /**
  * h minus its limit, and `odds`, the other side's probability over the own: for classes whose probability on the other side is negligible. If the likeliest

@@ -1,4 +1,4 @@
-/** Divergences of rows with many classes, which the loops of `kernels/divergence_loops.ts` process, in registers and not. */
+/** Divergences of rows with many classes, which the loops of `kernels/divergence_fast.ts` process, in registers and not. */
 import { assert, assertEquals } from "@std/assert";
 import { distillation, forwardKl, init, jsd, reverseKl, type Tensor, tensor } from "@limbeck/limbeck";
 import { rowTuning } from "../kernels/row.ts";
