@@ -495,7 +495,11 @@ async function main(): Promise<void> {
   const out = options.text("out", `${import.meta.dirname}/${lacks.length > 0 ? "../out/report" : "results"}`);
   await makeFolder(out);
   const dawn = options.given("dawn");
-  if (dawn) await import("../testing/dawn/preload.ts");
+  if (dawn) {
+    await import("../testing/dawn/preload.ts").catch(({ message }) =>
+      failOption("--dawn", "an installed npm:webgpu and the permissions that bench/README.md lists", message)
+    );
+  }
   manualSeed(1);
   const info = await init();
   if (!info.timestamps) throw new Error(`${info.adapter} has no timestamp-query: its kernels cannot be timed`);

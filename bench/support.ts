@@ -136,7 +136,7 @@ export function compareSteps(group: string, ways: Record<string, () => void>): v
   const runs = gpu().info.isSoftware ? 1 : 20;
   for (const [i, [name, step]] of Object.entries(ways).entries()) {
     Deno.bench({
-      name: runs === 1 ? name : `${name}, ${runs} times`,
+      name: `${group}, ${name}${runs === 1 ? "" : `, ${runs} times`}`, // whole, for --filter
       group,
       baseline: i === 0,
       async fn() {

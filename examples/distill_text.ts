@@ -309,7 +309,7 @@ async function train(model: nn.Gpt, method: string, loss: StudentLoss, compariso
       const saved: Saved = { setting, corpusHash: corpus.hash, runs: comparison.runs, underway };
       // overwrites a checkpoint of an earlier stop, even if its step was later, in another run
       await saveCheckpoint(checkpoint, { model: models, optimizer, step, extra: saved }, { overwrite: true });
-      throw new Stopped(`stopped behind step ${step} of ${steps} of ${method}`);
+      throw new Stopped(`stopped after step ${step} of ${steps} of ${method}`);
     }
     const { bits } = await evaluate(heldOut, (batch) => model.forward(batch.tokens));
     underway.curve.push({ step, loss: mean(underway.losses)!, bitsPerCharacter: bits });

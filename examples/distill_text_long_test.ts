@@ -35,10 +35,10 @@ Deno.test("distill_text: a run that is stopped, twice, and resumed repeats the u
 
   assertStringIncludes(
     await distill(broken, ...options, "--stop-after", "10"),
-    "stopped behind step 10 of 30 of teacher",
+    "stopped after step 10 of 30 of teacher",
   );
   const said = await distill(broken, ...options, "--stop-after", "65", "--resume"); // 20 of the teacher, 30, 15
-  assertStringIncludes(said, "stopped behind step 15 of 30 of forward KL");
+  assertStringIncludes(said, "stopped after step 15 of 30 of forward KL");
   assertStringIncludes(
     said,
     `Go on with: ./run distill-text --out ${broken} --quick --steps 30 --on-policy 0.2 --resume`,
@@ -61,7 +61,7 @@ Deno.test("distill_text: Ctrl-C saves a checkpoint and says how to go on", async
   const { code, stdout } = await child.output();
   assertEquals(code, 130);
   assertStringIncludes(new TextDecoder().decode(stdout), "--quick --resume");
-  assertStringIncludes(await distill(out, "--resume", "--stop-after", "1"), "stopped behind step "); // it can be resumed
+  assertStringIncludes(await distill(out, "--resume", "--stop-after", "1"), "stopped after step "); // it can be resumed
   assertEquals(checkpoints(out), ["distill_text_checkpoint.safetensors"]);
   await Deno.remove(out, { recursive: true });
 });

@@ -1,4 +1,8 @@
-/** Initial values of parameters, written in place; random ones follow `manualSeed`. Fan-in and fan-out are those of a weight [out, in, …]. */
+/**
+ * Initial values of parameters, written in place; random ones follow `manualSeed`. Fan-in and fan-out are those of a weight [out, in, …].
+ *
+ * @module
+ */
 import { checkNumber, describe } from "../kernels/check.ts";
 import { sizeOf } from "../kernels/elementwise.ts";
 import { noGrad } from "../autograd/tape.ts";

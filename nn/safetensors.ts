@@ -64,7 +64,7 @@ async function readHeader(
   };
   if (source.size < 8) fail(`it has ${source.size} bytes, a header needs 8`);
   const length = Number(new DataView((await source.read(0, 8)).buffer).getBigUint64(0, true));
-  if (length > source.size - 8) fail(`its header says it has ${length} bytes, the file has ${source.size - 8} more`);
+  if (length > source.size - 8) fail(`its header claims ${length} bytes, only ${source.size - 8} follow`);
   if (length > LONGEST_HEADER) fail(`its header has ${length} bytes, more than ${LONGEST_HEADER}`);
   let header: Record<string, unknown> = {}, text = "";
   try {

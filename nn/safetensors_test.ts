@@ -135,10 +135,10 @@ Deno.test("safetensors: malformed files take no memory", async () => {
   const cases: [string, Uint8Array, string][] = [
     ["nothing", new Uint8Array(0), "it has 0 bytes"],
     ["a cut length", new Uint8Array(7), "it has 7 bytes"],
-    ["a cut header", file({ a: good }, data).subarray(0, 20), "its header says it has"],
+    ["a cut header", file({ a: good }, data).subarray(0, 20), "its header claims"],
     ["cut data", file({ a: good }, data.subarray(0, 7)), '"a" lies at 0 to 8 of 7 bytes'],
-    ["a huge header", file({ a: good }, data, 2n ** 63n), "its header says it has 9223372036854776000 bytes"],
-    ["a header beyond the file", file({ a: good }, data, 1000n), "its header says it has 1000 bytes"],
+    ["a huge header", file({ a: good }, data, 2n ** 63n), "its header claims 9223372036854776000 bytes"],
+    ["a header beyond the file", file({ a: good }, data, 1000n), "its header claims 1000 bytes"],
     ["no JSON", file("{a: 1}"), "its header is no JSON"],
     ["an empty header", file(""), "its header is no JSON"],
     ["no UTF-8", file({ a: good }, data.subarray(0, 8)).with(10, 0xff), "its header is no JSON"], // in the name

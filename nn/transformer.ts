@@ -250,7 +250,7 @@ export interface GptOptions {
 /**
  * A decoder: token and learned position embeddings, pre-norm blocks, a final norm and a head without bias. [batch, T] tokens (i32 or u32) → [batch, T,
  * vocabulary] logits. State names: `tokens.weight`, `positions.weight`, `blocks.N.…`, `norm.…`, `head.weight` (absent when tied). Weights are initialized
- * with deviation 0.02, biases with 0, as in GPT-2.
+ * with deviation 0.02, biases with 0, as in GPT-2, but without its smaller residual projections.
  *
  * Throws a RangeError for sizes below 1, if the number of heads does not divide the width and unless 0 ≤ dropout ≤ 1; `forward` a TypeError for tokens of
  * another shape or dtype, a RangeError for sequences longer than the context and for tokens outside the vocabulary that the host wrote. Source: Radford et

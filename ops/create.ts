@@ -230,7 +230,7 @@ export function ones(shape: readonly number[], options: TensorOptions = {}): Ten
 /**
  * The numbers from `start` (0 by default) up to but excluding `end`, `step` apart (1 by default): `arange(end)` or `arange(start, end, step)`. Throws a
  * TypeError for an argument that is not a number and for a wrong dtype, a RangeError for a step of 0 or one that leads away from the end, and for numbers
- * that an integer dtype cannot hold.
+ * outside of an integer dtype's range, in which fractions are cut off.
  *
  * @example
  * ```ts

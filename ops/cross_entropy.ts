@@ -26,7 +26,7 @@ export interface CrossEntropyOptions {
   labelSmoothing?: number;
   /** λ of the z-loss λ·lse² (Liger's `lse_square_scale`); 0 by default. */
   zLoss?: number;
-  /** If given, logits become softcap·tanh(logits/softcap) first. */
+  /** If given, logits become softcap·tanh(logits/T/softcap), with T the temperature. */
   softcap?: number;
   /** Class weights, f32 [V]. They get no gradient. */
   weight?: Tensor;

@@ -70,7 +70,7 @@ interface Head {
 
 /** Checks a head and returns the rows of its logits. */
 function headRows(op: string, names: [string, string, string], { hidden, weight, bias }: Head): Rows {
-  const { rows, columns: depth, shape } = rowsOf(op, names[0], hidden);
+  const { rows, columns: depth, shape } = rowsOf(op, names[0], hidden, "column");
   checkTensor(op, names[1], weight, [hidden.dtype]);
   if (weight.rank !== 2 || weight.shape[1] !== depth || weight.shape[0] === 0) {
     throw new TypeError(`${op}: ${names[1]} must have shape [classes, ${depth}], got [${weight.shape.join(", ")}]`);

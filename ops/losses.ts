@@ -183,7 +183,7 @@ const klOfLog = binary(
 
 /**
  * PyTorch's `kl_div`: t·(ln t − x) elementwise, from log-probabilities x and probabilities t (or log-probabilities, with `logTarget`), of one shape. For
- * ported code: `forwardKl` and the other divergences take logits, are exact for close rows, and their mean is the divergence.
+ * ported code: `forwardKl` and the other divergences take logits, keep their digits for close rows, and their mean is the divergence.
  *
  * Reductions: `"none"`, `"sum"`, `"mean"` (the default: divided by all elements, which is not the divergence) and `"batchmean"` (divided by the size of the
  * first dimension). Both arguments get gradients: −t and ln t + 1 − x. A zero target contributes 0. Throws a TypeError for different shapes.
@@ -226,7 +226,7 @@ export interface NllOptions {
 /**
  * −w_y·x_y by row, from log-probabilities x [..., V], class indices y [...] (i32 or u32) and class weights w [V] (1 by default). Rows with the label
  * `ignoreIndex` (−100) are ignored. The mean divides by the sum of the other rows' weights. If that is 0 (no row, all ignored, all of weight 0), loss and
- * gradient are 0; in PyTorch they are NaN. Gradient: −w_y at the label's column, 0 elsewhere. Errors as `crossEntropy`, which takes logits and is exact.
+ * gradient are 0; PyTorch's loss is NaN. Gradient: −w_y at the label's column, 0 elsewhere. Errors as `crossEntropy`, which takes logits and keeps their digits.
  * Source: `torch.nn.functional.nll_loss`.
  *
  * @example
@@ -456,7 +456,7 @@ const distance = binary(
  */
 export function gaussianKl(mean: Tensor, logVariance: Tensor, otherMean?: Tensor, otherLogVariance?: Tensor): Tensor {
   const op = "gaussianKl";
-  rowsOf(op, "mean", mean);
+  rowsOf(op, "mean", mean, "column");
   checkTensor(op, "logVariance", logVariance, [mean.dtype], mean.shape);
   for (const [name, x] of Object.entries({ otherMean, otherLogVariance })) {
     if (x !== undefined) checkTensor(op, name, x, [mean.dtype], mean.shape);

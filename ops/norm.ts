@@ -10,7 +10,7 @@ import { wrongFeatures } from "./shape.ts";
 
 /** Options of the norms. */
 export interface NormOptions {
-  /** Added to the variance, 1e-5 by default, or to the mean square, the step behind 1 of x's dtype by default: 2⁻²³, of f16 2⁻¹⁰. */
+  /** Added to the variance, 1e-5 by default, or to the mean square, by default the machine epsilon of x's dtype: 2⁻²³, of f16 2⁻¹⁰. */
   eps?: number;
 }
 

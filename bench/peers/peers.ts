@@ -182,7 +182,7 @@ async function main(): Promise<void> {
   console.log(`${adapter}, ${new Date().toISOString().slice(0, 10)}, Deno ${Deno.version.deno}\n`);
   console.log(formatRatios(tasks, columns));
   console.log(
-    "\nMilliseconds of a step behind many others, and in brackets how many times ours that is. Only results that agree with ours have one.",
+    "\nMilliseconds per step of many in a row, and in brackets how many times ours that is. Only results that agree with ours have one.",
   );
   for (const note of notes) console.log(`- ${note}`);
 }
