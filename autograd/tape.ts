@@ -376,11 +376,10 @@ export function record(spec: RecordSpec): Tensor {
   checkRecord(spec);
   const isRecorded = needsGradient(spec.inputs);
   checkTensor("record", "output", spec.output, isRecorded ? undefined : DTYPES);
+  if (spec.inputs.includes(spec.output)) throw new TypeError("record: output must not be one of the inputs");
   if (spec.output.storage.gpu.debug) checkForward(spec.op, spec.inputs, spec.output, tapes);
-  if (isRecorded) {
-    if (spec.inputs.includes(spec.output)) throw new TypeError("record: output must not be one of the inputs");
-    activeTape()!.add(spec);
-  } else for (const hidden of spec.hidden ?? []) hidden.dispose();
+  if (isRecorded) activeTape()!.add(spec);
+  else for (const hidden of spec.hidden ?? []) hidden.dispose();
   return spec.output;
 }
 

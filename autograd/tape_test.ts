@@ -660,13 +660,15 @@ Deno.test("tape: what a backward rule returns must be gradients", async () => {
   const x = leaf([1, 2]);
   const itself = () => record({ op: "mine", inputs: [x], output: x, backward: (dY) => [dY] });
   assertThrows(itself, TypeError, "record: output must not be one of the inputs");
+  assertThrows(() => noGrad(itself), TypeError, "record: output must not be one of the inputs");
 });
 
 Deno.test("tape: record outside a tape frees what is hidden and returns the output", async () => {
   await init();
-  const y = tensor([1]), hidden = tensor([2]);
-  assertStrictEquals(record({ op: "custom", inputs: [y], output: y, hidden: [hidden], backward: () => [null] }), y);
+  const x = tensor([1]), y = tensor([1]), hidden = tensor([2]);
+  assertStrictEquals(record({ op: "custom", inputs: [x], output: y, hidden: [hidden], backward: () => [null] }), y);
   assert(hidden.closed && !y.closed);
+  x.dispose();
   y.dispose();
 });
 

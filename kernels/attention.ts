@@ -235,6 +235,7 @@ function tiles({ quads, wide, rows, others, unrolled, high }: Shape) {
     if (!unrolled || count % 4) return `for (var at = 0u; at < ${count}u; at++) { ${body("at")} }`;
     return `for (var at = 0u; at < ${count}u; at += 4u) { ${each(4, (i) => `{ ${body(`(at + ${i}u)`)} }`)} }`;
   };
+  const zero = (name: string) => each(high, (i) => each(mine, (m) => `var ${name}${i}_${m} = vec4f(0.0);`));
   return {
     threads,
     across,
@@ -291,24 +292,30 @@ function tiles({ quads, wide, rows, others, unrolled, high }: Shape) {
           ).join("\n      "))
       }`,
     put: (table: string, i: number, x: string) => `${table}[${own(i, "r")} * ${across + 1}u + c] = ${x};`,
-    /** Adds the sum of table·tile over the other rows to the thread's rows NAMEi_m. */
+    /** Adds the sum of table·tile over the other rows to the thread's rows NAMEi_m: first within the tile, so that roundings do not grow with the length. */
     gather: (of: [string, string, string][]) =>
-      loop(
-        across,
-        (k) =>
-          of.map(([name, table, tile]) =>
-            `{ ${each(high, (i) => `let w${i} = ${table}[${own(i, "r")} * ${across + 1}u + ${k}];`)}
+      `{ ${of.map(([name]) => zero(`of_${name}`)).join(" ")}
+    ${
+        loop(
+          across,
+          (k) =>
+            of.map(([name, table, tile]) =>
+              `{ ${each(high, (i) => `let w${i} = ${table}[${own(i, "r")} * ${across + 1}u + ${k}];`)}
         ${
-              numbers(4).map((j) =>
-                each(mine, (m) =>
-                  `{ let y = ${tile}[${other(j, k)}][min(c + ${across * m}u, QUADS - 1u)]; ${
-                    each(high, (i) => `${name}${i}_${m} += w${i}.${lanes[j]} * y;`)
-                  } }`)
-              ).join("\n        ")
-            } }`
-          ).join("\n      "),
-      ),
-    zero: (name: string) => each(high, (i) => each(mine, (m) => `var ${name}${i}_${m} = vec4f(0.0);`)),
+                numbers(4).map((j) =>
+                  each(mine, (m) =>
+                    `{ let y = ${tile}[${other(j, k)}][min(c + ${across * m}u, QUADS - 1u)]; ${
+                      each(high, (i) => `of_${name}${i}_${m} += w${i}.${lanes[j]} * y;`)
+                    } }`)
+                ).join("\n        ")
+              } }`
+            ).join("\n      "),
+        )
+      }
+    ${
+        of.map(([name]) => each(high, (i) => each(mine, (m) => `${name}${i}_${m} += of_${name}${i}_${m};`))).join(" ")
+      } }`,
+    zero,
     store: (name: string, sums: string, factor: (i: number) => string = () => "") =>
       each(
         high,

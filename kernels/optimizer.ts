@@ -34,14 +34,14 @@ export const RULES: Record<RuleName, Rule> = {
     name: "Adam",
     states: 2,
     wgsl:
-      "p *= s2; g += decayed_(p, s1); a += s3 * (g - a); b = (1.0 - s4) * b + s4 * g * g; p -= s0 * a / (sqrt(b) * s6 + s5);",
+      "p *= s2; g += decayed_(p, s1); a = mixed_(a, g, s3); b = (1.0 - s4) * b + s4 * g * g; p -= s0 * a / (sqrt(b) * s6 + s5);",
   },
   // the same numbers as adam
   amsgrad: {
     name: "Adam",
     states: 3,
     wgsl:
-      "p *= s2; g += decayed_(p, s1); a += s3 * (g - a); b = (1.0 - s4) * b + s4 * g * g; c = max(c, b); p -= s0 * a / (sqrt(c) * s6 + s5);",
+      "p *= s2; g += decayed_(p, s1); a = mixed_(a, g, s3); b = (1.0 - s4) * b + s4 * g * g; c = max(c, b); p -= s0 * a / (sqrt(c) * s6 + s5);",
   },
   // s0 lr, s1 weight decay, s2 1 − α, s3 ε
   rmsprop: {
@@ -73,8 +73,12 @@ const kernel = variants((key: RuleName) => {
       ...Object.fromEntries(states.map((s): [string, BufferType] => [`${s}State`, "write vec4f"])),
     },
     params: { quads: "u32" },
-    head:
-      "fn decayed_(p: vec4f, decay: f32) -> vec4f { return select(decay * p, vec4f(0.0), decay == 0.0); } // 0·∞ = 0\n",
+    head: `fn decayed_(p: vec4f, decay: f32) -> vec4f { return select(decay * p, vec4f(0.0), decay == 0.0); } // 0·∞ = 0
+// a + share·(g − a), from the nearer end, so that a much larger one leaves the digits of the other
+fn mixed_(a: vec4f, g: vec4f, share: f32) -> vec4f {
+  return select(a + share * (g - a), g - (1.0 - share) * (g - a), share >= 0.5);
+}
+`,
     main: `if (thread >= params.quads) { return; }
   let at = slot_of[thread / 16u] * ${SETTINGS}u;
   if (settings[at + 7u] == 0.0) { return; }

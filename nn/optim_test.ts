@@ -151,6 +151,20 @@ Deno.test("optim: Adam moves by lr a step where the gradient is constant", async
   assertAlmostEquals(await a.item(), 0, 1e-6);
 });
 
+Deno.test("optim: Adam forgets a large gradient as fast as its first decay says", async () => {
+  await init();
+  for (const beta of [0, 0.25]) {
+    const a = leaf([1]), optimizer = new optim.Adam([a], { lr: 0.1, betas: [beta, 0] });
+    let p = 1, m = 0;
+    for (const [i, g] of [1e4, ...Array.from({ length: 12 }, () => 1e-4)].entries()) {
+      step(optimizer, [a], [[g]]);
+      m = beta * m + (1 - beta) * g;
+      p -= 0.1 * m / (1 - beta ** (i + 1)) / (g + 1e-8);
+    }
+    assertAlmostEquals(await a.item() / p, 1, 1e-6);
+  }
+});
+
 Deno.test("optim: gradients set by hand", async () => {
   await init();
   const [a, b] = [leaf([1, 1]), leaf([1, 1])];

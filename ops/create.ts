@@ -91,10 +91,14 @@ function flatten(values: unknown, shape: number[], depth: number, out: number[])
 export function tensor(
   values: NestedArray | readonly number[] | TypedArray,
   shapeOrOptions?: readonly number[] | TensorOptions,
-  more: TensorOptions = {},
+  more?: TensorOptions,
 ): Tensor {
-  const [shape, options] = shapeOrOptions === undefined || Array.isArray(shapeOrOptions)
-    ? [shapeOrOptions as readonly number[] | undefined, more]
+  const isShape = shapeOrOptions === undefined || Array.isArray(shapeOrOptions);
+  if (!isShape && more !== undefined) {
+    throw new TypeError(`tensor: shape must be an array of sizes if options follow, got ${describe(shapeOrOptions)}`);
+  }
+  const [shape, options] = isShape
+    ? [shapeOrOptions as readonly number[] | undefined, more ?? {}]
     : [undefined, shapeOrOptions as TensorOptions];
   checkTensorOptions("tensor", options);
   return uploaded("tensor", values, shape, options);

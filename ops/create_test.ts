@@ -56,6 +56,11 @@ Deno.test("create: what tensor refuses", async () => {
   assertThrows(() => tensor([1, 2, 3], [2, 2]), TypeError, "tensor: shape [2, 2] needs 4 values, got 3");
   assertThrows(() => tensor([1], [-1]), RangeError, "tensor: shape[0] must be");
   assertThrows(() => tensor([1], bad({ dtpye: "f32" })), TypeError, "dtpye");
+  assertThrows(
+    () => tensor([1], bad({ dtype: "f32" }), { requiresGrad: true }),
+    TypeError,
+    "tensor: shape must be an array of sizes if options follow, got an Object",
+  );
   assertThrows(() => tensor([1], { dtype: bad("f64") }), TypeError, "tensor: dtype must be one of f32, f16, i32, u32");
   assertThrows(() => tensor([1], { requiresGrad: bad(1) }), TypeError, "tensor: requiresGrad must be");
   assertThrows(

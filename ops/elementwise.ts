@@ -268,8 +268,9 @@ export function clamp(x: Tensor, options: ClampOptions): Tensor {
     throw new TypeError("clamp: min or max must be given, got neither");
   }
   const { min = -Infinity, max = Infinity } = options;
-  if (min !== -Infinity) checkNumber("clamp", "min", min);
-  if (max !== Infinity) checkNumber("clamp", "max", max);
+  for (const [name, bound] of Object.entries({ min, max })) {
+    if (Math.abs(bound) !== Infinity) checkNumber("clamp", name, bound);
+  }
   return clamped(x, [asStored(x, min), asStored(x, max)]);
 }
 

@@ -422,6 +422,7 @@ Deno.test("elementwise: a clamp with one bound leaves the other side alone", asy
   await checkValues("max", clamp(tensor([Infinity, -Infinity]), { max: 0 }), [0, -Infinity]);
   await checkValues("bounds that cross", clamp(tensor([0, 2, 4, NaN]), { min: 3, max: 1 }), [1, 1, 1, NaN]);
   await checkValues("an infinite one", clamp(tensor([-1, 9]), { min: 0, max: Infinity }), [0, 9]);
+  await checkValues("only infinity is above", clamp(tensor([-1, NaN]), { min: Infinity }), [Infinity, NaN]);
 });
 
 Deno.test("elementwise: what they throw", async () => {

@@ -218,7 +218,7 @@ export function min(x: Tensor, options: ReduceOptions = {}): Tensor {
 
 /**
  * ln Σ eˣ over `dim` (a number or several; all by default), which is removed, or with `keepDim` kept with size 1, computed as max + ln(1 + the rest). Gradient:
- * dX = dY·softmax(x). Throws a TypeError unless x is a tensor of f32 or f16, a RangeError for a dimension that x lacks or that is named twice, and over
+ * dX = dY·softmax(x), 0 where the result is infinite. Throws a TypeError unless x is a tensor of f32 or f16, a RangeError for a dimension that x lacks or that is named twice, and over
  * nothing. Source: `torch.logsumexp`.
  *
  * @example
@@ -268,7 +268,7 @@ export function variance(x: Tensor, options: VarianceOptions = {}): Tensor {
   const { dims, kept, shape } = reductionOf("variance", x, options, ["correction"]);
   const { correction = 1 } = options;
   checkNumber("variance", "correction", correction);
-  const count = sizeOf(dims.map((d) => x.shape[d])), divisor = Math.max(0, count - correction);
+  const count = sizeOf(dims.map((d) => x.shape[d])), divisor = count - correction;
   return composed("variance", () => {
     using average = divided("mean", "sum", x, dims, count, kept, "f32"); // the record keeps what it saved
     using nearly = mapped("centred", "a - b", [x, average], x.shape, [], "f32");
@@ -278,7 +278,7 @@ export function variance(x: Tensor, options: VarianceOptions = {}): Tensor {
     return record({
       op: "variance",
       inputs: [x],
-      output: divided("variance", "sumOfSquares", centred, dims, divisor, shape, x.dtype),
+      output: divided("variance", "sumOfSquares", centred, dims, Math.max(0, divisor), shape, x.dtype),
       saved: [x, average, rest],
       backward: (dY) => [mapped("variance backward", slope, [x, average, rest, [dY, kept]], x.shape, [divisor])],
     });

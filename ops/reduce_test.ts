@@ -218,6 +218,10 @@ Deno.test("reduce: the variance's correction, and of values far from 0", async (
   assertEquals(await variance(tensor([3])).item(), NaN); // 0/0
   assertEquals(await variance(tensor([1, 3]), { correction: 3 }).item(), Infinity); // no divisor below 0
   assertEquals(await variance(zeros([0])).item(), NaN);
+  using _tape = new Tape();
+  const x = tensor([1, 2, 3], { requiresGrad: true });
+  variance(x, { correction: 5 }).backward();
+  await checkValues("its gradient has the divisor as it is", x.grad!, [1, 0, -1]);
 });
 
 Deno.test("reduce: what they throw", async () => {

@@ -31,7 +31,7 @@ export function reshape(x: Tensor, shape: readonly number[]): Tensor {
   if (unknown >= 0) wanted[unknown] = 1;
   if (unknown >= 0 && areSizes()) {
     const known = sizeOf(wanted);
-    wanted[unknown] = known === 0 ? 0 : x.size / known;
+    wanted[unknown] = x.size / known; // beside a size of 0 it could be any: NaN
   }
   if (!areSizes() || sizeOf(wanted) !== x.size) {
     throw new TypeError(
@@ -245,7 +245,7 @@ export function concat(xs: readonly Tensor[], dim = 0): Tensor {
   checkTensors("concat", xs);
   const along = checkDim("concat", dim, xs[0].rank);
   for (const [i, x] of xs.entries()) {
-    const wanted = xs[0].shape.map((n, d) => d === along ? x.shape[d] : n);
+    const wanted = xs[0].shape.map((n, d) => d === along && x.rank === xs[0].rank ? x.shape[d] : n);
     checkShape("concat", `xs[${i}]`, x, wanted);
   }
   const total = xs.reduce((sum, x) => sum + x.shape[along], 0);

@@ -61,11 +61,8 @@ row("cast", (d) => [
   { good: "f32", bad: wrong([], undefined, "i32", "f64") },
 ]);
 row("clamp", (d) => {
-  const bound = (good: number[], ...outside: number[]) => ({
-    good: d.pick(...good),
-    bad: [...not("number"), ...are(NaN, ...outside)],
-  });
-  const [min, max] = [bound([0.5, -Infinity], Infinity), bound([1, Infinity], -Infinity)];
+  const bound = (...good: number[]) => ({ good: d.pick(...good), bad: [...not("number"), ...are(NaN)] });
+  const min = bound(0.5, -Infinity, Infinity), max = bound(1, Infinity, -Infinity);
   return [d.x(d.shape(0, 3)), d.options({ min, max }, "min")];
 });
 row("add sub mul div pow maximum minimum", (d) => {
