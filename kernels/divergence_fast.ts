@@ -1,5 +1,5 @@
 /** The loops with which `kernels/divergence.ts` processes most rows, near ones and far ones. `kernels/divergence_careful.ts` has those for all others. */
-import { type Formula, FORMULAS, type Near, type Side } from "./divergence_formulas.ts";
+import { FORMULAS, type Near, type Side } from "./divergence_formulas.ts";
 import { inHalves, keepsH, LOG2E, polynomial, SCALES, TERMS, type Way } from "./divergence_variant.ts";
 import { gpu } from "./gpu/gpu.ts";
 import { fit, horner } from "./math.ts";
@@ -71,9 +71,7 @@ const raise = (most: string, x4: string) => `${most} = max(${most}, max_of(${x4}
 
 /** The code that loop bodies have for four columns. */
 function columnCode({ v, plan, formula, student, teacher }: Way) {
-  const { mean, first = "" } = formula;
-  const { first: firstOf = first, value, drift }: Formula["fast"] & object = formula.fast ??
-    { first, value: formula.value };
+  const { mean } = formula;
   const halves = inHalves(v), mixes = formula.mixes === true, nears = mixes || mean !== undefined;
   // Logits of f16, whose memory takes the least time, become exponents of two by one fma, except on software drivers, where fma rounds twice. (With logits of
   // f32 registers would spill: jsd of 4096×32000 would take an H100 0.83 ms instead of 0.60.)
@@ -107,7 +105,10 @@ function columnCode({ v, plan, formula, student, teacher }: Way) {
     let ${other} = ${own} * (e4 * totals.${v.flip ? "x / totals.y" : "y / totals.x"});
     let q4 = es4 * q_scale;
     let p4 = et4 * p_scale;
-    let diff4 = ${v.flip ? "p4 * odds4" : "-q4 * odds4"};`;
+    let diff4 = ${v.flip ? "p4 * odds4" : "-q4 * odds4"};
+    let u4 = select(log4 + d4, log4, flip);
+    let v4 = select(log4, log4 - d4, flip);
+    let r4 = select(-odds4, odds4, flip) / m4;`;
   const twoSides = (near: boolean) =>
     near
       ? `let e4 = exp2(b4);
@@ -136,8 +137,7 @@ function columnCode({ v, plan, formula, student, teacher }: Way) {
     `${powers}
     let b4 = ${gaps(near)};
     let d4 = b4 * ${Math.LN2};
-    ${(mixes ? mixture : twoSides)(near)}
-    ${firstOf}`;
+    ${(mixes ? mixture : twoSides)(near)}`;
   const ownPower = v.flip ? `${below("t")} let et4 = exp2(t4);` : `${below("s")} let es4 = exp2(s4);`;
   const terms = (near: boolean) =>
     apart && !near ? halfMixture : termsOf(
@@ -182,8 +182,6 @@ function columnCode({ v, plan, formula, student, teacher }: Way) {
     nears,
     fused,
     apart,
-    value,
-    drift,
     own,
     other,
     e1,
@@ -279,8 +277,8 @@ function firstLoop({ v, formula, row, student, teacher }: Way, code: ColumnCode)
 
 /** The other loops, for near or for far rows: the value, whether all can be trusted, and the gradients. */
 function loopsOf(way: Way, code: ColumnCode, near: boolean): string {
-  const { v, plan, formula, row, writeStudent, writeTeacher, finish } = way, { mean } = formula;
-  const { halves, drift, value, e1, terms, termsKept, studentGradient, teacherGradient, of } = code;
+  const { v, plan, formula, row, writeStudent, writeTeacher, finish } = way, { mean, fast: value, drift } = formula;
+  const { halves, e1, terms, termsKept, studentGradient, teacherGradient, of } = code;
   const branch = row.fork(), { sum, max } = branch;
   const again = near && halves && plan.more; // loops that read the whole row again: otherwise registers would spill, in far rows too
   const each = (body: string, kept = body) => branch.each(body, again ? null : kept);
@@ -397,7 +395,7 @@ function loopsOf(way: Way, code: ColumnCode, near: boolean): string {
  */
 function valueOfMean(
   { formula, row }: Way,
-  { terms, both, drift }: ColumnCode,
+  { terms, both }: ColumnCode,
   near: boolean,
   branch: RowCode,
   each: Each,
@@ -421,20 +419,20 @@ function valueOfMean(
     drift_part += vec2f(sum_of(exp2(s4 - log_ratio * ${LOG2E}) * p_scale - q4), sum_of(q4));`)
     }
   let drifts = ${branch.sum("drift_part", "vec2f")};
-  ${row.once(`drift = ${drift} * (drifts.x / drifts.y);`)} // in memory, because registers are scarce`;
+  ${row.once(`drift = ${formula.drift} * (drifts.x / drifts.y);`)} // in memory, because registers are scarce`;
 }
 
 /** Otherwise it comes from a second loop, with each side's E h for the gradients. */
 function valueOfLoop(
   { v, formula, student, teacher }: Way,
-  { mixes, value, own, other, apart, terms, termsKept, of }: ColumnCode,
+  { mixes, own, other, apart, terms, termsKept, of }: ColumnCode,
   near: boolean,
   branch: RowCode,
   each: Each,
   left: Left | null,
   measured: boolean,
 ): string {
-  const fromSides = !value; // the value is α·E h of the student and β·E h of the teacher
+  const value = formula.fast, fromSides = !value; // the value is α·E h of the student and β·E h of the teacher
   const summed = near
     ? `select(${
       fromSides ? `alpha * q4 * (${formula.student!.h}) + beta * p4 * (${formula.teacher!.h})` : value

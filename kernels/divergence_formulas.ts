@@ -53,11 +53,12 @@ export interface Formula {
   first?: string;
   firstNear?: string;
   /**
-   * `first` and `value` for rows that are not close, with finite numbers only; they may use b4 = d4/log 2, and odds4 in a mixture. Without `value`, the value
-   * is α·E_q h of the student plus β·E_p h of the teacher. Roundings that all columns share make p·eᵈ exceed q; `drift` times this excess is added to the
-   * value.
+   * `value` for rows that are not close, with finite numbers only; it may use b4 = d4/log 2, and odds4 in a mixture. Without it, the value is α·E_q h of the
+   * student plus β·E_p h of the teacher.
    */
-  fast?: { first?: string; value?: string; drift?: string };
+  fast?: string;
+  /** Roundings that all columns share make p·eᵈ exceed q: this times the excess is added to the value. */
+  drift?: string;
   /** Subtracted from the two logarithms of a mixture, as `student_limit` and `teacher_limit`; 0 instead where h is centred on its limit. */
   limits?: string;
   /** Computes p4 and q4; `SIDES` by default. */
@@ -114,11 +115,6 @@ const SECOND = "gap4 - x4 * (w4 * e4) / m4";
 export const SIDES: string = `let p4 = select(vec4f(0.0), exp((teacher4 - t_max) * k - log_t), live4);
     let q4 = select(vec4f(0.0), exp((student4 - s_max) * k - log_s), live4);`;
 
-// the same in the fast loops, in terms of log4, the logarithm of m over the side with the larger weight, and odds4 = eᵈ − 1 or e⁻ᵈ − 1
-const FAST_MIXTURE = `let u4 = select(log4 + d4, log4, flip);
-  let v4 = select(log4, log4 - d4, flip);
-  let r4 = select(-odds4, odds4, flip) / m4;`;
-
 // f(x) for x in [0, to], by a polynomial
 const series = (f: (x: number) => number, x: string, to: number, terms: number) => horner(x, fit(f, 0, to, terms));
 const { cosh, sinh, sqrt, LN2 } = Math;
@@ -151,7 +147,8 @@ export const FORMULAS: Record<DivergenceName | "halfJsd", Formula> = {
     value: `diff4 - ${times("p4", "d4")}`,
     near: "p4 * excess4",
     mean: "teacher",
-    fast: { value: "diff4 - p4 * d4", drift: "1.0" },
+    fast: "diff4 - p4 * d4",
+    drift: "1.0",
     scale: "1.0",
     student: null,
     teacher: { weight: "1.0", h: "-d4", near: null },
@@ -160,7 +157,8 @@ export const FORMULAS: Record<DivergenceName | "halfJsd", Formula> = {
     value: `${times("q4", "d4")} - diff4`,
     near: "p4 * (d4 * (d4 + excess4) - excess4)",
     mean: "student",
-    fast: { value: "q4 * d4 - diff4", drift: "-1.0" },
+    fast: "q4 * d4 - diff4",
+    drift: "-1.0",
     scale: "1.0",
     student: { weight: "1.0", h: "d4", near: null },
     teacher: null,
@@ -175,7 +173,6 @@ export const FORMULAS: Record<DivergenceName | "halfJsd", Formula> = {
     bound: entropyOf,
     mixes: true,
     first: MIXTURE,
-    fast: { first: FAST_MIXTURE },
   },
   halfJsd: {
     value: "larger4 * (-e4 * a4 - (0.5 + 0.5 * e4) * lambda4)",
@@ -189,7 +186,6 @@ export const FORMULAS: Record<DivergenceName | "halfJsd", Formula> = {
     bound: entropyOf,
     mixes: true,
     first: HALF,
-    fast: { first: FAST_MIXTURE },
     firstNear: HALF_NEAR,
     sides: HALF_SIDES,
     bounded: true,
@@ -216,10 +212,8 @@ export const FORMULAS: Record<DivergenceName | "halfJsd", Formula> = {
     scale: "alpha * alpha",
     mixes: true,
     first: MIXTURE,
-    fast: { // if p has the larger weight, m/p is 1 + x4
-      first: FAST_MIXTURE,
-      value: "select(alpha * diff4 - p4 * u4, p4 * log_gap4_(x4, log4), vec4<bool>(flip) & (x4 < vec4f(1.0)))",
-    },
+    // if p has the larger weight, m/p is 1 + x4
+    fast: "select(alpha * diff4 - p4 * u4, p4 * log_gap4_(x4, log4), vec4<bool>(flip) & (x4 < vec4f(1.0)))",
   },
   skewReverseKl: { // m = (1−α)p + αq: β = 1−α; m − q − q·v, likewise
     value: `select(${times("q4", "gap4")}, -beta * diff4 - ${times("q4", "v4")}, over_p4)`,
@@ -243,13 +237,11 @@ export const FORMULAS: Record<DivergenceName | "halfJsd", Formula> = {
     scale: "beta * beta",
     mixes: true,
     first: MIXTURE,
-    fast: {
-      first: FAST_MIXTURE,
-      value: "select(-beta * diff4 - q4 * v4, q4 * log_gap4_(x4, log4), vec4<bool>(!flip) & (x4 < vec4f(1.0)))",
-    },
+    fast: "select(-beta * diff4 - q4 * v4, q4 * log_gap4_(x4, log4), vec4<bool>(!flip) & (x4 < vec4f(1.0)))",
   },
   totalVariation: {
     value: "0.5 * abs(diff4)",
+    fast: "0.5 * abs(diff4)",
     near: null,
     student: { weight: "1.0", h: `0.5 * ${SIGN}`, slope: "0.0", near: null },
     teacher: { weight: "1.0", h: `-0.5 * ${SIGN}`, slope: "0.0", near: null },
