@@ -289,7 +289,7 @@ export class Sequential extends Module {
       let y = x;
       for (let i = 0; i < this.steps.length;) {
         const step = this.steps[i], layers = this.#perceptron(i);
-        y = layers.length > 1 ? perceptron("linear", y, layers) : step instanceof Module ? step.forward(y) : step(y);
+        y = layers.length > 1 ? perceptron(y, layers) : step instanceof Module ? step.forward(y) : step(y);
         if (!(y instanceof Tensor)) {
           throw new TypeError(`Sequential: step ${i} must return a Tensor, got ${describe(y)}`);
         }

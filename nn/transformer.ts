@@ -201,7 +201,7 @@ export class TransformerBlock extends Module {
   #added(x: Tensor, heads: Tensor): Tensor {
     const { outProj } = this.selfAttn;
     if (this.#dropping || !isPlain(outProj, Linear)) return x.add(this.#drop(outProj.forward(heads)));
-    return perceptron("linear", heads, [outProj], x);
+    return perceptron(heads, [outProj], x);
   }
 
   /** The second half of the block. */
@@ -213,7 +213,7 @@ export class TransformerBlock extends Module {
         return x.add(this.#drop(linear2.forward(this.#drop(linear1.forward(inner).gelu()))));
       }
       const { weight, bias } = linear1;
-      return perceptron("linear", inner, [{ weight, bias, activation: "gelu" }, linear2], x);
+      return perceptron(inner, [{ weight, bias, activation: "gelu" }, linear2], x);
     });
   }
 

@@ -8,6 +8,8 @@ import { checkShape, checkTensor, Tensor } from "../autograd/tensor.ts";
 import { broadcastShape, mapped } from "./mapped.ts";
 import { checkRank } from "./shape.ts";
 
+const op = "scaledDotProductAttention";
+
 /** Options of `scaledDotProductAttention`. */
 export interface AttentionOptions {
   /** Whether query i sees only keys 0 … i; false by default. */
@@ -39,12 +41,11 @@ export interface AttentionOptions {
  * ```
  */
 export function scaledDotProductAttention(q: Tensor, k: Tensor, v: Tensor, options: AttentionOptions = {}): Tensor {
-  const op = "scaledDotProductAttention";
   checkOptions(op, options, ["causal", "mask", "scale", "dropout"]);
   checkTensor(op, "q", q);
   checkRank(op, "q", q, 2);
   const [queries, depth] = q.shape.slice(-2), lead = q.shape.slice(0, -2);
-  checkDepth(op, q, depth);
+  checkDepth(q, depth);
   checkTensor(op, "k", k, [q.dtype]);
   checkRank(op, "k", k, 2);
   const keys = k.shape.at(-2)!;
@@ -76,7 +77,7 @@ export function scaledDotProductAttention(q: Tensor, k: Tensor, v: Tensor, optio
       maskStride = shared ? 0 : queries * keys;
     }
     const rows = (count: number) => ({ offset: 0, batch: 0, head: count * depth, row: depth });
-    return attend(op, [q, k, v], Tensor.empty(q.shape, q.dtype, op), scores, {
+    return attend([q, k, v], Tensor.empty(q.shape, q.dtype, op), scores, {
       batches: 1,
       heads: sizeOf(lead),
       queries,
@@ -96,7 +97,6 @@ export function scaledDotProductAttention(q: Tensor, k: Tensor, v: Tensor, optio
 
 /** Runs and records attention over q, k and v, or over one tensor that holds all three. */
 function attend(
-  op: string,
   inputs: [Tensor, Tensor, Tensor] | [Tensor],
   o: Tensor,
   scores: Tensor | null,
@@ -156,11 +156,10 @@ export function packedAttention(
   heads: number,
   { causal, dropout }: { causal: boolean; dropout: number },
 ): Tensor {
-  const op = "scaledDotProductAttention";
   const [batches, length, triple] = all.shape, width = triple / 3, depth = width / heads;
-  checkDepth(op, all, depth);
+  checkDepth(all, depth);
   const part = (i: number) => ({ offset: i * width, batch: length * triple, head: depth, row: triple });
-  return attend(op, [all], Tensor.empty([batches, length, width], all.dtype, op), null, {
+  return attend([all], Tensor.empty([batches, length, width], all.dtype, op), null, {
     batches,
     heads,
     queries: length,
@@ -177,7 +176,7 @@ export function packedAttention(
   });
 }
 
-function checkDepth(op: string, x: Tensor, depth: number): void {
+function checkDepth(x: Tensor, depth: number): void {
   if (depth >= 1 && depth <= LONGEST_HEAD) return;
   throw new RangeError(`${op}: q must have 1 to ${LONGEST_HEAD} features a head, got shape [${x.shape.join(", ")}]`);
 }

@@ -158,17 +158,17 @@ export interface Layer {
   activation?: Activation;
 }
 
-/** Internal: checks the layers of `op` against an input of width `width`, and returns the width of the result. */
-function checkLayers(op: string, x: Tensor, layers: readonly Layer[]): number {
+/** Checks the layers against their input, and returns the width of the result. */
+function checkLayers(x: Tensor, layers: readonly Layer[]): number {
   let width = x.shape.at(-1)!;
   for (const { weight, bias } of layers) {
-    checkTensor(op, "weight", weight, [x.dtype]);
+    checkTensor("linear", "weight", weight, [x.dtype]);
     const [outs, ins] = weight.shape;
     if (weight.rank !== 2) {
-      throw new TypeError(`${op}: weight must have shape [out, ${width}], got [${weight.shape.join(", ")}]`);
+      throw new TypeError(`linear: weight must have shape [out, ${width}], got [${weight.shape.join(", ")}]`);
     }
-    if (ins !== width) throw wrongFeatures(op, [...x.shape.slice(0, -1), width], weight);
-    if (bias !== undefined && bias !== null) checkTensor(op, "bias", bias, [x.dtype], [outs]);
+    if (ins !== width) throw wrongFeatures("linear", [...x.shape.slice(0, -1), width], weight);
+    if (bias !== undefined && bias !== null) checkTensor("linear", "bias", bias, [x.dtype], [outs]);
     width = outs;
   }
   return width;
@@ -178,20 +178,20 @@ function checkLayers(op: string, x: Tensor, layers: readonly Layer[]): number {
  * Internal: consecutive linear layers with activations between them, and a residual added at the end. Each layer is one product with everything else in its
  * epilogue, forward and backward. hᵢ = f(zᵢ), zᵢ = hᵢ₋₁·Wᵢᵀ + bᵢ, y = z_last + residual.
  */
-export function perceptron(op: string, x: Tensor, layers: readonly Layer[], residual?: Tensor): Tensor {
-  return composed(op, () => layered(op, x, layers, residual));
+export function perceptron(x: Tensor, layers: readonly Layer[], residual?: Tensor): Tensor {
+  return composed("linear", () => layered(x, layers, residual));
 }
 
-function layered(op: string, x: Tensor, layers: readonly Layer[], residual?: Tensor): Tensor {
-  checkTensor(op, "x", x);
-  checkRank(op, "x", x, 1);
-  const shape = [...x.shape.slice(0, -1), checkLayers(op, x, layers)], rows = sizeOf(x.shape.slice(0, -1));
-  if (residual) checkTensor(op, "residual", residual, [x.dtype], shape);
+function layered(x: Tensor, layers: readonly Layer[], residual?: Tensor): Tensor {
+  checkTensor("linear", "x", x);
+  checkRank("linear", "x", x, 1);
+  const shape = [...x.shape.slice(0, -1), checkLayers(x, layers)], rows = sizeOf(x.shape.slice(0, -1));
+  if (residual) checkTensor("linear", "residual", residual, [x.dtype], shape);
   // the input of each layer, and the tensor from which the slope of the activation before it is computed
   const reads = [x], slopes: (Tensor | null)[] = [null], own: Tensor[] = [];
   // copies, since a module's parameters may be replaced before the backward pass
   layers = layers.map(({ weight, bias, activation }) => ({ weight, bias, activation }));
-  const y = Tensor.empty(shape, x.dtype, op), last = layers.length - 1;
+  const y = Tensor.empty(shape, x.dtype, "linear"), last = layers.length - 1;
   layers.forEach(({ weight, bias, activation }, i) => {
     const [outs, ins] = weight.shape;
     const h = i === last ? y : hidden([rows, outs], x.dtype);
@@ -226,7 +226,7 @@ function layered(op: string, x: Tensor, layers: readonly Layer[], residual?: Ten
     isPassing ||= weight.requiresGrad || bias?.requiresGrad === true;
   }
   return record({
-    op,
+    op: "linear",
     inputs,
     output: y,
     saved,
@@ -240,7 +240,7 @@ function layered(op: string, x: Tensor, layers: readonly Layer[], residual?: Ten
         at -= bias ? 2 : 1;
         const dWeight = wants[at] ? gradientOf(at) : null, dBias = bias && wants[at + 1] ? gradientOf(at + 1) : null;
         const needed = wants.slice(0, at).some(Boolean), of = slopes[i]?.memory;
-        const dX = !needed ? null : i === 0 ? gradientOf(0) : Tensor.empty([rows, ins], x.dtype, op);
+        const dX = !needed ? null : i === 0 ? gradientOf(0) : Tensor.empty([rows, ins], x.dtype, "linear");
         const products: Product[] = [];
         if (dWeight) {
           products.push({
@@ -268,7 +268,7 @@ function layered(op: string, x: Tensor, layers: readonly Layer[], residual?: Ten
         multiplied(...products);
         gradients[at] = dWeight;
         if (dBias) {
-          gradients[at + 1] = dWeight && ins > 0 ? dBias : sumTo(dZ.view([rows, outs], op), [outs], () => dBias);
+          gradients[at + 1] = dWeight && ins > 0 ? dBias : sumTo(dZ.view([rows, outs], "linear"), [outs], () => dBias);
         }
         if (!dX) break;
         dZ = dX;
@@ -295,5 +295,5 @@ function layered(op: string, x: Tensor, layers: readonly Layer[], residual?: Ten
  * ```
  */
 export function linear(x: Tensor, weight: Tensor, bias?: Tensor | null): Tensor {
-  return perceptron("linear", x, [{ weight, bias }]);
+  return perceptron(x, [{ weight, bias }]);
 }

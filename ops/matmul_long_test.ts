@@ -88,7 +88,7 @@ Deno.test("matmul: both gradients in one launch are those of two, bit for bit", 
     ];
     const other = make([c, 9], 7), leaves = [x, other, ...layers.flatMap(({ weight, bias }) => [weight, bias!])];
     for (const leaf of leaves) leaf.requiresGrad = true;
-    const y = matmul(perceptron("linear", x, layers, upstream), other);
+    const y = matmul(perceptron(x, layers, upstream), other);
     const before = stats().dispatches;
     y.backward(make([37, 9], 8));
     const dispatches = stats().dispatches - before, all: number[][] = [];

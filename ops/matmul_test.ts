@@ -235,7 +235,7 @@ Deno.test("perceptron: layers, activations and a residual in the products' kerne
     if (options.residual) parts.residual = await make([...lead, widths.at(-1)!], 1);
     const upstream = await make([...lead, widths.at(-1)!], 1);
     const results = [];
-    for (const f of [composed, (...args: Parameters<typeof composed>) => perceptron("linear", ...args)]) {
+    for (const f of [composed, perceptron]) {
       using _tape = new Tape();
       const leaves = Object.fromEntries(
         Object.entries(parts).map(([name, x]) => {
@@ -352,7 +352,7 @@ Deno.test("perceptron: a weight before which nothing takes a gradient may change
     for (const leaf of trained) leaf.requiresGrad = true;
     for (const changed of [x, w1, w2]) {
       using _tape = new Tape();
-      const y = perceptron("linear", x, layers).sum();
+      const y = perceptron(x, layers).sum();
       changed.assign(changed.mul(1));
       if (changeable.includes(changed)) y.backward();
       else assertThrows(() => y.backward(), Error, "changed in place");
