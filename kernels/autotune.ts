@@ -105,7 +105,6 @@ async function tune(): Promise<Tuning | null> {
       one: await tuneRows((columns) => walk("one", columns)),
       two: await tuneRows((columns) => walk("two", columns)),
     };
-    info.tuning = null;
     return remember({ rows: limits, tiles: await tuneTiles([student, teacher, dStudent], size) });
   } finally {
     info.tuning = null;

@@ -7,9 +7,8 @@ import type { Memory } from "./gpu/memory.ts";
 const SIZES = ["images", "channels", "height", "width", "outs", "outHeight", "outWidth", "kernelHeight", "kernelWidth", "stride", "padding"] as const;
 /** Sizes of a convolution (or pooling, where `outs` is the channels): images → [images, outs, outHeight, outWidth]. */
 export type ConvSizes = Record<typeof SIZES[number], number>;
-const PARAMS = u32s(...SIZES);
-// of a loop that `spans` may split
-const PART = { ...PARAMS, start: "u32", end: "u32" } as const;
+// and the part of the kernel's outer loop that a launch runs
+const PARAMS = u32s(...SIZES, "start", "end");
 
 // splits `thread` into an index of [images, planes, rows, columns]
 const apart = (planes: string, rows: string, columns: string) =>
@@ -44,7 +43,7 @@ const forwardKernel = variants(({ element, bias }: { element: Element; bias: boo
     ...bias ? { bias: `read ${element}` as const } : {},
     y: `write ${element}`,
   },
-  params: PART,
+  params: PARAMS,
   main: `if (thread >= params.images * params.outs * params.out_height * params.out_width) { return; }
   ${apart("outs", "out_height", "out_width")}
   var sum = ${bias ? "f32(bias[plane])" : "0.0"};
@@ -80,7 +79,7 @@ export function conv2d(
 const inputKernel = variants((element: Element) => ({
   name: "conv2d backward (x)",
   buffers: { weight: `read ${element}`, dY: `read ${element}`, dX: `write ${element}` },
-  params: PART,
+  params: PARAMS,
   main: `if (thread >= params.images * params.channels * params.height * params.width) { return; }
   ${apart("channels", "height", "width")}
   var sum = 0.0;
@@ -110,7 +109,7 @@ export function conv2dBackwardInput(element: Element, weight: Memory, dY: Memory
 const weightKernel = variants((element: Element) => ({
   name: "conv2d backward (weight)",
   buffers: { x: `read ${element}`, dY: `read ${element}`, dWeight: `write ${element}` },
-  params: PART,
+  params: PARAMS,
   workgroup: 64,
   head: "var<workgroup> meeting: array<f32, 64>;",
   main: `let j = group % params.kernel_width;
@@ -150,7 +149,7 @@ export function conv2dBackwardWeight(element: Element, x: Memory, dY: Memory, dW
 const poolKernel = variants((element: Element) => ({
   name: "maxPool2d",
   buffers: { x: `read ${element}`, y: `write ${element}`, chosen: "write u32" },
-  params: PART,
+  params: PARAMS,
   main: `if (thread >= params.images * params.outs * params.out_height * params.out_width) { return; }
   ${apart("outs", "out_height", "out_width")}
   let base = (image * params.channels + plane) * params.height * params.width;
@@ -176,7 +175,7 @@ export function maxPool2d(element: Element, x: Memory, y: Memory, chosen: Memory
 const poolBackwardKernel = variants((element: Element) => ({
   name: "maxPool2d backward",
   buffers: { chosen: "read u32", dY: `read ${element}`, dX: `write ${element}` },
-  params: PART,
+  params: PARAMS,
   main: `if (thread >= params.images * params.channels * params.height * params.width) { return; }
   ${apart("channels", "height", "width")}
   // the windows that contain this element

@@ -1,12 +1,12 @@
 /** What `kernels/divergence.ts` shares with its two sorts of loops: `kernels/divergence_fast.ts` and `kernels/divergence_careful.ts`. */
 import { type DivergenceName, type Formula, FORMULAS, type Near, type Side } from "./divergence_formulas.ts";
-import type { Element } from "./elementwise.ts";
+import { type Element, numbers } from "./elementwise.ts";
 import type { RowCode, RowPlan } from "./row.ts";
 
 /** Terms of a fitted polynomial: enough for an error of at most 1e-7 for any β. The number is even, so that d = 0 is not among the points. */
 export const TERMS = 10;
 /** The names of its coefficients. */
-export const coefficients = (name: string): string[] => Array.from({ length: TERMS }, (_, i) => `${name}${i}`);
+export const coefficients = (name: string): string[] => numbers(TERMS).map((i) => `${name}${i}`);
 /** The polynomial in d4 with these coefficients. */
 export const polynomial = (name: string): string =>
   coefficients(name).map((c) => `params.${c}`).reduceRight((inner, c) => `(${c} + d4 * ${inner})`);

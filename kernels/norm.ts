@@ -129,9 +129,8 @@ interface Sums {
 const pieceKernel = variants((v: Sums & { wide: boolean; threads: number; cut: boolean }) => {
   const { element, weight, bias, wide, threads, cut } = v;
   const across = wide ? COLUMNS / 4 : COLUMNS, along = threads / across;
-  const kind = wide ? "vec4f" : "f32", buffer: BufferType = `read ${wide ? vectorOf[element] : element}`;
-  const turns = numbers(8);
-  const as = wide ? vectorOf[element] : element, written: BufferType = `write ${as}`;
+  const kind = wide ? "vec4f" : "f32", as = wide ? vectorOf[element] : element, turns = numbers(8);
+  const buffer: BufferType = `read ${as}`, written: BufferType = `write ${as}`;
   return {
     name: "norm parameters backward",
     buffers: {

@@ -513,7 +513,7 @@ fn all_${kind}_${type}(lane: u32, x: ${type}) -> ${type} {
   meeting[lane] = ${wider(type, "x")};
   ${
     widths.map((width, i) => {
-      const of = Array.from({ length: (widths[i - 1] ?? threads) / width }, (_, j) => `meeting[lane + ${j * width}u]`);
+      const of = numbers((widths[i - 1] ?? threads) / width).map((j) => `meeting[lane + ${j * width}u]`);
       return `workgroupBarrier();
   if (lane < ${width}u) { meeting[lane] = ${of.reduce(join)}; }`;
     }).join("\n  ")

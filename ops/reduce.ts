@@ -1,6 +1,6 @@
 /** Reductions over one or more dimensions. */
 import { checkBoolean, checkNumber, checkOptions, describe } from "../kernels/check.ts";
-import { sizeOf } from "../kernels/elementwise.ts";
+import { numbers, sizeOf } from "../kernels/elementwise.ts";
 import { reduce, type Reduction } from "../kernels/reduce.ts";
 import { composed } from "../autograd/composed.ts";
 import type { ReduceOptions, VarianceOptions } from "../autograd/options.ts";
@@ -20,7 +20,7 @@ export function checkDim(op: string, dim: unknown, rank: number, name = "dim"): 
 
 /** The dimensions that `dim` names, ascending; all where it is undefined or [], as in PyTorch. */
 function dimsOf(op: string, dim: number | number[] | undefined, rank: number): number[] {
-  if (dim === undefined || Array.isArray(dim) && dim.length === 0) return Array.from({ length: rank }, (_, i) => i);
+  if (dim === undefined || Array.isArray(dim) && dim.length === 0) return numbers(rank);
   if (!Array.isArray(dim) && typeof dim !== "number") {
     throw new TypeError(`${op}: dim must be a number or an array of numbers, got ${describe(dim)}`);
   }
