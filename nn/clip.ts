@@ -1,10 +1,10 @@
 /** Gradient clipping. */
 import { checkNumber } from "../kernels/check.ts";
 import { scale } from "../kernels/elementwise.ts";
-import { reduce } from "../kernels/reduce.ts";
 import { noGrad } from "../autograd/tape.ts";
-import { checkTensor, Tensor } from "../autograd/tensor.ts";
+import { checkTensor, type Tensor } from "../autograd/tensor.ts";
 import { zeros } from "../ops/create.ts";
+import { total } from "../ops/row_loss.ts";
 import { stack } from "../ops/shape.ts";
 import { checkIterable } from "./optim.ts";
 
@@ -35,7 +35,7 @@ export function clipGradNorm(params: Iterable<Tensor>, maxNorm: number): Tensor 
   }
   return noGrad(() => {
     if (gradients.length === 0) return zeros([]);
-    const norm = stack(gradients.map((g) => sumOfSquares(g))).sum().sqrt();
+    const norm = stack(gradients.map((g) => total(g, "clipGradNorm", "sumOfSquares"))).sum().sqrt();
     if (maxNorm === Infinity) return norm; // not through a factor, which would be NaN for an infinite norm
     const factor = norm.add(1e-6).pow(-1).mul(maxNorm).minimum(1);
     for (const g of gradients) {
@@ -43,11 +43,4 @@ export function clipGradNorm(params: Iterable<Tensor>, maxNorm: number): Tensor 
     }
     return norm;
   });
-}
-
-function sumOfSquares(x: Tensor): Tensor {
-  const y = Tensor.empty([], "f32", "clipGradNorm");
-  const b = { values: x.memory, input: x.dtype, results: y.memory, output: "f32" } as const;
-  reduce("sumOfSquares", b, { outer: 1, length: x.size, inner: 1 });
-  return y;
 }

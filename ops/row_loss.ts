@@ -84,11 +84,11 @@ export type RowLaunch = (
   upstream: Upstream | null,
 ) => void;
 
-/** Internal: the sum of rows, as a scalar. */
-export function total(rows: Tensor, op: string): Tensor {
+/** Internal: the sum of all elements, or of their squares, as a scalar of f32. */
+export function total(x: Tensor, op: string, kind: "sum" | "sumOfSquares" = "sum"): Tensor {
   const y = Tensor.empty([], "f32", op);
-  const b = { values: rows.memory, input: "f32", results: y.memory, output: "f32" } as const;
-  reduce("sum", b, { outer: 1, length: rows.size, inner: 1 });
+  const b = { values: x.memory, input: x.dtype, results: y.memory, output: "f32" } as const;
+  reduce(kind, b, { outer: 1, length: x.size, inner: 1 });
   return y;
 }
 
