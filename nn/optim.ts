@@ -86,6 +86,8 @@ function checkRates(op: string, { lr, weightDecay }: Rates): void {
 export abstract class Optimizer {
   #lr = 0;
   #segments: Segment[];
+  /** Those of all segments. */
+  #slots: Slot[];
   #groups: Rates[] = [];
   #disposed = false;
   readonly #gpu: Gpu;
@@ -108,6 +110,7 @@ export abstract class Optimizer {
     this.#rule = rule;
     this.#gpu = gpu();
     this.#segments = this.#layOut(this.#take(params), initialState);
+    this.#slots = this.#segments.flatMap(({ slots }) => slots);
   }
 
   /** The learning rate of groups without their own. To follow a schedule, set it before every step. */
@@ -216,15 +219,17 @@ export abstract class Optimizer {
     }
   }
 
-  get #slots(): Slot[] {
-    return this.#segments.flatMap(({ slots }) => slots);
-  }
-
   /** Updates every parameter that has a gradient. */
   step(): void {
     this.#checkUsable();
     for (const group of this.#groups) checkRates(this.name, group);
-    for (const { slots } of this.#segments) for (const slot of slots) this.#checkSlot(slot);
+    for (const { parameter, home } of this.#slots) {
+      if (!parameter.grad || parameter.storage.memory === home) continue;
+      const which = `a parameter of shape [${parameter.shape.join(", ")}]`;
+      throw new Error(
+        `${this.name}: ${which} was handed to another optimizer since; give one optimizer two groups instead`,
+      );
+    }
     for (const segment of this.#segments) {
       const settings = new Float32Array(SETTINGS * segment.slots.length);
       const active: Slot[] = [];
@@ -261,19 +266,9 @@ export abstract class Optimizer {
     }
   }
 
-  /** Throws if a slot cannot take part in a step. */
-  #checkSlot({ parameter, home }: Slot): void {
-    if (!parameter.grad) return;
-    if (parameter.storage.memory === home) return;
-    const which = `a parameter of shape [${parameter.shape.join(", ")}]`;
-    throw new Error(
-      `${this.name}: ${which} was handed to another optimizer since; give one optimizer two groups instead`,
-    );
-  }
-
   /** Sets the `.grad` of all parameters to null. */
   zeroGrad(): void {
-    for (const { slots } of this.#segments) for (const { parameter } of slots) parameter.grad = null;
+    for (const { parameter } of this.#slots) parameter.grad = null;
   }
 
   /**

@@ -24,8 +24,6 @@ const LONGEST_HEADER = 100_000_000; // as the reference implementation
 
 /** A file whose header was checked. */
 export interface Opened {
-  /** Its name in messages. */
-  name: string;
   metadata: Record<string, string>;
   /** Names of its tensors. */
   names: string[];
@@ -160,7 +158,7 @@ export async function openSafetensors<T>(
       }
       return loaded;
     };
-    return await use({ name: source.name, metadata, names: entries.map(([name]) => name), load });
+    return await use({ metadata, names: entries.map(([name]) => name), load });
   } finally {
     source.close();
   }
