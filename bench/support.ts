@@ -4,7 +4,7 @@
  * @module
  */
 
-import { defineKernel, matmul, ones, Scope, slice, Tape, type Tensor, zeros } from "@limbeck/limbeck";
+import { matmul, ones, Scope, slice, Tape, type Tensor } from "@limbeck/limbeck";
 import { gpu } from "../kernels/gpu/gpu.ts";
 
 /** Something to be timed with its gradients: a function of leaves, and the gradient of its value unless that is a scalar. */
@@ -23,10 +23,7 @@ export function runStep({ forward, leaves, upstream }: Work): void {
 
 /** Drops the gradients, so that the next step writes them instead of adding to them. */
 export function dropGradients(leaves: Tensor[]): void {
-  for (const leaf of leaves) {
-    leaf.grad?.dispose();
-    leaf.grad = null;
-  }
+  for (const leaf of leaves) leaf.grad = null;
 }
 
 /**
@@ -44,24 +41,12 @@ function results({ forward, leaves, upstream }: Work): { value: Tensor; gradient
   const value = forward();
   value.backward(upstream);
   const gradients = leaves.map((leaf) => leaf.grad!.keep());
-  for (const leaf of leaves) leaf.grad = null;
+  dropGradients(leaves);
   return { value: value.detach().keep(), gradients };
 }
 
-const widen = defineKernel({
-  name: "widen",
-  buffers: { x: "read f16", y: "write f32" },
-  params: { size: "u32" },
-  main: "if (thread < params.size) { y[thread] = f32(x[thread]); }",
-});
-
 /** The same numbers as f32. */
-export function widened(x: Tensor): Tensor {
-  if (x.dtype === "f32") return x;
-  const y = zeros(x.shape);
-  widen.run({ x: x.memory, y: y.memory }, { size: x.size }, Math.ceil(x.size / 256));
-  return y;
-}
+export const widened = (x: Tensor): Tensor => x.dtype === "f32" ? x : x.cast("f32");
 
 /**
  * Throws unless x is near y, which is f32: no element may differ by more than `share` of y's largest element, and the sum of all
