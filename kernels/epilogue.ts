@@ -33,6 +33,16 @@ export interface Operands {
 export const PARAMS: Record<string, "u32"> =
   u32s("rows", "columns", "depth", "whole", "batches", "aOffset", "aBatch", "aK", "aAcross", "bOffset", "bBatch", "bK", "bAcross", "cOffset");
 
+/** The beginning of a product's kernel: which batch and which tile of `m` rows by `n` columns a workgroup computes, and where the batch of C begins. */
+export const findTile = (m: number, n: number): string =>
+  `let tiles_n = (params.columns + ${n - 1}u) / ${n}u;
+  let tiles_m = (params.rows + ${m - 1}u) / ${m}u;
+  let batch = group / (tiles_n * tiles_m);
+  if (batch >= params.batches) { return; }
+  let depth = min(params.depth, params.whole - batch * params.depth); // of pieces, the last may be shorter
+  let tile_n = (group % tiles_n) * ${n}u;
+  let tile_m = (group / tiles_n % tiles_m) * ${m}u;`;
+
 /** A contiguous vector or matrix. */
 export interface Plain {
   memory: Memory;

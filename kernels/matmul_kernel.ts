@@ -10,7 +10,7 @@
  * For products with few tiles the slices of a workgroup share a tile: each takes every slices-th slab, and their sums are added in a fixed order.
  */
 import { type Element, lanes, numbers, vec4f, vectorOf } from "./elementwise.ts";
-import { epilogueCode, type EpilogueShape, type Mode, type Operands, PARAMS } from "./epilogue.ts";
+import { epilogueCode, type EpilogueShape, findTile, type Mode, type Operands, PARAMS } from "./epilogue.ts";
 import { type BufferType, type Kernel, variants } from "./gpu/kernel.ts";
 import { slabsAhead, threadsOf, type Tile, TILES, turnOf } from "./tiles.ts";
 
@@ -223,13 +223,7 @@ export const tileKernel: (variant: Variant) => Kernel = variants((v: Variant) =>
 var<workgroup> slabs: array<array<vec4f, ${depth + 1}>, ${quads * slices}>;
 ${fetcher("a", aMode, "rows", tail, halves, depth)}
 ${fetcher("b", bMode, "columns", tail, halves, depth)}`,
-    main: `let tiles_n = (params.columns + ${tile.n - 1}u) / ${tile.n}u;
-  let tiles_m = (params.rows + ${tile.m - 1}u) / ${tile.m}u;
-  let batch = group / (tiles_n * tiles_m);
-  if (batch >= params.batches) { return; }
-  let depth = min(params.depth, params.whole - batch * params.depth); // of pieces, the last may be shorter
-  let tile_n = (group % tiles_n) * ${tile.n}u;
-  let tile_m = (group / tiles_n % tiles_m) * ${tile.m}u;
+    main: `${findTile(tile.m, tile.n)}
   let own = lane % ${threads}u;
   let slice = lane / ${threads}u;
   let thread_n = own % ${across}u;

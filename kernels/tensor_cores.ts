@@ -10,7 +10,7 @@
  * 119, slabs 16 deep 154, fragments read directly from memory 75.
  */
 import { lanes, numbers } from "./elementwise.ts";
-import { epilogueCode, type EpilogueShape, type Mode, type Operands, PARAMS } from "./epilogue.ts";
+import { epilogueCode, type EpilogueShape, findTile, type Mode, type Operands, PARAMS } from "./epilogue.ts";
 import { gpu } from "./gpu/gpu.ts";
 import { type Kernel, variants } from "./gpu/kernel.ts";
 import { MULTIPROCESSORS } from "./gpu/tuning.ts";
@@ -83,13 +83,7 @@ export const tensorKernel: (variant: Variant) => Kernel = variants((v: Variant) 
     head: `${end.head}
 ${a.declare} ${b.declare}
 var<workgroup> results: array<f32, ${4 * 16 * half}>;`,
-    main: `let tiles_n = (params.columns + ${size - 1}u) / ${size}u;
-  let tiles_m = (params.rows + ${size - 1}u) / ${size}u;
-  let batch = group / (tiles_n * tiles_m);
-  if (batch >= params.batches) { return; }
-  let depth = min(params.depth, params.whole - batch * params.depth); // of pieces, the last may be shorter
-  let tile_n = (group % tiles_n) * ${size}u;
-  let tile_m = (group / tiles_n % tiles_m) * ${size}u;
+    main: `${findTile(size, size)}
   let own = lane / 32u; // the subgroup
   let own_m = own / 2u * ${half}u;
   let own_n = own % 2u * ${half}u;
