@@ -166,8 +166,7 @@ export class Tensor implements Disposable {
 
   /** The memory on the GPU, for your own kernels. Throws a TypeError if the tensor was closed or is on another device. */
   get memory(): Memory {
-    const storage = this.#storage;
-    if (storage === null) throw this.#closedError("tensor");
+    const { storage } = this;
     if (storage.gpu !== gpu()) {
       throw new TypeError(
         `tensor: this tensor of shape [${this.shape.join(", ")}] is on a device that was disposed or lost`,

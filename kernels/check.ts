@@ -94,12 +94,7 @@ export function checkBoolean(op: string, name: string, value: unknown): void {
 
 /** Throws unless `value` is one of `known`: a TypeError if it is not a string, else a RangeError. */
 export function checkOneOf(op: string, name: string, value: unknown, known: readonly string[]): void {
-  if (typeof value !== "string") {
-    throw new TypeError(`${op}: ${name} must be one of ${known.join(", ")}, got ${describe(value)}`);
-  }
-  if (!known.includes(value)) {
-    throw new RangeError(
-      `${op}: ${name} must be one of ${known.join(", ")}, got ${describe(value)}${suggestion(value, known)}`,
-    );
-  }
+  if (known.includes(value as string)) return;
+  const message = `${op}: ${name} must be one of ${known.join(", ")}, got ${describe(value)}`;
+  throw typeof value === "string" ? new RangeError(message + suggestion(value, known)) : new TypeError(message);
 }
