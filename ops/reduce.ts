@@ -7,7 +7,7 @@ import type { ReduceOptions, VarianceOptions } from "../autograd/options.ts";
 import type { DType } from "../autograd/storage.ts";
 import { record } from "../autograd/tape.ts";
 import { checkTensor, Tensor } from "../autograd/tensor.ts";
-import { type Input, mapped } from "./mapped.ts";
+import { mapped } from "./mapped.ts";
 
 /** The dimension `dim` counted from the front. Throws a RangeError that names the op. */
 export function checkDim(op: string, dim: unknown, rank: number, name = "dim"): number {
@@ -32,18 +32,16 @@ function dimsOf(op: string, dim: number | number[] | undefined, rank: number): n
   return rank === 0 ? [] : dims;
 }
 
-/**
- * Reduces `x` over `dims`, with one pass for each run of neighbouring dimensions. Reduced dimensions are kept with size 1, unless the result goes `into` a
- * tensor.
- */
+/** Reduces `x` over `dims`, with one pass for each run of neighbouring dimensions, to the tensor that `into` makes, by default one of `shape` and `dtype`. */
 function reduced(
   kind: Reduction,
   x: Tensor,
   dims: readonly number[],
+  shape: readonly number[],
   dtype: DType = x.dtype,
-  into?: () => Tensor,
+  into = (): Tensor => Tensor.empty(shape, dtype, kind),
 ): Tensor {
-  let from = x, shape = [...x.shape];
+  let from = x, sizes = [...x.shape];
   const runs: [number, number][] = [];
   for (const d of dims) {
     const last = runs.at(-1);
@@ -52,12 +50,11 @@ function reduced(
   }
   if (runs.length === 0) runs.push([x.rank, x.rank]); // nothing to reduce, only to convert
   for (const [i, [start, end]] of runs.reverse().entries()) {
-    const [outer, length, inner] = [shape.slice(0, start), shape.slice(start, end), shape.slice(end)].map(sizeOf);
-    shape = shape.map((n, d) => d >= start && d < end ? 1 : n);
+    const [outer, length, inner] = [sizes.slice(0, start), sizes.slice(start, end), sizes.slice(end)].map(sizeOf);
+    sizes = sizes.map((n, d) => d >= start && d < end ? 1 : n);
     using _ = i > 0 ? from : null; // the result of the previous pass
-    const last = i === runs.length - 1;
     // intermediate results are f32: only the last one is rounded, and a sum may be too large for f16
-    const y = last && into ? into() : Tensor.empty(shape, last ? dtype : "f32", kind);
+    const y = i === runs.length - 1 ? into() : Tensor.empty(sizes, "f32", kind);
     const what = kind === "sumOfSquares" && i > 0 ? "sum" : kind;
     const b = { values: from.memory, input: from.dtype, results: y.memory, output: y.dtype };
     reduce(what, b, { outer, length, inner });
@@ -66,20 +63,11 @@ function reduced(
   return from;
 }
 
-/** Replaces `y` by a view of it in another shape. */
-function reshaped(y: Tensor, shape: readonly number[], op: string): Tensor {
-  const view = y.view([...shape], op);
-  y.dispose();
-  return view;
-}
-
 /** The gradient of a broadcast: sums `x` over the dimensions in which it is larger than `shape`, into the tensor that `into` makes. */
 export function sumTo(x: Tensor, shape: readonly number[], into?: () => Tensor): Tensor {
   const lead = x.rank - shape.length;
   const dims = x.shape.flatMap((n, d) => d < lead || (shape[d - lead] === 1 && n !== 1) ? [d] : []);
-  if (dims.length === 0) return x;
-  const y = reduced("sum", x, dims, x.dtype, into);
-  return into ? y : reshaped(y, shape, "sum");
+  return dims.length === 0 ? x : reduced("sum", x, dims, shape, x.dtype, into);
 }
 
 /** Checks x and the options, and returns the dimensions to reduce, the shape with them kept, and the shape of the result. */
@@ -113,8 +101,8 @@ function divided(
   shape: readonly number[],
   dtype: DType,
 ): Tensor {
-  using dividend = reduced(kind, x, dims, "f32");
-  return mapped(name, "a / s0", [[dividend, shape]], shape, [divisor], dtype);
+  using dividend = reduced(kind, x, dims, shape, "f32");
+  return mapped(name, "a / s0", [dividend], shape, [divisor], dtype);
 }
 
 /**
@@ -131,7 +119,7 @@ function divided(
  */
 export function sum(x: Tensor, options: ReduceOptions = {}): Tensor {
   const { dims, kept, shape } = reductionOf("sum", x, options);
-  const y = reshaped(reduced("sum", x, dims), shape, "sum");
+  const y = reduced("sum", x, dims, shape);
   return record({
     op: "sum",
     inputs: [x],
@@ -167,7 +155,7 @@ export function mean(x: Tensor, options: ReduceOptions = {}): Tensor {
 function extreme(kind: "max" | "min", x: Tensor, options: ReduceOptions): Tensor {
   const { dims, kept, shape } = reductionOf(kind, x, options);
   notEmpty(kind, x, dims);
-  const y = reshaped(reduced(kind, x, dims), shape, kind);
+  const y = reduced(kind, x, dims, shape);
   return record({
     op: kind,
     inputs: [x],
@@ -175,9 +163,9 @@ function extreme(kind: "max" | "min", x: Tensor, options: ReduceOptions): Tensor
     saved: [x, y],
     backward: (dY) => {
       const hit = mapped(`${kind} hits`, "select(0.0, 1.0, a == b || is_nan_(a))", [x, [y, kept]], x.shape);
-      const ties = reduced("sum", hit, dims, "f32");
-      const inputs: Input[] = [hit, [ties, kept], [dY, kept]];
-      return [mapped(`${kind} backward`, "select(c / b, 0.0, a == 0.0)", inputs, x.shape)]; // dY may be infinite
+      const ties = reduced("sum", hit, dims, kept, "f32");
+      const share = "select(c / b, 0.0, a == 0.0)"; // dY may be infinite
+      return [mapped(`${kind} backward`, share, [hit, ties, [dY, kept]], x.shape)];
     },
   });
 }
@@ -232,7 +220,7 @@ export function min(x: Tensor, options: ReduceOptions = {}): Tensor {
 export function logSumExp(x: Tensor, options: ReduceOptions = {}): Tensor {
   const { dims, kept, shape } = reductionOf("logSumExp", x, options);
   notEmpty("logSumExp", x, dims);
-  const y = reshaped(reduced("logSumExp", x, dims), shape, "logSumExp");
+  const y = reduced("logSumExp", x, dims, shape);
   return record({
     op: "logSumExp",
     inputs: [x],
@@ -242,9 +230,9 @@ export function logSumExp(x: Tensor, options: ReduceOptions = {}): Tensor {
       // y is rounded, so that e^(x − y) is off by a common factor: dividing by its sum corrects that
       const nearly = "select(exp_(a - b), 0.0, a == b && abs(b) > 3.4028234e38)";
       const share = mapped("logSumExp shares", nearly, [x, [y, kept]], x.shape, [], "f32");
-      const total = reduced("sum", share, dims);
-      const inputs: Input[] = [share, [total, kept], [dY, kept]];
-      return [mapped("logSumExp backward", "select(a / b * c, 0.0, a == 0.0)", inputs, x.shape, [], x.dtype)];
+      const total = reduced("sum", share, dims, kept);
+      const slope = "select(a / b * c, 0.0, a == 0.0)";
+      return [mapped("logSumExp backward", slope, [share, total, [dY, kept]], x.shape, [], x.dtype)];
     },
   });
 }
@@ -302,5 +290,5 @@ export function argmax(x: Tensor, options: { dim?: number; keepDim?: boolean } =
   if (options?.dim !== undefined) checkDim("argmax", options.dim, Math.max(1, x.rank));
   const { dims, shape } = reductionOf("argmax", x, options);
   notEmpty("argmax", x, dims);
-  return reshaped(reduced("argmax", x, dims, "i32"), shape, "argmax");
+  return reduced("argmax", x, dims, shape, "i32");
 }
