@@ -48,7 +48,7 @@ export function fit(f: (x: number) => number, from: number, to: number, count: n
 const EXPM1 = fit((x) => Math.expm1(x) / x, -1, 1, 8);
 const EXCESS = fit((x) => (Math.expm1(x) - x) / (x * x), -1, 1, 8);
 const LOG1P = fit((x) => (Math.log1p(x) - x + x * x / 2) / x ** 3, Math.SQRT1_2 - 1, Math.SQRT2 - 1, 8);
-const LOG1P_ALL = fit((x) => x === 0 ? 1 : Math.log1p(x) / x, Math.SQRT1_2 - 1, Math.SQRT2 - 1, 9);
+const LOG1P_ALL = fit((x) => Math.log1p(x) / x, Math.SQRT1_2 - 1, Math.SQRT2 - 1, 9);
 const TANH = fit((z) => (Math.tanh(Math.sqrt(z)) / Math.sqrt(z) - 1) / z, 0, 0.3, 5);
 
 function functions({ suffix: s, float: F, int: I, uint: U, bool }: Lane): string {

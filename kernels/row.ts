@@ -145,7 +145,7 @@ export interface Normaliser {
   name: string;
   value: string;
   k: string;
-  /** A stream whose value where `value` is largest is defined as well, as NAME_at. */
+  /** A stream whose value where `value` is largest is defined as well, as NAME_at. Of the first two normalisers both have one, or neither has. */
   at?: string;
   /**
    * A function of `value` that is normalised in its place, and that registers then keep instead of the stream's values. Only if registers keep the whole row.
@@ -436,8 +436,8 @@ const normaliseOnline: Normalise = (of, also, { each, sum, max }) =>
   }
   ${
     pairs(of).map((pair, p) => {
-      const [a, b] = [pair[0], pair[1] ?? pair[0]];
-      const best = (x: Normaliser) => x.at ? `select(LOW, ${x.name}_beside, ${x.name}_part.x == ${x.name}_max)` : "LOW";
+      const [a, b = a] = pair;
+      const best = ({ name }: Normaliser) => `select(LOW, ${name}_beside, ${name}_part.x == ${name}_max)`;
       return `let tops${p} = ${max(`vec2f(${a.name}_part.x, ${b.name}_part.x)`, "vec2f")};
   ${pair.map(({ name }, i) => `let ${name}_max = tops${p}.${lanes[i]};`).join(" ")}
   let sums${p} = ${
@@ -452,11 +452,9 @@ const normaliseOnline: Normalise = (of, also, { each, sum, max }) =>
           .join(" ")
       }
   ${
-        pair.some(({ at }) => at)
-          ? `let besides${p} = ${max(`vec2f(${best(a)}, ${pair[1] ? best(b) : "LOW"})`, "vec2f")};`
-          : ""
-      }
-  ${pair.map(({ name, at }, i) => at ? `let ${name}_at = besides${p}.${lanes[i]};` : "").join(" ")}`;
+        !a.at ? "" : `let besides${p} = ${max(`vec2f(${best(a)}, ${best(b)})`, "vec2f")};
+  ${pair.map(({ name }, i) => `let ${name}_at = besides${p}.${lanes[i]};`).join(" ")}`
+      }`;
     }).join("\n  ")
   }`;
 
