@@ -5,7 +5,7 @@ import type { GpuInfo, InitOptions } from "./gpu/device.ts";
 import { gpu, open } from "./gpu/gpu.ts";
 import type { Memory } from "./gpu/memory.ts";
 import { profile } from "./gpu/profile.ts";
-import { checkTuning, type RowLimits, type RowWork, type Tuning } from "./gpu/tuning.ts";
+import { checkTuning, type RowLimits, type Tuning } from "./gpu/tuning.ts";
 import { matmul } from "./matmul.ts";
 import { expectedOf, fittingTiles, matmulTuning } from "./tiles.ts";
 import { fill, random } from "./random.ts";
@@ -62,7 +62,6 @@ function remember(tuning: Tuning): Tuning {
 
 /** Widths of rows: some rows fit into registers as a whole, some in part. */
 const WIDTHS = [4096, 8192, 16384, 32768, 65536];
-const NUMBERS = { mean: true, ignoreIndex: -100, temperature: 1 };
 
 /** Measures the tuning; null if the memory limit leaves too little to measure with. */
 async function tune(): Promise<Tuning | null> {
@@ -83,29 +82,19 @@ async function tune(): Promise<Tuning | null> {
       random("normal", "f32", { y, state: labels }, { op, size, low: 0, count: 0 });
     }
     fill(labels, 0, rows, "i32");
-    const walk = (work: RowWork, columns: number): void => {
-      const numbers = { rows: Math.floor(size / columns), firstRow: 0, allRows: rows, columns, ...NUMBERS };
-      if (work === "one") {
-        const b = {
-          logits: student,
-          target: labels,
-          counts,
-          weight: null,
-          upstream: null,
-          loss,
-          extras: null,
-          dLogits: dStudent,
-        };
-        return crossEntropyRows("f32", "index", b, { ...numbers, smoothing: 0, zLoss: 0, softcap: 0 });
-      }
-      const b = { student, teacher, labels: null, counts, upstream: null, loss, parts: null, dStudent, dTeacher: null };
-      divergenceRows("jsd", "f32", "f32", b, { ...numbers, drop: false, beta: 0.5, ceFactor: 0, divergenceFactor: 1 });
-    };
-    const limits = {
-      one: await tuneRows((columns) => walk("one", columns)),
-      two: await tuneRows((columns) => walk("two", columns)),
-    };
-    return remember({ rows: limits, tiles: await tuneTiles([student, teacher, dStudent], size) });
+    const common = { mean: true, ignoreIndex: -100, temperature: 1, firstRow: 0, allRows: rows };
+    const numbers = (columns: number) => ({ ...common, rows: Math.floor(size / columns), columns });
+    const shared = { counts, upstream: null, loss };
+    const ofOne = { ...shared, logits: student, target: labels, weight: null, extras: null, dLogits: dStudent };
+    const one = await tuneRows((columns) =>
+      crossEntropyRows("f32", "index", ofOne, { ...numbers(columns), smoothing: 0, zLoss: 0, softcap: 0 })
+    );
+    const ofTwo = { ...shared, student, teacher, labels: null, parts: null, dStudent, dTeacher: null };
+    const factors = { drop: false, beta: 0.5, ceFactor: 0, divergenceFactor: 1 };
+    const two = await tuneRows((columns) =>
+      divergenceRows("jsd", "f32", "f32", ofTwo, { ...numbers(columns), ...factors })
+    );
+    return remember({ rows: { one, two }, tiles: await tuneTiles([student, teacher, dStudent], size) });
   } finally {
     info.tuning = null;
     matmulTuning.tile = matmulTuning.pieces = null;
