@@ -187,3 +187,17 @@ Deno.test("later: as many share a dispatch as the device allows, and what was wa
   assertEquals([message, await first(results[0])], ["stopped", 9]);
   assertEquals(gpu().queue.gathering, null);
 });
+
+Deno.test("later: launches that run before another one, and make the cache of dispatches full, leave that one its parameters", async () => {
+  await init();
+  const x = tensor(Array(64).fill(1)), [y, z] = [zeros([64]), zeros([64])], { queue } = gpu();
+  now(x, y, 0); // memory that may be written
+  queue.forget();
+  now(y, z, 100);
+  for (let f = 1; f < 8192; f++) now(x, y, f / 8192); // the cache is full
+  gathering(() => {
+    wait(x, y, 7); // 8
+    now(y, z, 100); // 801
+  });
+  assertEquals([await first(y), await first(z)], [8, 801]);
+});

@@ -96,10 +96,10 @@ export class Queue {
     x: number,
     y: number,
   ): void {
+    if (this.gathering !== null && isAwaited(pipeline, given)) this.gathering.settle(); // first, since it may clear the entries
     let entry = this.#last.next;
     if (entry === null || !matches(entry, pipeline, given, params)) entry = this.#entry(pipeline, given, params);
     const { memories } = entry;
-    if (this.gathering !== null && isAwaited(entry)) this.gathering.settle();
     this.#last.next = entry;
     this.#last = entry;
     const pass = this.#openPass(pipeline.name);
@@ -409,10 +409,10 @@ const notComputed = () =>
 const partsOf = (memory: Memory): readonly Memory[] => memory.slots.length > 0 ? memory.slots : [memory];
 
 /** Whether a dispatch uses what a waiting launch writes, or writes what one reads. */
-function isAwaited({ pipeline: { writes }, memories }: Entry): boolean {
+function isAwaited({ writes }: Pipeline, memories: readonly (Memory | null)[]): boolean {
   for (let i = 0; i < memories.length; i++) {
-    const { awaited } = memories[i];
-    if (awaited !== null && (writes[i] || awaited === "write")) return true;
+    const awaited = memories[i]?.awaited;
+    if (awaited && (writes[i] || awaited === "write")) return true;
   }
   return false;
 }
