@@ -145,7 +145,7 @@ const MATRICES = "chromium-experimental-subgroup-matrix" as string as GPUFeature
 
 /** Whether the device multiplies fragments of 16×16 f16 and sums them in f32, with subgroups of 32. */
 export async function hasTensorCores(device: GPUDevice): Promise<boolean> {
-  const { subgroupMinSize, subgroupMaxSize } = device.adapterInfo;
+  const { subgroupMinSize, subgroupMaxSize } = device.adapterInfo ?? {}; // which older browsers lack
   if (!device.features.has(MATRICES) || subgroupMinSize !== 32 || subgroupMaxSize !== 32) {
     return false;
   }

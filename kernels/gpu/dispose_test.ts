@@ -365,3 +365,12 @@ Deno.test("init: an injected device stays its maker's", async () => {
     'init: the adapter lacks the feature "nonsense"',
   );
 });
+
+Deno.test("gpu: a device without adapterInfo, which browsers lacked at first, will do", async () => {
+  const device = await (await navigator.gpu.requestAdapter())!.requestDevice();
+  Object.defineProperty(device, "adapterInfo", { value: undefined });
+  await init({ device });
+  assertEquals(await tensor([1]).add(1).array(), [2]);
+  await dispose();
+  device.destroy();
+});
