@@ -1,6 +1,7 @@
 /** Convolution and max pooling of images [N, C, H, W], with one thread per element of the result: of y forward, of dX backward. */
 import type { Element } from "./elementwise.ts";
-import { type Kernel, spans, u32s, variants } from "./gpu/kernel.ts";
+import { gpu } from "./gpu/gpu.ts";
+import { type Kernel, MOST_TURNS, spans, u32s, variants } from "./gpu/kernel.ts";
 import type { Memory } from "./gpu/memory.ts";
 
 // deno-fmt-ignore
@@ -28,6 +29,10 @@ function inParts(
   [count, turns]: [count: number, turns: number],
   workgroups: number,
 ): void {
+  if (turns > MOST_TURNS && gpu().info.isSoftware) { // the driver would stop in the middle of a window without a word
+    const { kernelHeight, kernelWidth } = s, most = `windows of at most about ${MOST_TURNS} pixels`;
+    throw new RangeError(`conv2d: a software adapter takes ${most}, got ${kernelHeight}×${kernelWidth}`);
+  }
   for (const [start, end] of spans(count, turns)) kernel.run(buffers, { ...s, start, end }, workgroups);
 }
 

@@ -1,6 +1,7 @@
 /** The tiles of matrix products, and the choice of one for a product: the tile for which a model of the device predicts the least time. */
 import type { GpuInfo } from "./gpu/device.ts";
 import { gpu } from "./gpu/gpu.ts";
+import { MOST_TURNS } from "./gpu/kernel.ts";
 import { MULTIPROCESSORS, type Tuning } from "./gpu/tuning.ts";
 
 /**
@@ -166,6 +167,11 @@ const cheapest = (ways: Way[]) => ways.reduce((best, way) => way.expected < best
 function waysOf({ rows, columns, depth, batches, cut, halves }: Size): Way[] {
   const { isSoftware, tuning } = gpu().info, ways: Way[] = [];
   const steps = Math.max(1, depth); // with nothing to sum, tiles are still filled with zeros
+  if (isSoftware && !cut && depth > 16 * MOST_TURNS) { // 16: the least depth of a slab
+    throw new RangeError(
+      `matmul: a software adapter sums at most ${16 * MOST_TURNS} products in a batch or with a bias, got ${depth}`,
+    );
+  }
   for (const [tile, t] of TILES.entries()) {
     if (!fits(t) || tile !== (matmulTuning.tile ?? tile)) continue;
     const tiles = Math.ceil(rows / t.m) * Math.ceil(columns / t.n) * batches, turn = turnOf(t, halves);

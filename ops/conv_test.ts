@@ -124,3 +124,10 @@ Deno.test("conv2d, maxPool2d: more iterations than a software driver runs in one
   assertEquals([...await gradient(ones([1, 1, 1, 1]), (w) => conv2d(ones([1, 1, 2100, 2100]), w))], [2100 ** 2]);
   assertEquals([...await gradient(ones([1, 1, 1, 1]), (w) => conv2d(ones([7000, 1, 24, 24]), w))], [7000 * 24 ** 2]);
 });
+
+Deno.test("conv2d: a window that a software adapter would not finish is an error", async () => {
+  const { isSoftware } = await init(), shape = [1, 1, 1, 66_000];
+  if (isSoftware) {
+    assertThrows(() => conv2d(ones(shape), ones(shape)), RangeError, "takes windows of at most about 60000");
+  } else assertEquals(await conv2d(ones(shape), ones(shape)).item(), 66_000);
+});

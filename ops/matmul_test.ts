@@ -7,6 +7,7 @@ import {
   linear,
   matmul,
   mul,
+  ones,
   randn,
   relu,
   Scope,
@@ -359,4 +360,11 @@ Deno.test("perceptron: a weight before which nothing takes a gradient may change
     }
     for (const leaf of trained) leaf.requiresGrad = false;
   }
+});
+
+Deno.test("matmul: a sum that a software adapter would not finish is cut into pieces, or an error where it cannot be", async () => {
+  const { isSoftware } = await init(), depth = 1_060_000, x = ones([1, depth]), bias = zeros([1]);
+  assertEquals(await linear(x, x).item(), depth);
+  if (isSoftware) assertThrows(() => linear(x, x, bias), RangeError, "sums at most 960000 products");
+  else assertEquals(await linear(x, x, bias).item(), depth);
 });

@@ -186,12 +186,14 @@ export function variants<C extends string | number | object>(define: (choice: C)
   };
 }
 
+/** Loop iterations of a thread that software drivers do: they silently stop it after 65,535 in all. Some are left for other loops. */
+export const MOST_TURNS = 60_000;
+
 /**
- * Splits `count` positions into ranges, one for each launch. It is one range except on software drivers, which silently stop a thread after 65,535 loop
- * iterations in all. `turns` is the most iterations that a position takes, including those that end a loop. Without any position there is still one launch.
+ * Splits `count` positions into ranges, one for each launch. It is one range except on software drivers (see `MOST_TURNS`). `turns` is the most iterations that a position takes, including those that end a loop. Without any position there is still one launch.
  */
 export function spans(count: number, turns: number): [start: number, end: number][] {
-  const step = gpu().info.isSoftware ? Math.max(1, Math.floor(60_000 / turns)) : Math.max(1, count);
+  const step = gpu().info.isSoftware ? Math.max(1, Math.floor(MOST_TURNS / turns)) : Math.max(1, count);
   return Array.from({ length: Math.max(1, Math.ceil(count / step)) }, (_, i) => [
     i * step,
     Math.min((i + 1) * step, count),
