@@ -190,7 +190,8 @@ export function variants<C extends string | number | object>(define: (choice: C)
 export const MOST_TURNS = 60_000;
 
 /**
- * Splits `count` positions into ranges, one for each launch. It is one range except on software drivers (see `MOST_TURNS`). `turns` is the most iterations that a position takes, including those that end a loop. Without any position there is still one launch.
+ * Splits `count` positions into ranges, one for each launch. It is one range except on software drivers (see `MOST_TURNS`). `turns` is the most iterations
+ * that a position takes, including those that end a loop. Without any position there is still one launch.
  */
 export function spans(count: number, turns: number): [start: number, end: number][] {
   const step = gpu().info.isSoftware ? Math.max(1, Math.floor(MOST_TURNS / turns)) : Math.max(1, count);
