@@ -61,8 +61,17 @@ export interface AttentionBuffers {
 /** Overrides for tests: whether kernels are written as for GPUs. */
 export const attentionTuning: { unrolled: boolean | null } = { unrolled: null };
 
+/** The tiles of a kernel. */
+interface Tiles {
+  /** Rows of the tile that a workgroup keeps, and of the tiles that it loops over. */
+  rows: number;
+  others: number;
+  /** The vec4s of a row that they hold at a time. */
+  part: number;
+}
+
 /** Compile-time choices. */
-interface Shape {
+interface Shape extends Tiles {
   element: Element;
   /** vec4s in a row. */
   quads: number;
@@ -70,9 +79,6 @@ interface Shape {
   wide: boolean;
   mask: boolean;
   dropout: boolean;
-  /** Rows of the tile that a workgroup keeps, and of the tiles that it loops over. */
-  rows: number;
-  others: number;
   /** Whether loops are unrolled, four iterations at a time: compilers for GPUs do not unroll them, those for CPUs are slow on long bodies. */
   unrolled: boolean;
   /**
@@ -85,13 +91,15 @@ interface Shape {
 const quadsOf = (s: AttentionSizes) => Math.ceil(s.depth / 4);
 const stride = (quads: number) => quads | 1;
 
-/** The largest tiles that fit, with `sides` tiles of each kind and `tables` tables of scores in workgroup memory. */
-function tilesFor(quads: number, sides: number, tables: number): [number, number] {
-  const { maxComputeWorkgroupStorageSize: most } = gpu().info.limits;
+/**
+ * The largest tiles that fit, with `sides` tiles of each kind and `tables` tables of scores in workgroup memory. In the backward pass, which has two sides,
+ * they hold 64 features at a time: of 8 heads of 4096×128 it takes an H100 14.5 ms, with whole rows in tiles a quarter as large 90.
+ */
+function tilesFor(quads: number, sides: number, tables: number): Tiles {
+  const { maxComputeWorkgroupStorageSize: most } = gpu().info.limits, part = sides === 1 ? quads : Math.min(16, quads);
   for (const [rows, others] of [[32, 32], [32, 16], [16, 16], [16, 8], [8, 8]]) {
-    const vec4s = sides * (rows + others) * stride(quads) + tables * rows * (others / 4 + 1) + rows * others / 16 +
-      rows;
-    if (16 * vec4s <= most) return [rows, others];
+    const vec4s = sides * (rows + others) * stride(part) + tables * rows * (others / 4 + 1) + rows * others / 16 + rows;
+    if (16 * vec4s <= most) return { rows, others, part };
   }
   throw new RangeError(
     `scaledDotProductAttention: heads of ${
@@ -102,16 +110,17 @@ function tilesFor(quads: number, sides: number, tables: number): [number, number
 
 /**
  * Throws if the loop over so many rows, in tiles, is longer than what software drivers run: they would stop without a word. `copies`: in how many loops a tile
- * is copied; two others are those of `products` and `gather`.
+ * is copied; rows in parts are copied `again`. Two others are those of `products` and `gather`.
  */
 function checkLength(
   what: "keys" | "queries",
   s: AttentionSizes,
-  [rows, others]: [number, number],
+  { rows, others, part }: Tiles,
   copies: 1 | 2,
 ): void {
   const count = s[what], quads = quadsOf(s), across = others / 4, threads = rows / 4 * across;
-  const turns = 2 + copies * (2 + others * quads / threads) + (1 + quads) + (1 + across);
+  const parts = Math.ceil(quads / part), again = parts === 1 ? 0 : (rows + others) * quads / threads + 6 * parts;
+  const turns = 2 + copies * (2 + others * quads / threads) + again + (parts + quads) + parts * (1 + across);
   const most = spans(Math.ceil(count / others), turns)[0][1] * others;
   if (most >= count) return;
   throw new RangeError(
@@ -119,7 +128,7 @@ function checkLength(
   );
 }
 
-function shapeOf(element: Element, s: AttentionSizes, b: AttentionBuffers, [rows, others]: [number, number]): Shape {
+function shapeOf(element: Element, s: AttentionSizes, b: AttentionBuffers, tiles: Tiles): Shape {
   const unrolled = attentionTuning.unrolled ?? !gpu().info.isSoftware;
   return {
     element,
@@ -127,8 +136,7 @@ function shapeOf(element: Element, s: AttentionSizes, b: AttentionBuffers, [rows
     wide: [s.q, s.k, s.v, s.o].every((r) => (r.offset | r.batch | r.head | r.row) % 4 === 0) && s.depth % 4 === 0,
     mask: b.mask !== null,
     dropout: b.state !== null,
-    rows,
-    others,
+    ...tiles,
     unrolled,
     high: unrolled ? 2 : 4,
   };
@@ -205,7 +213,7 @@ ${
       ? `${PCG4D}
 // the factor of a weight: 0 or 1/(1 − p)
 fn kept_(head: u32, query: u32, key: u32) -> f32 {
-  let bits = pcg4d(vec4u((head * params.queries + query) * params.keys + key, params.op, state[0], state[1]));
+  let bits = pcg4d(vec4u(query * params.keys + key, params.op, state[0] ^ (head * 2654435769u), state[1])); // an odd factor: every head has its own seed
   return select(0.0, 1.0 / (1.0 - params.dropout), unit_(bits.x) >= params.dropout);
 }`
       : "fn kept_(head: u32, query: u32, key: u32) -> f32 { return 1.0; }"
@@ -226,8 +234,12 @@ const buffer = (access: "read" | "write", { element, wide }: Shape): BufferType 
  * Pieces of WGSL for a tile of `rows` rows that stays and tiles of `others` rows that pass; a thread has the `high` rows from high·r on and the others 4c …
  * 4c + 3.
  */
-function tiles({ quads, wide, rows, others, unrolled, high }: Shape) {
-  const across = others / 4, threads = rows / high * across, long = stride(quads), mine = Math.ceil(quads / across);
+function tiles({ quads, part, wide, rows, others, unrolled, high }: Shape) {
+  const across = others / 4, threads = rows / high * across, long = stride(part), mine = Math.ceil(quads / across);
+  const parts = numbers(Math.ceil(quads / part)).map((i): Part => ({
+    at: i * part,
+    quads: Math.min(part, quads - i * part),
+  }));
   const row = (i: number) => `first + r * ${high}u + ${i}u`, column = (j: number) => `start + c * 4u + ${j}u`;
   const own = (i: number, at: string) => `(${i * rows / high}u + ${at})`,
     other = (j: number, at: string) => `(${j * others / 4}u + ${at})`;
@@ -235,87 +247,106 @@ function tiles({ quads, wide, rows, others, unrolled, high }: Shape) {
     if (!unrolled || count % 4) return `for (var at = 0u; at < ${count}u; at++) { ${body("at")} }`;
     return `for (var at = 0u; at < ${count}u; at += 4u) { ${each(4, (i) => `{ ${body(`(at + ${i}u)`)} }`)} }`;
   };
-  const zero = (name: string) => each(high, (i) => each(mine, (m) => `var ${name}${i}_${m} = vec4f(0.0);`));
   return {
     threads,
     across,
-    mine,
+    parts,
     /** The numbers of the thread's rows in the tile that stays, and in the one that passes. */
     row,
     column,
     declare: (name: string, count: number) => `var<workgroup> ${name}: array<array<vec4f, ${long}>, ${count}>;`,
     table: (name: string) => `var<workgroup> ${name}: array<vec4f, ${rows * (across + 1)}>;`,
     /**
-     * Copies rows, of which a thread has `together` neighbours, into tiles: `fetch(first)` starts reading the rows from `first` on, `put(first)` writes them
-     * to the tiles.
+     * Copies rows, or a part of them, of which a thread has `together` neighbours, into tiles: `fetch(first)` starts reading the rows from `first` on,
+     * `put(first)` writes them to the tiles; `now(first)` does both.
      */
-    copy: (names: string[], to: string[], count: number, together: number) => {
+    copy: (names: string[], to: string[], count: number, together: number, { at, quads }: Part = parts[0]) => {
       const load = (unit: string, n: number, first: string) =>
-        `load_${names[n]}(base_${names[n]}, ${first} + ${unit} / QUADS, ${unit} % QUADS)`;
+        `load_${names[n]}(base_${names[n]}, ${first} + ${unit} / ${quads}u, ${unit} % ${quads}u${
+          at ? ` + ${at}u` : ""
+        })`;
       const store = (unit: string, n: number, x: string) =>
-        `${to[n]}[${unit} / QUADS % ${together}u * ${
+        `${to[n]}[${unit} / ${quads}u % ${together}u * ${
           count / together
-        }u + ${unit} / QUADS / ${together}u][${unit} % QUADS] = ${x};`;
+        }u + ${unit} / ${quads}u / ${together}u][${unit} % ${quads}u] = ${x};`;
       const rounds = count * quads / threads, unit = (i: number) => `(lane + ${threads * i}u)`;
       const all = (text: (i: number, n: number, x: string) => string) =>
         each(rounds, (i) => each(names.length, (n) => text(i, n, `next_${names[n]}${i}`)));
       // if registers can hold them all, they are read while something else is computed
-      if (unrolled && Number.isInteger(rounds) && rounds * names.length <= 16) {
-        return {
-          declare: all((_i, _n, x) => `var ${x}: vec4f;`),
-          fetch: (first: string) => all((i, n, x) => `${x} = ${load(unit(i), n, first)};`),
-          put: (_: string) => all((i, n, x) => store(unit(i), n, x)),
-        };
-      }
-      return {
-        declare: "",
-        fetch: (_: string) => "",
-        put: (first: string) =>
-          `for (var unit = lane; unit < ${count}u * QUADS; unit += ${threads}u) { ${
+      const isAhead = unrolled && Number.isInteger(rounds) && rounds * names.length <= 16;
+      const declare = isAhead ? all((_i, _n, x) => `var ${x}: vec4f;`) : "";
+      const fetch = (first: string) => isAhead ? all((i, n, x) => `${x} = ${load(unit(i), n, first)};`) : "";
+      const put = (first: string) =>
+        isAhead
+          ? all((i, n, x) => store(unit(i), n, x))
+          : `for (var unit = lane; unit < ${count * quads}u; unit += ${threads}u) { ${
             each(names.length, (n) => store("unit", n, load("unit", n, first)))
-          } }`,
-      };
+          } }`;
+      return { declare, fetch, put, now: (first: string) => `{ ${declare} ${fetch(first)} ${put(first)} }` };
     },
-    /** Defines NAME0, NAME1, …: for each of the thread's rows in one tile, its products with the thread's four rows in another. */
-    products: (of: [string, string, string][]) =>
+    /**
+     * Defines NAME0, NAME1, …: for each of the thread's rows in one tile, its products with the thread's four rows in another. `before` is code that fills
+     * the tiles with a part of the rows.
+     */
+    products: (of: [string, string, string][], before: (part: Part) => string = () => "") =>
       `${of.map(([name]) => each(high, (i) => `var ${name}${i} = vec4f(0.0);`)).join(" ")}
     ${
-        loop(quads, (d) =>
-          of.map(([name, a, b]) =>
-            `{ ${each(4, (j) => `let y${j} = ${b}[${other(j, "c")}][${d}];`)}
+        parts.map((part) =>
+          `${before(part)}
+    ${
+            loop(part.quads, (d) =>
+              of.map(([name, a, b]) =>
+                `{ ${each(4, (j) => `let y${j} = ${b}[${other(j, "c")}][${d}];`)}
         ${
-              each(high, (i) =>
-                `{ let x = ${a}[${own(i, "r")}][${d}]; ${
-                  lanes.map((l) => `${name}${i} += x.${l} * vec4f(y0.${l}, y1.${l}, y2.${l}, y3.${l});`).join(" ")
-                } }`)
-            } }`
-          ).join("\n      "))
+                  each(high, (i) =>
+                    `{ let x = ${a}[${own(i, "r")}][${d}]; ${
+                      lanes.map((l) => `${name}${i} += x.${l} * vec4f(y0.${l}, y1.${l}, y2.${l}, y3.${l});`).join(" ")
+                    } }`)
+                } }`
+              ).join("\n      "))
+          }`
+        ).join("\n    ")
       }`,
     put: (table: string, i: number, x: string) => `${table}[${own(i, "r")} * ${across + 1}u + c] = ${x};`,
-    /** Adds the sum of table·tile over the other rows to the thread's rows NAMEi_m: first within the tile, so that roundings do not grow with the length. */
-    gather: (of: [string, string, string][]) =>
-      `{ ${of.map(([name]) => zero(`of_${name}`)).join(" ")}
+    /**
+     * Adds the sum of table·tile over the other rows to the thread's rows NAMEi_m: first within the tile, so that roundings do not grow with the length. The
+     * tiles have the last part of the rows; `before` is code that fills them with another.
+     */
+    gather: (of: [string, string, string][], before: (part: Part) => string = () => "") =>
+      parts.toReversed().map((part, p) => {
+        const ms = numbers(Math.ceil(part.quads / across)).map((m) => part.at / across + m);
+        return `${p === 0 ? "" : before(part)}
+    { ${
+          of.map(([name]) => each(high, (i) => ms.map((m) => `var of_${name}${i}_${m} = vec4f(0.0);`).join(" "))).join(
+            " ",
+          )
+        }
     ${
-        loop(
-          across,
-          (k) =>
-            of.map(([name, table, tile]) =>
-              `{ ${each(high, (i) => `let w${i} = ${table}[${own(i, "r")} * ${across + 1}u + ${k}];`)}
+          loop(
+            across,
+            (k) =>
+              of.map(([name, table, tile]) =>
+                `{ ${each(high, (i) => `let w${i} = ${table}[${own(i, "r")} * ${across + 1}u + ${k}];`)}
         ${
-                numbers(4).map((j) =>
-                  each(mine, (m) =>
-                    `{ let y = ${tile}[${other(j, k)}][min(c + ${across * m}u, QUADS - 1u)]; ${
-                      each(high, (i) => `of_${name}${i}_${m} += w${i}.${lanes[j]} * y;`)
-                    } }`)
-                ).join("\n        ")
-              } }`
-            ).join("\n      "),
-        )
-      }
+                  numbers(4).map((j) =>
+                    ms.map((m, n) =>
+                      `{ let y = ${tile}[${other(j, k)}][min(c + ${across * n}u, ${part.quads - 1}u)]; ${
+                        each(high, (i) => `of_${name}${i}_${m} += w${i}.${lanes[j]} * y;`)
+                      } }`
+                    ).join(" ")
+                  ).join("\n        ")
+                } }`
+              ).join("\n      "),
+          )
+        }
     ${
-        of.map(([name]) => each(high, (i) => each(mine, (m) => `${name}${i}_${m} += of_${name}${i}_${m};`))).join(" ")
-      } }`,
-    zero,
+          of.map(([name]) => each(high, (i) => ms.map((m) => `${name}${i}_${m} += of_${name}${i}_${m};`).join(" ")))
+            .join(" ")
+        } }`;
+      }).join("\n    "),
+    zero: (name: string) => each(high, (i) => each(mine, (m) => `var ${name}${i}_${m} = vec4f(0.0);`)),
+    scale: (name: string, factor: (i: number) => string) =>
+      each(high, (i) => each(mine, (m) => `${name}${i}_${m} *= ${factor(i)};`)),
     store: (name: string, sums: string, factor: (i: number) => string = () => "") =>
       each(
         high,
@@ -354,6 +385,12 @@ function tiles({ quads, wide, rows, others, unrolled, high }: Shape) {
   let r = lane / ${across}u;
   let c = lane % ${across}u;`,
   };
+}
+
+/** So many vec4s of a row, from one on, which tiles hold at a time. */
+interface Part {
+  at: number;
+  quads: number;
 }
 
 /** Combines `x`, which has a number for each of a thread's rows, over the threads that share the rows. */
@@ -418,8 +455,9 @@ ${meetings(shape)}`,
         `{ let w = select(exp(score${i} - largest.${lanes[i]}), vec4f(0.0), score${i} <= vec4f(LOW));
       total.${lanes[i]} += (w.x + w.y) + (w.z + w.w);
       ${t.put("weights", i, `w * ${vec4f((_, j) => `kept_(head, ${t.row(i)}, ${t.column(j)})`)}`)}
-      ${each(t.mine, (m) => `sum${i}_${m} *= factor.${lanes[i]};`)} }`)
+      }`)
     }
+    ${t.scale("sum", (i) => `factor.${lanes[i]}`)}
     ${v.put("start")}
     ${k.fetch(`start + ${others}u`)}
     workgroupBarrier();
@@ -436,12 +474,12 @@ ${meetings(shape)}`,
 
 /** Computes o and lse [batches, heads, queries]. */
 export function attention(element: Element, b: AttentionBuffers, s: AttentionSizes): void {
-  const tile = tilesFor(quadsOf(s), 1, 1);
-  checkLength("keys", s, tile, 2);
-  forwardKernel(shapeOf(element, s, b, tile)).run(
+  const tiles = tilesFor(quadsOf(s), 1, 1);
+  checkLength("keys", s, tiles, 2);
+  forwardKernel(shapeOf(element, s, b, tiles)).run(
     { ...b },
     parameters(s),
-    s.batches * s.heads * Math.ceil(s.queries / tile[0]),
+    s.batches * s.heads * Math.ceil(s.queries / tiles.rows),
   );
 }
 
@@ -472,8 +510,17 @@ function parameters({ q, k, v, o, causal, ...s }: AttentionSizes): Record<string
 const backwardKernel = variants((shape: Shape & { forQueries: boolean; packed: boolean }) => {
   const { forQueries, packed, rows, others, high } = shape, t = tiles(shape);
   const sides = [["q", "d_o"], ["k", "v"]], [ownNames, otherNames] = forQueries ? sides : sides.toReversed();
-  const own = t.copy(ownNames, ["own_a", "own_b"], rows, high), V = perRow(high);
-  const other = t.copy(otherNames, ["other_a", "other_b"], others, 4);
+  const V = perRow(high), whole = t.parts.length === 1;
+  const ownOf = (part?: Part) => t.copy(ownNames, ["own_a", "own_b"], rows, high, part);
+  const otherOf = (names: string[], part?: Part) => t.copy(names, ["other_a", "other_b"], others, 4, part);
+  const own = ownOf(), other = otherOf(otherNames);
+  // rows in parts: tiles are filled where they are read, for the scores and, but for the last part, for the sums
+  const filled = (...copies: string[]) => `workgroupBarrier(); ${copies.join(" ")} workgroupBarrier();`;
+  const forScores = whole
+    ? undefined
+    : (part: Part) => filled(ownOf(part).now("first"), otherOf(otherNames, part).now("start"));
+  const summed = forQueries ? otherNames.slice(0, 1) : otherNames;
+  const forSums = (part: Part) => filled(otherOf(summed, part).now("start"));
   const loads = ["q", "k", "v", "d_o", ...forQueries ? ["o"] : []];
   const stores: Record<string, string> = forQueries ? { d_q: "d_q" } : { d_k: "d_k", d_v: packed ? "d_k" : "d_v" };
   // the query and the key of a score
@@ -512,16 +559,15 @@ const backwardKernel = variants((shape: Shape & { forQueries: boolean; packed: b
 ${t.declare("own_a", rows)} ${t.declare("own_b", rows)} ${t.declare("other_a", others)} ${t.declare("other_b", others)}
 ${t.table("slopes")} ${forQueries ? meetings(shape) : t.table("weights")}`,
     main: `${t.start(forQueries ? "queries" : "keys", [...loads, ...Object.keys(stores)])}
-  ${own.declare} ${own.fetch("first")} ${own.put("first")}
+  ${whole ? `${own.declare} ${own.fetch("first")} ${own.put("first")}` : ""}
   ${t.zero("a")} ${forQueries ? "" : t.zero("b")}
   ${
       forQueries
-        ? `workgroupBarrier();
-  var delta4 = ${V}(0.0);
+        ? `var delta4 = ${V}(0.0);
   for (var d = c; d < QUADS; d += ${t.across}u) {
     ${
           each(high, (i) =>
-            `delta4.${lanes[i]} += dot(own_b[${i * rows / high}u + r][d], load_o(base_o, ${t.row(i)}, d));`)
+            `delta4.${lanes[i]} += dot(load_d_o(base_d_o, ${t.row(i)}, d), load_o(base_o, ${t.row(i)}, d));`)
         }
   }
   ${
@@ -534,25 +580,27 @@ ${t.table("slopes")} ${forQueries ? meetings(shape) : t.table("weights")}`,
         : `let begin = select(0u, first / ${others}u * ${others}u, params.causal == 1u);
   let end = params.queries;`
     }
-  ${other.declare} ${other.fetch("begin")}
+  ${whole ? `${other.declare} ${other.fetch("begin")}` : ""}
   for (var start = begin; start < end; start += ${others}u) {
-    workgroupBarrier();
+    ${
+      !whole ? "" : `workgroupBarrier();
     ${other.put("start")}
     workgroupBarrier();
-    ${other.fetch(`start + ${others}u`)}
+    ${other.fetch(`start + ${others}u`)}`
+    }
     ${
       forQueries
         ? ""
         : `let lse4 = ${perQuery("lse", "start + c * 4u", 4)}; let delta4 = ${perQuery("delta", "start + c * 4u", 4)};`
     }
-    ${t.products([["score", "own_a", "other_a"], ["reach", "own_b", "other_b"]])}
+    ${t.products([["score", "own_a", "other_a"], ["reach", "own_b", "other_b"]], forScores)}
     ${each(high, slope)}
     workgroupBarrier();
     ${
       t.gather([
         ["a", "slopes", "other_a"],
         ...forQueries ? [] : [["b", "weights", "other_b"] as [string, string, string]],
-      ])
+      ], forSums)
     }
   }
   ${forQueries ? t.store("d_q", "a") : t.store("d_k", "a") + t.store("d_v", "b")}`,
@@ -574,12 +622,12 @@ export function attentionBackward(
   backwardKernel({ ...shapeOf(element, s, b, ofQueries), forQueries: true, packed }).run(
     buffers,
     params,
-    heads * Math.ceil(s.queries / ofQueries[0]),
+    heads * Math.ceil(s.queries / ofQueries.rows),
   );
   if (!d.dK) return;
   backwardKernel({ ...shapeOf(element, s, b, ofKeys), forQueries: false, packed }).run(
     buffers,
     params,
-    heads * Math.ceil(s.keys / ofKeys[0]),
+    heads * Math.ceil(s.keys / ofKeys.rows),
   );
 }
