@@ -79,7 +79,7 @@ interface Shape extends Tiles {
   wide: boolean;
   mask: boolean;
   dropout: boolean;
-  /** Whether loops are unrolled, four iterations at a time: compilers for GPUs do not unroll them, those for CPUs are slow on long bodies. */
+  /** Whether loops are unrolled, up to four iterations at a time: compilers for GPUs do not unroll them, those for CPUs are slow on long bodies. */
   unrolled: boolean;
   /**
    * Rows per thread. A multiprocessor of an H100 has 48 KiB of workgroup memory, and one group with heads of 64 takes all of it, so that a group should have
@@ -244,8 +244,8 @@ function tiles({ quads, part, wide, rows, others, unrolled, high }: Shape) {
   const own = (i: number, at: string) => `(${i * rows / high}u + ${at})`,
     other = (j: number, at: string) => `(${j * others / 4}u + ${at})`;
   const loop = (count: number, body: (at: string) => string) => {
-    if (!unrolled || count % 4) return `for (var at = 0u; at < ${count}u; at++) { ${body("at")} }`;
-    return `for (var at = 0u; at < ${count}u; at += 4u) { ${each(4, (i) => `{ ${body(`(at + ${i}u)`)} }`)} }`;
+    const step = !unrolled || count % 2 ? 1 : count % 4 ? 2 : 4;
+    return `for (var at = 0u; at < ${count}u; at += ${step}u) { ${each(step, (i) => `{ ${body(`(at + ${i}u)`)} }`)} }`;
   };
   return {
     threads,
