@@ -76,19 +76,21 @@ export function conv2d(x: Tensor, weight: Tensor, bias?: Tensor | null, options:
     );
   }
   const sizes = { ...image, outs, outHeight, outWidth, kernelHeight, kernelWidth, stride, padding };
-  const y = Tensor.empty([images, outs, outHeight, outWidth], x.dtype, "conv2d");
-  forward(x.dtype, x.memory, weight.memory, bias?.memory ?? null, y.memory, sizes);
-  return record({
-    op: "conv2d",
-    inputs: bias ? [x, weight, bias] : [x, weight],
-    output: y,
-    saved: [...weight.requiresGrad ? [x] : [], ...x.requiresGrad ? [weight] : []],
-    backward: (dY, wants, gradientOf) => {
-      const dX = wants[0] ? gradientOf(0) : null, dWeight = wants[1] ? gradientOf(1) : null;
-      if (dX) conv2dBackwardInput(x.dtype, weight.memory, dY.memory, dX.memory, sizes);
-      if (dWeight) conv2dBackwardWeight(x.dtype, x.memory, dY.memory, dWeight.memory, sizes);
-      return [dX, dWeight, wants[2] ? sum(dY, { dim: [0, 2, 3] }) : null];
-    },
+  return composed("conv2d", () => {
+    const y = Tensor.empty([images, outs, outHeight, outWidth], x.dtype, "conv2d");
+    forward(x.dtype, x.memory, weight.memory, bias?.memory ?? null, y.memory, sizes);
+    return record({
+      op: "conv2d",
+      inputs: bias ? [x, weight, bias] : [x, weight],
+      output: y,
+      saved: [...weight.requiresGrad ? [x] : [], ...x.requiresGrad ? [weight] : []],
+      backward: (dY, wants, gradientOf) => {
+        const dX = wants[0] ? gradientOf(0) : null, dWeight = wants[1] ? gradientOf(1) : null;
+        if (dX) conv2dBackwardInput(x.dtype, weight.memory, dY.memory, dX.memory, sizes);
+        if (dWeight) conv2dBackwardWeight(x.dtype, x.memory, dY.memory, dWeight.memory, sizes);
+        return [dX, dWeight, wants[2] ? sum(dY, { dim: [0, 2, 3] }) : null];
+      },
+    });
   });
 }
 
