@@ -321,7 +321,7 @@ defineMethod("backward", (loss: Tensor, dOutput?: Tensor): void => {
   if (record?.spec === null) throw gone(record);
   if (!record) {
     throw new Error(
-      "backward: no open tape recorded this tensor; compute it inside `using tape = new Tape()` from tensors with requiresGrad",
+      "backward: no open tape recorded this tensor; compute it inside `using tape = new Tape()`, not in noGrad, from tensors with requiresGrad",
     );
   }
   if (dOutput !== undefined) {
