@@ -126,7 +126,9 @@ export class Gathering {
     this.#bytes += bytes;
     for (let i = 0; i < memories.length; i++) {
       (writes[i] ? this.#written : this.#read).add(memories[i].buffer);
-      memories[i].awaited = writes[i] ? "write" : "read";
+      const { owner: { whole } } = memories[i], use = writes[i] ? "write" : "read";
+      memories[i].awaited = use;
+      if (whole?.awaited !== "write" && whole) whole.awaited = use; // an optimizer's step binds the whole block
     }
   }
 
@@ -139,7 +141,10 @@ export class Gathering {
     this.#written.clear();
     this.#read.clear();
     this.#params = this.#bytes = 0;
-    for (const memory of memories) memory.awaited = null;
+    for (const memory of memories) {
+      memory.awaited = null;
+      if (memory.owner.whole) memory.owner.whole.awaited = null;
+    }
     try {
       if (launches.length === 0) return;
       const { kernel, params, workgroups } = launches.length === 1 ? launches[0] : joined(launches);

@@ -201,3 +201,29 @@ Deno.test("later: launches that run before another one, and make the cache of di
   });
   assertEquals([await first(y), await first(z)], [8, 801]);
 });
+
+Deno.test("later: what uses a whole block comes after the launches that use its slots", async () => {
+  await init();
+  const { pool } = gpu(), whole = pool.take(512), { slots: [one, other] } = new FlatBlock(pool, whole, [256, 256]);
+  const x = tensor(Array(64).fill(1)), [y, z] = [zeros([64]), zeros([64])];
+  const on = (x: Memory, y: Memory, f: number) =>
+    later({ kernel: scaled, params: [f], workgroups: 2 }, { x, y }, () => {});
+  gathering(() => {
+    on(x.memory, one, 4); // 5
+    scaled.run({ x: whole, y: y.memory }, { f: 2 }, 2); // 11
+    on(one, z.memory, 3); // 16
+    scaled.run({ x: x.memory, y: whole }, { f: 0 }, 2);
+  });
+  assertEquals([await first(y), await first(z)], [11, 16]);
+  let again: Memory | undefined;
+  gathering(() => {
+    on(x.memory, one, 6);
+    for (const slot of [one, other]) slot.free();
+    again = pool.take(512);
+    assertEquals(again, whole);
+    scaled.run({ x: x.memory, y: again }, { f: 8 }, 2);
+  });
+  scaled.run({ x: again!, y: y.memory }, { f: 1 }, 2);
+  assertEquals(await first(y), 10);
+  again!.free();
+});

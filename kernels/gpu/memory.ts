@@ -40,7 +40,7 @@ export class Memory implements Disposable {
   shape: readonly number[] | null = null;
   /** Whether the device refused to make its buffer. */
   refused = false;
-  /** What a launch that waits for others does with it (see joined.ts). */
+  /** What a launch that waits for others does with it or with a slot of it (see joined.ts). */
   awaited: "read" | "write" | null = null;
   /** The slots that it is divided into. */
   slots: readonly Memory[] = [];
@@ -58,6 +58,8 @@ export class Memory implements Disposable {
       give(memory: Memory): void;
       readonly readOnly: boolean;
       readonly device: GPUDevice;
+      /** The memory that it is a slot of. */
+      readonly whole?: Memory;
     },
     /** Place in its free list: the one with the lowest number is taken first. */
     readonly number: number,
