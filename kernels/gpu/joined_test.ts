@@ -227,3 +227,15 @@ Deno.test("later: what uses a whole block comes after the launches that use its 
   assertEquals(await first(y), 10);
   again!.free();
 });
+
+Deno.test("later: data from the host that moves out of its place stays there until the launches that read it have run", async () => {
+  await init();
+  const x = tensor(Array(64).fill(1)), y = zeros([64]), { queue } = gpu();
+  gathering(() => {
+    wait(x, y, 4); // 5
+    x.assign(zeros([64])); // now it may be written, and its place is free after the next submit
+    queue.submit();
+    tensor(Array(64).fill(9)).dispose();
+  });
+  assertEquals([await first(y), await first(x)], [5, 0]);
+});

@@ -276,7 +276,8 @@ export class Queue {
       this.copy(from, between, bytes);
       return this.copy(between, to, bytes);
     }
-    if (from.awaited === "write" || to.awaited) this.gathering?.settle();
+    // also if one reads `from`: when it is given back, the host may overwrite it, and would not wait for that launch
+    if (from.awaited || to.awaited) this.gathering?.settle();
     this.#endPass();
     const size = Math.min(Math.ceil(bytes / 4) * 4, from.bytes, to.bytes);
     if (size > 0) this.#openEncoder().copyBufferToBuffer(from.buffer, from.offset, to.buffer, to.offset, size);
