@@ -28,11 +28,14 @@ function perKernel<T>(make: (kernel: Kernel) => T): (kernel: Kernel) => T {
   };
 }
 
-/** The names of a kernel's buffers, which of them it writes, and the names of its parameters. */
+const VARIABLE = /var<workgroup> (\w+)[^;]*;/g;
+
+/** The names of a kernel's buffers, which of them it writes, the names of its parameters, and its workgroup variables. */
 const namesOf = perKernel(({ spec }) => ({
   buffers: Object.keys(spec.buffers),
   writes: writesOf(spec),
   params: Object.keys(spec.params ?? {}),
+  shared: (spec.head?.match(VARIABLE) ?? []).join("\n"),
 }));
 
 /** Runs a launch with these memories, by name. */
@@ -101,14 +104,17 @@ export class Gathering {
   /** Of all launches, in their order. */
   #memories: Memory[] = [];
   #releases: (() => void)[] = [];
+  /** The workgroup variables of all that have any. */
+  #shared = "";
   #written = new Set<GPUBuffer>();
   #read = new Set<GPUBuffer>();
   #params = 0;
   #bytes = 0;
 
   add(launch: Launch, memories: readonly Memory[], release: () => void): void {
-    const { kernel: { spec: { workgroup } } } = launch, { writes } = namesOf(launch.kernel);
+    const { kernel: { spec: { workgroup } } } = launch, { writes, shared } = namesOf(launch.kernel);
     let bytes = 0, isApart = this.#launches.length > 0 && this.#launches[0].kernel.spec.workgroup !== workgroup;
+    isApart ||= shared !== "" && this.#shared !== "" && this.#shared !== shared; // the memory of both might be too much for a workgroup
     for (let i = 0; i < memories.length; i++) {
       const { buffer, awaited } = memories[i];
       bytes += memories[i].bytes;
@@ -122,6 +128,7 @@ export class Gathering {
     this.#launches.push(launch);
     this.#memories.push(...memories);
     this.#releases.push(release);
+    this.#shared ||= shared;
     this.#params += params;
     this.#bytes += bytes;
     for (let i = 0; i < memories.length; i++) {
@@ -141,6 +148,7 @@ export class Gathering {
     this.#written.clear();
     this.#read.clear();
     this.#params = this.#bytes = 0;
+    this.#shared = "";
     for (const memory of memories) {
       memory.awaited = null;
       if (memory.owner.whole) memory.owner.whole.awaited = null;
@@ -195,7 +203,7 @@ export function later(launch: Launch, named: Record<string, Memory>, release: ()
  * the same words is shared.
  */
 function join(specs: readonly KernelSpec[]): Kernel {
-  const [{ workgroup = 256 }] = specs, variable = /var<workgroup> (\w+)[^;]*;/g, shared = new Map<string, string>();
+  const [{ workgroup = 256 }] = specs, shared = new Map<string, string>();
   const parts = specs.map(({ buffers, params = {}, head = "", main }, i) => {
     const numbered = (name: string) => i === 0 ? name : `${name}_no${i}`;
     let outer = head; // without the bodies of functions
@@ -204,7 +212,7 @@ function join(specs: readonly KernelSpec[]): Kernel {
     const names = new Map(
       ["group", "thread", ...declared, ...Object.keys(buffers).map(snake)].map((name) => [name, numbered(name)]),
     );
-    const own = head.replace(variable, (text, name) => {
+    const own = head.replace(VARIABLE, (text, name) => {
       const earlier = shared.get(text);
       if (earlier) names.set(name, earlier);
       else shared.set(text, numbered(name));

@@ -239,3 +239,15 @@ Deno.test("later: data from the host that moves out of its place stays there unt
   });
   assertEquals([await first(y), await first(x)], [5, 0]);
 });
+
+Deno.test("later: launches with other workgroup variables do not share a dispatch: together they might need more than the device has", async () => {
+  await init();
+  const wider = defineKernel({ ...scaled.spec, name: "wider", head: scaled.spec.head!.replace(", 32>", ", 64>") });
+  const x = tensor(Array(64).fill(1)), results = [2, 3, 4].map(() => zeros([64]));
+  const dispatches = gathering(() => {
+    results.forEach((y, i) =>
+      later({ kernel: i < 2 ? scaled : wider, params: [i], workgroups: 2 }, { x: x.memory, y: y.memory }, () => {})
+    );
+  });
+  assertEquals([dispatches, ...await Promise.all(results.map(first))], [2, 1, 2, 3]);
+});
