@@ -15,6 +15,7 @@
  * 0.91, jsd 0.60 instead of 1.58.
  */
 import type { Element } from "./elementwise.ts";
+import { gpu } from "./gpu/gpu.ts";
 import { type BufferType, variants } from "./gpu/kernel.ts";
 import type { Memory } from "./gpu/memory.ts";
 import { type DivergenceName, FORMULAS } from "./divergence_formulas.ts";
@@ -278,6 +279,7 @@ export function divergenceRows(
     slight,
     fast: isFast,
     power: isFast && parts && (n.temperature === 1 || n.temperature === 2) ? n.temperature : null,
+    fused: !gpu().info.isSoftware,
   };
   const walk = planRow(n.columns, "two", { halves: inHalves(variant), extra: keepsH(variant) !== null });
   // If registers keep a part of the row, trees in workgroup memory are faster than subgroups: forwardKl of 4096×32000 takes an H100 0.54 ms instead of 0.56,

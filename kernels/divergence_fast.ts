@@ -1,7 +1,6 @@
 /** The loops with which `kernels/divergence.ts` processes most rows, near ones and far ones. `kernels/divergence_careful.ts` has those for all others. */
 import { FORMULAS, type Near, type Side } from "./divergence_formulas.ts";
 import { inHalves, keepsH, LOG2E, polynomial, SCALES, TERMS, type Way } from "./divergence_variant.ts";
-import { gpu } from "./gpu/gpu.ts";
 import { fit, horner } from "./math.ts";
 import type { RowCode } from "./row.ts";
 
@@ -75,7 +74,7 @@ function columnCode({ v, plan, formula, student, teacher }: Way) {
   const halves = inHalves(v), mixes = formula.mixes === true, nears = mixes || mean !== undefined;
   // Logits of f16, whose memory takes the least time, become exponents of two by one fma, except on software drivers, where fma rounds twice. (With logits of
   // f32 registers would spill: jsd of 4096×32000 would take an H100 0.83 ms instead of 0.60.)
-  const fused = halves && !gpu().info.isSoftware;
+  const fused = halves && v.fused;
 
   // s and t are the logits as exponents of two, minus one near the row's largest: q = 2ˢ/Σ2ˢ, p =
   // 2ᵗ/Σ2ᵗ. In mixtures registers keep what the first loop has computed from the logits; in KLs, which have fewer loops, they would spill

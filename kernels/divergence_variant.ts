@@ -39,6 +39,8 @@ export interface Variant {
   fast: boolean;
   /** T if it is 1 or 2 and cross-entropy is added: then the exponentials of cross-entropy, which is at T = 1, are powers of the divergence's. Else null. */
   power: 1 | 2 | null;
+  /** Whether an fma rounds only once, which is not so on software drivers. */
+  fused: boolean;
 }
 
 // not for a mixture, except β = ½, which is faster so (4096×32000 0.41 ms on an H100 instead of 0.49): registers of halves must not be replaced, but those of a

@@ -1,6 +1,7 @@
 /** Divergences of rows with many classes, which the loops of `kernels/divergence_fast.ts` process, in registers and not. */
 import { assert, assertEquals } from "@std/assert";
-import { distillation, forwardKl, init, jsd, reverseKl, type Tensor, tensor } from "@limbeck/limbeck";
+import { dispose, distillation, forwardKl, init, jsd, reverseKl, type Tensor, tensor } from "@limbeck/limbeck";
+import { gpu } from "../kernels/gpu/gpu.ts";
 import { rowTuning } from "../kernels/row.ts";
 import {
   assertSmall,
@@ -356,4 +357,23 @@ Deno.test("divergences: values of the skews where little of the other side is mi
       }
     }
   }
+});
+
+Deno.test("divergences: a software driver gets no fma, which it rounds twice, even if another device was open before", async () => {
+  if (!(await init()).f16) return;
+  await dispose();
+  const limits = { threads: 256, quads: 5 }, autotune = { rows: { one: limits, two: limits }, tiles: [] };
+  const uses: boolean[] = [];
+  for (const isSoftware of [false, true]) {
+    Object.assign(await init({ autotune }), { isSoftware });
+    const { device } = gpu(), { createShaderModule } = device;
+    device.createShaderModule = (of) => {
+      if (of.label === "jsd") uses.push(of.code.includes("fma(student4"));
+      return createShaderModule.call(device, of);
+    };
+    const side = (seed: number) => tensor(Float16Array.from(normals(4000, 1, seed)), [4, 1000]);
+    await jsd(side(1), side(2)).data();
+    await dispose();
+  }
+  assertEquals(uses, [true, false]);
 });
