@@ -9,6 +9,7 @@ import {
 import {
   concat,
   defineKernel,
+  dispose,
   flush,
   init,
   nn,
@@ -19,6 +20,7 @@ import {
   Tape,
   type Tensor,
   tensor,
+  trimPool,
   zeros,
 } from "@limbeck/limbeck";
 import { bindable } from "./memory.ts";
@@ -48,6 +50,19 @@ Deno.test("gpu: uploads that stay alive, more than the arena holds", async () =>
   const sums = kept.map((x) => x.sum());
   assertEquals(await Promise.all(sums.map((s) => s.item())), kept.map((_, i) => 16_000 * i));
   assertEquals((await kept[0].data())[15_999], 0);
+});
+
+Deno.test("gpu: an upload without elements that moves away is gone with its page", async () => {
+  await dispose();
+  await init();
+  using _scope = new Scope();
+  for (let i = 0; i < 64; i++) tensor(new Float32Array(2 ** 14)); // a page of uploads
+  const none = tensor(new Float32Array(0)); // the first of the next page
+  none.requiresGrad = true;
+  await flush();
+  using _optimizer = new optim.SGD([none], { lr: 1 });
+  trimPool();
+  for (let i = 0; i < 3; i++) assertEquals(await tensor([i]).add(1).array(), [i + 1]);
 });
 
 Deno.test("gpu: small uploads of new sizes need no submit, however many others there were", async () => {

@@ -271,6 +271,8 @@ export class Queue {
     if (from.owner.device !== this.device || to.owner.device !== this.device) {
       throw new Error("tensor: a copy cannot leave or enter a device that was disposed or lost");
     }
+    const size = Math.min(Math.ceil(bytes / 4) * 4, from.bytes, to.bytes);
+    if (size === 0) return; // the open batch does not use them: if nothing else is in it, it is never submitted
     if (from.buffer === to.buffer) { // two slots of an optimizer's block: WebGPU cannot copy within a buffer
       using between = this.pool.take(bytes, "copy");
       this.copy(from, between, bytes);
@@ -279,8 +281,7 @@ export class Queue {
     // also if one reads `from`: when it is given back, the host may overwrite it, and would not wait for that launch
     if (from.awaited || to.awaited) this.gathering?.settle();
     this.#endPass();
-    const size = Math.min(Math.ceil(bytes / 4) * 4, from.bytes, to.bytes);
-    if (size > 0) this.#openEncoder().copyBufferToBuffer(from.buffer, from.offset, to.buffer, to.offset, size);
+    this.#openEncoder().copyBufferToBuffer(from.buffer, from.offset, to.buffer, to.offset, size);
     from.batch = to.batch = this.batch;
     to.writes++;
     to.written = this.#failure(from) ?? this.batch;
