@@ -56,21 +56,23 @@ export function checkpoint(fn: (...inputs: Tensor[]) => Tensor, ...inputs: Tenso
     output,
     saved: inputs,
     backward: (dOutput) => {
-      const after = randomOf(tape);
-      setRandom(tape, before);
-      try {
-        // an input that was closed since is still saved; a view takes its place
-        const again = inputs.map((x, i) => {
-          if (!x.closed) return x;
-          const view = x.view(x.shape, "checkpoint");
-          view.record = records[i];
-          view.requiresGrad = records[i] !== null;
-          return view;
-        });
-        choosing({ made, next: 0, isNeeded: true }, () => tape.walkAgain(() => fn(...again), dOutput));
-      } finally {
-        setRandom(tape, after);
-      }
+      // an input that was closed since is still saved; a view takes its place
+      const again = inputs.map((x, i) => {
+        if (!x.closed) return x;
+        const view = x.view(x.shape, "checkpoint");
+        view.record = records[i];
+        view.requiresGrad = records[i] !== null;
+        return view;
+      });
+      tape.walkAgain(() => { // only fn repeats: what the backward rules choose and draw, they choose and draw for the first time
+        const after = randomOf(tape);
+        setRandom(tape, before);
+        try {
+          return choosing({ made, next: 0, isNeeded: true }, () => fn(...again));
+        } finally {
+          setRandom(tape, after);
+        }
+      }, dOutput);
       return inputs.map(() => null); // they have got theirs in the walk
     },
   });

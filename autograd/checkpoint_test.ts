@@ -11,6 +11,7 @@ import {
   noGrad,
   optim,
   rand,
+  record,
   Scope,
   stats,
   Tape,
@@ -351,4 +352,20 @@ Deno.test("checkpoint(fn): what it throws, and that it goes on afterwards", asyn
   y.backward();
   assertEquals(await w.grad!.array(), [2, 4]);
   assertThrows(() => y.backward(), Error, "was walked before");
+});
+
+Deno.test("checkpoint: backward rules choose and draw as without it", async () => {
+  await init();
+  const noisy = (x: Tensor) =>
+    record({ op: "noisy", inputs: [x], output: x.mul(1).detach(), backward: (dY) => [dropout(dY, { p: 0.5 })] });
+  const gradients: unknown[] = [];
+  for (const call of [checkpoint, (fn: (x: Tensor) => Tensor, x: Tensor) => fn(x)]) {
+    using _tape = new Tape();
+    manualSeed(1);
+    const x = tensor(numbers(64, 1), [64], { requiresGrad: true });
+    const y = call((x) => dropout(noisy(x.mul(3)), { p: 0.25 }), x);
+    dropout(y, { p: 0.5 }).sum().backward();
+    gradients.push(await x.grad!.array());
+  }
+  assertEquals(gradients[0], gradients[1]);
 });
