@@ -97,9 +97,10 @@ export function tensor(
   if (!isShape && more !== undefined) {
     throw new TypeError(`tensor: shape must be an array of sizes if options follow, got ${describe(shapeOrOptions)}`);
   }
-  const [shape, options] = isShape
-    ? [shapeOrOptions as readonly number[] | undefined, more ?? {}]
-    : [undefined, shapeOrOptions as TensorOptions];
+  const [shape, options = {}] = (isShape ? [shapeOrOptions, more] : [undefined, shapeOrOptions]) as [
+    readonly number[] | undefined,
+    TensorOptions | undefined,
+  ];
   checkTensorOptions("tensor", options);
   return uploaded("tensor", values, shape, options);
 }

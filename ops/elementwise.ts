@@ -269,7 +269,7 @@ export function clamp(x: Tensor, options: ClampOptions): Tensor {
   }
   const { min = -Infinity, max = Infinity } = options;
   for (const [name, bound] of Object.entries({ min, max })) {
-    if (Math.abs(bound) !== Infinity) checkNumber("clamp", name, bound);
+    if (bound !== Infinity && bound !== -Infinity) checkNumber("clamp", name, bound);
   }
   return clamped(x, [asStored(x, min), asStored(x, max)]);
 }
