@@ -407,7 +407,6 @@ const meetings = ({ rows, others, high }: Shape) =>
 
 const forwardKernel = variants((shape: Shape) => {
   const { rows, others, high } = shape, t = tiles(shape), V = perRow(high);
-  const own = t.copy(["q"], ["query_tile"], rows, high);
   const [k, v] = ["k", "v"].map((name) => t.copy([name], ["key_tile"], others, 4));
   return {
     name: "attention",
@@ -426,7 +425,7 @@ ${t.declare("query_tile", rows)} ${t.declare("key_tile", others)} // the keys, t
 ${t.table("weights")}
 ${meetings(shape)}`,
     main: `${t.start("queries", ["q", "k", "v", "o"])}
-  ${own.declare} ${own.fetch("first")} ${own.put("first")}
+  ${t.copy(["q"], ["query_tile"], rows, high).now("first")}
   ${t.zero("sum")}
   var largest = ${V}(LOW); // of the thread's queries
   var total = ${V}(0.0);
@@ -513,7 +512,7 @@ const backwardKernel = variants((shape: Shape & { forQueries: boolean; packed: b
   const V = perRow(high), whole = t.parts.length === 1;
   const ownOf = (part?: Part) => t.copy(ownNames, ["own_a", "own_b"], rows, high, part);
   const otherOf = (names: string[], part?: Part) => t.copy(names, ["other_a", "other_b"], others, 4, part);
-  const own = ownOf(), other = otherOf(otherNames);
+  const other = otherOf(otherNames);
   // rows in parts: tiles are filled where they are read, for the scores and, but for the last part, for the sums
   const filled = (...copies: string[]) => `workgroupBarrier(); ${copies.join(" ")} workgroupBarrier();`;
   const forScores = whole
@@ -559,7 +558,7 @@ const backwardKernel = variants((shape: Shape & { forQueries: boolean; packed: b
 ${t.declare("own_a", rows)} ${t.declare("own_b", rows)} ${t.declare("other_a", others)} ${t.declare("other_b", others)}
 ${t.table("slopes")} ${forQueries ? meetings(shape) : t.table("weights")}`,
     main: `${t.start(forQueries ? "queries" : "keys", [...loads, ...Object.keys(stores)])}
-  ${whole ? `${own.declare} ${own.fetch("first")} ${own.put("first")}` : ""}
+  ${whole ? ownOf().now("first") : ""}
   ${t.zero("a")} ${forQueries ? "" : t.zero("b")}
   ${
       forQueries
