@@ -31,7 +31,7 @@ function inParts(
 ): void {
   if (turns > MOST_TURNS && gpu().info.isSoftware) { // the driver would stop in the middle of a window without a word
     const { kernelHeight, kernelWidth } = s, most = `windows of at most about ${MOST_TURNS} pixels`;
-    throw new RangeError(`conv2d: a software adapter takes ${most}, got ${kernelHeight}×${kernelWidth}`);
+    throw new RangeError(`${kernel.spec.name}: a software adapter takes ${most}, got ${kernelHeight}×${kernelWidth}`);
   }
   for (const [start, end] of spans(count, turns)) kernel.run(buffers, { ...s, start, end }, workgroups);
 }

@@ -76,8 +76,8 @@ function columnCode({ v, plan, formula, student, teacher }: Way) {
   // f32 registers would spill: jsd of 4096×32000 would take an H100 0.83 ms instead of 0.60.)
   const fused = halves && v.fused;
 
-  // s and t are the logits as exponents of two, minus one near the row's largest: q = 2ˢ/Σ2ˢ, p =
-  // 2ᵗ/Σ2ᵗ. In mixtures registers keep what the first loop has computed from the logits; in KLs, which have fewer loops, they would spill
+  // s and t are the logits as exponents of two, minus one near the row's largest: q = 2ˢ/Σ2ˢ, p = 2ᵗ/Σ2ᵗ. In mixtures registers keep what the first
+  // loop has computed from the logits; in KLs, which have fewer loops, they would spill
   const gap = "let gap4 = student4 - teacher4;";
   const below = (x: "s" | "t", raw = "") => {
     const [logits, side] = x === "s" ? [`${raw}student4`, "x"] : [`${raw}teacher4`, "y"];
@@ -204,8 +204,8 @@ type ColumnCode = ReturnType<typeof columnCode>;
 function firstLoop({ v, formula, row, student, teacher }: Way, code: ColumnCode): string {
   const { mean } = formula;
   const { halves, mixes, nears, fused, e1, gap, both, powersOf, kept, keep, of } = code;
-  // A logit near the largest of each side; rounded, so that differences from it are exact, to multiples of at most T, so that
-  // its exponential does not underflow; if `fused`, its exponent is rounded
+  // A logit near the largest of each side; rounded, so that differences from it are exact, to multiples of at most T, so that its exponential does
+  // not underflow; if `fused`, its exponent is rounded
   const tops = `var top_part = vec2f(LEAST);
   ${row.first(`top_part = max(top_part, vec2f(max_of(student4), max_of(teacher4)));`)}
   var seen = 0.0;

@@ -1,5 +1,6 @@
 /**
- * The divergences of rows as WGSL expressions: values and gradients in terms of p, q and d. `kernels/divergence_fast.ts` and `kernels/divergence_careful.ts` put them into loops.
+ * The divergences of rows as WGSL expressions: values and gradients in terms of p, q and d. `kernels/divergence_fast.ts` and `kernels/divergence_careful.ts`
+ * put them into loops.
  *
  *   p = softmax(teacher/T), q = softmax(student/T), d = log q − log p, m = βp + (1−β)q, u = log(m/p), v = log(m/q), r = (q−p)/m
  */

@@ -33,7 +33,7 @@ export interface Operands {
 export const PARAMS: Record<string, "u32"> =
   u32s("rows", "columns", "depth", "whole", "batches", "aOffset", "aBatch", "aK", "aAcross", "bOffset", "bBatch", "bK", "bAcross", "cOffset");
 
-/** The beginning of a product's kernel: which batch and which tile of `m` rows by `n` columns a workgroup computes, and where the batch of C begins. */
+/** The beginning of a product's kernel: which batch and which tile of `m` rows by `n` columns a workgroup computes, and the depth of its sums. */
 export const findTile = (m: number, n: number): string =>
   `let tiles_n = (params.columns + ${n - 1}u) / ${n}u;
   let tiles_m = (params.rows + ${m - 1}u) / ${m}u;

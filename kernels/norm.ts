@@ -113,8 +113,8 @@ const backwardKernel = variants((v: Variant & { plus: boolean }) => {
 });
 
 /**
- * A workgroup sums COLUMNS columns over at most ROWS rows, or over a 64th of more than 64·ROWS. Up to ROWS rows take one launch: 10 µs for 2048×128 on an H100; pieces of 64 rows and a second
- * launch for their sums took 13.
+ * A workgroup sums COLUMNS columns over at most ROWS rows, or over a 64th of more than 64·ROWS. Up to ROWS rows take one launch: 10 µs for 2048×128 on an
+ * H100; pieces of 64 rows and a second launch for their sums took 13.
  */
 const COLUMNS = 8, ROWS = 4096;
 

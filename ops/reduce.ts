@@ -206,8 +206,8 @@ export function min(x: Tensor, options: ReduceOptions = {}): Tensor {
 
 /**
  * ln Σ eˣ over `dim` (a number or several; all by default), which is removed, or with `keepDim` kept with size 1, computed as max + ln(1 + the rest). Gradient:
- * dX = dY·softmax(x), 0 where the result is infinite. Throws a TypeError unless x is a tensor of f32 or f16, a RangeError for a dimension that x lacks or that is named twice, and over
- * nothing. Source: `torch.logsumexp`.
+ * dX = dY·softmax(x), 0 where the result is infinite. Throws a TypeError unless x is a tensor of f32 or f16, a RangeError for a dimension that x lacks or that
+ * is named twice, and over nothing. Source: `torch.logsumexp`.
  *
  * @example
  * ```ts

@@ -135,7 +135,7 @@ export class Gathering {
       (writes[i] ? this.#written : this.#read).add(memories[i].buffer);
       const { owner: { whole } } = memories[i], use = writes[i] ? "write" : "read";
       memories[i].awaited = use;
-      if (whole?.awaited !== "write" && whole) whole.awaited = use; // an optimizer's step binds the whole block
+      if (whole && whole.awaited !== "write") whole.awaited = use; // an optimizer's step binds the whole block
     }
   }
 
