@@ -11,7 +11,9 @@
 import { type Element, lanes, numbers, vec4f, vectorOf } from "./elementwise.ts";
 import { gpu } from "./gpu/gpu.ts";
 import { type BufferType, spans, u32s, variants } from "./gpu/kernel.ts";
+import { type Key, type Launch, launchOf, remembered, runLaunch } from "./gpu/launch.ts";
 import type { Memory } from "./gpu/memory.ts";
+import { overrides } from "./gpu/tuning.ts";
 import { PCG4D } from "./random.ts";
 
 /** The largest head that the kernels support: its tiles fit into workgroup memory. */
@@ -57,9 +59,6 @@ export interface AttentionBuffers {
   o: Memory;
   lse: Memory;
 }
-
-/** Overrides for tests: whether kernels are written as for GPUs. */
-export const attentionTuning: { unrolled: boolean | null } = { unrolled: null };
 
 /** The tiles of a kernel. */
 interface Tiles {
@@ -129,7 +128,7 @@ function checkLength(
 }
 
 function shapeOf(element: Element, s: AttentionSizes, b: AttentionBuffers, tiles: Tiles): Shape {
-  const unrolled = attentionTuning.unrolled ?? !gpu().info.isSoftware;
+  const unrolled = overrides.unrolled ?? !gpu().info.isSoftware;
   return {
     element,
     quads: quadsOf(s),
@@ -471,15 +470,27 @@ ${meetings(shape)}`,
   };
 });
 
+const forward = remembered<Launch>(), ofQueries = remembered<Launch>(), ofKeys = remembered<Launch>();
+
+/** All that a launch depends on. */
+const keyOf = (element: Element, b: AttentionBuffers, s: AttentionSizes, packed: boolean): Key => {
+  const { q, k, v, o } = s;
+  // deno-fmt-ignore
+  return [
+    element, b.mask !== null, b.state !== null, packed, s.batches, s.heads, s.queries, s.keys, s.depth, s.scale, s.causal, s.maskStride, s.dropout, s.op,
+    q.offset, q.batch, q.head, q.row, k.offset, k.batch, k.head, k.row, v.offset, o.offset, o.batch, o.head, o.row,
+  ];
+};
+
 /** Computes o and lse [batches, heads, queries]. */
 export function attention(element: Element, b: AttentionBuffers, s: AttentionSizes): void {
-  const tiles = tilesFor(quadsOf(s), 1, 1);
-  checkLength("keys", s, tiles, 2);
-  forwardKernel(shapeOf(element, s, b, tiles)).run(
-    { ...b },
-    parameters(s),
-    s.batches * s.heads * Math.ceil(s.queries / tiles.rows),
-  );
+  const launch = forward(keyOf(element, b, s, false), () => {
+    const tiles = tilesFor(quadsOf(s), 1, 1);
+    checkLength("keys", s, tiles, 2);
+    const groups = s.batches * s.heads * Math.ceil(s.queries / tiles.rows);
+    return launchOf(forwardKernel(shapeOf(element, s, b, tiles)), parameters(s), groups);
+  });
+  runLaunch(launch, { ...b });
 }
 
 function parameters({ q, k, v, o, causal, ...s }: AttentionSizes): Record<string, number> {
@@ -613,20 +624,17 @@ export function attentionBackward(
   d: { dO: Memory; delta: Memory; dQ: Memory; dK: Memory | null; dV: Memory | null },
   s: AttentionSizes,
 ): void {
-  const buffers = { ...b, ...d }, heads = s.batches * s.heads, params = parameters(s);
-  const ofQueries = tilesFor(quadsOf(s), 2, 1), ofKeys = tilesFor(quadsOf(s), 2, 2);
-  const packed = d.dK === d.dV;
-  checkLength("keys", s, ofQueries, 1);
-  if (d.dK) checkLength("queries", s, ofKeys, 1);
-  backwardKernel({ ...shapeOf(element, s, b, ofQueries), forQueries: true, packed }).run(
-    buffers,
-    params,
-    heads * Math.ceil(s.queries / ofQueries.rows),
-  );
-  if (!d.dK) return;
-  backwardKernel({ ...shapeOf(element, s, b, ofKeys), forQueries: false, packed }).run(
-    buffers,
-    params,
-    heads * Math.ceil(s.keys / ofKeys.rows),
-  );
+  const packed = d.dK === d.dV, key = keyOf(element, b, s, packed);
+  const launch = (forQueries: boolean) => {
+    const tiles = tilesFor(quadsOf(s), 2, forQueries ? 1 : 2);
+    checkLength(forQueries ? "keys" : "queries", s, tiles, 1);
+    const kernel = backwardKernel({ ...shapeOf(element, s, b, tiles), forQueries, packed });
+    const groups = s.batches * s.heads * Math.ceil((forQueries ? s.queries : s.keys) / tiles.rows);
+    return launchOf(kernel, parameters(s), groups);
+  };
+  // both before the first runs: one of them may throw
+  const queries = ofQueries(key, () => launch(true)), keys = d.dK && ofKeys(key, () => launch(false));
+  const buffers = { ...b, ...d };
+  runLaunch(queries, buffers);
+  if (keys) runLaunch(keys, buffers);
 }

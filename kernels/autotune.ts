@@ -5,9 +5,9 @@ import type { GpuInfo, InitOptions } from "./gpu/device.ts";
 import { gpu, open } from "./gpu/gpu.ts";
 import type { Memory } from "./gpu/memory.ts";
 import { profile } from "./gpu/profile.ts";
-import { checkTuning, type RowLimits, type Tuning } from "./gpu/tuning.ts";
+import { checkTuning, overrides, type RowLimits, type Tuning } from "./gpu/tuning.ts";
 import { matmul } from "./matmul.ts";
-import { expectedOf, fittingTiles, matmulTuning } from "./tiles.ts";
+import { expectedOf, fittingTiles } from "./tiles.ts";
 import { fill, random } from "./random.ts";
 
 /**
@@ -97,7 +97,7 @@ async function tune(): Promise<Tuning | null> {
     return remember({ rows: { one, two }, tiles: await tuneTiles([student, teacher, dStudent], size) });
   } finally {
     info.tuning = null;
-    matmulTuning.tile = matmulTuning.pieces = null;
+    overrides.tile = overrides.pieces = null;
     queue.submit();
     for (const memory of taken) memory.free();
     pool.trim();
@@ -144,8 +144,8 @@ async function tuneTiles([a, b, c]: Memory[], size: number): Promise<number[]> {
   });
   const runs = tiles.flatMap((tile) =>
     sides.map((side) => () => {
-      matmulTuning.tile = tile;
-      matmulTuning.pieces = 1;
+      overrides.tile = tile;
+      overrides.pieces = 1;
       const operands = { a: operand(a, side), b: operand(b, side), c: { memory: c, element: "f32" as const } };
       matmul({ ...operands, rows: side, columns: side, depth: side });
     })

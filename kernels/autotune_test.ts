@@ -1,6 +1,7 @@
 import { assert, assertEquals, assertRejects } from "@std/assert";
 import { crossEntropy, dispose, init, jsd, stats, type Tuning, zeros } from "@limbeck/limbeck";
-import { choose, fittingTiles, remembered, TILES } from "./tiles.ts";
+import { remembered } from "./gpu/launch.ts";
+import { choose, fittingTiles, TILES } from "./tiles.ts";
 import { planRow } from "./row.ts";
 
 const WORKS = ["one", "two"] as const;
@@ -77,7 +78,7 @@ Deno.test("tiles: the one for a product is chosen again on another device and un
   const size = { rows: 256, columns: 256, depth: 64, batches: 1, cut: false, halves: false };
   const kept = remembered<number>();
   let made = 0;
-  const chosen = () => kept(() => true, () => (made++, choose(size).tile));
+  const chosen = () => kept([], () => (made++, choose(size).tile));
   try {
     const info = await init(), tile = chosen(), limits = { threads: 64, quads: 4 };
     info.tuning = { rows: { one: limits, two: limits }, tiles: TILES.map((_, i) => i === tile ? 1e6 : 1) };

@@ -18,11 +18,13 @@ import {
 } from "./epilogue.ts";
 import { gpu } from "./gpu/gpu.ts";
 import { variants } from "./gpu/kernel.ts";
+import { later, pairOf } from "./gpu/joined.ts";
+import { type Key, type Launch, launchOf, remembered, runLaunch } from "./gpu/launch.ts";
 import type { Memory } from "./gpu/memory.ts";
-import { later, type Launch, launchOf, pairOf, runLaunch } from "./gpu/joined.ts";
+import { overrides } from "./gpu/tuning.ts";
 import { tileKernel } from "./matmul_kernel.ts";
 import { TENSOR_DEPTH, tensorKernel, tensorTile } from "./tensor_cores.ts";
-import { type Choice, choose, chooseShared, matmulTuning, remembered, TILES, turnOf } from "./tiles.ts";
+import { type Choice, choose, chooseShared, TILES, turnOf } from "./tiles.ts";
 
 /** c[b] = a[b]·b[b] with an epilogue; a is [rows, depth] and b [depth, columns] in each batch, and `c` is in row-major order, from `offset` on. */
 export interface Product {
@@ -90,7 +92,7 @@ interface Recipe {
 function reading({ a, b, c, rows, columns, depth, batches = 1, epilogue = {} }: Product) {
   const { bias, activation, slope, plus } = epilogue, cOffset = c.offset ?? 0;
   // compilers for CPUs take half a second for each variant and gain little from vec4s and long bodies: there, one variant serves all strides and depths
-  const scalar = matmulTuning.scalar ?? gpu().info.isSoftware, wide = !scalar && columns % 4 === 0 && cOffset % 4 === 0;
+  const scalar = overrides.scalar ?? gpu().info.isSoftware, wide = !scalar && columns % 4 === 0 && cOffset % 4 === 0;
   const modes = (w: number): [Mode, Mode] =>
     scalar ? ["s", "s"] : [modeOf(a, w, a.column, a.row, rows, depth), modeOf(b, w, b.row, b.column, columns, depth)];
   const eights: [Mode, Mode] = a.element === "f16" && b.element === "f16" ? modes(8) : ["s", "s"];
@@ -155,33 +157,23 @@ function recipeOf(product: Product, how: ReturnType<typeof reading>, choice: Cho
   };
 }
 
-/** One or two products, their recipes, and the function that runs both if they share a launch. */
+/** The recipes of one or two products, and the function that runs both if they share a launch. */
 interface Prepared {
-  products: Product[];
   recipes: Recipe[];
   pair: ReturnType<typeof pairOf>;
 }
 
 const cached = remembered<Prepared>();
 
-function areAlike(x: Product[], y: Product[]): boolean {
-  if (x.length !== y.length) return false;
-  for (let i = 0; i < x.length; i++) if (!haveOneRecipe(x[i], y[i])) return false;
-  return true;
+/** All that a recipe depends on. */
+function keyOf({ rows, columns, depth, batches, a, b, c, epilogue = {} }: Product): Key {
+  const { bias, activation, slope, plus, add, sums } = epilogue;
+  // deno-fmt-ignore
+  return [
+    rows, columns, depth, batches, a.element, a.offset, a.batch, a.row, a.column, b.element, b.offset, b.batch, b.row, b.column, c.element, c.offset,
+    bias?.element, activation?.name, !activation?.before, slope?.name, !plus, add, sums?.element,
+  ];
 }
-
-/** Whether two products agree in all that a recipe depends on. */
-function haveOneRecipe(x: Product, y: Product): boolean {
-  const e = x.epilogue ?? {}, f = y.epilogue ?? {};
-  return x.rows === y.rows && x.columns === y.columns && x.depth === y.depth && x.batches === y.batches &&
-    lieAlike(x.a, y.a) && lieAlike(x.b, y.b) && x.c.element === y.c.element && x.c.offset === y.c.offset &&
-    e.bias?.element === f.bias?.element && e.activation?.name === f.activation?.name &&
-    !e.activation?.before === !f.activation?.before && e.slope?.name === f.slope?.name && !e.plus === !f.plus &&
-    e.add === f.add && e.sums?.element === f.sums?.element;
-}
-
-const lieAlike = (x: Strided, y: Strided) =>
-  x.element === y.element && x.offset === y.offset && x.batch === y.batch && x.row === y.row && x.column === y.column;
 
 function prepared(products: Product[]): Prepared {
   const ways = products.map(reading), sizes = ways.map(({ size }) => size);
@@ -190,13 +182,14 @@ function prepared(products: Product[]): Prepared {
     : null;
   const recipes = products.map((product, i) => recipeOf(product, ways[i], shared?.[i] ?? choose(sizes[i])));
   const [first, second] = recipes;
-  return { products, recipes, pair: shared && pairOf(first.launch, second.launch) };
+  return { recipes, pair: shared && pairOf(first.launch, second.launch) };
 }
 
 /** Computes a product, or two of which neither needs the other's result: small ones then share a launch. */
 export function matmul(...products: Product[]): void {
   if (products.length === 0) return;
-  const { recipes, pair } = cached((kept) => areAlike(kept.products, products), () => prepared(products));
+  const [first, second] = products, key = second ? [...keyOf(first), ...keyOf(second)] : keyOf(first);
+  const { recipes, pair } = cached(key, () => prepared(products));
   const scratch: Memory[][] = products.map(() => []); // of each product's pieces
   const free = (memories: Memory[]) => memories.splice(0).forEach((memory) => memory.free());
   try {

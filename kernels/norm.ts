@@ -4,8 +4,9 @@
  */
 import { type Element, numbers, vectorOf } from "./elementwise.ts";
 import { gpu } from "./gpu/gpu.ts";
-import { later, launchOf } from "./gpu/joined.ts";
+import { later } from "./gpu/joined.ts";
 import { type BufferType, variants } from "./gpu/kernel.ts";
+import { type Launch, launchOf, remembered, runLaunch } from "./gpu/launch.ts";
 import type { Memory } from "./gpu/memory.ts";
 import { columnReader, planRow, rowBuffer, rowCode, type RowPlan } from "./row.ts";
 
@@ -57,6 +58,8 @@ const forwardKernel = variants((v: Variant) => {
   };
 });
 
+const forward = remembered<Launch>(), backward = remembered<Launch>(), parameterSums = remembered<Launch>();
+
 /** y, and mean and rstd of each row in `stats` [rows, 2]. With a bias it is a layer norm, without one an RMS norm. */
 export function normRows(
   b: { x: Memory; weight: Memory; bias: Memory | null; y: Memory; stats: Memory },
@@ -65,11 +68,12 @@ export function normRows(
   columns: number,
   eps: number,
 ): void {
-  forwardKernel({ layer: b.bias !== null, element, plan: planRow(columns, "one") }).run(
-    b,
-    { rows, columns, eps },
-    rows,
+  const layer = b.bias !== null;
+  const launch = forward(
+    [layer, element, rows, columns, eps],
+    () => launchOf(forwardKernel({ layer, element, plan: planRow(columns, "one") }), { rows, columns, eps }, rows),
   );
+  runLaunch(launch, b);
 }
 
 // with h = (x − mean)·rstd and g = dY·weight: dX = rstd·(g − mean(g) − h·mean(g·h)) + plus; RMS leaves mean(g) out
@@ -229,22 +233,25 @@ export function normRowsBackward(
   hold: () => () => void,
 ): void {
   if (b.dX) {
-    backwardKernel({ layer, element, plan: planRow(columns, "two"), plus: b.plus !== null })
-      .run(b, { rows, columns }, rows);
+    const plus = b.plus !== null;
+    const launch = backward(
+      [layer, element, plus, rows, columns],
+      () => launchOf(backwardKernel({ layer, element, plan: planRow(columns, "two"), plus }), { rows, columns }, rows),
+    );
+    runLaunch(launch, b);
   }
   const which = { weight: b.dWeight !== null, bias: b.dBias !== null };
   if (!which.weight && !which.bias) return;
-  const pieces = Math.max(1, Math.min(64, Math.ceil(rows / ROWS))), tiles = Math.ceil(columns / COLUMNS);
-  const params = { rows, columns, piece: Math.ceil(rows / pieces), tiles, pieces };
-  const { isSoftware, limits: { maxComputeInvocationsPerWorkgroup: fit } } = gpu().info;
-  const shape = { element, wide: columns % 4 === 0, threads: isSoftware ? 64 : Math.min(512, fit) };
-  if (pieces === 1) {
-    const { x, stats, dY, dWeight, dBias } = b, kernel = pieceKernel({ ...shape, cut: false, ...which });
-    const buffers = { x, stats, dY, ...dWeight && { dWeight }, ...dBias && { dBias } };
-    return later(launchOf(kernel, params, tiles), buffers, hold());
-  }
+  const pieces = Math.max(1, Math.min(64, Math.ceil(rows / ROWS))), cut = pieces > 1;
+  const launch = parameterSums([element, rows, columns, which.weight, which.bias], () => {
+    const { isSoftware, limits: { maxComputeInvocationsPerWorkgroup: fit } } = gpu().info;
+    const threads = isSoftware ? 64 : Math.min(512, fit), tiles = Math.ceil(columns / COLUMNS);
+    const written = cut ? { weight: false, bias: false } : which;
+    const kernel = pieceKernel({ element, wide: columns % 4 === 0, threads, cut, ...written });
+    return launchOf(kernel, { rows, columns, piece: Math.ceil(rows / pieces), tiles, pieces }, tiles * pieces);
+  });
+  if (!cut) return later(launch, b, hold());
   using pieceSums = gpu().pool.take(8 * pieces * columns);
-  pieceKernel({ ...shape, cut: true, weight: false, bias: false })
-    .run({ ...b, pieceSums }, params, tiles * pieces);
+  runLaunch(launch, { ...b, pieceSums });
   parameterKernel({ element, ...which }).run({ ...b, pieceSums }, { columns, pieces }, Math.ceil(columns / 256));
 }

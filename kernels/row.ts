@@ -8,7 +8,7 @@ import type { GpuInfo } from "./gpu/device.ts";
 import { gpu } from "./gpu/gpu.ts";
 import type { BufferType } from "./gpu/kernel.ts";
 import type { Memory } from "./gpu/memory.ts";
-import type { RowLimits, RowWork } from "./gpu/tuning.ts";
+import { overrides, type RowLimits, type RowWork } from "./gpu/tuning.ts";
 
 /** How a row is processed. */
 export interface RowPlan {
@@ -33,9 +33,6 @@ export interface RowPlan {
    */
   alone: boolean;
 }
-
-/** Overrides for tests: the limits, and whether subgroups are used if there are any. */
-export const rowTuning: { limits: RowLimits | null; subgroups: boolean | null } = { limits: null, subgroups: null };
 
 /**
  * The limits of an adapter that was not measured. They suit an H100 (copy 2.92 TB/s) and rows of 32,000, which take the least time there with 1,024 threads of
@@ -74,7 +71,7 @@ export function planRow(
   { halves = false, extra = false, busy = false }: { halves?: boolean; extra?: boolean; busy?: boolean } = {},
 ): RowPlan {
   const { info } = gpu(), { limits, tuning } = info;
-  let { threads, quads } = rowTuning.limits ?? (tuning?.rows ?? defaultRowLimits(info))[halves ? "one" : work];
+  let { threads, quads } = overrides.rows ?? (tuning?.rows ?? defaultRowLimits(info))[halves ? "one" : work];
   const wide = columns % 4 === 0;
   const inRow = wide ? columns / 4 : Math.floor(columns / 4) + 2; // vec4s, at most two of which are shared with the neighbours
   if (halves && quads > 0 && threads > 32) {
@@ -101,7 +98,7 @@ export function planRow(
   const each = Math.max(1, Math.ceil(inRow / n)),
     inside = Math.floor((wide ? inRow : Math.max(0, (columns - align + 1) / 4)) / n);
   const kept = each <= quads ? each : Math.min(quads, inside);
-  const subgroups = info.subgroups && (rowTuning.subgroups ?? true), alone = subgroups && n <= info.subgroupSize;
+  const subgroups = info.subgroups && (overrides.subgroups ?? true), alone = subgroups && n <= info.subgroupSize;
   return { threads: n, quads: kept, sure: Math.min(kept, inside), more: kept < each, wide, align, subgroups, alone };
 }
 

@@ -1,8 +1,7 @@
 /** The tiles of matrix products, and the choice of one for a product: the tile for which a model of the device predicts the least time. */
-import type { GpuInfo } from "./gpu/device.ts";
 import { gpu } from "./gpu/gpu.ts";
 import { MOST_TURNS } from "./gpu/kernel.ts";
-import { MULTIPROCESSORS, type Tuning } from "./gpu/tuning.ts";
+import { MULTIPROCESSORS, overrides } from "./gpu/tuning.ts";
 
 /**
  * A tile of `m` rows by `n` columns, of which a thread computes `high`×`wide` blocks of 4×4. `slices` sets of such threads share the sum over k, which is
@@ -49,17 +48,6 @@ export const TILES: Tile[] = [
 
 export const threadsOf = (t: Tile): number => t.m * t.n / (16 * t.high * t.wide); // of a slice
 const bytesOf = (t: Tile) => 4 * (t.depth + 1) * (t.m + t.n) * t.slices;
-
-/**
- * Overrides for tests and tuning: the index of the tile, the number of pieces along k, whether operands are read element by element (false: as vec4s where
- * possible), and whether two products share a launch.
- */
-export const matmulTuning: {
-  tile: number | null;
-  pieces: number | null;
-  scalar: boolean | null;
-  shared: boolean | null;
-} = { tile: null, pieces: null, scalar: null, shared: null };
 
 /** Whether the device has enough threads and workgroup memory for a tile. */
 function fits(t: Tile): boolean {
@@ -116,37 +104,6 @@ const FIRST_SHARED = 4;
  */
 const LEAST_PIECE = 64, MOST_STEPS = 2 ** 14;
 
-/**
- * A cache of what `make` returned. `isIt` recognises it. First it is asked about what came after the last one before: a repeated step finds each by one
- * comparison, which saves a tenth of the host's time of a small GPT's step, compared with strings as keys. The cache is cleared beyond 4,000 and when the device
- * or the tuning changes; overrides in `matmulTuning` bypass it.
- */
-export function remembered<T>(): (isIt: (kept: T) => boolean, make: () => T) => T {
-  interface Kept {
-    value: T;
-    next: Kept | null;
-  }
-  let all: Kept[] = [], last: Kept | null = null, device: GpuInfo | null = null, tuning: Tuning | null = null;
-  return (isIt, make) => {
-    const { info } = gpu();
-    for (const name in matmulTuning) if (matmulTuning[name as keyof typeof matmulTuning] !== null) return make();
-    if (device !== info || tuning !== info.tuning || all.length > 4000) {
-      all = [];
-      last = null;
-      device = info;
-      tuning = info.tuning;
-    }
-    let found: Kept | null | undefined = last?.next;
-    if (!found || !isIt(found.value)) {
-      found = all.find(({ value }) => isIt(value));
-      if (!found) all.push(found = { value: make(), next: null });
-    }
-    if (last) last.next = found;
-    last = found;
-    return found.value;
-  };
-}
-
 /** The tile for a product, and its pieces. */
 export const choose = (size: Size): Choice => cheapest(waysOf(size));
 
@@ -173,7 +130,7 @@ function waysOf({ rows, columns, depth, batches, cut, halves }: Size): Way[] {
     );
   }
   for (const [tile, t] of TILES.entries()) {
-    if (!fits(t) || tile !== (matmulTuning.tile ?? tile)) continue;
+    if (!fits(t) || tile !== (overrides.tile ?? tile)) continue;
     const tiles = Math.ceil(rows / t.m) * Math.ceil(columns / t.n) * batches, turn = turnOf(t, halves);
     const add = (pieces: number) => {
       const part = Math.ceil(steps / pieces / turn) * turn, count = Math.ceil(steps / part), groups = tiles * count;
@@ -183,8 +140,8 @@ function waysOf({ rows, columns, depth, batches, cut, halves }: Size): Way[] {
       const expected = more + (tuning?.tiles[tile] ?? 1) * expectedTime(t, [{ groups, depth: each }]);
       ways.push({ tile, part: Math.min(part, depth), groups, depth: each, more, expected });
     };
-    if (cut && matmulTuning.pieces) {
-      add(matmulTuning.pieces);
+    if (cut && overrides.pieces) {
+      add(overrides.pieces);
       continue;
     }
     add(isSoftware && cut ? Math.ceil(steps / MOST_STEPS) : 1);
@@ -200,12 +157,12 @@ function waysOf({ rows, columns, depth, batches, cut, halves }: Size): Way[] {
 /** The same for two products that share a launch, and therefore a tile; null if two launches are as good. */
 export function chooseShared(...sizes: [Size, Size]): [Choice, Choice] | null {
   const { isSoftware, tuning } = gpu().info, [a, b] = sizes.map(waysOf);
-  if (!(matmulTuning.shared ?? !isSoftware)) return null; // on a CPU, compiling a kernel for each pair costs more than the launches
+  if (!(overrides.shared ?? !isSoftware)) return null; // on a CPU, compiling a kernel for each pair costs more than the launches
   let best: [Choice, Choice] | null = null;
-  let least = matmulTuning.shared ? Infinity : cheapest(a).expected + cheapest(b).expected;
+  let least = overrides.shared ? Infinity : cheapest(a).expected + cheapest(b).expected;
   for (const x of a) {
     for (const y of b) {
-      if (x.tile !== y.tile || x.tile < FIRST_SHARED && !matmulTuning.shared) continue;
+      if (x.tile !== y.tile || x.tile < FIRST_SHARED && !overrides.shared) continue;
       const expected = x.more + y.more + (tuning?.tiles[x.tile] ?? 1) * expectedTime(TILES[x.tile], [x, y]);
       if (expected < least || best === null && least === Infinity) [best, least] = [[x, y], expected];
     }

@@ -18,8 +18,7 @@ import {
   type Tensor,
   tensor,
 } from "@limbeck/limbeck";
-import { gatherTuning } from "../kernels/gpu/joined.ts";
-import { matmulTuning } from "../kernels/tiles.ts";
+import { overrides } from "../kernels/gpu/tuning.ts";
 
 interface Run {
   model: nn.Module;
@@ -93,11 +92,11 @@ for (
   Deno.test(`${name}: whether launches wait to share a dispatch changes no bit`, async () => {
     await dispose();
     await init(hasLeastLimits ? { device: await (await navigator.gpu.requestAdapter())!.requestDevice() } : {});
-    Object.assign(matmulTuning, { pieces: 2, shared: true }); // on a CPU no product is cut and no launch shared otherwise
+    Object.assign(overrides, { pieces: 2, shared: true }); // on a CPU no product is cut and no launch shared otherwise
     try {
       const runs = [];
       for (const on of [false, true]) {
-        gatherTuning.on = on;
+        overrides.gather = on;
         const training = make(), before = stats().dispatches;
         train(training, 3);
         for (let step = 0; step < 2; step++) { // the second backward pass adds to gradients of the first
@@ -114,8 +113,8 @@ for (
       assertEquals(runs[1].bits, runs[0].bits);
       assert(runs[1].dispatches < runs[0].dispatches, `${runs.map(({ dispatches }) => dispatches)}`);
     } finally {
-      gatherTuning.on = null;
-      Object.assign(matmulTuning, { pieces: null, shared: null });
+      overrides.gather = null;
+      Object.assign(overrides, { pieces: null, shared: null });
       await dispose();
     }
   });

@@ -1,6 +1,6 @@
 import { assert } from "@std/assert";
 import { init, manualSeed, randn, scaledDotProductAttention, softmax, Tape, type Tensor } from "@limbeck/limbeck";
-import { attentionTuning } from "../kernels/attention.ts";
+import { overrides } from "../kernels/gpu/tuning.ts";
 import { largestError } from "../testing/compare.ts";
 
 // what GPUs get takes a compiler for CPUs some seconds a kernel
@@ -10,7 +10,7 @@ Deno.test("attention: loops that are written out give what loops give", async ()
     for (const [T, D, causal] of [[70, 20, true], [33, 10, false]] as const) {
       const results: Float32Array[][] = [];
       for (const unrolled of [false, true]) {
-        attentionTuning.unrolled = unrolled;
+        overrides.unrolled = unrolled;
         manualSeed(T);
         using _tape = new Tape();
         const inputs = [0, 1, 2].map(() => randn([1, 2, T, D], { requiresGrad: true }));
@@ -23,7 +23,7 @@ Deno.test("attention: loops that are written out give what loops give", async ()
       results[0].forEach((want, i) => assert(largestError(results[1][i], want) < 2e-6, `result ${i} of [${T}, ${D}]`));
     }
   } finally {
-    attentionTuning.unrolled = null;
+    overrides.unrolled = null;
   }
 });
 

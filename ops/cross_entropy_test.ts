@@ -16,7 +16,7 @@ import {
   tensor,
   zeros,
 } from "@limbeck/limbeck";
-import { rowTuning } from "../kernels/row.ts";
+import { overrides } from "../kernels/gpu/tuning.ts";
 import {
   assertSmall,
   combinations,
@@ -155,19 +155,19 @@ Deno.test("crossEntropy: rows that several subgroups share, or less than one", a
   const o = { labelSmoothing: 0.1, zLoss: 1e-3 }, want = reference(logits, target, V, o);
   try {
     for (const [threads, quads] of [[256, 0], [64, 2], [64, 8]]) { // read again, in registers in part, as a whole
-      rowTuning.limits = { threads, quads };
+      overrides.rows = { threads, quads };
       const { loss, gradients } = await measure((x) => crossEntropy(x, labelsOf(target), o), inputs);
       assertSmall([
         [`${quads} vec4s`, rowError(loss, want.loss, 1), VALUE],
         [`${quads} vec4s: gradient`, rowError(gradients[0], want.dLogits, V), GRADIENT],
       ]);
     }
-    rowTuning.limits = { threads: 4, quads: 0 }; // with predictions, for which threads meet in workgroup memory
+    overrides.rows = { threads: 4, quads: 0 }; // with predictions, for which threads meet in workgroup memory
     const { loss, predictions } = crossEntropy(tensor([logits]), labelsOf(target), { ...o, returnPredictions: true });
     assertSmall([["4 threads", rowError([await loss.item()], want.loss, 1), VALUE]]);
     assertEquals([...await predictions!.data()], want.predictions);
   } finally {
-    rowTuning.limits = null;
+    overrides.rows = null;
   }
 });
 
@@ -196,7 +196,7 @@ Deno.test("crossEntropy: a softcap of rows that registers keep, as on a GPU", as
   const logits = normals(3 * V, 3, V);
   [logits[250], logits[3], logits[2 * V + 5]] = [145, 150, -150]; // where tanh is all but ±1, its slope is not told from it
   try {
-    rowTuning.limits = { threads: 8, quads: 8 };
+    overrides.rows = { threads: 8, quads: 8 };
     for (const o of [{}, { weight, labelSmoothing: 0.1, zLoss: 1e-3, temperature: 1.5 }] as CrossEntropyNumbers[]) {
       const options = { ...o, softcap, reduction: "none" as const };
       const want = reference(logits, target, V, options, [1, 2, 3]);
@@ -206,7 +206,7 @@ Deno.test("crossEntropy: a softcap of rows that registers keep, as on a GPU", as
       errors.push([`gradient of ${Object.keys(o)}`, rowError(got.gradients[0], want.dLogits, V, 1e-12), 1e-5]); // 30 in f32
     }
   } finally {
-    rowTuning.limits = null;
+    overrides.rows = null;
   }
   assertSmall(errors);
 });
@@ -511,7 +511,7 @@ Deno.test("crossEntropy: f16 rows that registers keep whole or in part", async (
   try {
     // kept whole; of the others five turns and a part, and thirty, are read again, two at a time
     for (const [threads, quads, V] of [[64, 8, 999], [8, 4, 308], [8, 4, 1101]]) {
-      rowTuning.limits = { threads, quads };
+      overrides.rows = { threads, quads };
       const shape = [3, V], values = Array.from(Float16Array.from(normals(3 * V, 2, V))), target = [V - 1, 0, -100];
       for (const c of [1, V + 1, V + 3]) values[c] = -Infinity;
       const want = reference(values, target, V, { reduction: "none" }, [1, 2, 3]);
@@ -524,7 +524,7 @@ Deno.test("crossEntropy: f16 rows that registers keep whole or in part", async (
       assertEquals(f16Errors(gradients[0], want.dLogits, V, GRADIENT), [], `${V}`);
     }
   } finally {
-    rowTuning.limits = null;
+    overrides.rows = null;
   }
 });
 

@@ -2,7 +2,7 @@
 import { assert, assertEquals } from "@std/assert";
 import { dispose, distillation, forwardKl, init, jsd, reverseKl, type Tensor, tensor } from "@limbeck/limbeck";
 import { gpu } from "../kernels/gpu/gpu.ts";
-import { rowTuning } from "../kernels/row.ts";
+import { overrides } from "../kernels/gpu/tuning.ts";
 import {
   assertSmall,
   deviations,
@@ -45,11 +45,11 @@ Deno.test("divergences: rows that several subgroups share", async () => {
   try {
     // read again, and in registers in part; as a whole in the long tests: software Vulkan compiles that for four seconds
     for (const [name, quads] of [["reverseKl", 0], ["skewForwardKl", 0], ["jsd", 1]] as const) {
-      rowTuning.limits = { threads: 64, quads };
+      overrides.rows = { threads: 64, quads };
       assertSmall(await deviations({ what: `${name}, ${quads} vec4s`, name, student, teacher, V }));
     }
   } finally {
-    rowTuning.limits = null;
+    overrides.rows = null;
   }
 });
 
@@ -79,7 +79,7 @@ Deno.test("divergences: NaN anywhere in a long row makes that row NaN, and no ot
   try {
     // as the adapter would have it; and in part in registers. Some ops only: software Vulkan compiles each for half a second
     for (const [threads, quads, V] of [[0, 0, isSoftware ? 8001 : 40_000], [8, 2, 301]]) {
-      rowTuning.limits = threads > 0 ? { threads, quads } : null;
+      overrides.rows = threads > 0 ? { threads, quads } : null;
       // the first rows have it in the student, the next in the teacher, the last row nowhere
       const places = [1, V >> 1, V - 2],
         rows = 2 * places.length + 1,
@@ -104,7 +104,7 @@ Deno.test("divergences: NaN anywhere in a long row makes that row NaN, and no ot
       }
     }
   } finally {
-    rowTuning.limits = null;
+    overrides.rows = null;
   }
 });
 

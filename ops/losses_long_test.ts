@@ -11,7 +11,7 @@ import {
   type Tensor,
   tensor,
 } from "@limbeck/limbeck";
-import { rowTuning } from "../kernels/row.ts";
+import { overrides } from "../kernels/gpu/tuning.ts";
 import {
   assertSmall,
   crossEntropy as crossEntropyReference,
@@ -70,11 +70,11 @@ Deno.test("losses: rows that several subgroups share", async () => {
   await init();
   try {
     for (const quads of [2, 4]) { // registers keep a part of a row, and all of it
-      rowTuning.limits = { threads: 64, quads };
+      overrides.rows = { threads: 64, quads };
       await checkAll(2, 603, `603 classes, ${quads} vec4s`, ["forwardKl", "jsd"]);
     }
   } finally {
-    rowTuning.limits = null;
+    overrides.rows = null;
   }
 });
 
@@ -85,7 +85,7 @@ Deno.test("divergences: f16 rows that registers keep whole or in part", async ()
   try {
     // kept whole, in vec4s that are the row's alone and not; of the others, one as a GPU has it and two, some turns and a part are read again, two at a time
     for (const [threads, quads, V] of [[8, 4, 124], [8, 4, 123], [64, 8, 1612], [8, 2, 244], [8, 2, 1101]]) {
-      rowTuning.limits = { threads, quads };
+      overrides.rows = { threads, quads };
       const shape = [2, V], [student, teacher] = [1, 2].map((seed) => round(normals(2 * V, 2, seed)));
       const input = (values: number[], requiresGrad: boolean) => ({
         values,
@@ -120,7 +120,7 @@ Deno.test("divergences: f16 rows that registers keep whole or in part", async ()
       }
     }
   } finally {
-    rowTuning.limits = null;
+    overrides.rows = null;
   }
 });
 

@@ -1,6 +1,7 @@
 import { assert, assertEquals } from "@std/assert";
 import { init, linear, matmul, stats, Tape, tensor } from "@limbeck/limbeck";
-import { fittingTiles, matmulTuning } from "../kernels/tiles.ts";
+import { fittingTiles } from "../kernels/tiles.ts";
+import { overrides } from "../kernels/gpu/tuning.ts";
 import { normals } from "../testing/loss_reference.ts";
 import { checkOps, type OpCase } from "../testing/op.ts";
 import { elementwise, product, transposed } from "../testing/reference.ts";
@@ -26,12 +27,12 @@ Deno.test("matmul: every tile, by elements and by vec4s, forward and backward", 
   try {
     for (const tile of tiles) {
       for (const scalar of [false, true]) {
-        Object.assign(matmulTuning, { tile, scalar });
+        Object.assign(overrides, { tile, scalar });
         await checkOps(cases);
       }
     }
   } finally {
-    Object.assign(matmulTuning, { tile: null, scalar: null });
+    Object.assign(overrides, { tile: null, scalar: null });
   }
 });
 
@@ -64,18 +65,18 @@ Deno.test("matmul: pieces along k, set and added, in every layout", async () => 
   cases.push([4, { ...linearCase(20, 32, 64), name: "linear of 4 pieces" }], [4, linearCase(64, 64, 16)]);
   try {
     for (const [pieces, one] of cases) {
-      matmulTuning.pieces = pieces;
+      overrides.pieces = pieces;
       await checkOps([one]);
     }
   } finally {
-    matmulTuning.pieces = null;
+    overrides.pieces = null;
   }
 });
 
 Deno.test("matmul: both gradients in one launch are those of two, bit for bit", async () => {
   const { f16 } = await init();
   const gradients = async (dtype: "f32" | "f16", widths: number[], shared: boolean) => {
-    matmulTuning.shared = shared;
+    overrides.shared = shared;
     using _tape = new Tape();
     const make = (shape: number[], seed: number) => {
       const values = normals(shape.reduce((a, b) => a * b), 1, seed);
@@ -102,13 +103,13 @@ Deno.test("matmul: both gradients in one launch are those of two, bit for bit", 
     const cases = [[true, 1, "f32"], [false, 2, "f32"], [false, 1, "f16"]] as const;
     for (const [scalar, pieces, dtype] of cases) {
       if (dtype === "f16" && !f16) continue;
-      Object.assign(matmulTuning, { scalar, pieces, tile: 7 });
+      Object.assign(overrides, { scalar, pieces, tile: 7 });
       const widths = scalar ? [5, 7, 6] : [16, 24, 8];
       const two = await gradients(dtype, widths, false), one = await gradients(dtype, widths, true);
       assertEquals(one.all, two.all, `${dtype}, by ${scalar ? "elements" : "vec4s"}, ${pieces} pieces`);
       assertEquals(one.dispatches, two.dispatches - 3);
     }
   } finally {
-    Object.assign(matmulTuning, { scalar: null, pieces: null, tile: null, shared: null });
+    Object.assign(overrides, { scalar: null, pieces: null, tile: null, shared: null });
   }
 });

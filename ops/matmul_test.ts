@@ -20,7 +20,7 @@ import { largestError } from "../testing/compare.ts";
 import { integers } from "../testing/loss_reference.ts";
 import { checkOps, type OpCase } from "../testing/op.ts";
 import { type Array64, elementwise, product, transposed } from "../testing/reference.ts";
-import { matmulTuning } from "../kernels/tiles.ts";
+import { overrides } from "../kernels/gpu/tuning.ts";
 import { type Layer, perceptron } from "./matmul.ts";
 
 /** Sums of k products err by k roundings at worst and by about √k in fact; values are below 4k. */
@@ -125,7 +125,7 @@ Deno.test("matmul: f16 by elements, by vec4s and by eights, in every layout", as
   const stored = ({ data, shape }: Array64) => tensor(Float16Array.from(data), [...shape]);
   try {
     for (const [m, k, n, scalar] of [[36, 28, 44, true], [36, 28, 44, false], [40, 24, 72, false]] as const) {
-      matmulTuning.scalar = scalar;
+      overrides.scalar = scalar;
       const a = matrix(m, k), b = matrix(k, n), want = Array.from(product(a, b).data); // sums of so small integers are exact
       for (const [transposeA, transposeB] of [[false, false], [false, true], [true, false], [true, true]]) {
         const x = stored(transposeA ? transposed(a) : a), y = stored(transposeB ? transposed(b) : b);
@@ -138,7 +138,7 @@ Deno.test("matmul: f16 by elements, by vec4s and by eights, in every layout", as
       }
     }
   } finally {
-    matmulTuning.scalar = null;
+    overrides.scalar = null;
   }
 });
 

@@ -1,6 +1,6 @@
 import { assert, assertEquals, assertThrows } from "@std/assert";
 import { init, layerNorm, ones, rmsNorm, Scope, Tape, tensor, zeros } from "@limbeck/limbeck";
-import { rowTuning } from "../kernels/row.ts";
+import { overrides } from "../kernels/gpu/tuning.ts";
 import { largestError } from "../testing/compare.ts";
 import { checkOps, random } from "../testing/op.ts";
 import { elementwise, lines, product } from "../testing/reference.ts";
@@ -66,7 +66,7 @@ for (const [threads, quads] of [[256, 8], [8, 1], [256, 0]]) {
   Deno.test(`norm: widths, ${quads} vec4s of rows in registers of ${threads} threads`, async () => {
     await init();
     const wrong: string[] = [];
-    rowTuning.limits = { threads, quads };
+    overrides.rows = { threads, quads };
     try {
       for (const width of WIDTHS) {
         for (const rows of [1, 5]) wrong.push(...await complaints("layerNorm", rows, width));
@@ -74,7 +74,7 @@ for (const [threads, quads] of [[256, 8], [8, 1], [256, 0]]) {
       }
       wrong.push(...await complaints("rmsNorm", 2, 256));
     } finally {
-      rowTuning.limits = null;
+      overrides.rows = null;
     }
     assertEquals(wrong, []);
   });

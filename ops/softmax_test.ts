@@ -3,7 +3,7 @@ import { init, logSoftmax, softmax, Tape, type Tensor, tensor, zeros } from "@li
 import { logSoftmax as logSoftmaxOf } from "../testing/loss_reference.ts";
 import { checkOps, checkValues } from "../testing/op.ts";
 import { lines } from "../testing/reference.ts";
-import { rowTuning } from "../kernels/row.ts";
+import { overrides } from "../kernels/gpu/tuning.ts";
 
 const logSoftmax64 = (x: Float64Array) => Float64Array.from(logSoftmaxOf([...x]).log);
 const softmax64 = (x: Float64Array) => logSoftmax64(x).map(Math.exp);
@@ -32,7 +32,7 @@ Deno.test("softmax: threads meet in groups of every size, without subgroups too"
   try {
     for (const subgroups of [true, false]) {
       for (const threads of [8, 32, 128, 1024]) {
-        Object.assign(rowTuning, { limits: { threads, quads: 0 }, subgroups });
+        Object.assign(overrides, { rows: { threads, quads: 0 }, subgroups });
         await checkOps(OPS.map(([name, op, f]) => ({
           name: `${name}, ${threads} threads${subgroups ? "" : " without subgroups"}`,
           op: (x: Tensor) => op(x),
@@ -43,7 +43,7 @@ Deno.test("softmax: threads meet in groups of every size, without subgroups too"
       }
     }
   } finally {
-    Object.assign(rowTuning, { limits: null, subgroups: null });
+    Object.assign(overrides, { rows: null, subgroups: null });
   }
 });
 

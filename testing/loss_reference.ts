@@ -15,7 +15,7 @@ import {
   tensor,
   totalVariation,
 } from "@limbeck/limbeck";
-import { rowTuning } from "../kernels/row.ts";
+import { overrides } from "../kernels/gpu/tuning.ts";
 import { largestError } from "./compare.ts";
 import { random } from "./op.ts";
 
@@ -348,11 +348,11 @@ export const labelsOf = (labels: readonly number[], shape?: number[]): Tensor =>
 export async function underAllPlans(check: (plan: string) => Promise<void>, all: number[] = [2, 0]): Promise<void> {
   try {
     for (const quads of all) {
-      rowTuning.limits = { threads: 8, quads }; // one subgroup, which software Vulkan compiles fastest
+      overrides.rows = { threads: 8, quads }; // one subgroup, which software Vulkan compiles fastest
       await check(`${quads} vec4s`);
     }
   } finally {
-    rowTuning.limits = null;
+    overrides.rows = null;
   }
 }
 

@@ -1,46 +1,9 @@
 /** Several launches in one dispatch: their kernels' texts are joined. */
 import { gpu } from "./gpu.ts";
-import { defineKernel, inOrder, type Kernel, type KernelSpec, MOST_PARAMS, snake, u32s, writesOf } from "./kernel.ts";
+import { defineKernel, inOrder, type Kernel, type KernelSpec, MOST_PARAMS, snake, u32s } from "./kernel.ts";
+import { type Launch, namesOf, perKernel, VARIABLE } from "./launch.ts";
 import type { Memory } from "./memory.ts";
-
-/** A dispatch without its memories. */
-export interface Launch {
-  kernel: Kernel;
-  /** In the order of the kernel's spec. */
-  params: readonly number[];
-  workgroups: number;
-}
-
-/** A launch, given its parameters by name. */
-export const launchOf = (kernel: Kernel, params: Record<string, number>, workgroups: number): Launch => ({
-  kernel,
-  params: inOrder(namesOf(kernel).params, params),
-  workgroups,
-});
-
-/** A cache of what `make` returns for a kernel. */
-function perKernel<T>(make: (kernel: Kernel) => T): (kernel: Kernel) => T {
-  const made = new WeakMap<Kernel, T>();
-  return (kernel) => {
-    let found = made.get(kernel);
-    if (found === undefined) made.set(kernel, found = make(kernel));
-    return found;
-  };
-}
-
-const VARIABLE = /var<workgroup> (\w+)[^;]*;/g;
-
-/** The names of a kernel's buffers, which of them it writes, the names of its parameters, and its workgroup variables. */
-const namesOf = perKernel(({ spec }) => ({
-  buffers: Object.keys(spec.buffers),
-  writes: writesOf(spec),
-  params: Object.keys(spec.params ?? {}),
-  shared: (spec.head?.match(VARIABLE) ?? []).join("\n"),
-}));
-
-/** Runs a launch with these memories, by name. */
-export const runLaunch = ({ kernel, params, workgroups }: Launch, memories: Record<string, Memory>): void =>
-  kernel.runInOrder(inOrder(namesOf(kernel).buffers, memories), params, workgroups);
+import { overrides } from "./tuning.ts";
 
 /** A sequence of kernels: what joins them, if anyone asked, and the sequences that begin with them. */
 interface Sequence {
@@ -170,7 +133,7 @@ export class Gathering {
  */
 export function gathered(fn: () => void): void {
   const { queue, info } = gpu();
-  if (queue.gathering !== null || !(gatherTuning.on ?? !info.isSoftware)) return fn();
+  if (queue.gathering !== null || !(overrides.gather ?? !info.isSoftware)) return fn();
   const gathering = queue.gathering = new Gathering();
   try {
     fn();
@@ -180,15 +143,12 @@ export function gathered(fn: () => void): void {
   }
 }
 
-/** Override for tests: whether launches wait for others. */
-export const gatherTuning: { on: boolean | null } = { on: null };
-
 /**
  * Runs a launch whose results are not needed soon, at once or later. `release` is called when it was encoded: whoever frees its memories before makes it run
  * alone, as they are taken again.
  */
-export function later(launch: Launch, named: Record<string, Memory>, release: () => void): void {
-  const { gathering } = gpu().queue, memories = inOrder(namesOf(launch.kernel).buffers, named);
+export function later(launch: Launch, named: Record<string, Memory | null>, release: () => void): void {
+  const { gathering } = gpu().queue, memories = inOrder(namesOf(launch.kernel).buffers, named) as Memory[];
   // one that the device refused throws now, and harms no other launch
   if (gathering && !memories.some(({ refused }) => refused)) return gathering.add(launch, memories, release);
   try {

@@ -1,6 +1,8 @@
 import { assertEquals, assertThrows } from "@std/assert";
 import { defineKernel, init, type KernelSpec, stats, type Tensor, tensor, zeros } from "@limbeck/limbeck";
-import { gathered, gatherTuning, later, launchOf, pairOf } from "./joined.ts";
+import { gathered, later, pairOf } from "./joined.ts";
+import { launchOf } from "./launch.ts";
+import { overrides } from "./tuning.ts";
 import { gpu } from "./gpu.ts";
 import { FlatBlock, type Memory } from "./memory.ts";
 
@@ -60,11 +62,11 @@ const scaled = defineKernel({
 /** Runs `fn` while launches wait, on any device, and gives the number of dispatches that it took. */
 function gathering(fn: () => void): number {
   const before = stats().dispatches;
-  gatherTuning.on = true;
+  overrides.gather = true;
   try {
     gathered(fn);
   } finally {
-    gatherTuning.on = null;
+    overrides.gather = null;
   }
   return stats().dispatches - before;
 }

@@ -23,6 +23,36 @@ export interface Tuning {
   tiles: number[];
 }
 
+/** What tests and the measurement of the tuning can prescribe; null where the engine decides. */
+export interface Overrides {
+  /** How rows are processed, and whether their threads meet in subgroups. */
+  rows: RowLimits | null;
+  subgroups: boolean | null;
+  /** Of matrix products: the index of the tile, and the number of pieces along k. */
+  tile: number | null;
+  pieces: number | null;
+  /** Whether products read their operands element by element; false: as vec4s where possible. */
+  scalar: boolean | null;
+  /** Whether two products share a launch. */
+  shared: boolean | null;
+  /** Whether attention's kernels are written as for GPUs. */
+  unrolled: boolean | null;
+  /** Whether launches wait for others (see `gathered`). */
+  gather: boolean | null;
+}
+
+/** The overrides of now. */
+export const overrides: Overrides = {
+  rows: null,
+  subgroups: null,
+  tile: null,
+  pieces: null,
+  scalar: null,
+  shared: null,
+  unrolled: null,
+  gather: null,
+};
+
 /** Throws unless this is a tuning, of any adapter. */
 export function checkTuning(op: string, tuning: Tuning): void {
   checkOptions(op, tuning, ["rows", "tiles"]);
