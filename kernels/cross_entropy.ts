@@ -10,6 +10,7 @@
 import { type Element, lanes, numbers } from "./elementwise.ts";
 import { gpu } from "./gpu/gpu.ts";
 import { type BufferType, variants } from "./gpu/kernel.ts";
+import { type Launch, launchOf, remembered, runLaunch } from "./gpu/launch.ts";
 import type { Memory } from "./gpu/memory.ts";
 import { MATH, MATH4 } from "./math.ts";
 import { columnReader, planRow, rowBuffer, rowCode, type RowPlan, type Upstream } from "./row.ts";
@@ -419,6 +420,8 @@ export interface CrossEntropyNumbers {
   softcap: number;
 }
 
+const ofRows = remembered<Launch>();
+
 /** Computes the loss of each row (scaled for the mean), and the gradient if `dLogits` is given. */
 export function crossEntropyRows(
   logits: Element,
@@ -426,35 +429,43 @@ export function crossEntropyRows(
   b: CrossEntropyBuffers,
   n: CrossEntropyNumbers,
 ): void {
-  const variant: Variant = {
-    logits,
-    target,
-    weight: b.weight !== null,
-    softcap: n.softcap > 0,
-    smooth: n.smoothing > 0,
-    gradient: b.dLogits !== null,
-    extras: b.extras !== null,
-    inPlace: b.dLogits === b.logits,
-  };
-  const plan = planRow(n.columns, target === "index" ? "one" : "two", {
-    halves: inHalves(variant),
-    busy: variant.softcap,
+  // deno-fmt-ignore
+  const key = [
+    logits, target, b.weight !== null, b.dLogits !== null, b.dLogits === b.logits, b.extras !== null, b.upstream?.stride, n.rows, n.firstRow, n.allRows,
+    n.columns, n.mean, n.ignoreIndex, n.smoothing, n.zLoss, n.temperature, n.softcap,
+  ];
+  const launch = ofRows(key, () => {
+    const variant: Variant = {
+      logits,
+      target,
+      weight: b.weight !== null,
+      softcap: n.softcap > 0,
+      smooth: n.smoothing > 0,
+      gradient: b.dLogits !== null,
+      extras: b.extras !== null,
+      inPlace: b.dLogits === b.logits,
+    };
+    const plan = planRow(n.columns, target === "index" ? "one" : "two", {
+      halves: inHalves(variant),
+      busy: variant.softcap,
+    });
+    if (variant.extras) plan.alone = false; // threads find the prediction in workgroup memory
+    const params = {
+      ...n,
+      mean: n.mean ? 1 : 0,
+      scaled: b.upstream ? 1 : 0,
+      upstreamStride: b.upstream?.stride ?? 0,
+      inverseTemperature: 1 / n.temperature,
+      toCap: n.softcap > 0 ? 1 / n.temperature / n.softcap : 0,
+    };
+    return launchOf(kernel({ ...variant, plan }), params, n.rows);
   });
-  if (variant.extras) plan.alone = false; // threads find the prediction in workgroup memory
   const { extras, ...rest } = b;
-  const buffers = {
+  runLaunch(launch, {
     ...rest,
     ...extras,
     labels: b.target,
     probability: b.target,
     upstream: b.upstream?.memory ?? b.counts,
-  };
-  kernel({ ...variant, plan }).run(buffers, {
-    ...n,
-    mean: n.mean ? 1 : 0,
-    scaled: b.upstream ? 1 : 0,
-    upstreamStride: b.upstream?.stride ?? 0,
-    inverseTemperature: 1 / n.temperature,
-    toCap: n.softcap > 0 ? 1 / n.temperature / n.softcap : 0,
-  }, n.rows);
+  });
 }

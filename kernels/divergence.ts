@@ -17,6 +17,7 @@
 import type { Element } from "./elementwise.ts";
 import { gpu } from "./gpu/gpu.ts";
 import { type BufferType, variants } from "./gpu/kernel.ts";
+import { type Launch, launchOf, remembered, runLaunch } from "./gpu/launch.ts";
 import type { Memory } from "./gpu/memory.ts";
 import { type DivergenceName, FORMULAS } from "./divergence_formulas.ts";
 import { careful, fading } from "./divergence_careful.ts";
@@ -250,6 +251,8 @@ function fitted(variant: Variant, beta: number): Record<string, number> {
   return found;
 }
 
+const ofRows = remembered<Launch>();
+
 /** Computes the loss of each row (scaled for the mean), and the gradients if `dStudent` or `dTeacher` is given. */
 export function divergenceRows(
   name: DivergenceName,
@@ -258,51 +261,62 @@ export function divergenceRows(
   b: DivergenceBuffers,
   n: DivergenceNumbers,
 ): void {
-  const { parts, dStudent, dTeacher, ...rest } = b;
-  const inPlace = dStudent === b.student || dTeacher === b.teacher;
-  const share = Math.min(n.beta, 1 - n.beta), { student: ofStudent, teacher: ofTeacher, mixes, bound } = FORMULAS[name];
-  const isHalf = name === "jsd" && n.beta === 0.5;
-  const slight = dStudent !== null && ofStudent?.slight !== undefined && n.beta < SLIGHT ||
-    dTeacher !== null && ofTeacher?.slight !== undefined && 1 - n.beta < SLIGHT;
-  // without a gradient, rows in which a mixture's logarithm is tiny compared to d could not be detected
-  const isFast = n.columns >= MANY && n.temperature >= 1e-6 && !slight &&
-    (!mixes || isHalf || dStudent !== null || dTeacher !== null);
-  const variant: Variant = {
-    name: isHalf ? "halfJsd" : name,
-    student,
-    teacher,
-    dStudent: dStudent !== null,
-    dTeacher: dTeacher !== null,
-    crossEntropy: parts !== null,
-    inPlace,
-    flip: mixes === true && n.beta > 0.5,
-    slight,
-    fast: isFast,
-    power: isFast && parts && (n.temperature === 1 || n.temperature === 2) ? n.temperature : null,
-    fused: !gpu().info.isSoftware,
-  };
-  const walk = planRow(n.columns, "two", { halves: inHalves(variant), extra: keepsH(variant) !== null });
-  // If registers keep a part of the row, trees in workgroup memory are faster than subgroups: forwardKl of 4096×32000 takes an H100 0.54 ms instead of 0.56,
-  // jsd of 16384×8192 in f16 0.38 instead of 0.42
-  const plan = isFast ? { ...walk, subgroups: walk.alone || walk.subgroups && walk.quads === 0 } : keepingNothing(walk);
+  const { parts, dStudent, dTeacher, upstream, ...rest } = b,
+    inPlace = dStudent === b.student || dTeacher === b.teacher;
+  // deno-fmt-ignore
+  const key = [
+    name, student, teacher, dStudent !== null, dTeacher !== null, inPlace, parts !== null, upstream?.stride, n.rows, n.firstRow, n.allRows, n.columns, n.mean,
+    n.drop, n.ignoreIndex, n.temperature, n.beta, n.ceFactor, n.divergenceFactor, n.partFactor,
+  ];
+  const launch = ofRows(key, () => {
+    const share = Math.min(n.beta, 1 - n.beta),
+      { student: ofStudent, teacher: ofTeacher, mixes, bound } = FORMULAS[name];
+    const isHalf = name === "jsd" && n.beta === 0.5;
+    const slight = dStudent !== null && ofStudent?.slight !== undefined && n.beta < SLIGHT ||
+      dTeacher !== null && ofTeacher?.slight !== undefined && 1 - n.beta < SLIGHT;
+    // without a gradient, rows in which a mixture's logarithm is tiny compared to d could not be detected
+    const isFast = n.columns >= MANY && n.temperature >= 1e-6 && !slight &&
+      (!mixes || isHalf || dStudent !== null || dTeacher !== null);
+    const variant: Variant = {
+      name: isHalf ? "halfJsd" : name,
+      student,
+      teacher,
+      dStudent: dStudent !== null,
+      dTeacher: dTeacher !== null,
+      crossEntropy: parts !== null,
+      inPlace,
+      flip: mixes === true && n.beta > 0.5,
+      slight,
+      fast: isFast,
+      power: isFast && parts && (n.temperature === 1 || n.temperature === 2) ? n.temperature : null,
+      fused: !gpu().info.isSoftware,
+    };
+    const walk = planRow(n.columns, "two", { halves: inHalves(variant), extra: keepsH(variant) !== null });
+    // If registers keep a part of the row, trees in workgroup memory are faster than subgroups: forwardKl of 4096×32000 takes an H100 0.54 ms instead of
+    // 0.56, jsd of 16384×8192 in f16 0.38 instead of 0.42
+    const plan = isFast
+      ? { ...walk, subgroups: walk.alone || walk.subgroups && walk.quads === 0 }
+      : keepingNothing(walk);
+    const params = {
+      ...n,
+      ones: 2 ** 32 - 1,
+      mean: n.mean ? 1 : 0,
+      drop: n.drop ? 1 : 0,
+      scaled: upstream ? 1 : 0,
+      upstreamStride: upstream?.stride ?? 0,
+      inverseTemperature: 1 / n.temperature,
+      alpha: 1 - n.beta, // in float64: 1 − 0.9 in float32 is off by 2e-7
+      partFactor: n.partFactor ?? 1,
+      bound: bound ? floorOfF32(bound(n.beta)) : 0,
+      share,
+      gentle: share > 0 ? Math.log(1 / share + 1) : Infinity,
+      studentRatio: n.beta / (1 - n.beta),
+      teacherRatio: (1 - n.beta) / n.beta,
+      ...fitted(variant, n.beta),
+    };
+    return launchOf(kernel({ ...variant, plan }), params, n.rows);
+  });
   // bindings that are not read need some memory, too
-  const unread = { labels: b.labels ?? b.counts, upstream: b.upstream?.memory ?? b.counts };
-  const buffers = { ...rest, ...parts, dStudent, dTeacher, ...unread };
-  kernel({ ...variant, plan }).run(buffers, {
-    ...n,
-    ones: 2 ** 32 - 1,
-    mean: n.mean ? 1 : 0,
-    drop: n.drop ? 1 : 0,
-    scaled: b.upstream ? 1 : 0,
-    upstreamStride: b.upstream?.stride ?? 0,
-    inverseTemperature: 1 / n.temperature,
-    alpha: 1 - n.beta, // in float64: 1 − 0.9 in float32 is off by 2e-7
-    partFactor: n.partFactor ?? 1,
-    bound: bound ? floorOfF32(bound(n.beta)) : 0,
-    share,
-    gentle: share > 0 ? Math.log(1 / share + 1) : Infinity,
-    studentRatio: n.beta / (1 - n.beta),
-    teacherRatio: (1 - n.beta) / n.beta,
-    ...fitted(variant, n.beta),
-  }, n.rows);
+  const unread = { labels: b.labels ?? b.counts, upstream: upstream?.memory ?? b.counts };
+  runLaunch(launch, { ...rest, ...parts, dStudent, dTeacher, ...unread });
 }

@@ -6,6 +6,7 @@
  */
 import { gpu } from "./gpu/gpu.ts";
 import { type BufferType, u32s, variants } from "./gpu/kernel.ts";
+import { type Launch, remembered } from "./gpu/launch.ts";
 import type { Memory } from "./gpu/memory.ts";
 import { MATH, SINES_AND_POWERS } from "./math.ts";
 
@@ -95,7 +96,7 @@ fn apply(${inputs.map((x, k) => `${x}: ${held(types[k])}`).join(", ")}) -> ${hel
     return {
       name,
       buffers: { ...vectors, y: `write ${vectorOf[output]}` },
-      params: { quads: "u32", s0: "f32", s1: "f32" },
+      params: { s0: "f32", s1: "f32", quads: "u32" },
       head,
       main: `if (thread >= params.quads) { return; }
   ${load}
@@ -104,7 +105,7 @@ fn apply(${inputs.map((x, k) => `${x}: ${held(types[k])}`).join(", ")}) -> ${hel
   }
   const buffers = Object.fromEntries(inputs.map((x, k): [string, BufferType] => [x, `read ${types[k]}`]));
   const axes = numbers(form);
-  const params: Record<string, "u32" | "f32"> = { size: "u32", s0: "f32", s1: "f32" };
+  const params: Record<string, "u32" | "f32"> = { s0: "f32", s1: "f32", size: "u32" };
   for (const d of axes) params[`dim${d}`] = "u32";
   for (const x of inputs) for (const d of axes) params[`${x}${d}`] = "u32";
   const index = axes.toReversed().map((d) => `let i${d} = rest % params.dim${d}; rest /= params.dim${d};`).join(" ");
@@ -133,31 +134,46 @@ export function map(
   shape: readonly number[],
   scalars: readonly number[] = [],
 ): void {
+  if (sizeOf(shape) === 0) return;
+  const key: (string | number)[] = [name, expression, output.element, ...shape];
+  for (const x of inputs) key.push(x.element, ...x.shape);
+  const { kernel, params, workgroups } = mapped(key, () => mapOf(name, expression, inputs, output.element, shape));
+  const memories = inputs.map(({ memory }) => memory);
+  kernel.runInOrder([...memories, output.memory], [scalars[0] ?? 0, scalars[1] ?? 0, ...params], workgroups);
+}
+
+const mapped = remembered<Launch>();
+
+/** The launch, without the scalars, which are its first parameters. */
+function mapOf(
+  name: string,
+  expression: string,
+  inputs: readonly Operand[],
+  output: Element,
+  shape: readonly number[],
+): Launch {
   const size = sizeOf(shape);
-  if (size === 0) return;
   const variant = {
     name,
     expression: expression.replace(/\bs([01])\b/g, "params.s$1"),
     types: inputs.map((x) => x.element),
-    output: output.element,
+    output,
   };
-  const buffers: Record<string, Memory> = { y: output.memory };
-  inputs.forEach((x, k) => buffers[names[k]] = x.memory);
-  const values: Record<string, number> = { s0: scalars[0] ?? 0, s1: scalars[1] ?? 0 };
   let form = "";
   for (const x of inputs) {
     const n = sizeOf(x.shape);
     form += n === size ? "v" : n === 1 ? "s" : "?";
   }
   if (!form.includes("?")) {
-    values.quads = Math.ceil(size / 4);
-    return kernel({ ...variant, form }).run(buffers, values, Math.ceil(values.quads / 256));
+    const quads = Math.ceil(size / 4);
+    return { kernel: kernel({ ...variant, form }), params: [quads], workgroups: Math.ceil(quads / 256) };
   }
   const { dims, strides } = broadcastStrides(shape, inputs.map((x) => x.shape));
-  values.size = size;
-  dims.forEach((dim, d) => values[`dim${d}`] = dim);
-  strides.forEach((s, k) => s.forEach((stride, d) => values[`${names[k]}${d}`] = stride));
-  kernel({ ...variant, form: dims.length }).run(buffers, values, Math.ceil(size / 256));
+  return {
+    kernel: kernel({ ...variant, form: dims.length }),
+    params: [size, ...dims, ...strides.flat()],
+    workgroups: Math.ceil(size / 256),
+  };
 }
 
 const accumulateKernel = variants((element: Element) => ({

@@ -6,6 +6,7 @@
 import { type Element, numbers } from "./elementwise.ts";
 import { gpu } from "./gpu/gpu.ts";
 import { variants } from "./gpu/kernel.ts";
+import { type Launch, launchOf, remembered, runLaunch } from "./gpu/launch.ts";
 import type { Memory } from "./gpu/memory.ts";
 import { MATH } from "./math.ts";
 
@@ -126,31 +127,34 @@ export interface ReduceBuffers {
   output: Element;
 }
 
+const planned = remembered<{ launch: Launch; pieces: number }>();
+
 /** results[o, i] = the reduction of values[o, :, i]. */
 export function reduce(
   kind: Reduction,
   { values, input, results, output }: ReduceBuffers,
   { outer, length, inner }: { outer: number; length: number; inner: number },
 ): void {
-  const { isSoftware, limits } = gpu().info;
-  // software drivers stop a thread after 65,535 iterations: all lanes of the only workgroup share an argmax of millions
-  const columns = inner === 1 || kind === "argmax" && length > 2 ** 22 ? 1 : 16;
-  const tiles = Math.ceil(inner / columns), longest = columns === 1 ? LONGEST : LONGEST / 16;
-  // pieces would lose the indices of an argmax; and many results fill the GPU without them
-  const isWhole = length <= longest || kind === "argmax" || outer * tiles >= 1024;
-  const piece = isWhole ? length : Math.ceil(length / Math.ceil(length / longest));
-  const pieces = isWhole ? 1 : Math.ceil(length / piece), groups = outer * tiles * pieces;
-  // a workgroup that is alone is the faster the more threads it has: the mean of 16,384 losses takes an H100 9.0 µs, with 256 threads 11.7
-  const threads = groups === 1 && piece * columns >= 2048 && !isSoftware
-    ? Math.min(1024, limits.maxComputeInvocationsPerWorkgroup)
-    : 256;
-  const ahead = [8, 4, 1].find((ahead) => piece * columns >= ahead * threads) ?? 1;
-  const launch = (results: Memory, output: Element) =>
-    kernel({ kind, input, output, columns, threads, ahead })
-      .run({ values, results }, { length, inner, piece, pieces, tiles, groups }, groups);
-  if (isWhole) return launch(results, output);
+  const { launch, pieces } = planned([kind, input, output, outer, length, inner], () => {
+    const { isSoftware, limits } = gpu().info;
+    // software drivers stop a thread after 65,535 iterations: all lanes of the only workgroup share an argmax of millions
+    const columns = inner === 1 || kind === "argmax" && length > 2 ** 22 ? 1 : 16;
+    const tiles = Math.ceil(inner / columns), longest = columns === 1 ? LONGEST : LONGEST / 16;
+    // pieces would lose the indices of an argmax; and many results fill the GPU without them
+    const isWhole = length <= longest || kind === "argmax" || outer * tiles >= 1024;
+    const piece = isWhole ? length : Math.ceil(length / Math.ceil(length / longest));
+    const pieces = isWhole ? 1 : Math.ceil(length / piece), groups = outer * tiles * pieces;
+    // a workgroup that is alone is the faster the more threads it has: the mean of 16,384 losses takes an H100 9.0 µs, with 256 threads 11.7
+    const threads = groups === 1 && piece * columns >= 2048 && !isSoftware
+      ? Math.min(1024, limits.maxComputeInvocationsPerWorkgroup)
+      : 256;
+    const ahead = [8, 4, 1].find((ahead) => piece * columns >= ahead * threads) ?? 1;
+    const variant = { kind, input, output: isWhole ? output : "f32", columns, threads, ahead } as const;
+    return { launch: launchOf(kernel(variant), { length, inner, piece, pieces, tiles, groups }, groups), pieces };
+  });
+  if (pieces === 1) return runLaunch(launch, { values, results });
   using partial = gpu().pool.take(outer * pieces * inner * 4, kind);
-  launch(partial, "f32");
+  runLaunch(launch, { values, results: partial });
   const joining = kind === "sumOfSquares" ? "sum" : kind;
   reduce(joining, { values: partial, input: "f32", results, output }, { outer, length: pieces, inner });
 }

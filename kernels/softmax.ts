@@ -1,6 +1,7 @@
 /** Softmax and log-softmax of rows, forward and backward. */
 import type { Element } from "./elementwise.ts";
 import { variants } from "./gpu/kernel.ts";
+import { type Launch, launchOf, remembered, runLaunch } from "./gpu/launch.ts";
 import type { Memory } from "./gpu/memory.ts";
 import { MATH, MATH4 } from "./math.ts";
 import { planRow, rowBuffer, rowCode, type RowPlan } from "./row.ts";
@@ -62,6 +63,8 @@ const backwardKernel = variants(({ kind, element, plan }: Variant) => {
   };
 });
 
+const forward = remembered<Launch>(), backward = remembered<Launch>();
+
 /** y = softmax or log-softmax of each row of x. */
 export function softmaxRows(
   kind: Variant["kind"],
@@ -71,7 +74,11 @@ export function softmaxRows(
   rows: number,
   columns: number,
 ): void {
-  forwardKernel({ kind, element, plan: planRow(columns, "one") }).run({ x, y }, { rows, columns }, rows);
+  const launch = forward(
+    [kind, element, rows, columns],
+    () => launchOf(forwardKernel({ kind, element, plan: planRow(columns, "one") }), { rows, columns }, rows),
+  );
+  runLaunch(launch, { x, y });
 }
 
 /** The gradient of `softmaxRows` from its result. */
@@ -84,5 +91,9 @@ export function softmaxRowsBackward(
   rows: number,
   columns: number,
 ): void {
-  backwardKernel({ kind, element, plan: planRow(columns, "two") }).run({ y, dY, dX }, { rows, columns }, rows);
+  const launch = backward(
+    [kind, element, rows, columns],
+    () => launchOf(backwardKernel({ kind, element, plan: planRow(columns, "two") }), { rows, columns }, rows),
+  );
+  runLaunch(launch, { y, dY, dX });
 }

@@ -86,8 +86,7 @@ export class Memory implements Disposable {
 
 /** Four size classes per octave up to 16 MiB, then multiples of 2 MiB: little waste, few classes. At least 256 bytes, the alignment of offsets. */
 export function sizeClass(bytes: number): number {
-  const octave = 2 ** Math.floor(Math.log2(Math.max(bytes, 1024)));
-  const step = Math.min(octave / 4, 2 ** 21);
+  const octave = 2 ** (31 - Math.clz32(Math.min(Math.max(bytes, 1024), 2 ** 23))), step = octave / 4;
   return Math.ceil(Math.max(bytes, 1) / step) * step;
 }
 
