@@ -1,9 +1,17 @@
 /** Several launches in one dispatch: their kernels' texts are joined. */
 import { gpu } from "./gpu.ts";
-import { defineKernel, inOrder, type Kernel, type KernelSpec, MOST_PARAMS, snake, u32s } from "./kernel.ts";
-import { type Launch, namesOf, perKernel, VARIABLE } from "./launch.ts";
+import { defineKernel, inOrder, type Kernel, type KernelSpec, MOST_PARAMS, snake, u32s, writesOf } from "./kernel.ts";
+import { type Launch, namesOf, perKernel } from "./launch.ts";
 import type { Memory } from "./memory.ts";
 import { overrides } from "./tuning.ts";
+
+const VARIABLE = /var<workgroup> (\w+)[^;]*;/g;
+
+/** Which of its buffers a kernel writes, and its workgroup variables. */
+const usesOf = perKernel(({ spec }) => ({
+  writes: writesOf(spec),
+  shared: (spec.head?.match(VARIABLE) ?? []).join("\n"),
+}));
 
 /** A sequence of kernels: what joins them, if anyone asked, and the sequences that begin with them. */
 interface Sequence {
@@ -30,7 +38,7 @@ function joined(launches: readonly Launch[]): Launch {
 
 /** Whether a launch writes a buffer that another one binds: WebGPU forbids that in one dispatch, even for parts of a buffer. */
 function writesInto({ kernel }: Launch, memories: readonly Memory[], others: readonly Memory[]): boolean {
-  const { writes } = namesOf(kernel);
+  const { writes } = usesOf(kernel);
   for (let i = 0; i < memories.length; i++) {
     for (let j = 0; writes[i] && j < others.length; j++) if (others[j].buffer === memories[i].buffer) return true;
   }
@@ -75,7 +83,7 @@ export class Gathering {
   #bytes = 0;
 
   add(launch: Launch, memories: readonly Memory[], release: () => void): void {
-    const { kernel: { spec: { workgroup } } } = launch, { writes, shared } = namesOf(launch.kernel);
+    const { kernel: { spec: { workgroup } } } = launch, { writes, shared } = usesOf(launch.kernel);
     let bytes = 0, isApart = this.#launches.length > 0 && this.#launches[0].kernel.spec.workgroup !== workgroup;
     isApart ||= shared !== "" && this.#shared !== "" && this.#shared !== shared; // the memory of both might be too much for a workgroup
     for (let i = 0; i < memories.length; i++) {

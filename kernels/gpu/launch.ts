@@ -1,7 +1,7 @@
 /** Launches: dispatches whose kernel and parameters are known before their memories, so that a repeated step need not find them again. */
 import type { GpuInfo } from "./device.ts";
 import { gpu } from "./gpu.ts";
-import { inOrder, type Kernel, writesOf } from "./kernel.ts";
+import { inOrder, type Kernel } from "./kernel.ts";
 import type { Memory } from "./memory.ts";
 import { overrides, type Tuning } from "./tuning.ts";
 
@@ -30,16 +30,11 @@ export function perKernel<T>(make: (kernel: Kernel) => T): (kernel: Kernel) => T
   };
 }
 
-export const VARIABLE: RegExp = /var<workgroup> (\w+)[^;]*;/g;
-
-/** The names of a kernel's buffers, which of them it writes, the names of its parameters, and its workgroup variables. */
-export const namesOf: (kernel: Kernel) => { buffers: string[]; writes: boolean[]; params: string[]; shared: string } =
-  perKernel(({ spec }) => ({
-    buffers: Object.keys(spec.buffers),
-    writes: writesOf(spec),
-    params: Object.keys(spec.params ?? {}),
-    shared: (spec.head?.match(VARIABLE) ?? []).join("\n"),
-  }));
+/** The names of a kernel's buffers and parameters. */
+export const namesOf: (kernel: Kernel) => { buffers: string[]; params: string[] } = perKernel(({ spec }) => ({
+  buffers: Object.keys(spec.buffers),
+  params: Object.keys(spec.params ?? {}),
+}));
 
 /** Runs a launch with these memories, by name. Those that the kernel does not have are ignored, and may be null. */
 export const runLaunch = ({ kernel, params, workgroups }: Launch, memories: Record<string, Memory | null>): void =>
