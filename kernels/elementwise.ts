@@ -122,6 +122,8 @@ fn apply(${inputs.map((x, k) => `${x}: ${held(types[k])}`).join(", ")}) -> ${hel
   };
 });
 
+const maps = remembered<Launch>();
+
 /**
  * Runs `expression` (of a, b, c, d in the order of `inputs`, and the scalars s0, s1) over `shape` into `output`.
  * Every input must broadcast to `shape`.
@@ -137,15 +139,13 @@ export function map(
   if (sizeOf(shape) === 0) return;
   const key: (string | number)[] = [name, expression, output.element, ...shape];
   for (const x of inputs) key.push(x.element, ...x.shape);
-  const { kernel, params, workgroups } = mapped(key, () => mapOf(name, expression, inputs, output.element, shape));
+  const { kernel, params, workgroups } = maps(key, () => launchOfMap(name, expression, inputs, output.element, shape));
   const memories = inputs.map(({ memory }) => memory);
   kernel.runInOrder([...memories, output.memory], [scalars[0] ?? 0, scalars[1] ?? 0, ...params], workgroups);
 }
 
-const mapped = remembered<Launch>();
-
 /** The launch, without the scalars, which are its first parameters. */
-function mapOf(
+function launchOfMap(
   name: string,
   expression: string,
   inputs: readonly Operand[],
