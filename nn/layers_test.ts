@@ -12,6 +12,7 @@ import {
   stats,
   Tape,
   type Tensor,
+  tensor,
   zeros,
 } from "@limbeck/limbeck";
 
@@ -115,4 +116,16 @@ Deno.test("layers: what they refuse", async () => {
   assertThrows(() => new nn.Conv2d(1, 1, 1, { padding: -1 }), RangeError, "Conv2d: padding must be");
   // deno-lint-ignore no-explicit-any
   assertThrows(() => new nn.Dropout().train(1 as any), TypeError, "train: on must be true or false, got 1");
+});
+
+Deno.test("RMSNorm: its own eps, and a weight that outlives the scope in which it was made", async () => {
+  await init();
+  let norm: nn.RMSNorm;
+  {
+    using _scope = new Scope();
+    norm = new nn.RMSNorm(2, 9);
+  }
+  const y = norm.forward(tensor([[4, 4]])); // 4/√(16 + 9)
+  for (const value of await y.data()) assertAlmostEquals(value, 0.8, 1e-6);
+  for (const x of [norm, y]) x.dispose();
 });

@@ -1,12 +1,14 @@
 import { assert, assertEquals, assertThrows } from "@std/assert";
 import {
   crossEntropy,
+  full,
   init,
   loadSafetensors,
   manualSeed,
   nn,
   noGrad,
   ones,
+  randn,
   Scope,
   stats,
   Tape,
@@ -438,4 +440,50 @@ Deno.test("transformer: a decoder calls its own head and positions; headWeight r
   assertEquals(seen, [[0, 1, 2]]);
   assertEquals(await hidden.data(), await want.data());
   for (const module of [gpt, biased]) module.dispose();
+});
+
+Deno.test("Gpt and TransformerBlock: every part has the dropout and the width that were asked for", async () => {
+  await init();
+  using _scope = new Scope();
+  const { blocks: [block] } = new nn.Gpt({ vocabulary: 4, context: 4, layers: 1, width: 4, heads: 2, dropout: 0.25 });
+  assertEquals([block.p, block.selfAttn.p, block.linear1.weight.shape], [0.25, 0.25, [16, 4]]);
+  assertEquals(new nn.TransformerBlock(4, 2).linear1.weight.shape, [16, 4]);
+  assertEquals(await new nn.MultiHeadAttention(4, 2).outProj.bias!.array(), [0, 0, 0, 0]);
+  // all weights are dropped, also where there is a mask
+  const attention = new nn.MultiHeadAttention(4, 2, 1), x = randn([1, 2, 4]);
+  for (const mask of [undefined, ones([2, 2])]) assertEquals(await attention.attend(x, { mask }).abs().max().item(), 0);
+  // an attention of one's own: what it adds is dropped, too
+  const own = new nn.TransformerBlock(4, 2, { dropout: 1 });
+  own.selfAttn.forward = (x) => x.add(1);
+  own.feedForward = (x) => x.add(0);
+  assertEquals(await own.forward(x).data(), await x.data());
+});
+
+Deno.test("transformer: what does not fit is refused by name", async () => {
+  await init();
+  using _scope = new Scope();
+  const sizes = { vocabulary: 4, context: 4, layers: 0, width: 4 };
+  assertThrows(() => new nn.Gpt({ ...sizes, heads: 3 }), RangeError, "Gpt: heads");
+  const attention = new nn.MultiHeadAttention(4, 2);
+  assertThrows(() => attention.forward(randn([2, 4])), TypeError, "x must have shape [batch, T, 4]");
+  assertThrows(() => new nn.MultiHeadAttention(129, 1).forward(randn([1, 2, 129])), RangeError, "1 to 128");
+  const block = new nn.TransformerBlock(4, 2);
+  block.selfAttn.outProj = new nn.Linear(4, 8);
+  assertThrows(() => block.forward(randn([1, 2, 4])), TypeError, "residual");
+});
+
+Deno.test("TransformerBlock: a weight that is replaced before the backward pass does not change its gradient", async () => {
+  await init();
+  using _scope = new Scope();
+  const block = new nn.TransformerBlock(2, 1);
+  const gradient = async (replace: () => void) => {
+    const x = tensor([[[1, 2]]], { requiresGrad: true });
+    using _tape = new Tape();
+    const loss = block.forward(x).sum();
+    replace();
+    loss.backward();
+    return await x.grad!.data();
+  };
+  const wanted = await gradient(() => {});
+  assertEquals(await gradient(() => block.linear2.weight = full([2, 8], 3)), wanted);
 });

@@ -2,6 +2,7 @@ import { assert, assertEquals, assertNotEquals, assertThrows } from "@std/assert
 import {
   arange,
   type DType,
+  embedding,
   eye,
   full,
   init,
@@ -242,4 +243,21 @@ Deno.test("create: randint draws every number of a range equally often", async (
     const spread = counts.reduce((sum, n) => sum + (n - 20) ** 2 / 20, 0) / range; // χ² a number: 1 ± √(2/range)
     assert(Math.abs(spread - 1) < 5 * Math.sqrt(2 / range), `${range}: ${spread}`);
   }
+});
+
+Deno.test("tensor: later changes of the caller's array change nothing", async () => {
+  await init();
+  using _scope = new Scope();
+  const array = new Int32Array([1]), index = tensor(array), x = tensor(new Float32Array(array));
+  array[0] = 9;
+  assertEquals(await embedding(tensor([[3], [4]]), index).array(), [[4]]); // which also checks what the host wrote
+  assertEquals(await x.array(), [1]);
+});
+
+Deno.test("manualSeed takes every u32, randint no range beyond one", async () => {
+  await init();
+  using _scope = new Scope();
+  manualSeed(2 ** 32 - 1);
+  rand([1]);
+  assertThrows(() => randint(-(2 ** 31), 2 ** 31, [1]), RangeError, "randint: high");
 });

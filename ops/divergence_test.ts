@@ -984,3 +984,11 @@ Deno.test("divergences: what they throw", async () => {
   ]);
   assert(Number.isFinite(await forwardKl(student, teacher).item()));
 });
+
+Deno.test("jsd: normalized, a β too small for f32 gives the forward KL", async () => {
+  await init();
+  using _scope = new Scope();
+  const student = tensor([[0, 1]]), teacher = tensor([[1, 0]]);
+  const [limit, kl] = [jsd(student, teacher, { beta: 1e-40, normalize: true }), forwardKl(student, teacher)];
+  assert(Math.abs(await limit.item() - await kl.item()) < 1e-6);
+});

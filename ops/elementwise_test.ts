@@ -15,6 +15,7 @@ import {
   minimum,
   mul,
   neg,
+  ones,
   pow,
   relu,
   rsqrt,
@@ -508,4 +509,32 @@ Deno.test("pow: the largest float", async () => {
   using _scope = new Scope();
   const most = 2 ** 128 - 2 ** 104, x = tensor([most, -most, most, most]);
   await checkValues("powers of it", pow(x, tensor([1, 1, 0.5, -0.5])), [most, -most, most ** 0.5, most ** -0.5], 4e-7);
+});
+
+Deno.test("maximum and minimum: equal inputs share the gradient", async () => {
+  await init();
+  for (const op of [maximum, minimum]) {
+    using _tape = new Tape();
+    const [a, b] = [1, 2].map(() => tensor([1], { requiresGrad: true }));
+    op(a, b).sum().backward();
+    assertEquals([await a.grad!.item(), await b.grad!.item()], [0.5, 0.5], op.name);
+  }
+});
+
+Deno.test("mul: what no gradient reads may change", async () => {
+  await init();
+  using _tape = new Tape();
+  const w = tensor([1], { requiresGrad: true }), loss = tensor([2]).mul(w).sum();
+  w.assign(tensor([5]));
+  loss.backward();
+  assertEquals(await w.grad!.item(), 2);
+});
+
+Deno.test("elementwise: both inputs have one dtype", async () => {
+  const { f16 } = await init();
+  using _scope = new Scope();
+  assertThrows(() => ones([1]).add(tensor(new Int32Array(1))), TypeError, "add: b must have dtype f32 or f16, got i32");
+  if (f16) {
+    assertThrows(() => ones([1]).add(ones([1], { dtype: "f16" })), TypeError, "add: b must have dtype f32, got f16");
+  }
 });

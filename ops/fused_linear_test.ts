@@ -1,9 +1,10 @@
-import { assert, assertEquals, assertThrows } from "@std/assert";
+import { assert, assertAlmostEquals, assertEquals, assertThrows } from "@std/assert";
 import {
   crossEntropy,
   type DivergenceName,
   flush,
   forwardKl,
+  full,
   init,
   jsd,
   linear,
@@ -562,4 +563,22 @@ Deno.test("linear losses: what they throw", async () => {
   assertThrows(ce({ chunkSize: 0 }), RangeError, "linearCrossEntropy: chunkSize must be an integer, at least 1");
   assertEquals(stats().dispatches, dispatches); // checked before anything is encoded
   assert(Number.isFinite(await linearCrossEntropy(h, w, target).item()));
+});
+
+Deno.test("linearCrossEntropy: only the bias learns, over one chunk or several, in memory that held other numbers", async () => {
+  await init();
+  using _scope = new Scope();
+  const h = tensor([[1, 2], [3, 4], [0, 1]]), w = tensor([[1, 0], [0, 1]]), y = tensor(Int32Array.of(0, 1, 1));
+  const gradient = async (loss: (bias: Tensor) => Tensor) => {
+    const bias = tensor([0.5, -0.5], { requiresGrad: true });
+    for (let i = 0; i < 8; i++) full([64], 7).dispose();
+    using _tape = new Tape();
+    loss(bias).backward();
+    return await bias.grad!.data();
+  };
+  const wanted = await gradient((bias) => crossEntropy(linear(h, w, bias), y));
+  for (const chunkSize of [1, 2, 3]) {
+    const got = await gradient((bias) => linearCrossEntropy(h, w, y, { bias, chunkSize }));
+    got.forEach((g, i) => assertAlmostEquals(g, wanted[i], 1e-6, `${chunkSize}`));
+  }
 });

@@ -20,6 +20,7 @@ import {
   smoothL1Loss,
   softmax,
   stats,
+  Tape,
   type Tensor,
   tensor,
   zeros,
@@ -566,4 +567,25 @@ Deno.test("losses: what they throw", async () => {
   const { dispatches } = stats(), u32 = tensor(new Uint32Array(3));
   assertThrows(() => cosineEmbeddingLoss(x, y, u32), TypeError, "cosineEmbeddingLoss: y must have dtype f32");
   assertEquals(stats().dispatches, dispatches); // nothing is computed before all is checked
+});
+
+Deno.test("losses: corners of their formulas", async () => {
+  await init();
+  using _scope = new Scope();
+  const gradient = async (x: Tensor, loss: () => Tensor) => {
+    using _tape = new Tape();
+    loss().backward();
+    return await x.grad!.array();
+  };
+  // a short vector counts as long as √(max(x·x, eps²))
+  const cosine = await cosineSimilarity(tensor([[1e-5, 0]]), tensor([[1, 0]])).item();
+  assert(Math.abs(cosine - 1) < 1e-5, `${cosine}`);
+  // β = 0 is the L1 loss, whose slope is 0 where both are equal
+  const x = tensor([1, 2], { requiresGrad: true });
+  const smooth = () => smoothL1Loss(x, tensor([1, 0]), { beta: 0, reduction: "sum" });
+  assertEquals(await gradient(x, smooth), [0, 1]);
+  // t·ln t − t·x has the slope −∞ at t = 0, where its value is 0: the gradient there is 0 (PyTorch's is NaN)
+  const t = tensor([0, 1], { requiresGrad: true });
+  assertEquals(await gradient(t, () => klDiv(tensor([-1, -2]), t, { reduction: "sum" })), [0, 3]);
+  assertEquals(await klDiv(tensor(-1), tensor(1), { reduction: "batchmean" }).item(), 1); // a batch of one
 });

@@ -368,3 +368,9 @@ Deno.test("matmul: a sum that a software adapter would not finish is cut into pi
   if (isSoftware) assertThrows(() => linear(x, x, bias), RangeError, "sums at most 960000 products");
   else assertEquals(await linear(x, x, bias).item(), depth);
 });
+
+Deno.test("matmul: a transposed vector is the vector", async () => {
+  await init();
+  using _scope = new Scope();
+  assertEquals(await matmul(tensor([1, 2]), tensor([[1], [1]]), { transposeA: true }).array(), [3]);
+});

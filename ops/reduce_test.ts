@@ -2,12 +2,14 @@ import { assertEquals, assertThrows } from "@std/assert";
 import {
   arange,
   argmax,
+  full,
   init,
   logSumExp,
   max,
   mean,
   min,
   ones,
+  Scope,
   sum,
   Tape,
   type Tensor,
@@ -261,4 +263,11 @@ Deno.test("logSumExp: the gradient of very large numbers is their softmax", asyn
     logSumExp(x).backward();
     assertEquals(Array.from(await x.grad!.data()), want);
   }
+});
+
+Deno.test("mean: the sum may be beyond f16", async () => {
+  const { f16 } = await init();
+  if (!f16) return; // no f16 on this adapter
+  using _scope = new Scope();
+  assertEquals(await full([4], 40000, { dtype: "f16" }).mean().item(), 40000);
 });

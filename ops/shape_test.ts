@@ -1,8 +1,9 @@
-import { assertEquals, assertThrows } from "@std/assert";
+import { assert, assertEquals, assertThrows } from "@std/assert";
 import {
   concat,
   expand,
   init,
+  optim,
   permute,
   record,
   reshape,
@@ -267,4 +268,31 @@ Deno.test("shape: a view's gradient reaches the tensor behind it", async () => {
   const y = x.reshape([2, 2]);
   y.mul(tensor([[1, 2], [3, 4]])).sum().add(y.reshape([4]).square().sum()).backward();
   assertEquals(await x.grad!.array(), [3, 6, 9, 12]);
+});
+
+Deno.test("assign: from a tensor in the same buffer, and from a constant to a result", async () => {
+  await init();
+  using _tape = new Tape();
+  const a = tensor([1, 2], { requiresGrad: true }), b = tensor([3, 4], { requiresGrad: true });
+  const optimizer = new optim.SGD([a, b]); // puts both into one buffer
+  a.assign(b);
+  assertEquals([await a.array(), await b.array()], [[3, 4], [3, 4]]);
+  const h = a.mul(2);
+  h.assign(tensor([1, 1]));
+  assertEquals([h.requiresGrad, h.record], [false, null]);
+  const z = tensor([5, 6], { requiresGrad: true }), g = a.mul(2);
+  g.assign(z.mul(3));
+  g.sum().backward();
+  assertEquals([a.grad, await z.grad!.array()], [null, [3, 3]]);
+  optimizer.dispose();
+});
+
+Deno.test("shapes: at most 12 dimensions, and no −0", async () => {
+  await init();
+  using _scope = new Scope();
+  const most = zeros(new Array(12).fill(1));
+  assertThrows(() => stack([most]), RangeError, "stack: a tensor has at most 12");
+  assertThrows(() => most.reshape(new Array(13).fill(1)), RangeError, "at most 12");
+  assert(Object.is(zeros([0]).reshape([-0]).shape[0], 0));
+  assert(Object.is(zeros([2]).slice([[0, -0]]).shape[0], 0));
 });
