@@ -369,3 +369,16 @@ Deno.test("checkpoint: backward rules choose and draw as without it", async () =
   }
   assertEquals(gradients[0], gradients[1]);
 });
+
+Deno.test("checkpoint: results without a gradient, and what fn makes and does not use", async () => {
+  await init();
+  using _tape = new Tape();
+  const x = tensor([1, 3, 2], { requiresGrad: true });
+  assertEquals(await checkpoint((x) => x.mul(2).argmax(), x).item(), 1);
+  const doubled = checkpoint((x) => {
+    x.exp().square();
+    return x.mul(2);
+  }, x);
+  doubled.sum().backward();
+  assertEquals(await x.grad!.array(), [2, 2, 2]);
+});

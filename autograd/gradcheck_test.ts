@@ -89,3 +89,14 @@ Deno.test("gradcheck: what it throws", async () => {
   await assertRejects(() => check(f, x), TypeError, "gradcheck: inputs must be an array of tensors, got a Tensor");
   await assertRejects(() => check(() => 5, [x]), TypeError, "gradcheck: what fn returns must be a Tensor, got 5");
 });
+
+Deno.test("gradcheck: finds a gradient whose elements are in the wrong order", async () => {
+  await init();
+  const flip = (x: Tensor) => {
+    const output = noGrad(() => x.gather(0, tensor(Int32Array.of(2, 1, 0))));
+    return record({ op: "flip", inputs: [x], output, backward: (dY) => [dY.mul(1)] });
+  };
+  const x = tensor([1, 2, 3]);
+  assertEquals((await gradcheck(flip, [x])).ok, false);
+  x.dispose();
+});

@@ -16,6 +16,7 @@ import {
   init,
   layerNorm,
   linear,
+  nn,
   noGrad,
   ones,
   optim,
@@ -871,4 +872,61 @@ Deno.test("backward: a loss that contains a parameter's gradient, or a view of i
       w.dispose();
     }
   }
+});
+
+Deno.test("tape: a rule that gives one gradient to several inputs", async () => {
+  await init();
+  const views = (g: Tensor) => [g, g.reshape([1]), g.reshape([1])];
+  for (const gradients of [(g: Tensor) => [g, g, g], views]) {
+    const a = leaf([1]), b = leaf([1]);
+    using _tape = new Tape();
+    const y = record({ op: "three", inputs: [a, a, b], output: zeros([1]), backward: (dY) => gradients(dY.mul(1)) });
+    y.sum().backward();
+    assertEquals([await a.grad!.item(), await b.grad!.item()], [2, 1]);
+  }
+});
+
+Deno.test("tape: the first gradient has the loss's dtype", async () => {
+  const { f16 } = await init();
+  if (!f16) return; // no f16 on this adapter
+  const x = tensor([1, 2], { dtype: "f16", requiresGrad: true });
+  using _tape = new Tape();
+  x.sum().backward();
+  assertEquals(await x.grad!.array(), [1, 1]);
+});
+
+Deno.test("tape: a tensor that was closed, disposed of twice, or thrown from an async function", async () => {
+  await init();
+  const before = stats().liveTensors;
+  {
+    using _tape = new Tape();
+    const x = leaf([1]), y = x.sum();
+    y.dispose();
+    assertThrows(() => y.backward(), TypeError, "was closed");
+    x.square(); // the record keeps x
+    x.dispose();
+    x.dispose();
+  }
+  assertEquals(stats().liveTensors, before);
+  const late = async () => {
+    await Promise.resolve();
+    throw new Error("late"); // which nobody awaits
+  };
+  assertThrows(() => noGrad(late), TypeError, "must not be async");
+  await new Promise((resolve) => setTimeout(resolve, 5));
+});
+
+Deno.test("tape: a step leaves nothing behind, also where a norm has a residual", async () => {
+  await init();
+  const block = new nn.TransformerBlock(4, 2), x = tensor(new Float32Array(8), [1, 2, 4], { requiresGrad: true });
+  const step = () => {
+    using _tape = new Tape();
+    block.forward(x.mul(1)).sum().backward();
+    return stats().liveTensors;
+  };
+  step();
+  const inside = step(), after = stats().liveTensors;
+  assertEquals([step(), stats().liveTensors], [inside, after]);
+  block.dispose();
+  x.dispose();
 });

@@ -14,7 +14,9 @@ import {
   Scope,
   stats,
   Tape,
+  type Tensor,
   tensor,
+  zeros,
 } from "@limbeck/limbeck";
 import { randomState } from "../autograd/random.ts";
 import { inDirectory } from "../testing/directory.ts";
@@ -405,4 +407,30 @@ Deno.test("checkpoint: a load beside a loop whose tapes are open while it reads"
     await Deno.remove(path);
   }
   model.dispose();
+});
+
+Deno.test("checkpoint: a child named optimizer, a folder for a file, and a save that fails while it waits", async () => {
+  await init();
+  await inDirectory(async (directory) => {
+    class Odd extends nn.Module {
+      optimizer = new nn.Linear(1, 1);
+      model = new nn.Linear(1, 1);
+      override forward(x: Tensor): Tensor {
+        return x;
+      }
+    }
+    const model = new Odd(), optimizer = new optim.AdamW(model.parameters()), path = `${directory}/odd`;
+    await saveCheckpoint(path, { model, optimizer });
+    const before = await values(model);
+    for (const p of model.parameters()) p.assign(zeros(p.shape));
+    await loadCheckpoint(path, { model, optimizer });
+    assertEquals(await values(model), before);
+    await assertRejects(() => saveCheckpoint(directory, { model }), RangeError, "is no file");
+    const closed = new nn.Linear(1, 1);
+    closed.dispose();
+    const saves = [model, closed].map((model) => saveCheckpoint(path, { model }, { overwrite: true }));
+    assertEquals((await Promise.allSettled(saves)).map(({ status }) => status), ["fulfilled", "rejected"]);
+    optimizer.dispose();
+    model.dispose();
+  });
 });

@@ -276,3 +276,25 @@ Deno.test("generate: a decoder that is no longer what it was made as", async () 
   }
   assertEquals(arrays(await nn.generate(gpt, PROMPTS, { length: 13, temperature: 0 })), await greedy(gpt, PROMPTS, 13));
 });
+
+Deno.test("generate: the most probable tokens, at their edge and at an infinite logit", () => {
+  assertEquals(sample([0, 0], { temperature: 1, topP: 0.5 }, () => 0.99), 0); // the first alone has a probability of 0.5
+  assertEquals(sample([0, Infinity], { temperature: 1 }, () => 0.5), 1);
+});
+
+Deno.test("generate: ends when the last sequence has, and walks modules in a circle once", async () => {
+  await init();
+  const gpt = makeGpt(32), { logits } = gpt;
+  let calls = 0;
+  gpt.logits = (hidden) => {
+    calls++;
+    return logits.call(gpt, hidden);
+  };
+  Object.assign(gpt.blocks[0], { parent: gpt });
+  const prompts = [5, 6, 7, 8].map((token) => Int32Array.of(token)), free = { length: 12, seed: 3 };
+  const texts = await nn.generate(gpt, prompts, free), stop = texts[0][3];
+  calls = 0;
+  const stopped = await nn.generate(gpt, prompts, { ...free, stop });
+  assertEquals(calls, Math.max(...stopped.map((text) => text.length - 1)));
+  gpt.dispose();
+});

@@ -15,6 +15,7 @@ import {
   type Tensor,
   tensor,
   where,
+  zeros,
 } from "@limbeck/limbeck";
 import { gpu } from "../kernels/gpu/gpu.ts";
 import { largestError } from "../testing/compare.ts";
@@ -861,4 +862,43 @@ Deno.test("optimizer: dispose where parameters are each other's gradients", asyn
   [a, b, c].forEach((x) => x.dispose());
   const { liveTensors, liveBytes } = stats();
   assertEquals([liveTensors, liveBytes], [before.liveTensors, before.liveBytes]);
+});
+
+Deno.test("optim: a gradient that the user keeps is not overwritten when another one is assigned", async () => {
+  await init();
+  const w = leaf([1]), optimizer = new optim.SGD([w], { lr: 1 });
+  {
+    using _tape = new Tape();
+    w.mul(3).sum().backward();
+  }
+  const kept = w.grad!.keep();
+  w.grad = tensor([7]);
+  optimizer.step();
+  assertEquals([await kept.item(), await w.item()], [3, -6]);
+  optimizer.dispose();
+  for (const x of [w, kept]) x.dispose();
+});
+
+Deno.test("optim: betas are copied, and numbers out of range are refused by name", async () => {
+  await init();
+  const betas: [number, number] = [0.9, 0.999], w = leaf([1]), adam = new optim.Adam([w], { betas, lr: 0.1 });
+  betas[0] = betas[1] = 0.5;
+  step(adam, [w], [[1]]);
+  step(adam, [w], [[0]]);
+  assertAlmostEquals(await w.item(), 1 - 0.1 - 0.1 * (0.09 / 0.19) / Math.sqrt(0.000999 / 0.001999), 1e-5);
+  adam.dispose();
+  assertThrows(() => new optim.SGD([w], { momentum: -1 }), RangeError, "momentum");
+  assertThrows(() => new optim.SGD([w], { momentum: 1, dampening: NaN }), RangeError, "dampening");
+  assertThrows(() => new optim.Adam([w], { eps: -1 }), RangeError, "eps");
+  // deno-lint-ignore no-explicit-any
+  assertThrows(() => new optim.Adam([w], { betas: [0.9] as any }), TypeError, "betas must be two numbers");
+  w.dispose();
+});
+
+Deno.test("nn.init: bounds are checked, and f16 tensors are filled, too", async () => {
+  const { f16 } = await init();
+  using _scope = new Scope();
+  assertThrows(() => nn.init.uniform(zeros([1]), 2, 1), RangeError, "high");
+  assertThrows(() => nn.init.normal(zeros([1]), 0, -1), RangeError, "deviation");
+  if (f16) assertEquals(await nn.init.constant(zeros([2], { dtype: "f16" }), 0.5).array(), [0.5, 0.5]);
 });

@@ -459,3 +459,65 @@ Deno.test("safetensors: tensors do not go with a scope that was opened while the
   assertEquals(await late.array(), [7]);
   late.dispose();
 });
+
+Deno.test("safetensors: unusual files that are valid", async () => {
+  await init();
+  using _scope = new Scope();
+  await inDirectory(async (directory) => {
+    const path = `${directory}/swapped.safetensors`; // the header's order is not the data's
+    const at = (from: number) => ({ dtype: "F32", shape: [1], data_offsets: [from, from + 4] });
+    await Deno.writeFile(path, file({ b: at(4), a: at(0) }, new Uint8Array(new Float32Array([1, 2]).buffer)));
+    const { a, b } = await loadSafetensors(path);
+    assertEquals([await a.item(), await b.item()], [1, 2]);
+  });
+  const f32 = (shape: number[], data_offsets: number[]) => ({ dtype: "F32", shape, data_offsets });
+  const empty = await loadSafetensors(file({ a: f32([2], [0, 8]), b: f32([0], [0, 0]) }, new Uint8Array(8)));
+  assertEquals(empty.b.shape, [0]);
+  const short = file({ a: { dtype: "U16", shape: [1], data_offsets: [0, 2] } }, [0xff, 0xff]);
+  assertEquals(await (await loadSafetensors(short)).a.item(), 65535);
+});
+
+Deno.test("safetensors: what is written is aligned, and files are closed", async () => {
+  const { f16 } = await init();
+  using _scope = new Scope();
+  await inDirectory(async (directory) => {
+    const path = `${directory}/x.safetensors`;
+    for (const name of ["a", "ab", "abc"]) {
+      const more: Record<string, Tensor> = f16 ? { half: tensor([1], { dtype: "f16" }) } : {};
+      await saveSafetensors(path, { ...more, [name]: tensor([1]) });
+      const bytes = await Deno.readFile(path), length = Number(new DataView(bytes.buffer).getBigUint64(0, true));
+      const header = JSON.parse(new TextDecoder().decode(bytes.subarray(8, 8 + length)));
+      assertEquals([length % 8, header[name].data_offsets[0] % 4], [0, 0]);
+    }
+    // each of these would fail on a file that another one has left open or written to
+    const saves = [saveSafetensors(path, { x: zeros([100_000]) }), saveSafetensors(path, { x: tensor([7]) })];
+    await Promise.all(saves);
+    assertEquals((await loadSafetensors(path)).x.shape, [1]); // the later call wins
+  });
+});
+
+Deno.test("safetensors: a save that fails while it waits for another one is reported once", async () => {
+  await init();
+  await inDirectory(async (directory) => {
+    const path = `${directory}/x.safetensors`, x = tensor([1]), y = zeros([1000]);
+    x.dispose();
+    const results = await Promise.allSettled([saveSafetensors(path, { y }), saveSafetensors(path, { x })]);
+    assertEquals(results.map(({ status }) => status), ["fulfilled", "rejected"]);
+    y.dispose();
+  });
+});
+
+Deno.test("inTurn: the third on a path waits for the second, though the first has ended", async () => {
+  const log: string[] = [], gate = Promise.withResolvers<void>();
+  const first = inTurn("p", () => Promise.resolve(void log.push("first")));
+  const second = inTurn("p", async () => {
+    await gate.promise;
+    log.push("second");
+  });
+  await first;
+  const third = inTurn("p", () => Promise.resolve(void log.push("third")));
+  await new Promise((resolve) => setTimeout(resolve, 5));
+  gate.resolve();
+  await Promise.all([second, third]);
+  assertEquals(log, ["first", "second", "third"]);
+});

@@ -535,6 +535,10 @@ Deno.test("elementwise: both inputs have one dtype", async () => {
   using _scope = new Scope();
   assertThrows(() => ones([1]).add(tensor(new Int32Array(1))), TypeError, "add: b must have dtype f32 or f16, got i32");
   if (f16) {
-    assertThrows(() => ones([1]).add(ones([1], { dtype: "f16" })), TypeError, "add: b must have dtype f32, got f16");
+    assertThrows(
+      () => ones([1]).add(ones([1], { dtype: "f16" })),
+      TypeError,
+      "add: b must have dtype f32 as a, got f16",
+    );
   }
 });
