@@ -13,7 +13,6 @@ import {
   scaledDotProductAttention,
   Scope,
   stats,
-  sum,
   Tape,
   type Tensor,
   tensor,

@@ -930,3 +930,11 @@ Deno.test("tape: a step leaves nothing behind, also where a norm has a residual"
   block.dispose();
   x.dispose();
 });
+
+Deno.test("tape: all elements of a long leaf's gradients are added", async () => {
+  await init();
+  using _tape = new Tape();
+  const x = ones([300], { requiresGrad: true });
+  for (const factor of [2, 3]) x.mul(factor).sum().backward();
+  assertEquals(new Set(await x.grad!.data()), new Set([5]));
+});

@@ -134,7 +134,7 @@ function shapeOf(element: Element, s: AttentionSizes, b: AttentionBuffers, tiles
     quads: quadsOf(s),
     wide: [s.q, s.k, s.v, s.o].every((r) => (r.offset | r.batch | r.head | r.row) % 4 === 0) && s.depth % 4 === 0,
     mask: b.mask !== null,
-    dropout: b.state !== null,
+    dropout: s.dropout > 0,
     ...tiles,
     unrolled,
     high: unrolled ? 2 : 4,
@@ -477,7 +477,7 @@ const keyOf = (element: Element, b: AttentionBuffers, s: AttentionSizes, packed:
   const { q, k, v, o } = s;
   // deno-fmt-ignore
   return [
-    element, b.mask !== null, b.state !== null, packed, s.batches, s.heads, s.queries, s.keys, s.depth, s.scale, s.causal, s.maskStride, s.dropout, s.op,
+    element, b.mask !== null, packed, s.batches, s.heads, s.queries, s.keys, s.depth, s.scale, s.causal, s.maskStride, s.dropout, s.op,
     q.offset, q.batch, q.head, q.row, k.offset, k.batch, k.head, k.row, v.offset, o.offset, o.batch, o.head, o.row,
   ];
 };
@@ -628,7 +628,7 @@ export function attentionBackward(
   const launch = (forQueries: boolean) => {
     const tiles = tilesFor(quadsOf(s), 2, forQueries ? 1 : 2);
     checkLength(forQueries ? "keys" : "queries", s, tiles, 1);
-    const kernel = backwardKernel({ ...shapeOf(element, s, b, tiles), forQueries, packed });
+    const kernel = backwardKernel({ ...shapeOf(element, s, b, tiles), forQueries, packed: packed && !forQueries });
     const groups = s.batches * s.heads * Math.ceil((forQueries ? s.queries : s.keys) / tiles.rows);
     return launchOf(kernel, parameters(s), groups);
   };

@@ -902,3 +902,14 @@ Deno.test("nn.init: bounds are checked, and f16 tensors are filled, too", async 
   assertThrows(() => nn.init.normal(zeros([1]), 0, -1), RangeError, "deviation");
   if (f16) assertEquals(await nn.init.constant(zeros([2], { dtype: "f16" }), 0.5).array(), [0.5, 0.5]);
 });
+
+Deno.test("RMSprop: centered, constant gradients keep the parameters finite", async () => {
+  await init();
+  const w = tensor(new Float32Array(4096), { requiresGrad: true }).keep();
+  const optimizer = new optim.RMSprop([w], { lr: 1e-3, alpha: 0.5, centered: true });
+  w.grad = tensor(Float32Array.from({ length: 4096 }, (_, i) => 0.1 + i / 700));
+  for (let i = 0; i < 100; i++) optimizer.step();
+  assert((await w.data()).every(Number.isFinite));
+  optimizer.dispose();
+  w.dispose();
+});

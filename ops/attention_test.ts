@@ -427,3 +427,17 @@ Deno.test("packedAttention: queries, keys and values side by side give what thre
     assert(largestError(fusedD, d) < 5e-6, `gradient, ${[batches, length, heads, depth]}`);
   }
 });
+
+Deno.test("attention: rows behind the last query give nothing, whatever lies there", async () => {
+  await init();
+  const q = tensor([[-200, -200, -200, -200]], { requiresGrad: true });
+  const [k, v] = [1, 2].map(() => ones([3, 4], { requiresGrad: true }));
+  {
+    using _tape = new Tape();
+    const loss = scaledDotProductAttention(q, k, v).sum();
+    for (const x of Array.from({ length: 12 }, () => full([64], NaN))) x.dispose();
+    loss.backward();
+  }
+  for (const { grad } of [q, k, v]) assert((await grad!.data()).every(Number.isFinite), `${await grad!.data()}`);
+  for (const x of [q, k, v]) x.dispose();
+});

@@ -131,3 +131,15 @@ Deno.test("conv2d: a window that a software adapter would not finish is an error
     assertThrows(() => conv2d(ones(shape), ones(shape)), RangeError, "takes windows of at most about 60000");
   } else assertEquals(await conv2d(ones(shape), ones(shape)).item(), 66_000);
 });
+
+Deno.test("maxPool2d: windows so large that software drivers take several launches", async () => {
+  await init();
+  using _tape = new Tape();
+  const x = tensor(Float32Array.from({ length: 251 * 251 }, (_, i) => i === 252 ? 5 : 0), [1, 1, 251, 251], {
+    requiresGrad: true,
+  });
+  const y = maxPool2d(x, { kernel: 250, stride: 1 });
+  assertEquals([...await y.data()], [5, 5, 5, 5]);
+  y.sum().backward();
+  assertEquals((await x.grad!.data())[252], 4);
+});

@@ -185,3 +185,10 @@ Deno.test("indexing: gradients of more equal indices than a software driver's lo
   assertEquals(await weight.grad!.array(), [Array(3).fill(zeros), Array(3).fill(ones)]);
   assertEquals(await x.grad!.array(), [zeros, ones]);
 });
+
+Deno.test("gather: an index of unknown values that is out of range gives 0 in integers", async () => {
+  await init();
+  using _scope = new Scope();
+  const index = tensor([[0, 1, 0, 0, 0, 0], [0, 0, 0, 0, 0, 1]]).argmax({ dim: 1 });
+  assertEquals(await gather(tensor(Int32Array.of(7, 8, 9)), 0, index).array(), [8, 0]);
+});

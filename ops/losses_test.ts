@@ -589,3 +589,11 @@ Deno.test("losses: corners of their formulas", async () => {
   assertEquals(await gradient(t, () => klDiv(tensor([-1, -2]), t, { reduction: "sum" })), [0, 3]);
   assertEquals(await klDiv(tensor(-1), tensor(1), { reduction: "batchmean" }).item(), 1); // a batch of one
 });
+
+Deno.test("nllLoss: an ignored row has no gradient, even an infinite upstream one", async () => {
+  await init();
+  const x = tensor([[-1, -2], [-3, -4]], { requiresGrad: true });
+  using _tape = new Tape();
+  nllLoss(x, tensor(Int32Array.of(0, 1)), { ignoreIndex: 1, reduction: "none" }).backward(tensor([1, Infinity]));
+  assertEquals(await x.grad!.array(), [[-1, 0], [0, 0]]);
+});

@@ -11,6 +11,7 @@ import {
   randn,
   relu,
   Scope,
+  stats,
   Tape,
   type Tensor,
   tensor,
@@ -373,4 +374,17 @@ Deno.test("matmul: a transposed vector is the vector", async () => {
   await init();
   using _scope = new Scope();
   assertEquals(await matmul(tensor([1, 2]), tensor([[1], [1]]), { transposeA: true }).array(), [3]);
+});
+
+Deno.test("matmul: long and narrow products, which may be cut, and what they leave", async () => {
+  await init();
+  const depth = 20_000, [a, b] = [ones([2, depth]), ones([depth, 2])];
+  matmul(a, b).dispose();
+  const before = stats().liveBytes, y = matmul(a, b);
+  assertEquals(await y.array(), [[depth, depth], [depth, depth]]);
+  y.dispose();
+  assertEquals(stats().liveBytes, before);
+  const [c, d] = [ones([2, 1, depth]), ones([2, depth, 3])], z = matmul(c, d);
+  assertEquals(new Set(await z.data()), new Set([depth]));
+  for (const x of [a, b, c, d, z]) x.dispose();
 });

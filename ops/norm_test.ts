@@ -1,5 +1,5 @@
 import { assert, assertEquals, assertThrows } from "@std/assert";
-import { init, layerNorm, ones, rmsNorm, Scope, Tape, tensor, zeros } from "@limbeck/limbeck";
+import { full, init, layerNorm, ones, rmsNorm, Scope, Tape, tensor, zeros } from "@limbeck/limbeck";
 import { overrides } from "../kernels/gpu/tuning.ts";
 import { largestError } from "../testing/compare.ts";
 import { checkOps, random } from "../testing/op.ts";
@@ -182,4 +182,18 @@ Deno.test("norm: what they throw", async () => {
   assertThrows(() => layerNorm(x, three, null as any), TypeError, "layerNorm: bias must be a Tensor, got null");
   // deno-lint-ignore no-explicit-any
   assertThrows(() => layerNorm(x, three, three, { epsilon: 1 } as any), TypeError, "did you mean eps?");
+});
+
+Deno.test("layerNorm: gradients of its parameters in pieces do not read behind the rows", async () => {
+  await init();
+  for (const x of Array.from({ length: 3 }, () => tensor(new Float32Array(40_960).fill(NaN)))) x.dispose();
+  const rows = 4097, shape = [rows, 8], values = Float32Array.from({ length: rows * 8 }, (_, i) => i % 7);
+  const [x, dY] = [tensor(values, shape), tensor(new Float32Array(rows * 8).fill(1), shape)];
+  const [w, b] = [1, 0].map((value) => full([8], value, { requiresGrad: true }));
+  {
+    using _tape = new Tape();
+    layerNorm(x, w, b).backward(dY);
+  }
+  assertEquals(new Set(await b.grad!.data()), new Set([rows]));
+  for (const x of [w, b]) x.dispose();
 });

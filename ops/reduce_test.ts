@@ -271,3 +271,11 @@ Deno.test("mean: the sum may be beyond f16", async () => {
   using _scope = new Scope();
   assertEquals(await full([4], 40000, { dtype: "f16" }).mean().item(), 40000);
 });
+
+Deno.test("reductions in pieces: squares are squared once, and f16 is rounded once", async () => {
+  const { f16 } = await init();
+  using _scope = new Scope();
+  const signs = tensor(Float32Array.from({ length: 50_000 }, (_, i) => i % 2 ? 3 : -3));
+  assertEquals(await variance(signs, { correction: 0 }).item(), 9);
+  if (f16) assertEquals(await sum(ones([20_000], { dtype: "f16" })).item(), 20_000);
+});

@@ -514,3 +514,56 @@ Deno.test("defineKernel: what it is made of and what run takes are checked", asy
   run({ y: memory, z: null }, { size: 7 }, 1); // which binds no z
   assertEquals(await y.item(), 7);
 });
+
+Deno.test("gpu: parameters stay as they were, however many follow and whatever is forgotten meanwhile", async () => {
+  await init();
+  using _scope = new Scope();
+  const scaled = defineKernel({
+    name: "scaled",
+    buffers: { x: "read f32", y: "write f32" },
+    params: { f: "f32" },
+    workgroup: 1,
+    main: "y[0] = params.f * x[0];",
+  });
+  const [x, y, z] = [tensor([1]), zeros([1]), zeros([1])];
+  const run = (to: Tensor, f: number) => scaled.run({ x: x.memory, y: to.memory }, { f }, 1);
+  for (let f = 0; f < 600; f++) run(z, f); // more than a buffer for parameters holds
+  for (const f of [0, 1, 300, 599]) {
+    run(y, f);
+    assertEquals(await y.array(), [f]);
+  }
+  run(y, 2);
+  await flush();
+  trimPool(); // forgets all parameters
+  run(y, 2);
+  run(z, 3);
+  assertEquals([await y.item(), await z.item()], [2, 3]);
+});
+
+Deno.test("gpu: a kernel may not write one memory twice, nor memory of another device", async () => {
+  await init();
+  const both = defineKernel({
+    name: "both",
+    buffers: { x: "write f32", y: "write f32" },
+    main: "x[0] = 1.0; y[0] = 2.0;",
+  });
+  const x = zeros([1]), { memory } = x;
+  assertThrows(() => both.run({ x: memory, y: memory }, {}, 1), TypeError, "both: ");
+  await dispose();
+  await init();
+  const y = zeros([1]);
+  assertThrows(() => both.run({ x: memory, y: y.memory }, {}, 1), Error, "is on a device that was disposed");
+  y.dispose();
+});
+
+Deno.test("gpu: the memory limit counts what the pool keeps", async () => {
+  await dispose();
+  await init({ memoryLimit: 2 ** 20 });
+  try {
+    for (const size of [150_000, 200_000]) zeros([size]).dispose();
+    const { liveBytes, pooledBytes } = stats();
+    assert(liveBytes + pooledBytes <= 2 ** 20, `${liveBytes} + ${pooledBytes}`);
+  } finally {
+    await dispose();
+  }
+});

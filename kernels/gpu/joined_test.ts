@@ -46,6 +46,11 @@ Deno.test("pairOf: two kernels with the same names in one launch, and two launch
   pairOf(first, launch(reversed))!({ x: x.memory, y: y.memory }, { x: y.memory, y: z.memory });
   assertEquals(stats().dispatches - before, 2);
   assertEquals(await z.array(), values.map((v) => 4 * v));
+  // the first reads what the second writes
+  before = stats().dispatches;
+  pairOf(first, launch(reversed))!({ x: y.memory, y: z.memory }, { x: x.memory, y: y.memory });
+  assertEquals(stats().dispatches - before, 2);
+  assertEquals(await z.array(), values.map((v) => 4 * v));
   assertEquals(pairOf(first, launch({ ...shifted, workgroup: 128 })), null);
 });
 

@@ -1,5 +1,6 @@
 import { init } from "@limbeck/limbeck";
 import { assertEquals } from "@std/assert";
+import { gpu } from "./gpu.ts";
 import { type Key, remembered } from "./launch.ts";
 import { overrides } from "./tuning.ts";
 
@@ -49,4 +50,17 @@ Deno.test("remembered: keys that never repeat do not collect", () => {
   assertEquals(made, 9001); // forgotten meanwhile
   cached([8999], () => ++made);
   assertEquals(made, 9001);
+});
+
+Deno.test("remembered: another tuning finds nothing of the earlier one", () => {
+  const cached = remembered<number>(), { info } = gpu(), limits = { threads: 32, quads: 0 };
+  let made = 0;
+  const value = () => cached(["x"], () => ++made);
+  try {
+    assertEquals([value(), value()], [1, 1]);
+    info.tuning = { rows: { one: limits, two: limits }, tiles: [] };
+    assertEquals([value(), value()], [2, 2]);
+  } finally {
+    info.tuning = null;
+  }
 });
