@@ -1,5 +1,5 @@
 import { assert, assertEquals, assertThrows } from "@std/assert";
-import { init, manualSeed, nn, optim, relu, stats, Tape, type Tensor, tensor, zeros } from "@limbeck/limbeck";
+import { init, manualSeed, nn, optim, relu, Scope, stats, Tape, type Tensor, tensor, zeros } from "@limbeck/limbeck";
 
 class Inner extends nn.Module {
   outProj: nn.Linear = new nn.Linear(2, 2);
@@ -287,4 +287,12 @@ Deno.test("init: moments of the random initialisations", async () => {
   assertThrows(() => linear.loadStateDict({}, { strict: 1 } as any), TypeError, "loadStateDict: strict must be");
   assertThrows(() => linear.loadStateDict({}), RangeError, "loadStateDict: missing weight, bias");
   linear.dispose();
+});
+
+Deno.test("nn.init: bounds are checked, and f16 tensors are filled, too", async () => {
+  const { f16 } = await init();
+  using _scope = new Scope();
+  assertThrows(() => nn.init.uniform(zeros([1]), 2, 1), RangeError, "high");
+  assertThrows(() => nn.init.normal(zeros([1]), 0, -1), RangeError, "deviation");
+  if (f16) assertEquals(await nn.init.constant(zeros([2], { dtype: "f16" }), 0.5).array(), [0.5, 0.5]);
 });
