@@ -4,9 +4,9 @@
  * which the backward pass recomputes the weights. One backward kernel loops over the keys for dQ, another over the queries for dK and dV, so that every sum
  * has a fixed order and one writer.
  *
- * A thread computes 2×4 or 4×4 scores of a tile. It holds two or four rows of the result, and of each row one vec4 in every few. Tiles are in workgroup
- * memory row by row: first every thread's first row, then every thread's second one, and so on. A row is an odd number of vec4s long, so that neighbouring
- * threads read from different banks.
+ * A thread computes 2×4 or 4×4 scores of a tile. It holds two or four rows of the result, and of each row one vec4 in every few. The rows that stay are read
+ * where they are, since the cache next to a multiprocessor holds them; those that pass are in workgroup memory, every thread's first row before every thread's
+ * second one, and so on. A row there is an odd number of vec4s long, so that neighbouring threads read from different banks.
  */
 import { type Element, lanes, numbers, vec4f, vectorOf } from "./elementwise.ts";
 import { gpu } from "./gpu/gpu.ts";
@@ -67,6 +67,8 @@ interface Tiles {
   others: number;
   /** The vec4s of a row that they hold at a time. */
   part: number;
+  /** Rows per thread. With more, it reads less; with fewer, more threads run concurrently. */
+  high: 2 | 4;
 }
 
 /** Compile-time choices. */
@@ -78,48 +80,50 @@ interface Shape extends Tiles {
   wide: boolean;
   mask: boolean;
   dropout: boolean;
-  /** Whether loops are unrolled, up to four iterations at a time: compilers for GPUs do not unroll them, those for CPUs are slow on long bodies. */
+  /** Whether loops are unrolled, up to four iterations at a time. */
   unrolled: boolean;
-  /**
-   * Rows per thread. A multiprocessor of an H100 has 48 KiB of workgroup memory, and one group with heads of 64 takes all of it, so that a group should have
-   * many threads: the backward pass of 96 heads of 256×256 takes 0.23 ms with 128 threads of two rows, 0.40 with 64 threads of four.
-   */
-  high: 2 | 4;
 }
 
 const quadsOf = (s: AttentionSizes) => Math.ceil(s.depth / 4);
 const stride = (quads: number) => quads | 1;
 
+/** Compilers for GPUs do not unroll loops, those for CPUs are slow on long bodies. */
+const isUnrolled = () => overrides.unrolled ?? !gpu().info.isSoftware;
+
 /**
- * The largest tiles that fit, with `sides` tiles of each kind and `tables` tables of scores in workgroup memory. In the backward pass, which has two sides,
- * they hold 64 features at a time: of 8 heads of 4096×128 it takes an H100 14.5 ms, with whole rows in tiles a quarter as large 90.
+ * The largest tiles that fit, for a kernel that keeps queries or keys and copies `sides` kinds of the others to workgroup memory, of which a multiprocessor of an
+ * H100 has 48 KiB. In the backward pass, which has two, they hold 64 features at a time. Queries take 64 rows if that leaves enough groups to keep the GPU busy,
+ * although with a causal mask some are longer (8 heads of 4096×64: forward 0.72 ms instead of 0.94, dQ 1.21 instead of 1.34; 96 of 256×64, of fewer groups,
+ * 64 and 107 µs instead of 61 and 93).
  */
-function tilesFor(quads: number, sides: number, tables: number): Tiles {
-  const { maxComputeWorkgroupStorageSize: most } = gpu().info.limits, part = sides === 1 ? quads : Math.min(16, quads);
-  for (const [rows, others] of [[32, 32], [32, 16], [16, 16], [16, 8], [8, 8]]) {
-    const vec4s = sides * (rows + others) * stride(part) + tables * rows * (others / 4 + 1) + rows * others / 16 + rows;
-    if (16 * vec4s <= most) return { rows, others, part };
+function tilesFor(stays: "queries" | "keys", s: AttentionSizes, sides: 1 | 2): Tiles {
+  const quads = quadsOf(s), part = sides === 1 ? quads : Math.min(16, quads);
+  const { maxComputeWorkgroupStorageSize: most } = gpu().info.limits;
+  const isLarge = isUnrolled() && stays === "queries" && quads <= 16 &&
+    s.batches * s.heads * Math.ceil(s.queries / 64) >= 512;
+  for (const [rows, others] of [...isLarge ? [[64, 32]] : [], [32, 32], [32, 16], [16, 16], [16, 8], [8, 8]]) {
+    const vec4s = sides * others * stride(part) + rows * (others / 4 + 1) + rows * others / 16 + rows;
+    if (16 * vec4s <= most) return { rows, others, part, high: rows < 64 && isUnrolled() ? 2 : 4 };
   }
   throw new RangeError(
-    `scaledDotProductAttention: heads of ${
-      4 * quads
-    } features need more than the ${most} bytes of workgroup memory of this device`,
+    `scaledDotProductAttention: heads of ${s.depth} features need more than the ${most} bytes of workgroup memory of this device`,
   );
 }
 
 /**
  * Throws if the loop over so many rows, in tiles, is longer than what software drivers run: they would stop without a word. `copies`: in how many loops a tile
- * is copied; rows in parts are copied `again`. Two others are those of `products` and `gather`.
+ * is copied; rows in parts are copied `again`. The others are those of `products` and, for each of the `sums`, of `gather`.
  */
 function checkLength(
   what: "keys" | "queries",
   s: AttentionSizes,
   { rows, others, part }: Tiles,
   copies: 1 | 2,
+  sums: 1 | 2,
 ): void {
   const count = s[what], quads = quadsOf(s), across = others / 4, threads = rows / 4 * across;
-  const parts = Math.ceil(quads / part), again = parts === 1 ? 0 : (rows + others) * quads / threads + 6 * parts;
-  const turns = 2 + copies * (2 + others * quads / threads) + again + (parts + quads) + parts * (1 + across);
+  const parts = Math.ceil(quads / part), again = parts === 1 ? 0 : others * quads / threads + 4 * parts;
+  const turns = 2 + copies * (2 + others * quads / threads) + again + (parts + quads) + sums * parts * (1 + across);
   const most = spans(Math.ceil(count / others), turns)[0][1] * others;
   if (most >= count) return;
   throw new RangeError(
@@ -128,7 +132,6 @@ function checkLength(
 }
 
 function shapeOf(element: Element, s: AttentionSizes, b: AttentionBuffers, tiles: Tiles): Shape {
-  const unrolled = overrides.unrolled ?? !gpu().info.isSoftware;
   return {
     element,
     quads: quadsOf(s),
@@ -136,8 +139,7 @@ function shapeOf(element: Element, s: AttentionSizes, b: AttentionBuffers, tiles
     mask: b.mask !== null,
     dropout: s.dropout > 0,
     ...tiles,
-    unrolled,
-    high: unrolled ? 2 : 4,
+    unrolled: isUnrolled(),
   };
 }
 
@@ -201,11 +203,15 @@ fn store_${name}(base: u32, row: u32, quad: u32, x: vec4f) {
     }
 }`).join("")
   }
-// the scaled score of a query and a key, LOW if it is masked; keeps NaN
-fn masked_(score: f32, head: u32, query: u32, key: u32) -> f32 {
-  if (query >= params.queries || key >= params.keys || (params.causal == 1u && key > query)) { return LOW; }
-  let s = score * params.scale${mask ? " + mask[head * params.mask_stride + query * params.keys + key]" : ""};
-  return select(max(LOW, s), s, (bitcast<u32>(s) & 0x7fffffffu) > 0x7f800000u);
+// the scaled scores of queries and keys, LOW where they are masked; keeps NaN
+fn scaled_(scores: vec4f, seen: vec4<bool>, head: u32, query: vec4u, key: vec4u) -> vec4f {
+  ${
+    mask
+      ? `let at = head * params.mask_stride + min(query, vec4u(params.queries - 1u)) * params.keys + min(key, vec4u(params.keys - 1u));
+  let s = scores * params.scale + vec4f(mask[at.x], mask[at.y], mask[at.z], mask[at.w]);`
+      : "let s = scores * params.scale;"
+  }
+  return select(vec4f(LOW), select(max(vec4f(LOW), s), s, (bitcast<vec4u>(s) & vec4u(0x7fffffffu)) > vec4u(0x7f800000u)), seen);
 }
 ${
     dropout
@@ -233,15 +239,19 @@ const buffer = (access: "read" | "write", { element, wide }: Shape): BufferType 
  * Pieces of WGSL for a tile of `rows` rows that stays and tiles of `others` rows that pass; a thread has the `high` rows from high·r on and the others 4c …
  * 4c + 3.
  */
-function tiles({ quads, part, wide, rows, others, unrolled, high }: Shape) {
+function tiles({ quads, part, wide, rows, others, unrolled, high }: Shape, stays: "queries" | "keys") {
   const across = others / 4, threads = rows / high * across, long = stride(part), mine = Math.ceil(quads / across);
   const parts = numbers(Math.ceil(quads / part)).map((i): Part => ({
     at: i * part,
     quads: Math.min(part, quads - i * part),
   }));
+  // the numbers of the thread's rows among those that stay, and among those that pass
   const row = (i: number) => `first + r * ${high}u + ${i}u`, column = (j: number) => `start + c * 4u + ${j}u`;
+  // a quad of the thread's rows, of which each is read by the threads of a row of the tile
+  const mineOf = (name: string, i: number, quad: string) =>
+    wide ? `vec4f(${name}[at_${name}${i} + ${quad}])` : `load_${name}(base_${name}, ${row(i)}, ${quad})`;
   const own = (i: number, at: string) => `(${i * rows / high}u + ${at})`,
-    other = (j: number, at: string) => `(${j * others / 4}u + ${at})`;
+    other = (j: string, at: string) => `(${j} * ${others / 4}u + ${at})`;
   const loop = (count: number, body: (at: string) => string) => {
     const step = !unrolled || count % 2 ? 1 : count % 4 ? 2 : 4;
     return `for (var at = 0u; at < ${count}u; at += ${step}u) { ${each(step, (i) => `{ ${body(`(at + ${i}u)`)} }`)} }`;
@@ -250,25 +260,49 @@ function tiles({ quads, part, wide, rows, others, unrolled, high }: Shape) {
     threads,
     across,
     parts,
-    /** The numbers of the thread's rows in the tile that stays, and in the one that passes. */
     row,
-    column,
-    declare: (name: string, count: number) => `var<workgroup> ${name}: array<array<vec4f, ${long}>, ${count}>;`,
-    table: (name: string) => `var<workgroup> ${name}: array<vec4f, ${rows * (across + 1)}>;`,
+    /** Where the thread's own rows begin; what lies beyond the last row is not used. */
+    places: (names: string[]) =>
+      !wide
+        ? ""
+        : names.map((name) =>
+          each(high, (i) =>
+            `let at_${name}${i} = base_${name} + min(${row(i)}, params.${LAYOUT[name][0]} - 1u) * (params.${
+              LAYOUT[name][1]
+            }_row / 4u);`)
+        ).join(" "),
+    /** Which of the others each of the thread's rows sees: `seen_count` ones from `seen_from` on. */
+    sight: each(high, (i) =>
+      stays === "queries"
+        ? `let seen_from${i} = 0u;
+  let seen_count${i} = select(0u, select(params.keys, min(params.keys, ${row(i)} + 1u), params.causal == 1u), ${
+          row(i)
+        } < params.queries);`
+        : `let seen_from${i} = select(0u, ${row(i)}, params.causal == 1u);
+  let seen_count${i} = select(0u, params.queries - min(params.queries, seen_from${i}), ${row(i)} < params.keys);`),
+    /** The thread's scores NAMEi, scaled and masked. */
+    scaled: (name: string, i: number) => {
+      const mine = `vec4u(${row(i)})`, others = `(start + c * 4u + vec4u(0u, 1u, 2u, 3u))`;
+      const [query, key] = stays === "queries" ? [mine, others] : [others, mine];
+      return `scaled_(${name}${i}, ${others} - seen_from${i} < vec4u(seen_count${i}), head, ${query}, ${key})`;
+    },
+    /** The factors of a row of the thread's weights. */
+    factors: (i: number) =>
+      vec4f((_, j) => `kept_(head, ${stays === "queries" ? `${row(i)}, ${column(j)}` : `${column(j)}, ${row(i)}`})`),
+    declare: (name: string) => `var<workgroup> ${name}: array<array<vec4f, ${long}>, ${others}>;`,
+    table: `var<workgroup> weights: array<vec4f, ${rows * (across + 1)}>;`,
     /**
-     * Copies rows, or a part of them, of which a thread has `together` neighbours, into tiles: `fetch(first)` starts reading the rows from `first` on,
-     * `put(first)` writes them to the tiles; `now(first)` does both.
+     * Copies rows of the others, or a part of them, into tiles: `fetch(first)` starts reading the rows from `first` on, `put(first)` writes them to the tiles;
+     * `now(first)` does both.
      */
-    copy: (names: string[], to: string[], count: number, together: number, { at, quads }: Part = parts[0]) => {
+    copy: (names: string[], to: string[], { at, quads }: Part = parts[0]) => {
       const load = (unit: string, n: number, first: string) =>
         `load_${names[n]}(base_${names[n]}, ${first} + ${unit} / ${quads}u, ${unit} % ${quads}u${
           at ? ` + ${at}u` : ""
         })`;
       const store = (unit: string, n: number, x: string) =>
-        `${to[n]}[${unit} / ${quads}u % ${together}u * ${
-          count / together
-        }u + ${unit} / ${quads}u / ${together}u][${unit} % ${quads}u] = ${x};`;
-      const rounds = count * quads / threads, unit = (i: number) => `(lane + ${threads * i}u)`;
+        `${to[n]}[${other(`${unit} / ${quads}u % 4u`, `${unit} / ${quads}u / 4u`)}][${unit} % ${quads}u] = ${x};`;
+      const rounds = others * quads / threads, unit = (i: number) => `(lane + ${threads * i}u)`;
       const all = (text: (i: number, n: number, x: string) => string) =>
         each(rounds, (i) => each(names.length, (n) => text(i, n, `next_${names[n]}${i}`)));
       // if registers can hold them all, they are read while something else is computed
@@ -278,7 +312,7 @@ function tiles({ quads, part, wide, rows, others, unrolled, high }: Shape) {
       const put = (first: string) =>
         isAhead
           ? all((i, n, x) => store(unit(i), n, x))
-          : `for (var unit = lane; unit < ${count * quads}u; unit += ${threads}u) { ${
+          : `for (var unit = lane; unit < ${others * quads}u; unit += ${threads}u) { ${
             each(names.length, (n) => store("unit", n, load("unit", n, first)))
           } }`;
       return { declare, fetch, put, now: (first: string) => `{ ${declare} ${fetch(first)} ${put(first)} }` };
@@ -295,10 +329,10 @@ function tiles({ quads, part, wide, rows, others, unrolled, high }: Shape) {
     ${
             loop(part.quads, (d) =>
               of.map(([name, a, b]) =>
-                `{ ${each(4, (j) => `let y${j} = ${b}[${other(j, "c")}][${d}];`)}
+                `{ ${each(4, (j) => `let y${j} = ${b}[${other(`${j}u`, "c")}][${d}];`)}
         ${
                   each(high, (i) =>
-                    `{ let x = ${a}[${own(i, "r")}][${d}]; ${
+                    `{ let x = ${mineOf(a, i, part.at ? `${d} + ${part.at}u` : d)}; ${
                       lanes.map((l) => `${name}${i} += x.${l} * vec4f(y0.${l}, y1.${l}, y2.${l}, y3.${l});`).join(" ")
                     } }`)
                 } }`
@@ -306,43 +340,47 @@ function tiles({ quads, part, wide, rows, others, unrolled, high }: Shape) {
           }`
         ).join("\n    ")
       }`,
-    put: (table: string, i: number, x: string) => `${table}[${own(i, "r")} * ${across + 1}u + c] = ${x};`,
     /**
-     * Adds the sum of table·tile over the other rows to the thread's rows NAMEi_m: first within the tile, so that roundings do not grow with the length. The
-     * tiles have the last part of the rows; `before` is code that fills them with another.
+     * For each [NAME, X, TILE] adds to the thread's rows NAMEi_m the sums over the other rows of Xi, which becomes a row of the table of weights, times TILE:
+     * first within the tile, so that roundings do not grow with the length. The tiles have the last part of the rows; `before` is code that fills them with
+     * another.
      */
-    gather: (of: [string, string, string][], before: (part: Part) => string = () => "") =>
-      parts.toReversed().map((part, p) => {
+    gather: (of: [string, string, string][], before: (part: Part) => string = () => "") => {
+      let inTable = "";
+      const fill = (x: string) => {
+        if (inTable === x) return "";
+        const wait = inTable ? "workgroupBarrier();" : "";
+        inTable = x;
+        return `${wait} ${
+          each(high, (i) => `weights[${own(i, "r")} * ${across + 1}u + c] = ${x}${i};`)
+        } workgroupBarrier();`;
+      };
+      return parts.toReversed().map((part, p) => {
         const ms = numbers(Math.ceil(part.quads / across)).map((m) => part.at / across + m);
+        const rows = (text: (i: number, m: number) => string) => each(high, (i) => ms.map((m) => text(i, m)).join(" "));
         return `${p === 0 ? "" : before(part)}
-    { ${
-          of.map(([name]) => each(high, (i) => ms.map((m) => `var of_${name}${i}_${m} = vec4f(0.0);`).join(" "))).join(
-            " ",
-          )
-        }
     ${
-          loop(
-            across,
-            (k) =>
-              of.map(([name, table, tile]) =>
-                `{ ${each(high, (i) => `let w${i} = ${table}[${own(i, "r")} * ${across + 1}u + ${k}];`)}
+          (p % 2 ? of.toReversed() : of).map(([name, x, tile]) =>
+            `${fill(x)}
+    { ${rows((i, m) => `var of_${name}${i}_${m} = vec4f(0.0);`)}
+    ${
+              loop(across, (k) =>
+                `{ ${each(high, (i) => `let w${i} = weights[${own(i, "r")} * ${across + 1}u + ${k}];`)}
         ${
                   numbers(4).map((j) =>
                     ms.map((m, n) =>
-                      `{ let y = ${tile}[${other(j, k)}][min(c + ${across * n}u, ${part.quads - 1}u)]; ${
+                      `{ let y = ${tile}[${other(`${j}u`, k)}][min(c + ${across * n}u, ${part.quads - 1}u)]; ${
                         each(high, (i) => `of_${name}${i}_${m} += w${i}.${lanes[j]} * y;`)
                       } }`
                     ).join(" ")
                   ).join("\n        ")
-                } }`
-              ).join("\n      "),
-          )
-        }
-    ${
-          of.map(([name]) => each(high, (i) => ms.map((m) => `${name}${i}_${m} += of_${name}${i}_${m};`).join(" ")))
-            .join(" ")
-        } }`;
-      }).join("\n    "),
+                } }`)
+            }
+    ${rows((i, m) => `${name}${i}_${m} += of_${name}${i}_${m};`)} }`
+          ).join("\n    ")
+        }`;
+      }).join("\n    ");
+    },
     zero: (name: string) => each(high, (i) => each(mine, (m) => `var ${name}${i}_${m} = vec4f(0.0);`)),
     scale: (name: string, factor: (i: number) => string) =>
       each(high, (i) => each(mine, (m) => `${name}${i}_${m} *= ${factor(i)};`)),
@@ -366,13 +404,13 @@ function tiles({ quads, part, wide, rows, others, unrolled, high }: Shape) {
       }
   }`,
     /** Determines a workgroup's head and rows. Those with the most work come first: with a causal mask the last queries and the first keys. */
-    start: (total: "queries" | "keys", names: string[]) =>
-      `let tiles = (params.${total} + ${rows - 1}u) / ${rows}u;
+    start: (names: string[]) =>
+      `let tiles = (params.${stays} + ${rows - 1}u) / ${rows}u;
   let all_heads = params.batches * params.heads;
   let head = group % all_heads; // of all batches
   let tile = group / all_heads;
   if (tile >= tiles) { return; }
-  let first = ${total === "queries" ? "(tiles - 1u - tile)" : "tile"} * ${rows}u;
+  let first = ${stays === "queries" ? "(tiles - 1u - tile)" : "tile"} * ${rows}u;
   ${
         names.map((name) => {
           const [, s, offset] = LAYOUT[name];
@@ -405,8 +443,8 @@ const meetings = ({ rows, others, high }: Shape) =>
   `var<workgroup> meeting: array<${perRow(high)}, ${rows / high * others / 4}>;`;
 
 const forwardKernel = variants((shape: Shape) => {
-  const { rows, others, high } = shape, t = tiles(shape), V = perRow(high);
-  const [k, v] = ["k", "v"].map((name) => t.copy([name], ["key_tile"], others, 4));
+  const { rows, others, high } = shape, t = tiles(shape, "queries"), V = perRow(high);
+  const [k, v] = ["k", "v"].map((name) => t.copy([name], ["key_tile"]));
   return {
     name: "attention",
     buffers: {
@@ -420,11 +458,12 @@ const forwardKernel = variants((shape: Shape) => {
     params: PARAMS,
     workgroup: t.threads,
     head: `${common(shape, ["q", "k", "v"], { o: "o" })}
-${t.declare("query_tile", rows)} ${t.declare("key_tile", others)} // the keys, then the values
-${t.table("weights")}
+${t.declare("key_tile")} // the keys, then the values
+${t.table}
 ${meetings(shape)}`,
-    main: `${t.start("queries", ["q", "k", "v", "o"])}
-  ${t.copy(["q"], ["query_tile"], rows, high).now("first")}
+    main: `${t.start(["q", "k", "v", "o"])}
+  ${t.places(["q"])}
+  ${t.sight}
   ${t.zero("sum")}
   var largest = ${V}(LOW); // of the thread's queries
   var total = ${V}(0.0);
@@ -435,11 +474,8 @@ ${meetings(shape)}`,
     ${k.put("start")}
     workgroupBarrier();
     ${v.fetch("start")}
-    ${t.products([["score", "query_tile", "key_tile"]])}
-    ${
-      each(high, (i) =>
-        `score${i} = ${vec4f((l, j) => `masked_(score${i}.${l}, head, ${t.row(i)}, ${t.column(j)})`)};`)
-    }
+    ${t.products([["score", "q", "key_tile"]])}
+    ${each(high, (i) => `score${i} = ${t.scaled("score", i)};`)}
     var highest = ${V}(${
       numbers(high).map((i) => `max(max(score${i}.x, score${i}.y), max(score${i}.z, score${i}.w))`).join(", ")
     });
@@ -452,14 +488,12 @@ ${meetings(shape)}`,
       each(high, (i) =>
         `{ let w = select(exp(score${i} - largest.${lanes[i]}), vec4f(0.0), score${i} <= vec4f(LOW));
       total.${lanes[i]} += (w.x + w.y) + (w.z + w.w);
-      ${t.put("weights", i, `w * ${vec4f((_, j) => `kept_(head, ${t.row(i)}, ${t.column(j)})`)}`)}
-      }`)
+      score${i} = w * ${t.factors(i)}; }`)
     }
     ${t.scale("sum", (i) => `factor.${lanes[i]}`)}
     ${v.put("start")}
     ${k.fetch(`start + ${others}u`)}
-    workgroupBarrier();
-    ${t.gather([["sum", "weights", "key_tile"]])}
+    ${t.gather([["sum", "score", "key_tile"]])}
   }
   ${meet(shape, "total", (a, b) => `${a} + ${b}`)}
   let some = total > ${V}(0.0); // a query without keys gives 0
@@ -485,8 +519,8 @@ const keyOf = (element: Element, b: AttentionBuffers, s: AttentionSizes, packed:
 /** Computes o and lse [batches, heads, queries]. */
 export function attention(element: Element, b: AttentionBuffers, s: AttentionSizes): void {
   const launch = forward(keyOf(element, b, s, false), () => {
-    const tiles = tilesFor(quadsOf(s), 1, 1);
-    checkLength("keys", s, tiles, 2);
+    const tiles = tilesFor("queries", s, 1);
+    checkLength("keys", s, tiles, 2, 1);
     const groups = s.batches * s.heads * Math.ceil(s.queries / tiles.rows);
     return launchOf(forwardKernel(shapeOf(element, s, b, tiles)), parameters(s), groups);
   });
@@ -517,24 +551,19 @@ function parameters({ q, k, v, o, causal, ...s }: AttentionSizes): Record<string
  * A backward kernel: it keeps a tile of its own rows (queries for dQ, keys for dK and dV) and loops over tiles of the other side. With w = exp(score − lse),
  * the gradient of a score is w·(kept·dO·v − delta)·scale, where delta = Σ dO·O. The queries' kernel computes delta, the keys' kernel reads it.
  */
-const backwardKernel = variants((shape: Shape & { forQueries: boolean; packed: boolean }) => {
-  const { forQueries, packed, rows, others, high } = shape, t = tiles(shape);
+const backwardKernel = variants((shape: Shape & { stays: "queries" | "keys"; packed: boolean }) => {
+  const { stays, packed, rows, others, high } = shape, t = tiles(shape, stays), forQueries = stays === "queries";
   const sides = [["q", "d_o"], ["k", "v"]], [ownNames, otherNames] = forQueries ? sides : sides.toReversed();
   const V = perRow(high), whole = t.parts.length === 1;
-  const ownOf = (part?: Part) => t.copy(ownNames, ["own_a", "own_b"], rows, high, part);
-  const otherOf = (names: string[], part?: Part) => t.copy(names, ["other_a", "other_b"], others, 4, part);
+  const otherOf = (names: string[], part?: Part) => t.copy(names, ["other_a", "other_b"], part);
   const other = otherOf(otherNames);
   // rows in parts: tiles are filled where they are read, for the scores and, but for the last part, for the sums
-  const filled = (...copies: string[]) => `workgroupBarrier(); ${copies.join(" ")} workgroupBarrier();`;
-  const forScores = whole
-    ? undefined
-    : (part: Part) => filled(ownOf(part).now("first"), otherOf(otherNames, part).now("start"));
+  const filled = (copy: string) => `workgroupBarrier(); ${copy} workgroupBarrier();`;
+  const forScores = whole ? undefined : (part: Part) => filled(otherOf(otherNames, part).now("start"));
   const summed = forQueries ? otherNames.slice(0, 1) : otherNames;
   const forSums = (part: Part) => filled(otherOf(summed, part).now("start"));
   const loads = ["q", "k", "v", "d_o", ...forQueries ? ["o"] : []];
   const stores: Record<string, string> = forQueries ? { d_q: "d_q" } : { d_k: "d_k", d_v: packed ? "d_k" : "d_v" };
-  // the query and the key of a score
-  const at = (i: number, j: number) => forQueries ? `${t.row(i)}, ${t.column(j)}` : `${t.column(j)}, ${t.row(i)}`;
   // a number for each of the queries from `query` on
   const perQuery = (name: string, query: string, count: number) =>
     `${perRow(count)}(${
@@ -544,11 +573,11 @@ const backwardKernel = variants((shape: Shape & { forQueries: boolean; packed: b
     })`;
   const slope = (i: number) => {
     const q = forQueries ? `.${lanes[i]}` : "";
-    return `{ let s = ${vec4f((l, j) => `masked_(score${i}.${l}, head, ${at(i, j)})`)};
+    return `{ let s = ${t.scaled("score", i)};
       let w = select(exp(s - lse4${q}), vec4f(0.0), s <= vec4f(LOW));
-      let kept = ${vec4f((_, j) => `kept_(head, ${at(i, j)})`)};
-      ${t.put("slopes", i, `w * (kept * reach${i} - delta4${q}) * params.scale`)}
-      ${forQueries ? "" : t.put("weights", i, "w * kept")} }`;
+      let kept = ${t.factors(i)};
+      score${i} = w * (kept * reach${i} - delta4${q}) * params.scale; // its slope
+      reach${i} = w * kept; }`;
   };
   return {
     name: `attention backward (${forQueries ? "queries" : "keys"})`,
@@ -566,10 +595,11 @@ const backwardKernel = variants((shape: Shape & { forQueries: boolean; packed: b
     params: PARAMS,
     workgroup: t.threads,
     head: `${common(shape, loads, stores)}
-${t.declare("own_a", rows)} ${t.declare("own_b", rows)} ${t.declare("other_a", others)} ${t.declare("other_b", others)}
-${t.table("slopes")} ${forQueries ? meetings(shape) : t.table("weights")}`,
-    main: `${t.start(forQueries ? "queries" : "keys", [...loads, ...Object.keys(stores)])}
-  ${whole ? ownOf().now("first") : ""}
+${t.declare("other_a")} ${t.declare("other_b")}
+${t.table} ${forQueries ? meetings(shape) : ""}`,
+    main: `${t.start([...loads, ...Object.keys(stores)])}
+  ${t.places(ownNames)}
+  ${t.sight}
   ${t.zero("a")} ${forQueries ? "" : t.zero("b")}
   ${
       forQueries
@@ -603,13 +633,12 @@ ${t.table("slopes")} ${forQueries ? meetings(shape) : t.table("weights")}`,
         ? ""
         : `let lse4 = ${perQuery("lse", "start + c * 4u", 4)}; let delta4 = ${perQuery("delta", "start + c * 4u", 4)};`
     }
-    ${t.products([["score", "own_a", "other_a"], ["reach", "own_b", "other_b"]], forScores)}
+    ${t.products([["score", ownNames[0], "other_a"], ["reach", ownNames[1], "other_b"]], forScores)}
     ${each(high, slope)}
-    workgroupBarrier();
     ${
       t.gather([
-        ["a", "slopes", "other_a"],
-        ...forQueries ? [] : [["b", "weights", "other_b"] as [string, string, string]],
+        ["a", "score", "other_a"],
+        ...forQueries ? [] : [["b", "reach", "other_b"] as [string, string, string]],
       ], forSums)
     }
   }
@@ -625,15 +654,16 @@ export function attentionBackward(
   s: AttentionSizes,
 ): void {
   const packed = d.dK === d.dV, key = keyOf(element, b, s, packed);
-  const launch = (forQueries: boolean) => {
-    const tiles = tilesFor(quadsOf(s), 2, forQueries ? 1 : 2);
-    checkLength(forQueries ? "keys" : "queries", s, tiles, 1);
-    const kernel = backwardKernel({ ...shapeOf(element, s, b, tiles), forQueries, packed: packed && !forQueries });
-    const groups = s.batches * s.heads * Math.ceil((forQueries ? s.queries : s.keys) / tiles.rows);
+  const launch = (stays: "queries" | "keys") => {
+    const tiles = tilesFor(stays, s, 2);
+    if (stays === "queries") checkLength("keys", s, tiles, 1, 1);
+    else checkLength("queries", s, tiles, 1, 2);
+    const kernel = backwardKernel({ ...shapeOf(element, s, b, tiles), stays, packed: packed && stays === "keys" });
+    const groups = s.batches * s.heads * Math.ceil(s[stays] / tiles.rows);
     return launchOf(kernel, parameters(s), groups);
   };
   // both before the first runs: one of them may throw
-  const queries = ofQueries(key, () => launch(true)), keys = d.dK && ofKeys(key, () => launch(false));
+  const queries = ofQueries(key, () => launch("queries")), keys = d.dK && ofKeys(key, () => launch("keys"));
   const buffers = { ...b, ...d };
   runLaunch(queries, buffers);
   if (keys) runLaunch(keys, buffers);

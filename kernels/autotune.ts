@@ -37,7 +37,7 @@ export async function init(options: InitOptions = {}): Promise<GpuInfo> {
 const place = () => {
   const { adapter, limits: { maxComputeInvocationsPerWorkgroup: threads, maxComputeWorkgroupStorageSize: bytes } } =
     gpu().info;
-  return `limbeck tuning 2: ${adapter}, ${threads} threads, ${bytes} bytes`;
+  return `limbeck tuning 3: ${adapter}, ${threads} threads, ${bytes} bytes`;
 };
 
 /** What was measured for this adapter before, if `localStorage` has it. */

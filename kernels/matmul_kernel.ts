@@ -7,12 +7,13 @@
  * that are neighbours in memory. With 128 bytes of each row at a time, 4096³ reaches 47 TFLOP/s in f32 on an H100, whatever is transposed; with 64 bytes of
  * twice as many rows it reached 41.
  *
- * For products with few tiles the slices of a workgroup share a tile: each takes every slices-th slab, and their sums are added in a fixed order.
+ * For products with few tiles the slices of a workgroup share a tile: each takes every slices-th slab, and their sums are added in a fixed order. All threads
+ * copy the slabs of all slices, so that with several slices, too, they read 128 bytes of a row at a time.
  */
 import { type Element, lanes, numbers, vec4f, vectorOf } from "./elementwise.ts";
 import { epilogueCode, type EpilogueShape, findTile, type Mode, type Operands, PARAMS } from "./epilogue.ts";
 import { type BufferType, type Kernel, variants } from "./gpu/kernel.ts";
-import { slabsAhead, threadsOf, type Tile, TILES, turnOf } from "./tiles.ts";
+import { slabRows, slabsAhead, threadsOf, type Tile, TILES, turnOf } from "./tiles.ts";
 
 /**
  * A WGSL function that fetches a block: 4 steps of k by 4 of the other direction (m or n), with a column of the result for each k.
@@ -63,8 +64,8 @@ interface Variant extends Operands {
  * fetched blocks to `slabs`. The blocks of A's slab come first, then those of B's: neighbouring threads take up to eight along m or n, then those along k.
  */
 function copying({ aMode, bMode, halves }: Variant, tile: Tile) {
-  const threads = threadsOf(tile), aQuads = tile.m / 4, bQuads = tile.n / 4, { depth } = tile;
-  const w = halves ? 8 : 4, fetched = slabsAhead(halves) * depth;
+  const { slices, depth } = tile, threads = threadsOf(tile) * slices, aQuads = tile.m / 4, bQuads = tile.n / 4;
+  const w = halves ? 8 : 4, ofSlice = slabsAhead(halves) * depth, fetched = ofSlice * slices;
   const aBlocks = aQuads * fetched / w, bBlocks = bQuads * fetched / w, blocks = aBlocks + bBlocks;
   const rounds = numbers(Math.ceil(blocks / threads));
   // the operand that the blocks of a round belong to; "" if that differs among threads
@@ -99,21 +100,35 @@ function copying({ aMode, bMode, halves }: Variant, tile: Tile) {
     const [a, b] = [f("a"), f("b")];
     return a === b ? a : `if (of_a${r}) { ${a} } else { ${b} }`;
   };
+  const rows = slabRows(tile);
+  // blocks along k in a slice
+  const perSlice = (r: number, by: string) => {
+    const [a, b] = (["a", "b"] as const).map((o) => `k_all${r} ${by} ${ofSlice / kOf(o)}u`);
+    return a === b ? a : `select(${b}, ${a}, of_a${r})`;
+  };
   const begin = rounds.map((r) =>
-    `let unit${r} = own + ${r * threads}u;
+    `let unit${r} = lane + ${r * threads}u;
   let of_a${r} = unit${r} < ${aBlocks}u;
   let place${r} = select(unit${r} - ${aBlocks}u, unit${r}, of_a${r});
   ${order(r, "a")}
   ${order(r, "b")}
   let x${r} = select(xb${r}, xa${r}, of_a${r});
-  let k${r} = select(kb${r}, ka${r}, of_a${r});
-  let at${r} = slab + select(${aQuads}u, 0u, of_a${r}) + x${r};
+  let k_all${r} = select(kb${r}, ka${r}, of_a${r});
+  let slice${r} = ${perSlice(r, "/")};
+  let k${r} = ${perSlice(r, "%")};
+  let at${r} = slice${r} * ${rows}u + select(${aQuads}u, 0u, of_a${r}) + x${r};
   var places${r}: vec4u;
   ${choice(r, (o) => `places${r} = places_${o}(batch, ${operands[o].tile} + x${r} * ${xOf(o)}u);`)}
   var block${r}: ${halves ? "array<vec4u, 4>" : "mat4x4f"};`
   ).join("\n  ");
   const fetch = rounds.map((r) =>
-    choice(r, (o) => `block${r} = fetch_${o}(places${r}, begins + k${r} * ${xOf(o) === 8 ? 2 : kOf(o)}u, depth);`)
+    choice(
+      r,
+      (o) =>
+        `block${r} = fetch_${o}(places${r}, begins + slice${r} * ${ofSlice}u + k${r} * ${
+          xOf(o) === 8 ? 2 : kOf(o)
+        }u, depth);`,
+    )
   ).join(" ");
   const put = (r: number, row: string, place: string, x: string) => `slabs[at${r}${row}][${place}] = ${x};`;
   const unpacked = (x: string) => `unpack2x16float(${x})`;
@@ -180,18 +195,48 @@ function meeting(tile: Tile, sums: string[]): string {
   }).join("");
 }
 
+/**
+ * Which quads of the tile a thread has. Eight neighbours read four quads of B and two of A, which workgroup memory delivers at once: with a row of 16 neighbours
+ * that read one quad of A an H100 takes 2 to 15 % longer, most with few elements per thread.
+ */
+function placeOfThread(across: number): string {
+  const w = Math.min(8, across);
+  return `let thread_n = own / 2u % ${w}u + own / ${4 * w}u % ${across / w}u * ${w}u;
+  let thread_m = own % 2u + own / ${2 * w}u % 2u * 2u + own / ${4 * across}u * 4u;`;
+}
+
 export const tileKernel: (variant: Variant) => Kernel = variants((v: Variant) => {
   const { aMode, bMode, unrolled, halves, tail } = v, tile = TILES[v.tile], { slices, depth } = tile;
   const { begin, fetch, keep, quadOf } = copying(v, tile), end = epilogueCode(v.epilogue);
-  const threads = threadsOf(tile), aQuads = tile.m / 4, bQuads = tile.n / 4, quads = aQuads + bQuads;
+  const threads = threadsOf(tile), aQuads = tile.m / 4, bQuads = tile.n / 4;
   const across = bQuads / tile.wide, down = aQuads / tile.high; // threads
   // `parts` threads share the row sums of each quad of a slab
   const parts = Math.min(depth, threads / aQuads);
-  const hs = numbers(tile.high), ws = numbers(tile.wide), sum = (h: number, i: number, w: number) => `sum_${h}${i}${w}`;
+  type Place = (h: number, i: number, w: number) => string; // the name of row i of a block
+  const hs = numbers(tile.high), ws = numbers(tile.wide), sum: Place = (h, i, w) => `sum_${h}${i}${w}`;
   const all = hs.flatMap((h) => lanes.flatMap((_, i) => ws.map((w) => [h, i, w] as const)));
   const rowsOf = hs.flatMap((h) => lanes.map((_, i) => [h, i] as const));
-  const mOf = (h: number, i: number) => `(tile_m + ${quadOf("a", `thread_m + ${h * down}u`)} * 4u + ${i}u)`;
-  const each = (f: (h: number, i: number, w: number) => string) => all.map(([h, i, w]) => f(h, i, w)).join(" ");
+  const blocks = hs.flatMap((h) => ws.map((w) => [h, w] as const));
+  const mOf = (h: string, i: number) => `(tile_m + ${quadOf("a", `thread_m + ${h} * ${down}u`)} * 4u + ${i}u)`;
+  const nOf = (w: string) => `(tile_n + ${quadOf("b", `thread_n + ${w} * ${across}u`)} * 4u)`;
+  const got = (name: string): Place => (h, i, w) => `got_${name}_${h}${i}${w}`;
+  // Finishes a block. With an activation, blocks take turns in a loop: a GPU fetches the code of each launch anew, and gelu for all elements of a thread is so long
+  // that in a training step the launches of 4096×384×1536 took an H100 9 µs more with it
+  const finished = (h: string, w: string, pick: (x: Place, i: number) => string) =>
+    `{
+    let n = ${nOf(w)};
+    if (n < params.columns) {
+      ${end.column}
+      ${
+      lanes.map((_, i) => `{ let m = ${mOf(h, i)}; ${end.row("m", pick(sum, i), (name) => pick(got(name), i))} }`).join(
+        "\n      ",
+      )
+    }
+    }
+  }`;
+  const ofLoop = (x: Place, i: number) =>
+    blocks.map(([h, w]) => x(h, i, w)).reduce((a, b, n) => `select(${a}, ${b}, block == ${n}u)`);
+  const each = (f: Place) => all.map(([h, i, w]) => f(h, i, w)).join(" ");
   const w = halves ? 8 : 4, ahead = slabsAhead(halves);
   // step k is at k % 4 · depth/4 + ⌊k / 4⌋ (for f16 with 8 instead of 4), so that threads whose blocks are neighbours along k write to neighbouring places
   const placeOf = (k: number) => k % w * depth / w + Math.floor(k / w);
@@ -220,21 +265,20 @@ export const tileKernel: (variant: Variant) => Kernel = variants((v: Variant) =>
     workgroup: threads * slices,
     head: `${end.head}
 // for each slice the rows of A's slab, four m each, then those of B's; the odd length puts neighbours into different banks
-var<workgroup> slabs: array<array<vec4f, ${depth + 1}>, ${quads * slices}>;
+var<workgroup> slabs: array<array<vec4f, ${depth + 1}>, ${slabRows(tile) * slices}>;
 ${fetcher("a", aMode, "rows", tail, halves, depth)}
 ${fetcher("b", bMode, "columns", tail, halves, depth)}`,
     main: `${findTile(tile.m, tile.n)}
   let own = lane % ${threads}u;
   let slice = lane / ${threads}u;
-  let thread_n = own % ${across}u;
-  let thread_m = own / ${across}u;
-  let slab = slice * ${quads}u;
+  ${placeOfThread(across)}
+  let slab = slice * ${slabRows(tile)}u;
   let at_a = slab + thread_m;
   let at_b = slab + ${aQuads}u + thread_n;
   ${each((h, i, w) => `var ${sum(h, i, w)} = vec4f(0.0);`)}
   ${begin}
   ${end.sums ? "var row_sums = vec4f(0.0);" : ""}
-  { let begins = slice * ${ahead * depth}u; ${fetch} }
+  { let begins = 0u; ${fetch} }
   for (var first = 0u; first < ${
       whole > turn ? `(depth + ${whole - 1}u) / ${whole}u * ${whole}u` : "depth"
     }; first += ${turn}u) {
@@ -243,7 +287,7 @@ ${fetcher("b", bMode, "columns", tail, halves, depth)}`,
     ${keep}
     workgroupBarrier();
     // the next slab is fetched while this one is multiplied
-    let begins = first + ${turn}u + slice * ${ahead * depth}u;
+    let begins = first + ${turn}u;
     if (first + ${turn}u < depth && phase == ${ahead - 1}u) { ${fetch} }
     ${multiply}
     ${
@@ -267,7 +311,7 @@ ${fetcher("b", bMode, "columns", tail, halves, depth)}`,
   if (tile_n == 0u && lane < ${aQuads}u) {
     row_sums = vec4f(0.0);
     for (var s = 0u; s < ${slices}u; s++) {
-      for (var part = 0u; part < ${parts}u; part++) { row_sums += slabs[s * ${quads}u + lane][part]; }
+      for (var part = 0u; part < ${parts}u; part++) { row_sums += slabs[s * ${slabRows(tile)}u + lane][part]; }
     }
     let m = tile_m + ${quadOf("a", "lane")} * 4u;
     ${lanes.map((l, i) => end.sum(`(m + ${i}u)`, `row_sums.${l}`)).join(" ")}
@@ -276,26 +320,24 @@ ${fetcher("b", bMode, "columns", tail, halves, depth)}`,
     }
   ${slices > 1 ? "if (slice > 0u) { return; }" : ""}
   let c_base = params.c_offset + batch * params.rows * params.columns;
+  ${all.flatMap((at) => end.reads.map((name) => `var ${got(name)(...at)}: vec4f;`)).join(" ")}
   ${
-      ws.map((w) =>
-        `{
-    let n = tile_n + ${quadOf("b", `thread_n + ${w * across}u`)} * 4u;
-    if (n < params.columns) {
-      ${end.column}
-      ${
-          end.reads.flatMap((name) =>
-            rowsOf.map(([h, i]) => `let got_${name}_${h}${i} = ${end.read(name, mOf(h, i))};`)
-          ).join(" ")
-        }
-      ${
-          rowsOf.map(([h, i]) =>
-            `{ let m = ${mOf(h, i)}; ${end.row("m", sum(h, i, w), (name) => `got_${name}_${h}${i}`)} }`
-          )
-            .join("\n      ")
-        }
+      end.reads.length === 0
+        ? ""
+        : ws.map((w) =>
+          `{ let n = ${nOf(`${w}u`)}; if (n < params.columns) { ${
+            rowsOf.flatMap(([h, i]) =>
+              end.reads.map((name) => `${got(name)(h, i, w)} = ${end.read(name, mOf(`${h}u`, i))};`)
+            ).join(" ")
+          } } }`
+        ).join("\n  ")
     }
-  }`
-      ).join("\n  ")
+  ${
+      v.epilogue.activation
+        ? `for (var block = 0u; block < ${blocks.length}u; block++) ${
+          finished(`(block / ${ws.length}u)`, `(block % ${ws.length}u)`, ofLoop)
+        }`
+        : blocks.map(([h, w]) => finished(`${h}u`, `${w}u`, (x, i) => x(h, i, w))).join("\n  ")
     }`,
   };
 });

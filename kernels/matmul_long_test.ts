@@ -47,7 +47,7 @@ Deno.test("matmul: whatever the offsets, strides and pieces, element by element 
       }
       for (const scalar of [null, false]) {
         for (const pieces of [null, 2]) {
-          for (const tile of scalar === false ? [3, 5, 9] : [null]) {
+          for (const tile of scalar === false ? [3, 4, 7] : [null]) {
             Object.assign(overrides, { scalar, pieces, tile });
             assertEquals(await run(), [y, sums], JSON.stringify({ ...change, scalar, pieces, tile }));
           }
@@ -64,7 +64,7 @@ Deno.test("matmul: f16 in slices, of any depth", async () => {
   if (!f16) return; // no f16 on this adapter
   using _scope = new Scope();
   try {
-    Object.assign(overrides, { scalar: false, tile: 9, pieces: 1 });
+    Object.assign(overrides, { scalar: false, tile: 7, pieces: 1 });
     for (const depth of [8, 40, 128, 136, 152, 160, 256]) {
       const [a, b] = [[8, depth], [depth, 8]].map((shape) => ones(shape, { dtype: "f16" }));
       assertEquals(new Set(await a.matmul(b).data()), new Set([depth]));

@@ -16,7 +16,7 @@ export interface Tile {
   depth: number;
   /**
    * The time of the tile on a multiprocessor of an H100, in microseconds: `turn`, the least time of a turn (one slab of each slice); `work`, what each group
-   * adds to a turn that many groups share; `ends`, the beginning and end of a group. `together`: how many groups run concurrently. Fitted to 1536 times of 45
+   * adds to a turn that many groups share; `ends`, the beginning and end of a group. `together`: how many groups run concurrently. Fitted to 834 times of 54
    * products of training steps, measured with many launches in one pass.
    */
   time: { turn: number; work: number; ends: number; together: number };
@@ -31,23 +31,24 @@ const tile = (
 ): Tile => ({ m, n, high, wide, slices, depth, time: { turn, work, ends, together } });
 
 // Tried without gain on an H100, whose multiprocessors have 48 KiB of workgroup memory for all their groups: alternating between two slabs, with one barrier
-// instead of two (0.92 to 1.04 times as fast), 512 threads (0.75 times), and 4×12 elements per thread instead of 8×12.
+// instead of two (0.92 to 1.04 times as fast), 512 threads (0.75 times), 8×16 elements per thread (43 TFLOP/s instead of 47), and in smaller tiles 4×8, 4×12,
+// and four slices of 8 steps.
 export const TILES: Tile[] = [
-  tile([128, 128], [2, 2], 1, 32, [3.05, 2.98, 2.96, 1]),
-  tile([128, 128], [2, 2], 1, 16, [1.56, 1.54, 2.7, 1]),
-  tile([64, 96], [2, 3], 2, 16, [1.49, 1.28, 4.18, 2]), // 4096×384 with a depth of 384 takes 41 µs in 256 of these, 48 in 96 tiles of 128×128
-  tile([64, 64], [2, 2], 1, 16, [0.87, 0.47, 2.62, 6]),
-  tile([64, 64], [2, 2], 2, 16, [0.04, 0.96, 2.6, 2]),
-  tile([64, 64], [1, 1], 1, 32, [1.19, 1.06, 2.23, 2]),
-  tile([64, 32], [1, 1], 1, 32, [0.73, 0.62, 2.03, 3]),
-  tile([32, 32], [1, 1], 1, 16, [0.39, 0.17, 2.39, 8]),
-  tile([32, 32], [1, 1], 2, 32, [0.44, 0.71, 2.65, 5]),
-  tile([16, 16], [1, 1], 4, 16, [0.41, 0.29, 2.83, 8]),
-  tile([16, 16], [1, 1], 16, 16, [0.01, 1.22, 5.21, 3]),
+  tile([128, 128], [2, 2], 1, 32, [1.64, 2.95, 3.49, 1]),
+  tile([128, 128], [2, 2], 1, 16, [1.57, 0.52, 3.21, 1]),
+  tile([64, 96], [2, 3], 2, 16, [1.44, 1.18, 4.42, 2]), // 4096×384 with a depth of 384 takes 34 µs in 256 of these, 40 in 96 tiles of 128×128
+  tile([64, 64], [2, 2], 1, 16, [0.88, 0.48, 3.3, 6]),
+  tile([64, 64], [2, 2], 2, 16, [0.93, 0.84, 3.07, 2]),
+  tile([64, 32], [1, 1], 1, 32, [0.67, 0.51, 2.34, 3]),
+  tile([32, 32], [1, 1], 1, 16, [0.33, 0.14, 2.74, 8]),
+  tile([32, 32], [1, 1], 2, 32, [0.64, 0.61, 2.81, 5]),
+  tile([16, 16], [1, 1], 16, 16, [0.93, 1.11, 3.3, 2]),
 ];
 
 export const threadsOf = (t: Tile): number => t.m * t.n / (16 * t.high * t.wide); // of a slice
-const bytesOf = (t: Tile) => 4 * (t.depth + 1) * (t.m + t.n) * t.slices;
+/** The rows of a slice's slabs, of four m or n each. Threads that are neighbours write to both of two slices: four rows more make that different banks. */
+export const slabRows = ({ m, n, slices }: Tile): number => (m + n) / 4 + (slices === 2 ? 4 : 0);
+const bytesOf = (t: Tile) => 16 * (t.depth + 1) * slabRows(t) * t.slices;
 
 /** Whether the device has enough threads and workgroup memory for a tile. */
 function fits(t: Tile): boolean {
@@ -136,7 +137,7 @@ function waysOf({ rows, columns, depth, batches, cut, halves }: Size): Way[] {
       const part = Math.ceil(steps / pieces / turn) * turn, count = Math.ceil(steps / part), groups = tiles * count;
       if (ways.some((way) => way.tile === tile && way.part === Math.min(part, depth))) return;
       // a second launch reads the sums of the pieces again
-      const more = count > 1 ? 3.5 + 0.22 * count + 6.5e-7 * count * rows * columns : 0, each = Math.min(part, steps);
+      const more = count > 1 ? 3.5 + 0.22 * count + 1.6e-6 * count * rows * columns : 0, each = Math.min(part, steps);
       const expected = more + (tuning?.tiles[tile] ?? 1) * expectedTime(t, [{ groups, depth: each }]);
       ways.push({ tile, part: Math.min(part, depth), groups, depth: each, more, expected });
     };
@@ -186,8 +187,8 @@ function softwareTime(t: Tile, all: Groups[]): number {
 }
 
 /**
- * Microseconds on the device that the model was fitted to. The model errs by 6 %: in new measurements its choice of tile and pieces takes 1.015 times as long
- * as the best one on average over the 45 products, 1.19 times at worst. Groups of different depths count as groups of their mean depth, but the launch takes at
+ * Microseconds on the device that the model was fitted to. The model errs by 8 %: its choice of tile and pieces takes 1.007 times as long as the best one
+ * on average over the 54 products, 1.08 times at worst. Groups of different depths count as groups of their mean depth, but the launch takes at
  * least as long as the slowest kind alone.
  */
 function deviceTime({ depth: slab, slices, time }: Tile, all: Groups[]): number {
