@@ -91,10 +91,10 @@ const stride = (quads: number) => quads | 1;
 const isUnrolled = () => overrides.unrolled ?? !gpu().info.isSoftware;
 
 /**
- * The largest tiles that fit, for a kernel that keeps queries or keys and copies `sides` kinds of the others to workgroup memory, of which a multiprocessor of an
- * H100 has 48 KiB. In the backward pass, which has two, they hold 64 features at a time. Queries take 64 rows if that leaves enough groups to keep the GPU busy,
- * although with a causal mask some are longer (8 heads of 4096×64: forward 0.72 ms instead of 0.94, dQ 1.21 instead of 1.34; 96 of 256×64, of fewer groups,
- * 64 and 107 µs instead of 61 and 93).
+ * The largest tiles that fit, for a kernel in which queries or keys stay, and `sides` kinds of the others pass through workgroup memory, of which a
+ * multiprocessor of an H100 has 48 KiB. In the backward pass, which has two, they hold 64 features at a time. Tiles of queries have 64 rows if there are enough
+ * of them to keep the GPU busy, although causal ones differ in length (8 heads of 4096×64: forward 0.72 ms instead of 0.94, dQ 1.21 instead of 1.34; 96 of
+ * 256×64, of fewer groups, 64 and 107 µs instead of 61 and 93).
  */
 function tilesFor(stays: "queries" | "keys", s: AttentionSizes, sides: 1 | 2): Tiles {
   const quads = quadsOf(s), part = sides === 1 ? quads : Math.min(16, quads);

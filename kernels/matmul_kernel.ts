@@ -196,8 +196,8 @@ function meeting(tile: Tile, sums: string[]): string {
 }
 
 /**
- * Which quads of the tile a thread has. Eight neighbours read four quads of B and two of A, which workgroup memory delivers at once: with a row of 16 neighbours
- * that read one quad of A an H100 takes 2 to 15 % longer, most with few elements per thread.
+ * Which quads of the tile a thread has. Eight neighbours read four quads of B and two of A, which workgroup memory delivers at once: with rows of 16
+ * neighbours, which read one quad of A, an H100 took 2 to 15 % longer, most with few elements per thread.
  */
 function placeOfThread(across: number): string {
   const w = Math.min(8, across);
@@ -220,8 +220,8 @@ export const tileKernel: (variant: Variant) => Kernel = variants((v: Variant) =>
   const mOf = (h: string, i: number) => `(tile_m + ${quadOf("a", `thread_m + ${h} * ${down}u`)} * 4u + ${i}u)`;
   const nOf = (w: string) => `(tile_n + ${quadOf("b", `thread_n + ${w} * ${across}u`)} * 4u)`;
   const got = (name: string): Place => (h, i, w) => `got_${name}_${h}${i}${w}`;
-  // Finishes a block. With an activation, blocks take turns in a loop: a GPU fetches the code of each launch anew, and gelu for all elements of a thread is so long
-  // that in a training step the launches of 4096×384×1536 took an H100 9 µs more with it
+  // Finishes a block. With an activation, blocks take turns in a loop: a GPU fetches the code of each launch anew, and gelu for all elements of a thread is so
+  // long that in a training step the launches of 4096×384×1536 took an H100 9 µs more with it
   const finished = (h: string, w: string, pick: (x: Place, i: number) => string) =>
     `{
     let n = ${nOf(w)};
