@@ -203,15 +203,15 @@ fn store_${name}(base: u32, row: u32, quad: u32, x: vec4f) {
     }
 }`).join("")
   }
-// the scaled scores of queries and keys, LOW where they are masked; keeps NaN
+// the scaled scores of queries and keys, LOW where a query does not see a key
 fn scaled_(scores: vec4f, seen: vec4<bool>, head: u32, query: vec4u, key: vec4u) -> vec4f {
   ${
     mask
-      ? `let at = head * params.mask_stride + min(query, vec4u(params.queries - 1u)) * params.keys + min(key, vec4u(params.keys - 1u));
-  let s = scores * params.scale + vec4f(mask[at.x], mask[at.y], mask[at.z], mask[at.w]);`
+      ? `let at = head * params.mask_stride + query * params.keys + key;
+  let s = scores * params.scale + ${vec4f((l) => `mask[at.${l}]`)};`
       : "let s = scores * params.scale;"
   }
-  return select(vec4f(LOW), select(max(vec4f(LOW), s), s, (bitcast<vec4u>(s) & vec4u(0x7fffffffu)) > vec4u(0x7f800000u)), seen);
+  return select(vec4f(LOW), s, seen);
 }
 ${
     dropout
@@ -271,15 +271,18 @@ function tiles({ quads, part, wide, rows, others, unrolled, high }: Shape, stays
               LAYOUT[name][1]
             }_row / 4u);`)
         ).join(" "),
-    /** Which of the others each of the thread's rows sees: `seen_count` ones from `seen_from` on. */
-    sight: each(high, (i) =>
-      stays === "queries"
-        ? `let seen_from${i} = 0u;
-  let seen_count${i} = select(0u, select(params.keys, min(params.keys, ${row(i)} + 1u), params.causal == 1u), ${
-          row(i)
-        } < params.queries);`
-        : `let seen_from${i} = select(0u, ${row(i)}, params.causal == 1u);
-  let seen_count${i} = select(0u, params.queries - min(params.queries, seen_from${i}), ${row(i)} < params.keys);`),
+    /** Which of the others each of the thread's rows sees, if it exists: `seen_count` ones from `seen_from` on. */
+    sight: each(
+      high,
+      (i) =>
+        stays === "queries"
+          ? `let seen_from${i} = 0u; let seen_count${i} = select(params.keys, min(params.keys, ${
+            row(i)
+          } + 1u), params.causal == 1u);`
+          : `let seen_from${i} = select(0u, min(params.queries, ${
+            row(i)
+          }), params.causal == 1u); let seen_count${i} = params.queries - seen_from${i};`,
+    ),
     /** The thread's scores NAMEi, scaled and masked. */
     scaled: (name: string, i: number) => {
       const mine = `vec4u(${row(i)})`, others = `(start + c * 4u + vec4u(0u, 1u, 2u, 3u))`;

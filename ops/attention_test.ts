@@ -432,9 +432,9 @@ Deno.test("attention: rows behind the last query give nothing, whatever lies the
   await init();
   const q = tensor([[-200, -200, -200, -200]], { requiresGrad: true });
   const [k, v] = [1, 2].map(() => ones([3, 4], { requiresGrad: true }));
-  {
+  for (const causal of [false, true]) {
     using _tape = new Tape();
-    const loss = scaledDotProductAttention(q, k, v).sum();
+    const loss = scaledDotProductAttention(q, k, v, { causal }).sum();
     for (const x of Array.from({ length: 12 }, () => full([64], NaN))) x.dispose();
     loss.backward();
   }
