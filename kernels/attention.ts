@@ -267,7 +267,7 @@ function tiles({ quads, part, wide, rows, others, unrolled, high }: Shape, stays
         ? ""
         : names.map((name) =>
           each(high, (i) =>
-            `let at_${name}${i} = base_${name} + min(${row(i)}, params.${LAYOUT[name][0]} - 1u) * (params.${
+            `let at_${name}${i} = base_${name} + min(${row(i)}, params.${stays} - 1u) * (params.${
               LAYOUT[name][1]
             }_row / 4u);`)
         ).join(" "),
