@@ -1,6 +1,17 @@
 /** Divergences of rows with many classes, which the loops of `kernels/divergence_fast.ts` process, in registers and not. */
 import { assert, assertEquals } from "@std/assert";
-import { dispose, distillation, forwardKl, init, jsd, reverseKl, type Tensor, tensor } from "@limbeck/limbeck";
+import {
+  dispose,
+  distillation,
+  forwardKl,
+  init,
+  jsd,
+  reverseKl,
+  Tape,
+  type Tensor,
+  tensor,
+  totalVariation,
+} from "@limbeck/limbeck";
 import { gpu } from "../kernels/gpu/gpu.ts";
 import { overrides } from "../kernels/gpu/tuning.ts";
 import {
@@ -376,4 +387,36 @@ Deno.test("divergences: a software driver gets no fma, which it rounds twice, ev
     await dispose();
   }
   assertEquals(uses, [true, false]);
+});
+
+Deno.test("distillation: an ignored row whose last class has no probability has cross-entropy 0, in few classes and many", async () => {
+  await init();
+  for (const V of [4, 100]) {
+    const [s, t] = [1, 2].map((seed) =>
+      Array.from({ length: V }, (_, c) => c < V - 1 ? Math.sin(seed + c) : -Infinity)
+    );
+    const student = tensor([s], { requiresGrad: true }),
+      teacher = tensor([t]),
+      labels = tensor(Int32Array.of(-100), [1]);
+    using _tape = new Tape();
+    const { loss, crossEntropy, divergence } = distillation(student, teacher, labels, {
+      reduction: "none",
+      returnParts: true,
+    });
+    loss.sum().backward();
+    const [l, ce, d] = await Promise.all([loss, crossEntropy, divergence].map((x) => x.item()));
+    assertEquals(ce, 0, `${V}`);
+    assert(d > 0 && Math.abs(l / (2 * d) - 1) < 1e-6, `${V}: ${l}, ${d}`); // (1 − α)·T²·d
+    assert((await student.grad!.data()).every(Number.isFinite), `${V}`);
+  }
+});
+
+Deno.test("totalVariation: at most 1 between rows with nothing in common", async () => {
+  await init();
+  for (const V of [6, 200]) { // with care, and fast
+    const shape = [200, V], noise = [1, 2].map((seed) => normals(200 * V, 1, seed));
+    const [s, t] = noise.map((x, side) => x.map((y, i) => Math.fround((i % V < V / 2) === (side === 0) ? y + 60 : y)));
+    const got = await totalVariation(tensor(s, shape), tensor(t, shape), { reduction: "none" }).data();
+    assert(got.every((x) => x <= 1 && x > 1 - 1e-6), `${V}: ${Math.max(...got)}`);
+  }
 });

@@ -992,3 +992,18 @@ Deno.test("jsd: normalized, a β too small for f32 gives the forward KL", async 
   const [limit, kl] = [jsd(student, teacher, { beta: 1e-40, normalize: true }), forwardKl(student, teacher)];
   assert(Math.abs(await limit.item() - await kl.item()) < 1e-6);
 });
+
+Deno.test("mixtures: gradients where the likely classes are 9 to 11 apart", async () => {
+  await init();
+  for (const level of [9, 10, 11]) {
+    const V = 12, [student, teacher] = [1, 2].map((seed) => normals(V, 0.3, seed));
+    for (const c of [1, 4, 6]) student[c] = Math.fround(student[c] + level);
+    for (const c of [2, 3, 9]) teacher[c] = Math.fround(teacher[c] + level);
+    for (const name of ["skewForwardKl", "skewReverseKl", "jsd"] as const) {
+      for (const share of [0.1, 0.5, 0.9]) {
+        const o = name === "jsd" ? { beta: share } : { alpha: share };
+        assertSmall(await deviations({ what: `${name} ${share}, ${level}`, name, student, teacher, V, o }));
+      }
+    }
+  }
+});

@@ -1,4 +1,4 @@
-import { assert, assertEquals, assertThrows } from "@std/assert";
+import { assert, assertAlmostEquals, assertEquals, assertThrows } from "@std/assert";
 import fc from "fast-check";
 import {
   binaryCrossEntropyWithLogits,
@@ -596,4 +596,14 @@ Deno.test("nllLoss: an ignored row has no gradient, even an infinite upstream on
   using _tape = new Tape();
   nllLoss(x, tensor(Int32Array.of(0, 1)), { ignoreIndex: 1, reduction: "none" }).backward(tensor([1, Infinity]));
   assertEquals(await x.grad!.array(), [[-1, 0], [0, 0]]);
+});
+
+Deno.test("gaussianKl: a gradient between nearly equal variances keeps its digits", async () => {
+  await init();
+  using _tape = new Tape();
+  const v = [0.011, -0.013, 0.05, -0.3, 0.7, 0.98, 1.1].map(Math.fround);
+  const logVariance = tensor([v], { requiresGrad: true });
+  gaussianKl(tensor([v.map(() => 0)]), logVariance).sum().backward();
+  const got = await logVariance.grad!.data();
+  for (const [i, x] of v.entries()) assertAlmostEquals(got[i] / (Math.expm1(x) / 2), 1, 1e-6);
 });
