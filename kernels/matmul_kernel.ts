@@ -64,7 +64,11 @@ interface Variant extends Operands {
  * fetched blocks to `slabs`. The blocks of A's slab come first, then those of B's: neighbouring threads take up to eight along m or n, then those along k.
  */
 function copying({ aMode, bMode, halves }: Variant, tile: Tile) {
-  const { slices, depth } = tile, threads = threadsOf(tile) * slices, aQuads = tile.m / 4, bQuads = tile.n / 4;
+  const { slices, depth } = tile,
+    rows = slabRows(tile),
+    threads = threadsOf(tile) * slices,
+    aQuads = tile.m / 4,
+    bQuads = tile.n / 4;
   const w = halves ? 8 : 4, ofSlice = slabsAhead(halves) * depth, fetched = ofSlice * slices;
   const aBlocks = aQuads * fetched / w, bBlocks = bQuads * fetched / w, blocks = aBlocks + bBlocks;
   const rounds = numbers(Math.ceil(blocks / threads));
@@ -100,7 +104,6 @@ function copying({ aMode, bMode, halves }: Variant, tile: Tile) {
     const [a, b] = [f("a"), f("b")];
     return a === b ? a : `if (of_a${r}) { ${a} } else { ${b} }`;
   };
-  const rows = slabRows(tile);
   // blocks along k in a slice
   const perSlice = (r: number, by: string) => {
     const [a, b] = (["a", "b"] as const).map((o) => `k_all${r} ${by} ${ofSlice / kOf(o)}u`);
@@ -210,6 +213,7 @@ export const tileKernel: (variant: Variant) => Kernel = variants((v: Variant) =>
   const { begin, fetch, keep, quadOf } = copying(v, tile), end = epilogueCode(v.epilogue);
   const threads = threadsOf(tile), aQuads = tile.m / 4, bQuads = tile.n / 4;
   const across = bQuads / tile.wide, down = aQuads / tile.high; // threads
+  const rows = slabRows(tile);
   // `parts` threads share the row sums of each quad of a slab
   const parts = Math.min(depth, threads / aQuads);
   type Place = (h: number, i: number, w: number) => string; // the name of row i of a block
@@ -265,14 +269,14 @@ export const tileKernel: (variant: Variant) => Kernel = variants((v: Variant) =>
     workgroup: threads * slices,
     head: `${end.head}
 // for each slice the rows of A's slab, four m each, then those of B's; the odd length puts neighbours into different banks
-var<workgroup> slabs: array<array<vec4f, ${depth + 1}>, ${slabRows(tile) * slices}>;
+var<workgroup> slabs: array<array<vec4f, ${depth + 1}>, ${rows * slices}>;
 ${fetcher("a", aMode, "rows", tail, halves, depth)}
 ${fetcher("b", bMode, "columns", tail, halves, depth)}`,
     main: `${findTile(tile.m, tile.n)}
   let own = lane % ${threads}u;
   let slice = lane / ${threads}u;
   ${placeOfThread(across)}
-  let slab = slice * ${slabRows(tile)}u;
+  let slab = slice * ${rows}u;
   let at_a = slab + thread_m;
   let at_b = slab + ${aQuads}u + thread_n;
   ${each((h, i, w) => `var ${sum(h, i, w)} = vec4f(0.0);`)}
@@ -311,7 +315,7 @@ ${fetcher("b", bMode, "columns", tail, halves, depth)}`,
   if (tile_n == 0u && lane < ${aQuads}u) {
     row_sums = vec4f(0.0);
     for (var s = 0u; s < ${slices}u; s++) {
-      for (var part = 0u; part < ${parts}u; part++) { row_sums += slabs[s * ${slabRows(tile)}u + lane][part]; }
+      for (var part = 0u; part < ${parts}u; part++) { row_sums += slabs[s * ${rows}u + lane][part]; }
     }
     let m = tile_m + ${quadOf("a", "lane")} * 4u;
     ${lanes.map((l, i) => end.sum(`(m + ${i}u)`, `row_sums.${l}`)).join(" ")}
