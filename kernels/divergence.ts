@@ -66,7 +66,30 @@ const kernel = variants(({ plan, ...v }: Variant & { plan: RowPlan }) => {
       : "loss[at] = given[0].z * value;"
   }
   }`;
-  const way: Way = { v, plan, formula, row, exact, student, teacher, writeStudent, writeTeacher, finish };
+  // Without labels there is nothing to read, and to wait for, that only rows with labels need. What is needed late one thread computes behind the fast loops'
+  // first maximum, which would otherwise wait for what this thread reads
+  const ifLabels = v.crossEntropy ? "" : "if (dropping) ";
+  const given = row.once(`var kept_scale = 1.0;
+    ${ifLabels}{ kept_scale = select(0.0, 1.0 / counts[0], counts[0] != 0.0); }
+    let row_scale = select(1.0, select(1.0 / f32(params.all_rows), kept_scale, dropping), is_mean);
+    let divergence_scale = params.divergence_factor * row_scale;
+    var up = 1.0;
+    if (params.scaled == 1u) { up = upstream[at * params.upstream_stride]; }
+    let scale = up * divergence_scale * k;
+    given[0] = vec4f(scale * ${student ? student.weight : "1.0"}, scale * ${
+    teacher ? teacher.weight : "1.0"
+  }, divergence_scale, row_scale);
+    ${
+    v.crossEntropy
+      ? `let label = u32(labels[at]);
+    // a label that is not a class makes its row NaN: it came from the GPU, so the host could not check it
+    var nan_bits = 0x7fc00000u;
+    let ce_scale = select(select(bitcast<f32>(nan_bits), select(1.0, kept_scale, is_mean), label < params.columns), 0.0, ignored);
+    given[1] = vec4f(up, ce_scale, logits(row, min(label, params.columns - 1u)));
+    given_label = select(label, IGNORED, ignored);`
+      : ""
+  }`);
+  const way: Way = { v, plan, formula, row, exact, student, teacher, writeStudent, writeTeacher, finish, given };
   return {
     name: v.crossEntropy ? "distillation" : v.name === "halfJsd" ? "jsd" : v.name,
     buffers: {
@@ -111,7 +134,7 @@ const flip = ${v.flip}; // whether the student's side has the smaller weight in 
 ${row.shared("trusted", "u32")}
 const NEAR = 1u;
 const LIKELY = 2u;
-${row.shared("drift", "f32")}
+const DOUBTFUL = 4u;
 // values that are used late, kept here because registers are scarce (distillation of 4096×32000 took an H100 0.62 ms with them in registers, now 0.57): the
 // scales of the student's gradient, the teacher's gradient, the loss, and the row of the divergence
 ${row.shared("given", `array<vec4f, ${v.crossEntropy ? 2 : 1}>`)}
@@ -119,6 +142,7 @@ ${
       v.crossEntropy
         ? `// then the upstream gradient, the scale of cross-entropy, the label's logits; the label or IGNORED, and its cross-entropy
 ${row.shared("given_label", "u32")}
+${row.shared("findings", "u32")}
 ${row.shared("given_ce", "f32")}
 const IGNORED = 0xffffffffu;`
         : ""
@@ -156,35 +180,15 @@ ${
   let alpha = params.alpha;
   let is_mean = params.mean == 1u;
   ${row.begin}
-  let ignored = labels[at] == params.ignore_index;
   let dropping = params.drop == 1u;
+  var ignored = false;
+  ${ifLabels}{ ignored = labels[at] == params.ignore_index; }
   if (ignored && dropping) {
     if (lane == 0u) { loss[at] = 0.0; ${v.crossEntropy ? "ce_rows[at] = 0.0; divergence_rows[at] = 0.0;" : ""} }
     ${zero ? exact.each(zero) : ""}
     return;
   }
-  ${
-      row.once(`let kept_scale = select(0.0, 1.0 / counts[0], counts[0] != 0.0);
-    let row_scale = select(1.0, select(1.0 / f32(params.all_rows), kept_scale, dropping), is_mean);
-    let divergence_scale = params.divergence_factor * row_scale;
-    let up = select(1.0, upstream[at * params.upstream_stride], params.scaled == 1u);
-    let scale = up * divergence_scale * k;
-    given[0] = vec4f(scale * ${student ? student.weight : "1.0"}, scale * ${
-        teacher ? teacher.weight : "1.0"
-      }, divergence_scale, row_scale);
-    ${
-        v.crossEntropy
-          ? `let label = u32(labels[at]);
-    // a label that is not a class makes its row NaN: it came from the GPU, so the host could not check it
-    var nan_bits = 0x7fc00000u;
-    let ce_scale = select(select(bitcast<f32>(nan_bits), select(1.0, kept_scale, is_mean), label < params.columns), 0.0, ignored);
-    given[1] = vec4f(up, ce_scale, logits(row, min(label, params.columns - 1u)));
-    given_label = select(label, IGNORED, ignored);`
-          : ""
-      }`)
-    }
-
-  ${v.fast ? `{ ${fast(way)} }` : ""}
+  ${v.fast ? `{ ${fast(way)} }` : given}
 
   ${careful(way)}`,
   };
@@ -292,11 +296,7 @@ export function divergenceRows(
       fused: !gpu().info.isSoftware,
     };
     const walk = planRow(n.columns, "two", { halves: inHalves(variant), extra: keepsH(variant) !== null });
-    // If registers keep a part of the row, trees in workgroup memory are faster than subgroups: forwardKl of 4096×32000 takes an H100 0.54 ms instead of
-    // 0.56, jsd of 16384×8192 in f16 0.38 instead of 0.42
-    const plan = isFast
-      ? { ...walk, subgroups: walk.alone || walk.subgroups && walk.quads === 0 }
-      : keepingNothing(walk);
+    const plan = isFast ? walk : keepingNothing(walk);
     const params = {
       ...n,
       ones: 2 ** 32 - 1,

@@ -21,7 +21,7 @@ const HALF_VALUE = horner("d4", fit((d) => (FORMULAS.jsd.near as Near)(d, 0.5) /
  * them took the careful loops): forwardKl 0.62 ms (1.01), reverseKl 0.65 (1.25), jsd 0.74 (1.63), distillation 0.65 (1.13).
  */
 export function fast(way: Way): string {
-  const { v, plan, formula, row } = way, code = columnCode(way);
+  const { v, formula, row } = way, code = columnCode(way);
   const { fused, nears, below, e1, hasE1 } = code;
   const sums = firstLoop(way, code);
 
@@ -41,21 +41,23 @@ export function fast(way: Way): string {
         null,
       )
     }
-  ce = log1p_(${row.sum("part.x", "f32")} / exp(above));`;
+  ce = log1p_(${row.sum("part.x", "f32")} / exp(above));
+  ${row.once("given_ce = ce;")}
+  ${row.wait}`;
 
   // What the sums show: whether the distributions are near each other, and whether the label is likely
   const far = formula.mean
     ? `estimate >= ${FAR}`
     : `(${formula.scale}) * spread >= max(${FAR_SPREAD}, 0.5 * peak) && params.share >= 0.05`;
-  const findings = [
-    nears ? `select(NEAR, 0u, ${far})` : "",
-    v.crossEntropy ? `select(0u, LIKELY, ${likely})` : "",
-  ].filter(Boolean).join(" | ");
-  // The same for all threads; a compiler that checks this can't see it behind subgroups and other memory
-  const finding = !findings ? "" : plan.subgroups || v.crossEntropy
-    ? `${row.once(`trusted = ${findings};`)}
-  let row_is = ${row.value("trusted")};`
-    : `let row_is = ${findings};`;
+  const nearOrFar = nears ? `select(NEAR, 0u, ${far})` : "0u";
+  // what the label shows is the same for all threads, too, but a compiler that checks this can't see it behind other memory
+  const finding = !v.crossEntropy ? `let row_is = ${nearOrFar};` : `${
+    row.once(`let is_likely = ${likely};
+    let is_known = given_label == IGNORED || given_label < params.columns && (is_likely || ce >= 0.0 && ce <= 1e30);
+    findings = ${nearOrFar} | select(0u, LIKELY, is_likely) | select(DOUBTFUL, 0u, is_known);
+    given_ce = ce;`)
+  }
+  let row_is = ${row.value("findings")};`;
   const rest = (near: boolean) => loopsOf(way, code, near);
   return `
   ${sums}
@@ -72,9 +74,8 @@ const raise = (most: string, x4: string) => `${most} = max(${most}, max_of(${x4}
 function columnCode({ v, plan, formula, student, teacher }: Way) {
   const { mean } = formula;
   const halves = inHalves(v), mixes = formula.mixes === true, nears = mixes || mean !== undefined;
-  // Logits of f16, whose memory takes the least time, become exponents of two by one fma, except on software drivers, where fma rounds twice. (With logits of
-  // f32 registers would spill: jsd of 4096×32000 would take an H100 0.83 ms instead of 0.60.)
-  const fused = halves && v.fused;
+  // logits become exponents of two by one fma, except on software drivers, where fma rounds twice: forwardKl of 4096×32000 takes an H200 0.43 ms instead of 0.45
+  const { fused } = v;
 
   // s and t are the logits as exponents of two, minus one near the row's largest: q = 2ˢ/Σ2ˢ, p = 2ᵗ/Σ2ᵗ. In mixtures registers keep what the first
   // loop has computed from the logits; in KLs, which have fewer loops, they would spill
@@ -128,14 +129,10 @@ function columnCode({ v, plan, formula, student, teacher }: Way) {
     let v4 = (log4 - s4) * ${Math.LN2} - ${Math.LN2};
     let u4 = (log4 - t4) * ${Math.LN2} - (${Math.LN2} + log_ratio);`;
   // d / log 2. gap0 is the gap at which d is 0, times k2 if `fused`; `ease` is what a first loop over near rows finds d to be off by
-  const gaps = (near: boolean) =>
-    near || mixes
-      ? `${fused ? "fma(gap4, vec4f(k2), vec4f(-gap0))" : "(gap4 - gap0) * k2"}${mixes ? "" : " - ease"}`
-      : `gap4 - log_ratio * ${LOG2E}`;
+  const gaps = `${fused ? "fma(gap4, vec4f(k2), vec4f(-gap0))" : "(gap4 - gap0) * k2"}${mixes ? "" : " - ease"}`;
   const termsOf = (near: boolean, powers: string) =>
     `${powers}
-    let b4 = ${gaps(near)};
-    let d4 = b4 * ${Math.LN2};
+    ${near || mixes ? `let b4 = ${gaps}; let d4 = b4 * ${Math.LN2};` : `let d4 = gap4 * ${Math.LN2} - log_ratio;`}
     ${(mixes ? mixture : twoSides)(near)}`;
   const ownPower = v.flip ? `${below("t")} let et4 = exp2(t4);` : `${below("s")} let es4 = exp2(s4);`;
   const terms = (near: boolean) =>
@@ -201,19 +198,17 @@ function columnCode({ v, plan, formula, student, teacher }: Way) {
 type ColumnCode = ReturnType<typeof columnCode>;
 
 /** The first loop, which sums 2ˢ and 2ᵗ, and what its sums show of the row. */
-function firstLoop({ v, formula, row, student, teacher }: Way, code: ColumnCode): string {
+function firstLoop({ v, formula, row, student, teacher, given }: Way, code: ColumnCode): string {
   const { mean } = formula;
   const { halves, mixes, nears, fused, e1, gap, both, powersOf, kept, keep, of } = code;
   // A logit near the largest of each side; rounded, so that differences from it are exact, to multiples of at most T, so that its exponential does
   // not underflow; if `fused`, its exponent is rounded
   const tops = `var top_part = vec2f(LEAST);
   ${row.first(`top_part = max(top_part, vec2f(max_of(student4), max_of(teacher4)));`)}
-  var seen = 0.0;
-  ${row.peek("seen = max(seen, max(student4, teacher4));")}
   ${fused ? "" : "let grid = max(1.0, bitcast<f32>((bitcast<u32>(k) + 0x7fffffu) & 0x7f800000u)); // a power of two"}
   let top = ${fused ? row.max("top_part", "vec2f") : `round(${row.max("top_part", "vec2f")} * grid) / grid`};
   ${fused ? "let base = round(top * k2);" : ""}
-  ${v.crossEntropy ? "let label = given_label;" : ""}`;
+  ${given}`;
 
   // Σ2ˢ and Σ2ᵗ; sums for the mean of d, or for its variance; and Σeˣ of cross-entropy
   const ofMean = mean ?? (mixes ? student || !teacher ? "student" : "teacher" : null);
@@ -234,12 +229,13 @@ function firstLoop({ v, formula, row, student, teacher }: Way, code: ColumnCode)
   const keeping = halves
     ? ""
     : keep(!kept ? ["student4", "teacher4"] : mixes ? kept : kept.map((x) => `at_least(${x})`));
-  const loop = row.each(gather, `${gather} ${keeping}`);
+  const loop = row.each(gather, `${gather} ${keeping}`, "seen");
 
   return `${tops}
   var widest = vec4f(0.0);
   var part = vec4f(0.0);
   ${isolated ? "var isolated = 0.0;" : ""}
+  var seen = 0.0;
   ${loop}
   // logits far above the first ones have lost digits: if too many, the sum is made infinite, which is not trusted
   var infinity = 0x7f800000u;
@@ -247,6 +243,7 @@ function firstLoop({ v, formula, row, student, teacher }: Way, code: ColumnCode)
     isolated ? "|| isolated > 1e29" : ""
   }) { part.x = bitcast<f32>(infinity); }
   let totals = ${row.sum("part")};
+  ${v.crossEntropy ? "let label = given_label;" : ""}
   let q_scale = 1.0 / totals.x;
   let p_scale = 1.0 / totals.y;
   let log_ratio = log_(totals.x / totals.y);
@@ -296,11 +293,8 @@ function loopsOf(way: Way, code: ColumnCode, near: boolean): string {
   };
   const measure = (v.dStudent ? measuring("student", studentGradient) : "") +
     (v.dTeacher ? measuring("teacher", teacherGradient) : "");
-  const measured = measure !== "", isPair = v.dStudent && v.dTeacher;
-  const ifWide = (widest: string) =>
-    `${row.once(`trusted = select(0u, 1u, all(16.0 * ${widest}.xz >= ${widest}.yw));`)} if (${
-      row.value("trusted")
-    } == 1u) {`;
+  const measured = measure !== "";
+  const ifWide = (widest: string) => `if (all(16.0 * ${widest}.xz >= ${widest}.yw)) {`;
 
   const left = mean ? null : leftOf(way, code, near);
   const writeLeft = (h: string) => {
@@ -344,61 +338,43 @@ function loopsOf(way: Way, code: ColumnCode, near: boolean): string {
   } }`;
   // and at the end the value if it is a mean, and `widest`
   const ends = () =>
-    !mean
-      ? measured && !v.inPlace ? `let met = ${max("widest")};` : ""
-      : `${
-        !measured
-          ? ""
-          : `let met = ${isPair ? max("widest") : branch.sumAndMost("vec4f(part.x, max(widest.xy, widest.zw), 0.0)")};`
-      }
-    let value = ${measured && !isPair ? "met.x" : sum("part.x", "f32")}${drift && !near ? " + drift" : ""};
+    !mean ? measured && !v.inPlace ? `let met = ${max("widest")};` : "" : `let all_parts = ${sum("part")};
+    let value = all_parts.x${drift && !near ? ` + ${drift} * (all_parts.y / all_parts.z)` : ""};
+    ${measured ? `let met = ${max("widest")};` : ""}
     ${finish}`;
 
-  const labelTrusted = "given_label == IGNORED || (given_label < params.columns && ce >= 0.0 && ce <= 1e30)";
   return `${
     mean ? valueOfMean(way, code, near, branch, each) : valueOfLoop(way, code, near, branch, each, left, measured)
   }
-  ${
-    row.once(
-      `${v.crossEntropy ? "given_ce = ce;" : ""}
-    trusted = select(0u, 1u, finite && certain && value <= ${formula.bound ? "0.999 * params.bound" : "1e6"}${
-        v.crossEntropy ? ` && (${labelTrusted})` : ""
-      });`,
-    )
-  }
-  if (${row.value("trusted")} == 1u) {
+  if (finite && certain && value <= ${formula.bound ? "0.999 * params.bound" : "1e6"}${
+    v.crossEntropy ? " && (row_is & DOUBTFUL) == 0u" : ""
+  }) {
     ${SCALES}
     ${
     v.crossEntropy
       ? "let ce_slope = given[1].x * params.ce_factor * given[1].y; let ce_slope1 = ce_slope / totals.w;"
       : ""
   }
-    ${mean ? "part = vec4f(0.0);" : finish}
+    ${mean ? `part = vec4f(0.0); ${drift && !near ? drifting(code, branch) : ""}` : finish}
     ${widestFirst()}
     ${gradients()}
     ${labelColumn}
     ${ends()}
-    ${
-    !measured
-      ? "return;"
-      : v.inPlace
-      ? "return; }"
-      : `${ifWide(mean && !isPair ? "vec4f(met.yz, 0.0, 0.0)" : "met")} return; }`
-  }
+    ${!measured ? "return;" : v.inPlace ? "return; }" : `${ifWide("met")} return; }`}
   }`;
 }
 
 /**
  * The value if it is a mean of d. Near rows need a loop, which also finds by how much every d is off, because q − p must sum to 0. Far rows have it as the
- * difference of two logarithms; the first columns show by how much p·eᵈ exceeds q there, which is an error of the logarithm and of every d.
+ * difference of two logarithms.
  */
 function valueOfMean(
-  { formula, row }: Way,
-  { terms, both }: ColumnCode,
+  { formula }: Way,
+  { terms }: ColumnCode,
   near: boolean,
   branch: RowCode,
   each: Each,
-) {
+): string {
   return near
     ? `var ease = 0.0;
   part = vec4f(0.0);
@@ -411,14 +387,13 @@ function valueOfMean(
     : `let value = estimate;
   let of_mean = abs(mean_d) + abs(log_ratio);
   let certain = 50.0 * value >= of_mean && ${SHARP};
-  let sums = vec4f(value);
-  var drift_part = vec2f(0.0);
-  ${
-      branch.first(`${both()} let q4 = exp2(s4) * q_scale;
-    drift_part += vec2f(sum_of(exp2(s4 - log_ratio * ${LOG2E}) * p_scale - q4), sum_of(q4));`)
-    }
-  let drifts = ${branch.sum("drift_part", "vec2f")};
-  ${row.once(`drift = ${formula.drift} * (drifts.x / drifts.y);`)} // in memory, because registers are scarce`;
+  let sums = vec4f(value);`;
+}
+
+/** The first columns show by how much p·eᵈ exceeds q in a far row, which is an error of the logarithm and of every d. */
+function drifting({ both }: ColumnCode, branch: RowCode): string {
+  return branch.first(`${both()} let q4 = exp2(s4) * q_scale;
+    part += vec4f(0.0, sum_of(exp2(s4 - log_ratio * ${LOG2E}) * p_scale - q4), sum_of(q4), 0.0);`);
 }
 
 /** Otherwise it comes from a second loop, with each side's E h for the gradients. */

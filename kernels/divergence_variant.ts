@@ -83,4 +83,6 @@ export interface Way {
   writeTeacher: (gradient: string) => string;
   /** Code that writes the loss. */
   finish: string;
+  /** Code with which one thread puts what is needed late into workgroup memory. */
+  given: string;
 }

@@ -160,22 +160,19 @@ export interface RowCode {
    * shared with a neighbour not all are) and for each stream `NAME4` (vec4f), which is LOW outside of the row. Loops alternate between forward and backward,
    * because what was read last is in the cache. `kept` is the body for what registers keep, if it differs: it may replace a stream's values for the next
    * loop, with `kept_NAME = x`. If it is null, the loop reads the whole row from memory. With `finite` the body also sees `raw_NAME4`.
+   *
+   * With `seen`, the name of an f32 variable, the loop touches the vec4s after those that registers keep, 4 per thread, two turns before it needs them: then they
+   * are in the cache where it would wait for memory in every turn. The variable becomes the largest of what was touched, so that compilers keep the reads.
+   * forwardKl of 4096×32000 takes an H200 0.45 ms, 0.50 without it.
    */
-  each: (body: string, kept?: string | null) => string;
+  each: (body: string, kept?: string | null, seen?: string) => string;
   /** The first turn of a loop, or so many that they are 128 columns or all that registers keep. */
   first: (body: string) => string;
-  /**
-   * Reads ahead: touches the vec4s after those that registers keep, 4 per thread, so that they are in the cache when a loop, which waits for memory in every
-   * turn, needs them. jsd of 4096×32000 takes an H100 0.58 ms instead of 0.63. The body sees one NAME4 (f32) of each 32 bytes. Empty if registers keep nothing.
-   */
-  peek: (body: string) => string;
   /** Overwrites one column of an output, in the thread that wrote it before, with the f32 `x`, which may use names from `body`. */
   overwrite: (output: string, column: string, body: string, x: string) => string;
   /** The sum or maximum of an f32, vec2f or vec4f over the workgroup; every thread gets it. Not inside a branch. */
   sum: (x: string, type?: Meeting) => string;
   max: (x: string, type?: Meeting) => string;
-  /** For a vec4f, the sum of the first component and the maxima of the others, in one go: forwardKl of 4096×32000 took an H100 0.56 ms instead of 0.57. */
-  sumAndMost: (x: string) => string;
   /** Declares a variable that the workgroup shares. */
   shared: (name: string, type: string) => string;
   /** Code that writes shared variables, for one thread to run. What it writes can be read after a sum, a maximum, `wait` or `value`. */
@@ -197,18 +194,17 @@ const MEETINGS: Meeting[] = ["f32", "vec2f", "vec4f"];
  * may be a stream. `halves`: registers keep streams of f16 as vec4h; then no loop may replace them, and columns outside of the row read as −65504. `finite`: a
  * number below LEAST, such as −∞, reads as LEAST, and NaN may as well (some compilers make a maximum of a comparison), so that the first loop has to look for
  * NaN in `raw_NAME4`. Registers keep what was read until that loop replaces it. `extra`: names of further vec4f that they keep beside it, as `kept_NAME`, which a
- * loop writes and a later one reads. `loops` and `meetings` are the numbers of those that precede this code.
+ * loop writes and a later one reads. `loops` is the number of those that precede this code.
  */
 export function rowCode(
   plan: RowPlan,
   streams: Record<string, Element>,
   outputs: Record<string, Element>,
-  { finite = false, halves = false, extra = [], loops = 0, meetings = 0 }: {
+  { finite = false, halves = false, extra = [], loops = 0 }: {
     finite?: boolean;
     halves?: boolean;
     extra?: string[];
     loops?: number;
-    meetings?: number;
   } = {},
 ): RowCode {
   const { threads, quads, more, wide, subgroups, alone } = plan;
@@ -261,7 +257,7 @@ export function rowCode(
   // Each turn is inside a branch that is always taken: otherwise compilers mix the work of several turns and run out of registers. The last turn, which may
   // extend beyond the row, is a loop of one turn, so that its place takes no registers between loops: cross-entropy of 4096×32003 in f16 takes an H100 58
   // registers and 0.20 ms instead of 84 and 0.25. (Not for cross-entropy in f32, which with every option would take 0.47 ms instead of 0.43.)
-  const keeping = (body: string, floor = false, turns = held) =>
+  const keeping = (body: string, floor = false, turns = held, before: string[] = [], after: string[] = []) =>
     turns.map((q) => {
       const alone = (finite || halves) && !sure(q) && q === quads - 1;
       const when = sure(q)
@@ -269,13 +265,26 @@ export function rowCode(
         : alone
         ? `for (var turn = ${q}u; turn < ${steps}; turn++) `
         : "";
-      const kept = body.replaceAll(/\bkept_(\w+)/g, `$1_${q}`);
+      const kept = `${before[q] ?? ""} ${body.replaceAll(/\bkept_(\w+)/g, `$1_${q}`)} ${after[q] ?? ""}`;
       return `${when}{
     ${turn(alone ? "turn" : `${q}u`, sure(q), (name) => `vec4f(${name}_${q})`, kept, floor)}
   }`;
     }).join("\n  ");
-  const walk = (loop: number, body: string, kept: string | null = body) => {
-    const backward = loop % 2 === 1, keep = (kept: string) => keeping(kept, loop === 0);
+  // what the first two turns touch, one number in every 32 bytes, is used two turns later
+  const touching = (seen: string) => {
+    const last = `${wide ? "params.columns / 4u" : "inner"} - 1u`, before: string[] = [], after: string[] = [];
+    for (const [i, name] of [...names, ...names].entries()) {
+      const round = Math.floor(i / names.length), vectors = streams[name] === "f16" ? 4 : 2;
+      const at = `row_first + min(${(quads + vectors * round) * threads}u + ${vectors}u * lane, ${last})`;
+      const [from, to] = [round, round + 2].map((q) => Math.min(q, quads - 1));
+      before[from] = `${before[from] ?? ""} touched${i} = f32(${name}[${at}].x);`;
+      after[to] = `${after[to] ?? ""} ${seen} = max(${seen}, touched${i});`;
+    }
+    return { before, after, variables: numbers(2 * names.length).map((i) => `var touched${i} = 0.0;`).join(" ") };
+  };
+  const walk = (loop: number, body: string, kept: string | null = body, seen = "") => {
+    const backward = loop % 2 === 1, touches = seen !== "" && more && quads > 0 ? touching(seen) : null;
+    const keep = (kept: string) => keeping(kept, loop === 0, held, touches?.before, touches?.after);
     if (!more && kept !== null) return keep(kept);
     const first = kept === null ? 0 : quads;
     const step = (from: string, to: string, i = 0) =>
@@ -308,13 +317,15 @@ export function rowCode(
       ? [reread(`${first}u`, steps, false)]
       : [reread(`${first}u`, inside, true), reread(inside, steps, false)];
     const rest = (backward ? parts.reverse() : parts).join("\n  ");
-    return kept === null ? rest : backward ? `${rest}\n  ${keep(kept)}` : `${keep(kept)}\n  ${rest}`;
+    return kept === null
+      ? rest
+      : backward
+      ? `${rest}\n  ${keep(kept)}`
+      : `${touches?.variables ?? ""}\n  ${keep(kept)}\n  ${rest}`;
   };
-  const each = (body: string, kept?: string | null) => walk(loops++, body, kept);
-  // sums and maxima alternate between two regions of memory, so that one barrier each is enough
-  const meet = (kind: "sum" | "max" | "mixed") => (x: string, type: Meeting = "vec4f") =>
-    subgroups && !alone ? `all_${kind}_${type}(lane, ${x}, ${meetings++ % 2}u)` : `all_${kind}_${type}(lane, ${x})`;
-  const sum = meet("sum"), max = meet("max"), sumAndMost = meet("mixed");
+  const each = (body: string, kept?: string | null, seen?: string) => walk(loops++, body, kept, seen);
+  const meet = (kind: "sum" | "max") => (x: string, type: Meeting = "vec4f") => `all_${kind}_${type}(lane, ${x})`;
+  const sum = meet("sum"), max = meet("max");
   return {
     head: `const LOW = -3.40282346638528859812e38; // the least finite number
 const LEAST = -1e30;
@@ -340,7 +351,7 @@ ${ROW_FUNCTIONS}`,
       ).join("\n  ")
     }`,
     each,
-    fork: () => rowCode(plan, streams, outputs, { finite, halves, loops, meetings }),
+    fork: () => rowCode(plan, streams, outputs, { finite, halves, loops }),
     overwrite: (output, c, body, x) =>
       `{
     let home = row * params.columns + ${c};
@@ -351,23 +362,12 @@ ${ROW_FUNCTIONS}`,
       ${output}[home4][home % 4u] = ${outputs[output]}(${x});
     }
   }`,
-    peek: (body) =>
-      quads === 0 || !more ? "" : [0, 1].map((j) => {
-        const at = (name: string) => {
-          const vectors = streams[name] === "f16" ? 4 : 2; // in 32 bytes
-          return `${name}[row_first + min(${(quads + vectors * j) * threads}u + ${vectors}u * lane, ${
-            wide ? "params.columns / 4u" : "inner"
-          } - 1u)]`;
-        };
-        return `{ ${names.map((name) => `let ${name}4 = f32(${at(name)}.x);`).join(" ")} ${body} }`;
-      }).join("\n  "),
     first: (body) =>
       quads > 0
         ? keeping(body, false, held.slice(0, firsts))
         : `for (var turn = 0u; turn < ${firsts}u; turn++) { ${reading("turn", false, body)} }`,
     sum,
     max,
-    sumAndMost,
     // in a subgroup alone each thread has its own copy
     shared: (name, type) => `var<${alone ? "private" : "workgroup"}> ${name}: ${type};`,
     once: (write) => `${alone ? "" : "if (lane == 0u) "}{ ${write} }`,
@@ -459,43 +459,63 @@ const normaliseOnline: Normalise = (of, also, { each, sum, max }) =>
 function aloneMeetings(): string {
   const meeting = (kind: string, type: Meeting, operation: string) =>
     `fn all_${kind}_${type}(lane: u32, x: ${type}) -> ${type} { return ${operation}(x); }\n`;
-  return MIXED_OF_ALL + meeting("mixed", "vec4f", "mixed_of_all_") +
-    MEETINGS.map((type) => meeting("sum", type, "subgroupAdd") + meeting("max", type, "subgroupMax")).join("");
+  return MEETINGS.map((type) => meeting("sum", type, "subgroupAdd") + meeting("max", type, "subgroupMax")).join("");
 }
 
-/** Sums and maxima by subgroups: first within each, then over the results of all, in workgroup memory. */
+/**
+ * Sums and maxima by subgroups: first within each, then the first subgroup joins the results of all. Lanes that meet exchange the components that the other one
+ * keeps, so that a vec4f takes 6 shuffles instead of 20: with half as many meetings as before forwardKl of 16384×8192 takes an H200 0.40 ms instead of 0.42,
+ * distillation 0.42 instead of 0.46.
+ */
 function subgroupMeetings(threads: number): string {
-  const meeting = (
-    kind: string,
-    type: Meeting,
-    operation: string,
-    start: string,
-    join: (a: string, b: string) => string,
-  ) => `
-fn all_${kind}_${type}(lane: u32, x: ${type}, turn: u32) -> ${type} {
-  let own = ${operation}(x);
-  let region = turn * ${threads / 4}u;
-  if (subgroup_lane == 0u) { subgroup_results[region + lane / subgroup_size] = ${wider(type, "own")}; }
+  const most = threads / 4; // subgroups have at least 4 lanes
+  const meeting = (kind: string, type: Meeting, start: string, join: (a: string, b: string) => string) => {
+    const count = { f32: 1, vec2f: 2, vec4f: 4 }[type], x2 = count === 4 ? "x2" : "x";
+    const exchange = (low: string, high: string, lanes: number) =>
+      `let upper${lanes} = (subgroup_lane & ${lanes}u) != 0u;
+  ${lanes === 2 ? "let x2" : "own"} = ${
+        join(
+          `select(${low}, ${high}, upper${lanes})`,
+          `subgroupShuffleXor(select(${high}, ${low}, upper${lanes}), ${lanes}u)`,
+        )
+      };`;
+    const steps = [1, 2, 4, 8, 16, 32, 64].filter((d) => d >= count && d < threads).map((d) =>
+      `if (subgroup_size > ${d}u) { own = ${join("own", `subgroupShuffleXor(own, ${d}u)`)}; }`
+    );
+    return `
+fn own_${kind}_${type}(x: ${type}) -> f32 { // of the component with the lane's number, modulo ${count}
+  var own = 0.0;
+  ${count === 4 ? exchange("x.xy", "x.zw", 2) : ""}
+  ${count > 1 ? exchange(`${x2}.x`, `${x2}.y`, 1) : "own = x;"}
+  ${steps.join("\n  ")}
+  return own;
+}
+fn all_${kind}_${type}(lane: u32, x: ${type}) -> ${type} {
+  let own = own_${kind}_${type}(x);
+  if (subgroup_lane < ${count}u) { subgroup_results[${most}u * subgroup_lane + lane / subgroup_size] = own; }
   workgroupBarrier();
-  var part = ${type}(${start});
-  for (var i = subgroup_lane; i < max(1u, ${threads}u / subgroup_size); i += subgroup_size) { part = ${
-    join("part", `subgroup_results[region + i]${narrower(type)}`)
-  }; }
-  return ${operation}(part);
+  if (lane < subgroup_size) {
+    var part = ${type}(${start});
+    for (var i = lane; i < max(1u, ${threads}u / subgroup_size); i += subgroup_size) {
+      part = ${join("part", `${type}(${numbers(count).map((c) => `subgroup_results[${most * c}u + i]`).join(", ")})`)};
+    }
+    let all = own_${kind}_${type}(part);
+    if (lane < ${count}u) { meeting[lane] = all; }
+  }
+  let result = workgroupUniformLoad(&meeting);
+  return ${type}(${numbers(count).map((c) => `result[${c}]`).join(", ")});
 }`;
-  return `var<workgroup> subgroup_results: array<vec4f, ${threads / 2}>; // two regions, subgroups of at least 4
+  };
+  return `var<workgroup> subgroup_results: array<f32, ${threads}>;
+var<workgroup> meeting: array<f32, 4>;
 ${
     MEETINGS.map((type) =>
-      meeting("sum", type, "subgroupAdd", "0.0", (a, b) => `${a} + ${b}`) +
-      meeting("max", type, "subgroupMax", "LOW", (a, b) => `max(${a}, ${b})`)
+      meeting("sum", type, "0.0", (a, b) => `${a} + ${b}`) + meeting("max", type, "LOW", (a, b) => `max(${a}, ${b})`)
     ).join("")
   }
-${MIXED_OF_ALL}${meeting("mixed", "vec4f", "mixed_of_all_", "0.0, LOW, LOW, LOW", mixed)}
 `;
 }
 
-const MIXED_OF_ALL = "fn mixed_of_all_(x: vec4f) -> vec4f { return vec4f(subgroupAdd(x.x), subgroupMax(x.yzw)); }\n";
-const mixed = (a: string, b: string) => `mixed_(${a}, ${b})`;
 const wider = (type: Meeting, x: string) => ({ f32: `vec4f(${x})`, vec2f: `vec4f(${x}, ${x})`, vec4f: x })[type];
 const narrower = (type: Meeting) => ({ f32: ".x", vec2f: ".xy", vec4f: "" })[type];
 
@@ -520,12 +540,11 @@ fn all_${kind}_${type}(lane: u32, x: ${type}) -> ${type} {
 ${
     MEETINGS.map((type) => tree("sum", type, (a, b) => `${a} + ${b}`) + tree("max", type, (a, b) => `max(${a}, ${b})`))
       .join("")
-  }${tree("mixed", "vec4f", mixed)}`;
+  }`;
 }
 
 const ROW_FUNCTIONS = `
 fn sum_of(x: vec4f) -> f32 { return (x.x + x.y) + (x.z + x.w); }
-fn mixed_(a: vec4f, b: vec4f) -> vec4f { return vec4f(a.x + b.x, max(a.yzw, b.yzw)); }
 fn max_of(x: vec4f) -> f32 { return max(max(x.x, x.y), max(x.z, x.w)); }
 
 // A normaliser (m, r, n) of x/T, with k = 1/T, stands for eᵐᵏ·(r + n): m is the largest x, n counts the terms that equal the largest, and r is the sum of the
