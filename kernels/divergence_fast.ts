@@ -53,7 +53,7 @@ export function fast(way: Way): string {
   // what the label shows is the same for all threads, too, but a compiler that checks this can't see it behind other memory
   const finding = !v.crossEntropy ? `let row_is = ${nearOrFar};` : `${
     row.once(`let is_likely = ${likely};
-    let is_known = given_label == IGNORED || given_label < params.columns && (is_likely || ce >= 0.0 && ce <= 1e30);
+    let is_known = given_label == IGNORED || (given_label < params.columns && (is_likely || (ce >= 0.0 && ce <= 1e30)));
     findings = ${nearOrFar} | select(0u, LIKELY, is_likely) | select(DOUBTFUL, 0u, is_known);
     given_ce = ce;`)
   }
