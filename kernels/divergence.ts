@@ -134,7 +134,6 @@ const flip = ${v.flip}; // whether the student's side has the smaller weight in 
 ${row.shared("trusted", "u32")}
 const NEAR = 1u;
 const LIKELY = 2u;
-const DOUBTFUL = 4u;
 // values that are used late, kept here because registers are scarce (distillation of 4096×32000 took an H100 0.62 ms with them in registers, now 0.57): the
 // scales of the student's gradient, the teacher's gradient, the loss, and the row of the divergence
 ${row.shared("given", `array<vec4f, ${v.crossEntropy ? 2 : 1}>`)}

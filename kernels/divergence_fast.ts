@@ -53,8 +53,7 @@ export function fast(way: Way): string {
   // what the label shows is the same for all threads, too, but a compiler that checks this can't see it behind other memory
   const finding = !v.crossEntropy ? `let row_is = ${nearOrFar};` : `${
     row.once(`let is_likely = ${likely};
-    let is_known = given_label == IGNORED || (given_label < params.columns && (is_likely || (ce >= 0.0 && ce <= 1e30)));
-    findings = ${nearOrFar} | select(0u, LIKELY, is_likely) | select(DOUBTFUL, 0u, is_known);
+    findings = ${nearOrFar} | select(0u, LIKELY, is_likely);
     given_ce = ce;`)
   }
   let row_is = ${row.value("findings")};`;
@@ -346,9 +345,7 @@ function loopsOf(way: Way, code: ColumnCode, near: boolean): string {
   return `${
     mean ? valueOfMean(way, code, near, branch, each) : valueOfLoop(way, code, near, branch, each, left, measured)
   }
-  if (finite && certain && value <= ${formula.bound ? "0.999 * params.bound" : "1e6"}${
-    v.crossEntropy ? " && (row_is & DOUBTFUL) == 0u" : ""
-  }) {
+  if (finite && certain && value <= ${formula.bound ? "0.999 * params.bound" : "1e6"}) {
     ${SCALES}
     ${
     v.crossEntropy

@@ -17,6 +17,7 @@ import { overrides } from "../kernels/gpu/tuning.ts";
 import {
   assertSmall,
   deviations,
+  distillation as distillationReference,
   divergence as reference,
   DIVERGENCE_NAMES,
   type DivergenceNumbers,
@@ -387,6 +388,38 @@ Deno.test("divergences: a software driver gets no fma, which it rounds twice, ev
     await dispose();
   }
   assertEquals(uses, [true, false]);
+});
+
+Deno.test("distillation: many classes, and labels that are unlikely, likely, certain, impossible or ignored", async () => {
+  await init();
+  const V = 300, rows = 5, labels = [7, 8, 9, 10, -100], errors: [string, number, number][] = [];
+  for (const apart of [1, 0.01]) {
+    const teacher = normals(rows * V, 1, 3).map(Math.fround);
+    teacher[V + 8] = 14, teacher[2 * V + 9] = 30;
+    const student = normals(rows * V, apart, 4).map((x, i) => Math.fround(teacher[i] + x));
+    student[3 * V + 10] = teacher[3 * V + 10] = -Infinity;
+    for (
+      const [temperature, divergence] of [[1, "forwardKl"], [2, "reverseKl"], [3, "forwardKl"], [2, "jsd"]] as const
+    ) {
+      const o = { temperature, divergence, alpha: 0.9, reduction: "none" } as const;
+      const want = distillationReference(student, teacher, labels, V, o, [1, 1, 1, 1, 1]);
+      const s = tensor(student, [rows, V], { requiresGrad: true });
+      using _tape = new Tape();
+      const got = distillation(s, tensor(teacher, [rows, V]), labelsOf(labels), { ...o, returnParts: true });
+      got.loss.sum().backward();
+      const [loss, ce, gradient] = await Promise.all([got.loss, got.crossEntropy, s.grad!].map((x) => x.data()));
+      const what = `${divergence}, T = ${temperature}, ${apart} apart`;
+      assertEquals([ce[3], ce[4], loss[3]], [Infinity, 0, Infinity], what);
+      for (const row of [0, 1, 2]) {
+        const off = (a: number, b: number) => Math.abs(a / b - 1);
+        errors.push([`${what}, row ${row}: cross-entropy`, off(ce[row], want.crossEntropy[row]), 2e-6]);
+        // a KL just above that of near rows is the difference of larger sums
+        errors.push([`${what}, row ${row}: loss`, off(loss[row], want.loss[row]), 3 * VALUE]);
+      }
+      errors.push([`${what}: gradient`, rowError(gradient, want.dStudent, V), GRADIENT]);
+    }
+  }
+  assertSmall(errors);
 });
 
 Deno.test("distillation: an ignored row whose last class has no probability has cross-entropy 0, in few classes and many", async () => {
