@@ -37,7 +37,8 @@ export function careful({ v, formula, exact, student, teacher, writeStudent, wri
     ${firstNear}
     ${formula.sides ?? SIDES}
     let excess4 = excess_series4_(d4);
-    let diff4 = select(q4 - p4, p4 * (d4 + excess4), near4);`;
+    let odds4 = d4 + excess4; // eᵈ − 1
+    let diff4 = select(q4 - p4, p4 * odds4, near4);`;
   const weighed = (weight: string, x: string) => formula.bounded ? `${weight} * (${x})` : times(weight, x);
   const polynomialOr = (near: Near | string, name: string) =>
     typeof near === "string"

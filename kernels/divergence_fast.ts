@@ -111,10 +111,12 @@ function columnCode({ v, plan, formula, student, teacher }: Way) {
   const twoSides = (near: boolean) =>
     near
       ? `let e4 = exp2(b4);
-    let excess4 = select((e4 - 1.0) - d4, d4 * d4 * ${EXCESS}, abs(d4) < vec4f(0.35)); // eᵈ − 1 − d
+    let small4 = abs(d4) < vec4f(0.35);
+    let excess4 = select((e4 - 1.0) - d4, d4 * d4 * ${EXCESS}, small4); // eᵈ − 1 − d
+    let odds4 = select(e4 - 1.0, d4 + excess4, small4);
     let p4 = et4 * p_scale;
     let q4 = p4 * e4;
-    let diff4 = p4 * (d4 + excess4);`
+    let diff4 = p4 * odds4;`
       : `let q4 = es4 * q_scale;
     let p4 = et4 * p_scale;
     let diff4 = q4 - p4;`;

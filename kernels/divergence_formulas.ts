@@ -34,7 +34,7 @@ export interface Side {
   faded?: string;
 }
 
-/** One divergence, as WGSL of p4, q4, d4, excess4 (eᵈ − 1 − d, where |d| < 1), diff4 (q − p), beta and alpha = 1 − β. */
+/** One divergence, as WGSL of p4, q4, d4, odds4 and excess4 (eᵈ − 1 and eᵈ − 1 − d, where |d| < 1), diff4 (q − p), beta and alpha = 1 − β. */
 export interface Formula {
   value: string;
   /** The value for |d| < 1: as WGSL, or as a function of d and β whose result is multiplied by p. null: `value` holds there, too. */
@@ -156,7 +156,7 @@ export const FORMULAS: Record<DivergenceName | "halfJsd", Formula> = {
   },
   reverseKl: {
     value: `${times("q4", "d4")} - diff4`,
-    near: "p4 * (d4 * (d4 + excess4) - excess4)",
+    near: "p4 * (d4 * odds4 - excess4)",
     mean: "student",
     fast: "q4 * d4 - diff4",
     drift: "-1.0",

@@ -221,6 +221,22 @@ Deno.test("divergences: close rows, beside classes that have next to nothing on 
   assertSmall(errors);
 });
 
+Deno.test("KLs: close rows beside a class of which one side has next to nothing", async () => {
+  await init();
+  const V = 512, rows = 16, errors: [string, number, number][] = [];
+  const likely = normals(rows * V, 2, 118), other = normals(rows * V, 0.03, 119).map((x, i) => likely[i] + x);
+  for (let row = 0; row < rows; row++) likely[row * V + 3] = 4; // elsewhere |d| is 0.1, and here up to 20
+  const sides = [likely, other].map((x) => x.map(Math.fround));
+  for (const [student, teacher] of [sides, sides.toReversed()]) {
+    for (const name of ["forwardKl", "reverseKl"] as const) {
+      const o = { temperature: 0.5, reduction: "none" } as const, upstream = Array<number>(rows).fill(1);
+      const what = `${name}, ${student === sides[0] ? "student" : "teacher"} alone`;
+      errors.push(...await deviations({ what, name, student, teacher, V, o, upstream, value: 3e-6 }));
+    }
+  }
+  assertSmall(errors);
+});
+
 Deno.test("divergences: flat and peaked rows, from as good as equal to far apart", async () => {
   await init();
   const V = 131, rows = 4, ones = Array(rows).fill(1);
