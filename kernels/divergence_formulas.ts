@@ -54,7 +54,7 @@ export interface Formula {
   first?: string;
   firstNear?: string;
   /**
-   * `value` for rows that are not close, with finite numbers only; it may use b4 = d4/log 2, and odds4 in a mixture. Without it, the value is α·E_q h of the
+   * `value` for rows that are not close, with finite numbers only; it may use odds4 in a mixture. Without it, the value is α·E_q h of the
    * student plus β·E_p h of the teacher.
    */
   fast?: string;
