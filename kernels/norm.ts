@@ -43,16 +43,25 @@ const forwardKernel = variants((v: Variant) => {
       layer
         ? `var part = 0.0;
   ${each("part += sum_of(select(vec4f(0.0), x4, live4));")}
-  let mean = ${sum("part", "f32")} / width;`
-        : "let mean = 0.0;"
+  let about = ${sum("part", "f32")} / width;
+  var parts = vec2f(0.0); // the mean of x − about is what rounding has taken from the mean
+  ${each("let c4 = select(vec4f(0.0), x4 - about, live4); parts += vec2f(sum_of(c4), dot(c4, c4));")}
+  let means = ${sum("parts", "vec2f")} / width;
+  let rest = means.x;
+  let mean = about + rest;
+  let variance = max(means.y - rest * rest, 0.0);`
+        : `var part = 0.0;
+  ${each("let c4 = select(vec4f(0.0), x4, live4); part += dot(c4, c4);")}
+  let mean = 0.0;
+  let variance = ${sum("part", "f32")} / width;`
     }
-  var squares = 0.0;
-  ${each("let c4 = select(vec4f(0.0), x4 - mean, live4); squares += sum_of(c4 * c4);")}
-  let rstd = 1.0 / sqrt(${sum("squares", "f32")} / width + params.eps);
+  let rstd = 1.0 / sqrt(variance + params.eps);
   if (lane == 0u) { stats[2u * row] = mean; stats[2u * row + 1u] = rstd; }
   ${
       each(
-        `store_y(at4, live4, (x4 - mean) * rstd * weight_at(columns4)${layer ? " + bias_at(columns4)" : ""});`,
+        layer
+          ? "store_y(at4, live4, ((x4 - about) - rest) * rstd * weight_at(columns4) + bias_at(columns4));"
+          : "store_y(at4, live4, x4 * rstd * weight_at(columns4));",
       )
     }`,
   };

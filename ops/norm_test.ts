@@ -91,9 +91,9 @@ Deno.test("norm: gradients of parameters over several pieces of rows", async () 
 
 Deno.test("norm: far from 0", async () => {
   await init();
-  // 10⁴ ± 2: neighbouring f32 are 1e-3 apart there, so that the mean is known to half of that and y = (x − mean)/1.15 to 4e-4, twice with the
-  // roundings of the sum; a variance as E x² − (E x)² would be off by 10 (1e8·6e-8·…) and far outside
-  const limits = { offset: 1e4, value: 1e-3, gradient: 2e-3 };
+  // 10⁴ ± 2: neighbouring f32 are 1e-3 apart there. The values take the mean in two parts; the gradients in one, which is off by half of that: h = (x − mean)/1.15
+  // by 4e-4, twice with what it is multiplied by. A variance as E x² − (E x)² would be off by 10 (1e8·6e-8·…)
+  const limits = { offset: 1e4, gradient: 1e-3 };
   const wrong: string[] = [];
   for (const width of [8, 257, 1000]) wrong.push(...await complaints("layerNorm", 5, width, limits));
   // the square is no difference: nothing is lost
@@ -150,6 +150,9 @@ Deno.test("norm: a constant row, and no rows", async () => {
   using _scope = new Scope();
   const [weight, bias] = [tensor([1, 2, 3]), tensor([5, 6, 7])];
   assertEquals(await layerNorm(tensor([[4, 4, 4]]), weight, bias).array(), [[5, 6, 7]]);
+  const width = 768; // whose sum rounds: a mean that is off by 3e-5 (an ulp) would be divided by √eps = 3e-3
+  const y = await layerNorm(full([1, width], 1000.3), ones([width]), zeros([width])).data();
+  assert(y.every((v) => Math.abs(v) < 1e-6), `${y[0]}`);
   assertEquals(await rmsNorm(zeros([1, 3]), weight).array(), [[0, 0, 0]]);
   assertEquals(await layerNorm(zeros([0, 3]), weight, bias).array(), []);
 });
