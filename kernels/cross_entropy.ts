@@ -199,9 +199,8 @@ const kernel = variants(({ plan, ...v }: Variant & { plan: RowPlan }) => {
     ? `let masses = ${sum("mass_part", "vec2f")};
   let mass = masses.x + masses.y;`
     : `// a label that is not a class makes its row NaN: it came from the GPU, so the host could not check it
-  var nan_bits = 0x7fc00000u;
   let known = label < params.columns;
-  let poison = select(bitcast<f32>(nan_bits), 0.0, known);
+  let poison = select(nan_(), 0.0, known);
   let label_weight = given[1].y + poison;`;
 
   // slope and level of the gradient; for a label also those of its own column, and its loss
@@ -249,8 +248,7 @@ const kernel = variants(({ plan, ...v }: Variant & { plan: RowPlan }) => {
     : v.softcap
     ? `let spread_sum = -k * ${sum("spread", "f32")};`
     : `let spread_all = ${sum("spread", "vec2f")};
-  var infinity = 0x7f800000u;
-  let spread_sum = select(-spread_all.x * k, bitcast<f32>(infinity), spread_all.y > 0.0);`;
+  let spread_sum = select(-spread_all.x * k, infinity_(), spread_all.y > 0.0);`;
 
   // the label's column, overwritten by the thread that wrote it
   const labelColumn = soft || !v.gradient ? "" : `if (known${v.extras ? " && !ignored" : ""}) { ${
@@ -280,8 +278,7 @@ fn first_largest_(a: vec2f, b: vec2f) -> vec2f { // (value, column)
   let second = select(b.x > a.x || (is_nan_(b.x) && !is_nan_(a.x)), bitcast<u32>(b.y) < bitcast<u32>(a.y), alike);
   return select(a, b, second);
 }`;
-  const prediction = !v.extras ? "" : `var least = 0xff800000u;
-  var mine = vec2f(bitcast<f32>(least), bitcast<f32>(0xffffffu));
+  const prediction = !v.extras ? "" : `var mine = vec2f(-infinity_(), bitcast<f32>(0xffffffu));
   ${
     each(`for (var j = 0u; j < 4u; j++) {
       if (live4[j]) { mine = first_largest_(mine, vec2f(logits4[j], bitcast<f32>(columns4[j]))); }

@@ -83,8 +83,7 @@ const kernel = variants(({ plan, ...v }: Variant & { plan: RowPlan }) => {
     v.crossEntropy
       ? `let label = u32(labels[at]);
     // a label that is not a class makes its row NaN: it came from the GPU, so the host could not check it
-    var nan_bits = 0x7fc00000u;
-    let ce_scale = select(select(bitcast<f32>(nan_bits), select(1.0, kept_scale, is_mean), label < params.columns), 0.0, ignored);
+    let ce_scale = select(select(nan_(), select(1.0, kept_scale, is_mean), label < params.columns), 0.0, ignored);
     given[1] = vec4f(up, ce_scale, logits(row, min(label, params.columns - 1u)));
     given_label = select(label, IGNORED, ignored);`
       : ""

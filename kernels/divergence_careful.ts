@@ -75,8 +75,7 @@ export function careful({ v, formula, exact, student, teacher, writeStudent, wri
   if (${
     exact.max("nan_part", "f32")
   } > 0.0 || min(s_rest, t_rest) < -0.5) { // with a NaN, or without any class, the row is NaN
-    var nan = 0x7fc00000u;
-    ${exact.once("given[0] = vec4f(bitcast<f32>(nan));")}
+    ${exact.once("given[0] = vec4f(nan_());")}
   }`;
 
   // c of d = (student − teacher)/T − c is log_s − log_t, or, if that errs less, log(1 + Σ p·(eˣ − 1)) with x = (student − teacher)/T without the offset between

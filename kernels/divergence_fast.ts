@@ -239,10 +239,7 @@ function firstLoop({ v, formula, row, student, teacher, given }: Way, code: Colu
   var seen = 0.0;
   ${loop}
   // logits far above the first ones have lost digits: if too many, the sum is made infinite, which is not trusted
-  var infinity = 0x7f800000u;
-  if (max(part.x, part.y) > 1e9 || seen > 1e37 ${
-    isolated ? "|| isolated > 1e29" : ""
-  }) { part.x = bitcast<f32>(infinity); }
+  if (max(part.x, part.y) > 1e9 || seen > 1e37 ${isolated ? "|| isolated > 1e29" : ""}) { part.x = infinity_(); }
   let totals = ${row.sum("part")};
   ${v.crossEntropy ? "let label = given_label;" : ""}
   let q_scale = 1.0 / totals.x;

@@ -5,19 +5,18 @@
 import { type Element, numbers } from "./elementwise.ts";
 import { spans, variants } from "./gpu/kernel.ts";
 import type { Memory } from "./gpu/memory.ts";
-
-const NAN = "var nan_bits = 0x7fc00000u; let nan = bitcast<f32>(nan_bits);";
+import { NOT_FINITE } from "./math.ts";
 
 const embeddingKernel = variants((element: Element) => ({
   name: "embedding",
   buffers: { weight: `read ${element}`, index: "read i32", y: `write ${element}` },
   params: { size: "u32", width: "u32", rows: "u32" },
+  head: NOT_FINITE,
   main: `if (thread >= params.size) { return; }
-  ${NAN}
   let row = index[thread / params.width];
   let known = row >= 0 && u32(row) < params.rows;
   let x = f32(weight[u32(select(0, row, known)) * params.width + thread % params.width]);
-  y[thread] = ${element}(select(nan, x, known));`,
+  y[thread] = ${element}(select(nan_(), x, known));`,
 }));
 
 /** `count` indices into `rows` rows of `width` elements. */
@@ -139,14 +138,14 @@ const gatherKernel = variants((element: Element) => ({
   name: "gather",
   buffers: { x: `read ${element}`, index: "read i32", y: `write ${element}` },
   params: { size: "u32", length: "u32", taken: "u32", inner: "u32" },
+  head: NOT_FINITE,
   main: `if (thread >= params.size) { return; }
-  ${NAN}
   let k = index[thread];
   let known = k >= 0 && u32(k) < params.length;
   let outer = thread / (params.taken * params.inner);
   let value = x[(outer * params.length + u32(select(0, k, known))) * params.inner + thread % params.inner];
   y[thread] = ${
-    element.startsWith("f") ? `${element}(select(nan, f32(value), known))` : `select(${element}(0), value, known)`
+    element.startsWith("f") ? `${element}(select(nan_(), f32(value), known))` : `select(${element}(0), value, known)`
   };`,
 }));
 

@@ -87,11 +87,8 @@ fn log1p${s}_(x: ${F}) -> ${F} { return log_special${s}_(1.0 + x, x); }
 fn log_special${s}_(f: ${F}, x: ${F}) -> ${F} {
   let subnormal = f < ${F}(1.17549435e-38);
   let r = log_of_sum${s}_(select(f, f * 8388608.0, subnormal), x) - select(${F}(0.0), ${F}(15.942385), subnormal); // 23·log 2
-  var infinity = 0x7f800000u;
-  var nan = 0x7fc00000u;
-  let special = select(select(r, ${F}(bitcast<f32>(nan)), f < ${F}(0.0)), ${F}(-bitcast<f32>(infinity)), f == ${F}(0.0));
-  let bits = bitcast<${U}>(f);
-  return select(special, f, (bits == ${U}(infinity)) | ((bits & ${U}(0x7fffffffu)) > ${U}(infinity))); // NaN of both signs
+  let special = select(select(r, ${F}(nan_()), f < ${F}(0.0)), ${F}(-infinity_()), f == ${F}(0.0));
+  return select(special, f, (bitcast<${U}>(f) == ${U}(0x7f800000u)) | is_nan${s}_(f));
 }
 
 // exp x that keeps NaN, which the built-in one need not (in SwiftShader it is +∞)
@@ -128,8 +125,14 @@ fn softplus${s}_(x: ${F}) -> ${F} { return max(x, ${F}(0.0)) + log1p${s}_(exp${s
 `;
 }
 
+/** NaN and infinity, through variables, because as constants they do not compile. */
+export const NOT_FINITE = `
+fn nan_() -> f32 { var bits = 0x7fc00000u; return bitcast<f32>(bits); }
+fn infinity_() -> f32 { var bits = 0x7f800000u; return bitcast<f32>(bits); }
+`;
+
 /** The functions for `f32`. */
-export const MATH: string = functions(f32) + `
+export const MATH: string = NOT_FINITE + functions(f32) + `
 // max and min that keep NaN, which the built-in ones need not
 fn max_(a: f32, b: f32) -> f32 { return select(select(max(a, b), b, is_nan_(b)), a, is_nan_(a)); }
 fn min_(a: f32, b: f32) -> f32 { return select(select(min(a, b), b, is_nan_(b)), a, is_nan_(a)); }
@@ -202,9 +205,8 @@ fn sin_shifted_(x: f32, quarter: i32) -> f32 {
   var r = x - k * 1.5703125 - k * 4.837512969970703e-4 - k * 7.549789954891882e-8;
   if (abs(x) > 12000.0) {
     let turns = turns_(x);
-    var nan = 0x7fc00000u;
     k = turns.x;
-    r = select(turns.y, bitcast<f32>(nan), abs(x) > 3.4028234e38);
+    r = select(turns.y, nan_(), abs(x) > 3.4028234e38);
   }
   let z = r * r;
   let quadrant = i32(k) + quarter;
@@ -256,9 +258,8 @@ fn pow_(x: f32, y: f32) -> f32 {
     let half = i32(whole) >> 1u; // in two steps, as 2¹²⁸ is too large and 2⁻¹⁴⁹ too small for one
     magnitude = power * power_of_two_(half) * power_of_two_(i32(whole) - half);
   } else { magnitude = exp_(y * log_(a)); } // for 0, infinity and NaN
-  var nan = 0x7fc00000u;
   let signed = select(magnitude, -magnitude, odd && (bitcast<u32>(x) >> 31u) == 1u); // −0 has a sign too
-  return select(signed, bitcast<f32>(nan), x < 0.0 && floor(y) != y);
+  return select(signed, nan_(), x < 0.0 && x >= -3.4028234e38 && floor(y) != y);
 }
 `;
 

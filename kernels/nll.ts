@@ -2,6 +2,7 @@
 import type { Element } from "./elementwise.ts";
 import { type BufferType, variants } from "./gpu/kernel.ts";
 import type { Memory } from "./gpu/memory.ts";
+import { NOT_FINITE } from "./math.ts";
 import type { Upstream } from "./row.ts";
 
 /** Compile-time choices. */
@@ -24,14 +25,14 @@ const kernel = variants(({ element, weight, upstream, gradient }: Variant) => ({
     ...gradient ? { gradient: `write ${element}` as const } : {},
   },
   params: { rows: "u32", columns: "u32", ignoreIndex: "i32", mean: "u32", upstreamStride: "u32" },
+  head: NOT_FINITE,
   main: `let row = thread / params.columns;
   if (row >= params.rows) { return; }
   let column = thread % params.columns;
   let label = labels[row];
   let ignored = label == params.ignore_index;
   let known = label >= 0 && u32(label) < params.columns;
-  var nan_bits = 0x7fc00000u;
-  let poison = select(0.0, bitcast<f32>(nan_bits), !known && !ignored);
+  let poison = select(0.0, nan_(), !known && !ignored);
   let scale = select(1.0, select(0.0, 1.0 / counts[1], counts[1] != 0.0), params.mean == 1u);
   let w = select(0.0, ${weight ? "weight[select(0, label, known)]" : "1.0"} * scale, !ignored) + poison;
   if (column == 0u) {

@@ -39,8 +39,8 @@ const randomKernel = variants(({ kind, element }: { kind: Kind; element: Element
   const value = {
     // only bits that f16 holds exactly: 24 bits could round up to 1
     uniform: element === "f16" ? "f32(bits.x >> 21u) * 4.8828125e-4" : "unit_(bits.x)",
-    // Box–Muller; 1 − u is in (0, 1], so the logarithm is finite
-    normal: "sqrt(-2.0 * log(1.0 - unit_(bits.x))) * cos(6.283185307179586 * unit_(bits.y))",
+    // Box–Muller; 1 − u is in (0, 1], so the logarithm is finite; WGSL lets that of numbers near 1 come out above 0
+    normal: "sqrt(max(0.0, -2.0 * log(1.0 - unit_(bits.x)))) * cos(6.283185307179586 * unit_(bits.y))",
     // the high word of bits · count: uniform up to count / 2³²
     integer: "params.low + i32(wide_product_(bits.x, params.count).y)",
   }[kind];

@@ -28,8 +28,7 @@ const forwardKernel = variants(({ kind, element, plan }: Variant) => {
   ${begin}
   ${normalise([{ name: "row", value: "x4", k: "1.0" }])}
   // a NaN or an infinite maximum makes the row NaN, even if exp(NaN) is +∞ (in SwiftShader) and max ignores NaN
-  var nan = 0x7fc00000u;
-  let log_sum = select(log1p_(row_rest), bitcast<f32>(nan), is_nan_(row_rest) || max(row_rest, abs(row_max)) > 3.4028234e38);
+  let log_sum = select(log1p_(row_rest), nan_(), is_nan_(row_rest) || max(row_rest, abs(row_max)) > 3.4028234e38);
   ${
       each(
         `store_y(at4, live4, ${kind === "softmax" ? "exp4_(x4 - row_max - log_sum)" : "x4 - row_max - log_sum"});`,
@@ -52,7 +51,7 @@ const backwardKernel = variants(({ kind, element, plan }: Variant) => {
     params: { rows: "u32", columns: "u32" },
     workgroup: plan.threads,
     subgroups: plan.subgroups,
-    head: MATH4 + head,
+    head: MATH + MATH4 + head,
     main: `let row = group;
   if (row >= params.rows) { return; }
   ${begin}

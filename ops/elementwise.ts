@@ -215,12 +215,12 @@ export const silu: (x: Tensor) => Tensor = unary(
 export const softplus: (x: Tensor) => Tensor = unary("softplus", "softplus_(a)", "c * sigmoid_(a)");
 
 const geluExact = unary("gelu", ACTIVATIONS.gelu.value, `c * (${ACTIVATIONS.gelu.slope})`);
-// ½x(1 + tanh u), u = √(2/π)(x + 0.044715x³)
-const U = "0.79788456080 * (a + 0.044715 * a * a * a)";
+// ½(1 + tanh u) = σ(2u), which keeps its digits in the tail; 2u = √(8/π)(x + 0.044715x³). Beyond ±20, where squares might overflow, the slope is 0 or 1
+const U = "1.5957691216 * (a + 0.044715 * a * a * a)";
 const geluTanh = unary(
   "gelu",
-  `0.5 * a * (1.0 + tanh_(${U}))`,
-  `c * (0.5 * (1.0 + tanh_(${U})) + 0.5 * a * sech_squared_(${U}) * 0.79788456080 * (1.0 + 0.134145 * a * a))`,
+  `a * sigmoid_(${U})`,
+  `c * select(sigmoid_(${U}) * (1.0 + a * sigmoid_(-${U}) * 1.5957691216 * (1.0 + 0.134145 * a * a)), f32(a > 0.0), abs(a) > 20.0)`,
 );
 
 /**
@@ -269,7 +269,7 @@ export function clamp(x: Tensor, options: ClampOptions): Tensor {
   }
   const { min = -Infinity, max = Infinity } = options;
   for (const [name, bound] of Object.entries({ min, max })) {
-    if (bound !== Infinity && bound !== -Infinity) checkNumber("clamp", name, bound);
+    checkNumber("clamp", name, bound, { infinite: true });
   }
   return clamped(x, [asStored(x, min), asStored(x, max)]);
 }
@@ -438,7 +438,7 @@ export const div: (a: Operand, b: Operand) => Tensor = arithmetic(
 const power = unary("pow", "pow_(a, s0)", "select(c * s0 * pow_(a, s0 - 1.0), 0.0, s0 == 0.0)");
 
 /**
- * a to the power b (NaN for a negative base unless b is an integer), elementwise with broadcasting; either may be a number. Gradients: dA = dY·b·aᵇ⁻¹
+ * a to the power b (NaN for a finite negative base unless b is an integer), elementwise with broadcasting; either may be a number. Gradients: dA = dY·b·aᵇ⁻¹
  * (0 where b = 0), dB = dY·aᵇ·ln a (0 where a = 0 and b ≥ 0); for a broadcast operand, summed over it. Throws a TypeError for two numbers, tensors of different
  * dtypes or of integers, and shapes that do not broadcast. Source: `torch.pow`.
  *
@@ -513,8 +513,9 @@ export const minimum: (a: Operand, b: Operand) => Tensor = arithmetic(
 
 /**
  * `a` where `condition` is not 0, else `b`, with broadcasting; `condition` has any dtype and gets no gradient. Gradients: dA = dY where `condition` is not 0,
- * else 0; dB = dY − dA; for a broadcast operand, summed over it. Integers, as labels are, keep every bit and get no gradient. Throws a TypeError for an
- * argument that is not a tensor, for `a` and `b` of different dtypes, and for shapes that do not broadcast. Source: `torch.where`.
+ * else 0; dB = dY − dA; for a broadcast operand, summed over it. Integers, as labels are, keep every bit and get no gradient. `a` or `b` may be a number.
+ * Throws a TypeError for a `condition` that is not a tensor, for two numbers, for `a` and `b` of different dtypes, and for shapes that do not broadcast, a
+ * RangeError for a number that an integer dtype cannot hold. Source: `torch.where`.
  *
  * @example
  * ```ts
