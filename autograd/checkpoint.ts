@@ -59,7 +59,7 @@ export function checkpoint(fn: (...inputs: Tensor[]) => Tensor, ...inputs: Tenso
       // an input that was closed since is still saved; a view takes its place
       const again = inputs.map((x, i) => {
         if (!x.closed) return x;
-        const view = x.view(x.shape, "checkpoint");
+        const view = x.sameMemory(x.shape, "checkpoint");
         view.record = records[i];
         view.requiresGrad = records[i] !== null;
         return view;

@@ -90,6 +90,9 @@ export async function gradcheck(
     const data = await read(), weights = weighting(data.length);
     return Array.from(data).reduce((sum, y, i) => sum + y * weights[i], 0); // in float64, so that the sum adds no error
   };
+  if (!Object.is(await lossAt(-1, 0, 0), await lossAt(-1, 0, 0))) {
+    throw new Error("gradcheck: fn must return the same each time, so without dropout or new random numbers");
+  }
   const errors: number[] = [];
   for (let i = 0; i < inputs.length; i++) {
     const numeric = new Float64Array(inputs[i].size);

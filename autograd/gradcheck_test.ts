@@ -1,5 +1,5 @@
 import { assert, assertEquals, assertRejects } from "@std/assert";
-import { checkpoint, gradcheck, init, noGrad, record, stats, type Tensor, tensor } from "@limbeck/limbeck";
+import { checkpoint, gradcheck, init, noGrad, randn, record, stats, type Tensor, tensor } from "@limbeck/limbeck";
 
 /** x·y, with a factor on the gradient by y. */
 function product(x: Tensor, y: Tensor, wrong: number): Tensor {
@@ -88,6 +88,8 @@ Deno.test("gradcheck: what it throws", async () => {
   await assertRejects(() => check(5, [x]), TypeError, "gradcheck: fn must be a function, got 5");
   await assertRejects(() => check(f, x), TypeError, "gradcheck: inputs must be an array of tensors, got a Tensor");
   await assertRejects(() => check(() => 5, [x]), TypeError, "gradcheck: what fn returns must be a Tensor, got 5");
+  const noisy = (x: Tensor) => x.mul(randn([1]));
+  await assertRejects(() => gradcheck(noisy, [tensor([1])]), Error, "gradcheck: fn must return the same each time");
 });
 
 Deno.test("gradcheck: finds a gradient whose elements are in the wrong order", async () => {

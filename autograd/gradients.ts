@@ -52,7 +52,7 @@ function freeHome(leaf: Tensor): Memory | null {
 
 /** total + gradient as a tensor that no scope owns; in place if nobody else uses the total. `isOwn`: nobody else needs the gradient. */
 export function added(total: Tensor | null, gradient: Tensor, isOwn: boolean): Tensor {
-  if (total === null) return (isOwn ? gradient : gradient.view(gradient.shape, "backward")).keep();
+  if (total === null) return (isOwn ? gradient : gradient.sameMemory(gradient.shape, "backward")).keep();
   let sum = total;
   if (total.storage.owners > 1) {
     sum = copyOf(total).keep();
@@ -91,7 +91,7 @@ export function addToLeaf(leaf: Tensor, gradient: Tensor, isOwn: boolean, isFree
   } else {
     // a copy if others use it (another leaf, dOutput, a view, the rule), so that in-place changes affect only this leaf
     const isOurs = (isOwn || isFreed) && storage.owners === 1 && !storage.isUnit;
-    leaf.grad = !isOurs ? copyOf(gradient) : isOwn ? gradient : gradient.view(leaf.shape, "backward");
+    leaf.grad = !isOurs ? copyOf(gradient) : isOwn ? gradient : gradient.sameMemory(leaf.shape, "backward");
   }
 }
 

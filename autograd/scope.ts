@@ -18,7 +18,8 @@ export function innermost(): Scope | null {
  * Owns the tensors that are made while it is open, and frees them when it closes. Results that an open tape records belong to the tape instead.
  * `tensor.keep()` takes a tensor out.
  *
- * Closing a scope also closes those opened after it, and never throws. When a device ends, the scopes that were opened on it close.
+ * Closing a scope also closes those opened after it, and never throws: two functions that await with scopes open may close each other's. When a device ends,
+ * the scopes that were opened on it close.
  *
  * @example
  * ```ts
@@ -41,6 +42,8 @@ export class Scope implements Disposable {
   #owned: Owned[] = [];
   #most = 1024;
   #closed = false;
+  /** Whether an older scope closes it. */
+  #isInner = false;
   /** Its device, with which it closes: otherwise it would own tensors of the next device, and closing it would close scopes that were opened there. */
   readonly #gpu: Gpu | null = openGpu();
 
@@ -74,11 +77,15 @@ export class Scope implements Disposable {
   /** Closes the scope and all opened after it. */
   [Symbol.dispose](): void {
     if (this.#closed) return;
-    while (open.at(-1) !== this) open.at(-1)![Symbol.dispose]();
+    for (let inner = open.at(-1)!; inner !== this; inner = open.at(-1)!) {
+      inner.#isInner = true;
+      inner[Symbol.dispose]();
+    }
     open.pop();
     this.#closed = true;
+    const reason = this.#isInner ? `${this.kind}, which an older scope closed` : this.kind;
     // the last one first: the pool can take it back without moving others
-    for (const owned of this.#owned.reverse()) if (owned.owner === this) owned.closeWith(this.kind);
+    for (const owned of this.#owned.reverse()) if (owned.owner === this) owned.closeWith(reason);
     this.#owned = [];
   }
 

@@ -21,6 +21,7 @@ Deno.test("scope: closing one closes those opened after it, and never throws", a
   const first = new Scope(), second = new Scope(), tape = new Tape(), third = new Scope();
   const x = tensor([1]);
   first.close();
+  assertThrows(() => x.add(1), TypeError, "was closed with its scope, which an older scope closed; keep() it");
   assert(first.closed && second.closed && tape.closed && third.closed && x.closed);
   for (const scope of [third, tape, second, first]) scope.close();
   using _tape = new Tape(); // the closed tape is no longer open

@@ -178,7 +178,7 @@ export class Tape extends Scope {
   walk(last: Record, dOutput: Tensor): void {
     // a copy if it may share memory with a leaf's gradient, which changes during the walk
     const isAlone = dOutput.owner instanceof Scope && dOutput.storage.owners === 1;
-    last.gradient = (isAlone ? dOutput.view(dOutput.shape, "backward") : copyOf(dOutput)).keep();
+    last.gradient = (isAlone ? dOutput.sameMemory(dOutput.shape, "backward") : copyOf(dOutput)).keep();
     const { lent } = Tensor;
     try {
       gathered(() => this.#walkBack(last, 0));
@@ -206,7 +206,7 @@ export class Tape extends Scope {
       output = fn();
       const last = output.record as Record | null;
       if (!last || last.index < first) return; // nothing in it needs a gradient
-      last.gradient = dOutput.view(dOutput.shape, "checkpoint").keep();
+      last.gradient = dOutput.sameMemory(dOutput.shape, "checkpoint").keep();
       recording = false;
       this.#walkBack(last, first);
     } finally {
@@ -259,7 +259,7 @@ export class Tape extends Scope {
     for (let i = 0; i < wants.length; i++) {
       const input = spec.inputs[i], gradient = gradients[i];
       if (!wants[i] || !gradient) continue;
-      const isLast = !isAwaited(gradients, i), isOwn = isLast && gradient.owner === scope;
+      const isLast = !isSharedLater(gradients, i), isOwn = isLast && gradient.owner === scope;
       const target = record.sources[i];
       if (target) {
         if (target.spec === null) throw gone(target);
@@ -292,7 +292,7 @@ export class Tape extends Scope {
 }
 
 /** Whether the gradient of input `i` is also that of a later input: it must not change before that one has it. */
-function isAwaited(gradients: readonly (Tensor | null)[], i: number): boolean {
+function isSharedLater(gradients: readonly (Tensor | null)[], i: number): boolean {
   const { storage } = gradients[i]!;
   for (let j = i + 1; j < gradients.length; j++) if (gradients[j]?.storage === storage) return true;
   return false;

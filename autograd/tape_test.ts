@@ -40,7 +40,7 @@ Deno.test("tape: what recorded ops made dies with it", async () => {
   y.sum().backward();
   tape.close();
   assert(tape.closed && y.closed && free.closed);
-  assertThrows(() => y.add(1), Error, "was closed; keep() it if it must live longer");
+  assertThrows(() => y.add(1), Error, "was closed with its tape; keep() it if it must live longer");
   await assertMessage(() => y.data(), "data: this tensor of shape [2] was closed with its tape; keep() it");
   assertEquals(await kept.array(), [3, 6]);
   assertEquals(await x.grad!.array(), [2, 2]); // .grad belongs to the leaf
@@ -313,7 +313,7 @@ Deno.test("tape: a gradient that is set by hand is its leaf's, not the scope's i
   assertThrows(
     () => x.grad = last,
     TypeError,
-    "grad: the value (shape [2]) was closed; keep() it if it must live longer",
+    "grad: the value (shape [2]) was closed by dispose(); keep() it if it must live longer",
   );
   x.grad = x; // leads to itself
   x.dispose();

@@ -139,10 +139,10 @@ export class Tensor implements Disposable {
   }
 
   /**
-   * Another tensor over the same storage, with the same number of elements.
+   * Another tensor over the same storage, with the same number of elements and no history (`reshape` has one).
    * @internal
    */
-  view(shape: readonly number[], op: string): Tensor {
+  sameMemory(shape: readonly number[], op: string): Tensor {
     checkDimensions(op, shape);
     return Tensor.owned(this.storage.retain(), shape, this.dtype, op);
   }
@@ -158,10 +158,15 @@ export class Tensor implements Disposable {
   }
 
   #closedError(op: string): TypeError {
-    const shape = this.shape.join(", ");
-    return new TypeError(
-      `${op}: this tensor of shape [${shape}] was closed ${this.#closedBy}; keep() it if it must live longer`,
-    );
+    return new TypeError(`${op}: this tensor of shape [${this.shape.join(", ")}] ${this.howClosed}`);
+  }
+
+  /**
+   * What closed the tensor, for messages.
+   * @internal
+   */
+  get howClosed(): string {
+    return `was closed ${this.#closedBy}; keep() it if it must live longer`;
   }
 
   /** The memory on the GPU, for your own kernels. Throws a TypeError if the tensor was closed or is on another device. */
@@ -201,6 +206,9 @@ export class Tensor implements Disposable {
     if (on && !isFloat(this.dtype)) {
       throw new TypeError(`requiresGrad: only f32 and f16 tensors can require a gradient, got dtype ${this.dtype}`);
     }
+    if (!on && this.record !== null) {
+      throw new TypeError("requiresGrad: only leaves can be frozen, not the result of a recorded op; detach() it");
+    }
     this.#requiresGrad = on;
   }
 
@@ -221,7 +229,7 @@ export class Tensor implements Disposable {
       if (this.closed) throw this.#closedError("grad"); // nobody would free it
       checkTensor("grad", "the value", given, [this.dtype], this.shape);
     }
-    if (given?.owner instanceof Tensor) given = given.view(given.shape, "grad"); // so that each leaf can free its own
+    if (given?.owner instanceof Tensor) given = given.sameMemory(given.shape, "grad"); // so that each leaf can free its own
     if (this.#grad?.owner === this) this.#grad.dispose();
     this.#grad = given;
     if (given && given !== this && (given.owner !== null || given.forgotten)) { // unless keep() was called on it
@@ -311,7 +319,7 @@ export class Tensor implements Disposable {
   detach(): Tensor {
     if (!this.isReadable) throw this.#closedError("detach");
     this.memory; // throws if it is on another device
-    return this.view(this.shape, "detach");
+    return this.sameMemory(this.shape, "detach");
   }
 
   /** The elements as a typed array. Waits until the GPU has computed them. */
@@ -510,7 +518,7 @@ export function checkTensor(
   if (!x.isUsable) {
     const which = `${op}: ${name} (shape [${x.shape.join(", ")}])`;
     if (x.isReadable) throw new TypeError(`${which} is on a device that was disposed or lost`);
-    throw new TypeError(`${which} was closed; keep() it if it must live longer`);
+    throw new TypeError(`${which} ${x.howClosed}`);
   }
   if (shape) checkShape(op, name, x, shape);
 }

@@ -167,6 +167,11 @@ Deno.test("tensor: what the console shows", async () => {
 Deno.test("tensor: what is set by hand must fit", async () => {
   await init();
   using _scope = new Scope();
+  {
+    using _tape = new Tape();
+    const y = tensor([1], { requiresGrad: true }).mul(2);
+    assertThrows(() => y.requiresGrad = false, TypeError, "only leaves can be frozen");
+  }
   // deno-lint-ignore no-explicit-any
   const x = tensor([1, 2], { requiresGrad: true }) as any, whole = tensor(new Int32Array(2)) as any;
   const set = (value: unknown) => () => x.grad = value;

@@ -29,7 +29,7 @@ import { fill, random } from "./random.ts";
 export async function init(options: InitOptions = {}): Promise<GpuInfo> {
   return await open(options, async () => {
     const { info } = gpu(), { autotune = false } = options;
-    info.tuning = autotune === true ? remembered() ?? await tune() : autotune || null;
+    info.tuning = autotune === true ? stored() ?? await tune() : autotune || null;
   });
 }
 
@@ -41,7 +41,7 @@ const place = () => {
 };
 
 /** What was measured for this adapter before, if `localStorage` has it. */
-function remembered(): Tuning | null {
+function stored(): Tuning | null {
   try {
     const tuning = JSON.parse(localStorage.getItem(place())!);
     checkTuning("autotune", tuning);
@@ -51,7 +51,7 @@ function remembered(): Tuning | null {
   }
 }
 
-function remember(tuning: Tuning): Tuning {
+function store(tuning: Tuning): Tuning {
   try {
     localStorage.setItem(place(), JSON.stringify(tuning));
   } catch {
@@ -94,7 +94,7 @@ async function tune(): Promise<Tuning | null> {
     const two = await tuneRows((columns) =>
       divergenceRows("jsd", "f32", "f32", ofTwo, { ...numbers(columns), ...factors })
     );
-    return remember({ rows: { one, two }, tiles: await tuneTiles([student, teacher, dStudent], size) });
+    return store({ rows: { one, two }, tiles: await tuneTiles([student, teacher, dStudent], size) });
   } finally {
     info.tuning = null;
     overrides.tile = overrides.pieces = null;

@@ -11,8 +11,11 @@ export function describe(value: unknown, depth = 0): string {
   const nameOf = (x: unknown) => (x as { name?: unknown } | null | undefined)?.name; // of any type
   if (typeof value === "function") return `the function ${String(nameOf(value) || "(anonymous)")}`;
   if (typeof value === "object" && value !== null) {
-    const name = nameOf(value.constructor);
-    return typeof name === "string" ? `${/^[AEIO]/.test(name) ? "an" : "a"} ${name}` : "an object without a class";
+    const name = nameOf(value.constructor),
+      size = ArrayBuffer.isView(value) && "length" in value ? ` of ${value.length}` : "";
+    return typeof name === "string"
+      ? `${/^[AEIO]/.test(name) ? "an" : "a"} ${name}${size}`
+      : "an object without a class";
   }
   return typeof value === "bigint" ? `${value}n` : String(value);
 }
@@ -67,18 +70,21 @@ export interface Range {
   above?: number;
   below?: number;
   integer?: boolean;
+  /** Whether it may be infinite. */
+  infinite?: boolean;
 }
 
-/** Throws unless `value` is a finite number inside `range`: a TypeError if it is not a number, else a RangeError. */
+/** Throws unless `value` is a number inside `range`, and finite unless that says otherwise: a TypeError if it is not a number, else a RangeError. */
 export function checkNumber(op: string, name: string, value: unknown, range: Range = {}): void {
-  const { min, max, above, below, integer } = range;
+  const { min, max, above, below, integer, infinite } = range;
   if (typeof value !== "number") throw new TypeError(`${op}: ${name} must be a number, got ${describe(value)}`);
-  const inside = Number.isFinite(value) && (min === undefined || value >= min) && (max === undefined || value <= max) &&
+  const held = infinite ? !Number.isNaN(value) : Number.isFinite(value);
+  const inside = held && (min === undefined || value >= min) && (max === undefined || value <= max) &&
     (above === undefined || value > above) && (below === undefined || value < below) &&
     (!integer || Number.isInteger(value));
   if (inside) return;
   const wanted = [
-    integer ? "an integer" : "a finite number",
+    integer ? "an integer" : infinite ? "a number" : "a finite number",
     min !== undefined ? `at least ${min}` : "",
     above !== undefined ? `above ${above}` : "",
     max !== undefined ? `at most ${max}` : "",

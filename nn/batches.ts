@@ -74,7 +74,9 @@ export function batches<K extends string>(
     if (!isRecord(column)) throw new TypeError(`batches: ${name} must be a column, got ${describe(column)}`);
     if (!Object.values(ARRAYS).some((array) => column.data instanceof array)) {
       throw new TypeError(
-        `batches: ${name}.data must be a typed array that a tensor takes, got ${describe(column.data)}`,
+        `batches: ${name}.data must be a Float32Array, Float16Array, Int32Array or Uint32Array, got ${
+          describe(column.data)
+        }`,
       );
     }
     checkShapeArgument(`batches: ${name}`, column.shape);

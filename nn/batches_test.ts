@@ -114,7 +114,11 @@ Deno.test("batches: what it throws", async () => {
   assertThrows(wrong(null), TypeError, "batches: columns must be an object of columns, got null");
   assertThrows(wrong({ x, size: x }), RangeError, "batches: no column can be named size");
   assertThrows(wrong({ x: 5 }), TypeError, "batches: x must be a column, got 5");
-  assertThrows(wrong({ x: { data: new Float64Array(1), shape: [1] } }), TypeError, "batches: x.data must be a typed");
+  assertThrows(
+    wrong({ x: { data: new Float64Array(1), shape: [1] } }),
+    TypeError,
+    "batches: x.data must be a Float32Array, Float16Array, Int32Array or Uint32Array, got a Float64Array of 1",
+  );
   assertThrows(
     wrong({ x: { data: new Float32Array(2), shape: [-1, -2] } }),
     RangeError,

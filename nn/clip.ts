@@ -27,7 +27,7 @@ import { checkIterable } from "./optim.ts";
  */
 export function clipGradNorm(params: Iterable<Tensor>, maxNorm: number): Tensor {
   checkIterable("clipGradNorm", params);
-  if (maxNorm !== Infinity) checkNumber("clipGradNorm", "maxNorm", maxNorm, { min: 0 });
+  checkNumber("clipGradNorm", "maxNorm", maxNorm, { min: 0, infinite: true });
   const gradients: Tensor[] = [];
   for (const [i, x] of [...params].entries()) {
     checkTensor("clipGradNorm", `params[${i}]`, x);

@@ -187,7 +187,7 @@ Deno.test("generate: what it throws", async () => {
       [new Int32Array(1), new Int32Array(2)],
       { length: 1 },
       TypeError,
-      "prompts must be Int32Arrays of one length",
+      "prompts must be Int32Arrays of one length of at least 1, got [an Int32Array of 1, an Int32Array of 2]",
     ],
     [gpt, [[1, 2]], { length: 1 }, TypeError, "prompts must be Int32Arrays"],
     [gpt, undefined, { length: 1 }, TypeError, "prompts must be Int32Arrays"],

@@ -10,8 +10,12 @@ const snake = (name: string) => name.replace(/(?<=[a-z0-9][A-Z]*)[A-Z]/g, (c) =>
 
 /**
  * The base class of everything with parameters and a `forward`. A float tensor in a property is a parameter, an integer tensor a buffer, which is only saved; a
- * module, or an array of modules, in a property is a child. Tensors elsewhere (in arrays, a Map, a private field such as `#mask`) are neither: nothing trains,
- * saves or frees them. State names are PyTorch's: `outProj.weight` is saved as `out_proj.weight`, and `A_log` unchanged.
+ * module in a property is a child. The same holds for tensors and modules in an array or a plain object in a property. Those elsewhere (deeper, in a Map, in a
+ * private field such as `#mask`) are neither: nothing trains, saves or frees them, and `eval()` does not reach them. State names are PyTorch's:
+ * `outProj.weight` is saved as `out_proj.weight`, `A_log` unchanged, `blocks[0].bias` as `blocks.0.bias`, `heads.A.bias` as it is.
+ *
+ * `w.requiresGrad = false` freezes a parameter, `model.parameters().forEach((w) => w.requiresGrad = false)` a model. `training` is what `train()` and `eval()`
+ * have set.
  *
  * Parameters belong to the module, not to a scope: `dispose()` frees them. The layers of this package take care of that. Your own tensors need `keep()` if a
  * tape or a scope (`noGrad` opens one) may be open when the module is made: `scale = ones([1], { requiresGrad: true }).keep()`. So does a tensor that
@@ -52,13 +56,18 @@ export abstract class Module {
   /** The module's function. */
   abstract forward(x: Tensor): Tensor;
 
+  /** What this module's properties hold, also in arrays and plain objects, by name. */
+  #held(): [string, unknown][] {
+    return Object.entries(this).flatMap(([key, value]): [string, unknown][] => {
+      const name = snake(key);
+      if (!Array.isArray(value) && !isRecord(value)) return [[name, value]];
+      return Object.entries(value).map(([inner, x]) => [`${name}.${inner}`, x]);
+    });
+  }
+
   /** The modules in this module's properties, by name. */
   children(): [string, Module][] {
-    return Object.entries(this).flatMap(([key, value]): [string, Module][] => {
-      if (value instanceof Module) return [[snake(key), value]];
-      if (!Array.isArray(value)) return [];
-      return value.flatMap((x, i): [string, Module][] => x instanceof Module ? [[`${snake(key)}.${i}`, x]] : []);
-    });
+    return this.#held().filter((entry): entry is [string, Module] => entry[1] instanceof Module);
   }
 
   /** Every parameter with its name; the module's own come before those of children. A shared one is listed once, under its first name. */
@@ -79,9 +88,9 @@ export abstract class Module {
     const walk = (module: Module, prefix: string) => {
       if (around.has(module)) return; // a child that refers back to its parent
       around.add(module);
-      for (const [key, value] of Object.entries(module)) {
+      for (const [key, value] of module.#held()) {
         if (!(value instanceof Tensor)) continue;
-        const name = prefix + snake(key);
+        const name = prefix + key;
         if ((found.get(name) ?? value) !== value) {
           throw new RangeError(`${this.constructor.name}: two parameters have the state name ${name}; rename one`);
         }
@@ -125,10 +134,13 @@ export abstract class Module {
 
   /**
    * Copies tensors into the parameters and buffers of the same names; floats are converted to the dtype of the parameter. A shared one may be given under any
-   * of its names; the last one counts. Throws a RangeError that names what is missing or unexpected (unless `strict` is false), and a TypeError for a wrong
-   * shape or dtype; then nothing has been copied.
+   * of its names; the last one counts. Throws a RangeError that names what is missing or unexpected (unless `strict` is false, which returns these names), and a
+   * TypeError for a wrong shape or dtype; then nothing has been copied.
    */
-  loadStateDict(state: Record<string, Tensor>, options: { strict?: boolean } = {}): void {
+  loadStateDict(
+    state: Record<string, Tensor>,
+    options: { strict?: boolean } = {},
+  ): { missing: string[]; unexpected: string[] } {
     checkOptions("loadStateDict", options, ["strict"]);
     const { strict = true } = options;
     checkBoolean("loadStateDict", "strict", strict);
@@ -154,6 +166,7 @@ export abstract class Module {
         assign(x, from.dtype === x.dtype ? from : mapped("loadStateDict", "a", [from], x.shape, [], x.dtype));
       }
     });
+    return { missing, unexpected };
   }
 
   /** Frees the parameters, their gradients and the buffers. */

@@ -36,6 +36,26 @@ Deno.test("module: names are PyTorch's", async () => {
   sequential.dispose();
 });
 
+Deno.test("module: arrays and plain objects hold children and parameters", async () => {
+  await init();
+  class Branches extends nn.Module {
+    heads: Record<string, nn.Module> = { a: new nn.Linear(2, 1), B: new nn.Dropout(0.5) };
+    gates: Tensor[] = [tensor([1], { requiresGrad: true }).keep()];
+    sizes = { width: 2 };
+    override forward(x: Tensor): Tensor {
+      return this.heads.a.forward(this.heads.B.forward(x)).mul(this.gates[0]);
+    }
+  }
+  const live = stats().liveTensors, model = new Branches();
+  assertEquals(model.namedParameters().map(([name]) => name), ["gates.0", "heads.a.weight", "heads.a.bias"]);
+  assertEquals(model.eval().children().map(([name, { training }]) => [name, training]), [["heads.a", false], [
+    "heads.B",
+    false,
+  ]]);
+  model.dispose();
+  assertEquals(stats().liveTensors, live);
+});
+
 Deno.test("module: names of PyTorch's that are no camelCase stay as they are", async () => {
   await init();
   class Mixer extends nn.Module {
@@ -191,6 +211,8 @@ Deno.test("module: a state dict that does not fit copies nothing", async () => {
   assertThrows(() => model.loadStateDict(missing), Error, "loadStateDict: missing 1.bias; unexpected nothing");
   const unexpected = { ...good(), "2.weight": tensor([1]) };
   assertThrows(() => model.loadStateDict(unexpected), Error, "loadStateDict: missing nothing; unexpected 2.weight");
+  const renamed = { a: tensor([1]) }, missed = ["0.weight", "0.bias", "1.weight", "1.bias"];
+  assertEquals(model.loadStateDict(renamed, { strict: false }), { missing: missed, unexpected: ["a"] });
   const misshapen = { ...good(), "1.bias": tensor([1, 2]) }; // the last one, behind good ones
   assertThrows(() => model.loadStateDict(misshapen), TypeError, "loadStateDict: 1.bias must have shape [1], got [2]");
   const integers = { ...good(), "1.bias": tensor(new Int32Array(1)) };

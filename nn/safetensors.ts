@@ -2,6 +2,7 @@
 import { describe, isRecord } from "../kernels/check.ts";
 import { sizeOf } from "../kernels/elementwise.ts";
 import { gpu } from "../kernels/gpu/gpu.ts";
+import { tooLarge } from "../kernels/gpu/memory.ts";
 import { innermost } from "../autograd/scope.ts";
 import { ARRAYS, BYTES, type DType, DTYPES, type TypedArray } from "../autograd/storage.ts";
 import { checkTensor, type Tensor } from "../autograd/tensor.ts";
@@ -122,13 +123,7 @@ function checkHoldable(op: string, source: Source, entries: [string, Entry][]): 
     const bytes = sizeOf(shape) * (dtype === "F16" ? 2 : 4), of = `${describe(name)} of ${source.name}`;
     checkShapeArgument(`${op}: ${of}`, shape);
     if (dtype === "F16" && !f16) throw new TypeError(`${op}: ${of} is F16, and this adapter has no shader-f16`);
-    if (bytes > most) {
-      throw new RangeError(
-        `${op}: ${of} (shape [${
-          shape.join(", ")
-        }]) needs ${bytes} bytes, more than this adapter binds at once (maxStorageBufferBindingSize ${most}); split it by rows`,
-      );
-    }
+    if (bytes > most) throw tooLarge(`${op}: ${of}`, bytes, shape, most);
   }
 }
 

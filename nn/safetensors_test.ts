@@ -238,17 +238,17 @@ Deno.test("safetensors: nothing but the header is read of a file that is refused
       Deno.truncateSync(path, head.length + bytes); // takes no room on the disk
     };
     const refused = async (message: string) => {
-      const before = [stats().liveBytes, Deno.memoryUsage().rss], started = performance.now();
+      const before = [stats().liveBytes, Deno.memoryUsage().rss];
       await assertRejects(() => loadSafetensors(path), RangeError, message);
       assertEquals(stats().liveBytes, before[0]);
-      assert(Deno.memoryUsage().rss - before[1] < 2 ** 28 && performance.now() - started < 1000, "it was read whole");
+      assert(Deno.memoryUsage().rss - before[1] < 2 ** 28, "it was read whole");
     };
     const large = { dtype: "F32", shape: [2 ** 20, 2 ** 10], data_offsets: [0, 2 ** 32] };
     sparse({ a: large }, 2 ** 33);
     await refused("nothing names its bytes 4294967296 to 8589934592");
     if (most < 2 ** 32) {
       sparse({ a: large }, 2 ** 32);
-      await refused(`"a" of "${path}" (shape [1048576, 1024]) needs 4294967296 bytes, more than this adapter binds`);
+      await refused(`"a" of "${path}": 4294967296 bytes (shape [1048576, 1024]) are more than this adapter binds`);
     }
     sparse("", 2 ** 32, 2n ** 31n);
     await refused("its header has 2147483648 bytes, more than 100000000");

@@ -25,7 +25,8 @@ export interface AttentionOptions {
 /**
  * softmax(scale·q·kᵀ + mask)·v over the last two dimensions: q [..., T, D], k and v [..., S, D], equal leading dimensions → [..., T, D]. D up to 128.
  *
- * The T×S weights are never stored: tiles of them are computed when needed, and again in the backward pass. A query that sees no key gives 0.
+ * The T×S weights are never stored: tiles of them are computed when needed, and again in the backward pass. A query that sees no key gives 0;
+ * a score of −3.4e38 or below, as from a mask of the least finite numbers, counts as not seen.
  * Gradients, with W the weights and δ = Σ dO·O by row: dV = Wᵀ·dO, dS = W∘(dO·vᵀ − δ), dQ = scale·dS·k, dK = scale·dSᵀ·q. Throws a TypeError for wrong
  * shapes, a RangeError for wrong values, for D > 128, and on software adapters for more keys or queries than their loops reach (thousands).
  *
@@ -67,12 +68,12 @@ export function scaledDotProductAttention(q: Tensor, k: Tensor, v: Tensor, optio
           `${op}: mask must broadcast to [${wanted.join(", ")}], got shape [${mask.shape.join(", ")}]`,
         );
       }
-      using own = mask.view(shape, op);
+      using own = mask.sameMemory(shape, op);
       // not recorded: debug mode would report the −∞
       scores = mask.dtype === "i32"
         ? mapped(op, "select(log_(0.0), 0.0, a != 0.0)", [own], wanted, [], "f32")
         : shape.join() === wanted.join()
-        ? own.view(wanted, op)
+        ? own.sameMemory(wanted, op)
         : mapped(op, "a", [own], wanted);
       maskStride = shared ? 0 : queries * keys;
     }

@@ -2,9 +2,10 @@
 import { checkBoolean, checkNumber, checkOptions, describe } from "../kernels/check.ts";
 import { sizeOf } from "../kernels/elementwise.ts";
 import { gpu } from "../kernels/gpu/gpu.ts";
+import { tooLarge } from "../kernels/gpu/memory.ts";
 import { fill, random } from "../kernels/random.ts";
 import { nextRandom } from "../autograd/random.ts";
-import { ARRAYS, type DType, DTYPES, isFloat, Storage, type TypedArray } from "../autograd/storage.ts";
+import { ARRAYS, BYTES, type DType, DTYPES, isFloat, Storage, type TypedArray } from "../autograd/storage.ts";
 import { checkDimensions, MOST_DIMENSIONS, type NestedArray, Tensor } from "../autograd/tensor.ts";
 
 /** Options of all functions that make tensors. */
@@ -76,8 +77,9 @@ function flatten(values: unknown, shape: number[], depth: number, out: number[])
 /**
  * A tensor from a number, a flat or nested array, or a typed array (Float32Array → f32, Float16Array → f16, Int32Array → i32, Uint32Array → u32).
  *
- * The shape is that of the nesting by default: `tensor(values, shape, options)` or `tensor(values, options)`. Throws a TypeError for ragged values or
- * a count that does not fit the shape.
+ * The shape is that of the nesting by default: `tensor(values, shape, options)` or `tensor(values, options)`. Integer dtypes cut off fractions. Throws a
+ * TypeError for ragged values or a count that does not fit the shape, a RangeError for a value that an integer dtype cannot hold and for more than
+ * 12 dimensions. Source: `torch.tensor`.
  *
  * @example
  * ```ts
@@ -196,6 +198,7 @@ export function filled(
   value: number,
   options: TensorOptions,
 ): Tensor {
+  checkShapeArgument(op, shape); // before the options, of which the second size of `zeros(2, 3)` is none
   checkTensorOptions(op, options);
   if (options.dtype === "i32") checkNumber(op, name, value, { integer: true, min: -(2 ** 31), below: 2 ** 31 });
   if (options.dtype === "u32") checkNumber(op, name, value, { integer: true, min: 0, below: 2 ** 32 });
@@ -256,7 +259,7 @@ export function arange(start: number, end?: number, step = 1, options: TensorOpt
     throw new RangeError(`arange: step must lead from ${from} to ${to}, got ${step}`);
   }
   checkNumber("arange", "the number of elements", count, { below: 2 ** 31 });
-  checkBindable("arange", [count]);
+  checkBindable("arange", [count], options);
   const { dtype = "f32" } = options, values = new ARRAYS[dtype](count), last = from + (count - 1) * step;
   for (let i = 0; i < count; i++) values[i] = from + i * step;
   if (count > 0) checkHeld("arange", [from, last], ARRAYS[dtype].of(from, last), dtype);
@@ -264,15 +267,10 @@ export function arange(start: number, end?: number, step = 1, options: TensorOpt
 }
 
 /** Throws, before the host allocates anything, if the device cannot hold the tensor. */
-function checkBindable(op: string, shape: readonly number[]): void {
+function checkBindable(op: string, shape: readonly number[], { dtype = "f32" }: TensorOptions): void {
   checkShapeArgument(op, shape);
-  const most = gpu().info.limits.maxStorageBufferBindingSize, bytes = 4 * sizeOf(shape);
-  if (bytes <= most) return;
-  throw new RangeError(
-    `${op}: ${bytes} bytes (shape [${
-      shape.join(", ")
-    }]) are more than this adapter binds at once (maxStorageBufferBindingSize ${most})`,
-  );
+  const most = gpu().info.limits.maxStorageBufferBindingSize, bytes = BYTES[dtype] * sizeOf(shape);
+  if (bytes > most) throw tooLarge(op, bytes, shape, most);
 }
 
 /**
@@ -289,7 +287,7 @@ function checkBindable(op: string, shape: readonly number[]): void {
 export function eye(n: number, options: TensorOptions = {}): Tensor {
   checkNumber("eye", "n", n, { integer: true, min: 0, below: 2 ** 31 });
   checkTensorOptions("eye", options);
-  checkBindable("eye", [n, n]);
+  checkBindable("eye", [n, n], options);
   const values = new Float32Array(n * n);
   for (let i = 0; i < n; i++) values[i * (n + 1)] = 1;
   return uploaded("eye", values, [n, n], options);

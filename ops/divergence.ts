@@ -91,16 +91,16 @@ export function resolveDivergence(
   o: { beta?: number; alpha?: number; normalize?: boolean },
 ): { kernel: DivergenceName; beta: number; factor: number } {
   const { beta = 0.5, alpha = 0.1, normalize = false } = o;
+  checkNumber(op, "beta", beta, { min: 0, max: 1 });
+  checkNumber(op, op === "distillation" ? "skewAlpha" : "alpha", alpha, { min: 0, max: 1 });
   checkBoolean(op, "normalize", normalize);
   if (name === "jsd") {
-    checkNumber(op, "beta", beta, { min: 0, max: 1 });
     // for such a β, J/β equals forward KL in f32, which could not hold 1/β
     if (beta === 0 || normalize && beta < 1e-30) return { kernel: "forwardKl", beta: 0, factor: 1 };
     if (beta === 1) return { kernel: "reverseKl", beta, factor: 1 };
     return { kernel: "jsd", beta, factor: normalize ? 1 / (beta * (1 - beta)) : 1 };
   }
   if (name === "skewForwardKl" || name === "skewReverseKl") {
-    checkNumber(op, op === "distillation" ? "skewAlpha" : "alpha", alpha, { min: 0, max: 1 });
     const forward = name === "skewForwardKl";
     if (alpha === 0) return { kernel: forward ? "forwardKl" : "reverseKl", beta: 0, factor: 1 };
     return { kernel: name, beta: forward ? alpha : 1 - alpha, factor: 1 };

@@ -37,8 +37,8 @@ export function dropout(x: Tensor, options: DropoutOptions = {}): Tensor {
   checkBoolean("dropout", "training", training);
   checkTensor("dropout", "x", x);
   if (!chosen(training) || p === 0) { // a view, so that the result can be disposed of separately from x, as usual
-    const y = x.view(x.shape, "dropout");
-    return record({ op: "dropout", inputs: [x], output: y, backward: (dY) => [dY.view(x.shape, "dropout")] });
+    const y = x.sameMemory(x.shape, "dropout");
+    return record({ op: "dropout", inputs: [x], output: y, backward: (dY) => [dY.sameMemory(x.shape, "dropout")] });
   }
   return composed("dropout", () => {
     const { state, op, done } = nextRandom();

@@ -130,6 +130,6 @@ export function gather(x: Tensor, dim: number, index: Tensor): Tensor {
 export function oneHot(index: Tensor, classes: number): Tensor {
   checkTensor("oneHot", "index", index, ["i32", "u32"]);
   checkNumber("oneHot", "classes", classes, { integer: true, min: 1, max: 2 ** 24 });
-  using numbers = arange(classes), column = index.view([...index.shape, 1], "oneHot");
+  using numbers = arange(classes), column = index.sameMemory([...index.shape, 1], "oneHot");
   return mapped("oneHot", "select(0.0, 1.0, a == b)", [column, numbers], [...index.shape, classes], [], "f32");
 }

@@ -360,7 +360,7 @@ function entropyOfRows(log: Tensor): Tensor {
     output: y,
     saved: [log, y],
     backward: (dY) => {
-      const [h, d] = [y, dY].map((x) => x.view([...x.shape, 1], "entropy"));
+      const [h, d] = [y, dY].map((x) => x.sameMemory([...x.shape, 1], "entropy"));
       const slope = "select(-exp(a) * (a + b) * c, 0.0, exp(a) == 0.0)";
       return [mapped("entropy backward", slope, [log, h, d], log.shape)];
     },

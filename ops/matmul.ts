@@ -268,7 +268,9 @@ function layered(x: Tensor, layers: readonly Layer[], residual?: Tensor): Tensor
         multiplied(...products);
         gradients[at] = dWeight;
         if (dBias) {
-          gradients[at + 1] = dWeight && ins > 0 ? dBias : sumTo(dZ.view([rows, outs], "linear"), [outs], () => dBias);
+          gradients[at + 1] = dWeight && ins > 0
+            ? dBias
+            : sumTo(dZ.sameMemory([rows, outs], "linear"), [outs], () => dBias);
         }
         if (!dX) break;
         dZ = dX;

@@ -79,6 +79,7 @@ function norm(
  * ```
  */
 export function layerNorm(x: Tensor, weight: Tensor, bias: Tensor, options: NormOptions = {}): Tensor {
+  checkTensor("layerNorm", "weight", weight);
   checkTensor("layerNorm", "bias", bias);
   return composed("layerNorm", () => norm("layerNorm", x, weight, bias, options));
 }

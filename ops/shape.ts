@@ -38,8 +38,8 @@ export function reshape(x: Tensor, shape: readonly number[]): Tensor {
       `reshape: shape ${describe(shape)} does not hold the ${x.size} elements of [${x.shape.join(", ")}]`,
     );
   }
-  const y = x.view(wanted, "reshape");
-  return record({ op: "reshape", inputs: [x], output: y, backward: (dY) => [dY.view(x.shape, "reshape")] });
+  const y = x.sameMemory(wanted, "reshape");
+  return record({ op: "reshape", inputs: [x], output: y, backward: (dY) => [dY.sameMemory(x.shape, "reshape")] });
 }
 
 /**

@@ -372,7 +372,7 @@ row("optim.step", (d) => [d.options({ every: count(d, 5), gamma: d.number([0.5],
 
 /** Marked @internal, abstract, or (dispose) the end of the run. */
 export const INTERNAL: string[] = [
-  "dispose Scope.adopt Tape.add Tape.walk Tape.walkAgain Tensor.view Tensor.closeWith Tensor.save Tensor.unsave Tensor.empty",
+  "dispose Scope.adopt Tape.add Tape.walk Tape.walkAgain Tensor.sameMemory Tensor.closeWith Tensor.save Tensor.unsave Tensor.empty",
   "Tensor.owned Tensor.leaveScope nn.TransformerBlock.forwardCached optim.Optimizer.checkState",
   ...Object.keys(OPTIMIZERS).map((name) => `optim.${name}.settings`),
 ].flatMap((names) => names.split(" ")).concat("new Tensor", "new nn.Module", "new optim.Optimizer");

@@ -82,7 +82,6 @@ function lossOptions(args: Case["args"]): Case["args"] {
   };
   const options = Object.fromEntries(Object.entries(args).map(([k, v]) => [renamed[k] ?? k, v]));
   if (options.reduction === "batchmean") options.reduction = "mean";
-  delete options.delta; // how far the rows of a `close` case are apart
   delete options.labels; // whether there are labels: they are among the inputs
   return options;
 }

@@ -105,9 +105,7 @@ export function checkInitOptions(options: InitOptions): void {
   if (features !== undefined && !(Array.isArray(features) && features.every((f) => typeof f === "string"))) {
     throw new TypeError(`init: features must be an array of strings, got ${describe(features)}`);
   }
-  if (memoryLimit !== undefined && memoryLimit !== Infinity) {
-    checkNumber("init", "memoryLimit", memoryLimit, { above: 0 });
-  }
+  if (memoryLimit !== undefined) checkNumber("init", "memoryLimit", memoryLimit, { above: 0, infinite: true });
   if (debug !== undefined) checkBoolean("init", "debug", debug);
   if (autotune === undefined || typeof autotune === "boolean") return;
   if (isRecord(autotune)) checkTuning("init: autotune", autotune);

@@ -40,13 +40,13 @@ export const namesOf: (kernel: Kernel) => { buffers: string[]; params: string[] 
 export const runLaunch = ({ kernel, params, workgroups }: Launch, memories: Record<string, Memory | null>): void =>
   kernel.runInOrder(inOrder(namesOf(kernel).buffers, memories), params, workgroups);
 
-/** Names and numbers that determine a launch: those at one place have one type, or there is none. 0 and −0 are the same. */
+/** Names and numbers that determine a launch. At each position all keys have the same type, or nothing. 0 and −0 are the same. */
 export type Key = readonly (string | number | boolean | null | undefined)[];
 
 /**
- * A cache of what `make` returned for a key. First the key is compared with the one that came after the last one before: a repeated step finds each by one
- * comparison. With strings of the compile-time choices instead, for all but products, the step of a small GPT takes the host 0.63 ms instead of 0.55, 82
- * elementwise ops and sums 0.50 instead of 0.42. The cache is cleared beyond 4,000 and when the device or the tuning changes; overrides bypass it.
+ * A cache of what `make` returned for a key. The key is first compared with the one that followed the previous key last time, so that in a repeated step one
+ * comparison finds each. If each key were a string of the compile-time choices instead (except for products), the step of a small GPT would take the host
+ * 0.63 ms instead of 0.55, 82 elementwise ops and sums 0.50 instead of 0.42. The cache is cleared beyond 4,000 and when the device or the tuning changes; overrides bypass it.
  */
 export function remembered<T>(): (key: Key, make: () => T) => T {
   interface Kept {

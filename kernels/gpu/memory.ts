@@ -137,6 +137,14 @@ function hold(counters: Counters, bytes: number): void {
 export const ofShape = (bytes: number, shape?: readonly number[] | null): string =>
   `${bytes} bytes${shape ? ` (shape [${shape.join(", ")}])` : ""}`;
 
+/** The error of an op with more bytes than the adapter binds at once. */
+export const tooLarge = (op: string, bytes: number, shape: readonly number[] | undefined, most: number): RangeError =>
+  new RangeError(
+    `${op}: ${
+      ofShape(bytes, shape)
+    } are more than this adapter binds at once (maxStorageBufferBindingSize ${most}); split it by rows`,
+  );
+
 const STORAGE = 0x80 | 0x4 | 0x8; // GPUBufferUsage.STORAGE | COPY_SRC | COPY_DST; the global is missing in some runtimes
 
 /** The most bytes of one binding, in whole vec4s, which is how kernels read them: of an H100's 2 GiB − 4 the last three numbers would belong to no vec4. */
@@ -173,10 +181,7 @@ export class Pool {
   /** Memory of at least `bytes` bytes. `op` and `shape` are for messages. */
   take(bytes: number, op = "tensor", shape?: readonly number[], purpose = ""): Memory {
     const binding = this.#binding;
-    if (!(bytes <= binding)) {
-      const limit = `this adapter binds at once (maxStorageBufferBindingSize ${binding})`;
-      throw new RangeError(`${op}: ${ofShape(bytes, shape)} are more than ${limit}; split it by rows`);
-    }
+    if (!(bytes <= binding)) throw tooLarge(op, bytes, shape, binding);
     const rounded = Math.min(sizeClass(bytes), binding);
     const list = this.#lists.of(purpose, rounded);
     let memory = list.free.pop();

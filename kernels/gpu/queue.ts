@@ -30,8 +30,9 @@ interface Entry {
 
 // Dispatches after which a batch is submitted. With fewer, the submits cost more on every adapter measured; with more, the GPU starts late.
 const SUBMIT_AFTER = 250;
-// The same at the end of a step: few after a read, when the GPU has nothing to do, then twice as many each time. With as few every time an MLP's step of 10
-// dispatches takes an H100's host 0.19 ms instead of 0.17, with as many the GPU waits for the first 50 steps of a loss alone.
+// At the end of a step fewer are enough: SUBMIT_FIRST after a read, when the GPU is idle, then twice as many after each submit, up to SUBMIT_MOST. With
+// SUBMIT_FIRST throughout, an MLP's step of 10 dispatches takes an H100's host a tenth more; with SUBMIT_MOST throughout, the GPU is idle during the first 50
+// steps of a loss alone.
 const SUBMIT_FIRST = 40, SUBMIT_MOST = 160;
 const MOST_ENTRIES = 8192;
 const PARAMS_BYTES = 256; // the strictest offset alignment there is
