@@ -121,7 +121,7 @@ const kernel = variants(({ plan, ...v }: Variant & { plan: RowPlan }) => {
     halves: inHalves(v),
   });
 
-  // First the code that loop bodies have for four columns: x4, where x = k·x4, their weights w4, and t' as t4. With a softcap x4 is y = tanh u and k is the
+  // First the code that loop bodies have for four columns: x4, where x = k·x4, their weights w4, and w·t' as wt4. With a softcap x4 is y = tanh u and k is the
   // cap. Registers that keep the whole row keep y: 4096×32000 took an H100 0.39 ms, 0.49 when the tanh was computed twice
   const capped = v.softcap && plan.quads > 0 && !plan.more && !v.extras && !v.inPlace;
   const capping = "let u4 = logits4 * params.to_cap; let x4 = tanh4_(u4);",
@@ -133,10 +133,8 @@ const kernel = variants(({ plan, ...v }: Variant & { plan: RowPlan }) => {
   const w = weighted
     ? `let w4 = ${plan.wide ? "weight_at(columns4)" : "select(vec4f(0.0), weight_at(columns4), live4)"};`
     : ones;
-  // w·t' is also split into a multiple of 2⁻¹⁰, whose sums are exact, and the rest, so that the sum over all classes but one keeps its digits
   const t =
-    `let t4 = select(vec4f(0.0), (1.0 - params.smoothing) * probability4 + params.smoothing / f32(params.columns), live4);
-    let wt4 = w4 * t4; let coarse4 = floor(wt4 * 1024.0) * 0.0009765625; let fine4 = wt4 - coarse4;`;
+    `let wt4 = w4 * select(vec4f(0.0), (1.0 - params.smoothing) * probability4 + params.smoothing / f32(params.columns), live4);`;
   // What four columns add to −Σ w·t'·(m − x) or −Σ w·(m − x). A logit of −∞, impossible with a softcap, adds 0 and is counted separately if it has a weight,
   // so that 0·∞ is 0
   const spread = (w: string) =>
@@ -148,10 +146,7 @@ const kernel = variants(({ plan, ...v }: Variant & { plan: RowPlan }) => {
     ${
       soft
         ? `var over4 = mass * prob4 - wt4;
-    if (max_of(prob4) > 0.5) { // for a row's only likely class prob − 1 is computed without cancellation
-      let others4 = (masses.x - coarse4) + (masses.y - fine4);
-      over4 = select(over4, others4 + mass * expm1_series4_((x4 - m) * k - log_sum), prob4 > vec4f(0.5));
-    }
+    if (max_of(prob4) > 0.5) { over4 = select(over4, vec4f(others - mass * x_rest / (1.0 + x_rest)), x4 == vec4f(m)); }
     let g4 = level * over4 + slope * prob4;`
         : `let g4 = slope * prob4 - level${weighted ? " * w4" : ""};`
     }
@@ -192,12 +187,20 @@ const kernel = variants(({ plan, ...v }: Variant & { plan: RowPlan }) => {
       k: "k",
       becomes: capped ? squashed : undefined,
     }],
-    (soft ? `{ ${w} ${t} mass_part += vec2f(sum_of(coarse4), sum_of(fine4)); }` : "") +
+    (soft ? `{ ${w} ${t} mass_part += sum_of(wt4); }` : "") +
       (capped ? "steep = max(steep, max_of(select(vec4f(0.0), abs(x4), live4)));" : ""),
   );
+  // for a row's only likely class, mass·prob − w·t' is the sum over all others, without cancellation
+  const likeliest = () =>
+    `var others = 0.0;
+  if (x_rest < 1.0) { // its probability, 1/(1 + x_rest), is above ½
+    var others_part = 0.0;
+    ${each(`${x} ${w} ${t} others_part += sum_of(select(wt4, vec4f(0.0), x4 == vec4f(m)));`)}
+    others = ${sum("others_part", "f32")};
+  }`;
   const labelOrMass = soft
-    ? `let masses = ${sum("mass_part", "vec2f")};
-  let mass = masses.x + masses.y;`
+    ? `let mass = ${sum("mass_part", "f32")};
+  ${!v.gradient ? "" : likeliest()}`
     : `// a label that is not a class makes its row NaN: it came from the GPU, so the host could not check it
   let known = label < params.columns;
   let poison = select(nan_(), 0.0, known);
@@ -358,7 +361,7 @@ fn capped(logit: f32) -> f32 {
       once(`let up = select(1.0, upstream[at * params.upstream_stride], params.scaled == 1u);
     ${scales}`)
     }
-  ${soft ? "var mass_part = vec2f(0.0);" : ""}
+  ${soft ? "var mass_part = 0.0;" : ""}
   ${capped ? "var steep = 0.0;" : ""}
   ${touched ? `let touched = ${touched};` : ""}
   var spread = ${v.softcap ? "0.0" : "vec2f(0.0)"};

@@ -29,10 +29,13 @@ export function careful({ v, formula, exact, student, teacher, writeStudent, wri
   const { first = "", firstNear = "" } = formula;
 
   // First the code that loop bodies have for four columns
+  const fixed = formula.mean === undefined;
+  const distance = (fix: string) =>
+    `let dead4 = max(student4, teacher4) < vec4f(-1e38);
+    let d4 = select((apart4_(student4, teacher4, shift) * k - c)${fix}, vec4f(0.0), dead4);
+    let near4 = abs(d4) < vec4f(1.0);`;
   const terms = `
-    let dead4 = max(student4, teacher4) < vec4f(-1e38);
-    let d4 = select(apart4_(student4, teacher4, shift) * k - c, vec4f(0.0), dead4);
-    let near4 = abs(d4) < vec4f(1.0);
+    ${distance(fixed ? " - error_of_d" : "")}
     ${first}
     ${firstNear}
     ${formula.sides ?? SIDES}
@@ -97,6 +100,18 @@ export function careful({ v, formula, exact, student, teacher, writeStudent, wri
   let c = select(log_s - log_t, log1p_(closes.x), close);
   let blur = 3e-7 * select(log_s + log_t, close_error, close); // the error of c`;
 
+  // The roundings of c, and those of x that all classes share, are an error of every d, which shows in Σ p·eᵈ − Σ p. KLs do not need it: the sum of their
+  // terms hardly changes with it
+  const errorOfD = !fixed ? "" : `var error_part = vec2f(0.0);
+  ${
+    exact.each(`${distance("")}
+    ${SIDES}
+    let diff4 = select(q4 - p4, p4 * (d4 + excess_series4_(d4)), near4);
+    error_part += vec2f(sum_of(diff4), sum_of(select(vec4f(0.0), p4, near4)));`)
+  }
+  let errors = ${exact.sum("error_part", "vec2f")};
+  let error_of_d = select(0.0, errors.x / errors.y, errors.y > 0.5);`;
+
   const labelLoss = !v.crossEntropy ? "" : `let log_s1 = log1p_(s1_rest);
   let label = given_label;
   let ce = select(log_s1 - (given[1].z - s_max), 0.0, label == IGNORED);
@@ -110,7 +125,7 @@ export function careful({ v, formula, exact, student, teacher, writeStudent, wri
   const centres = !isLate ? "" : formula.mean ? `let centre = apart_(${centre});` : `var student_h = 0.0;
   var teacher_h = 0.0;
   {
-    let d4 = apart4_(vec4f(s_max, t_at, 0.0, 0.0), vec4f(s_at, t_max, 0.0, 0.0), shift) * k - c; // the same bits as in the loops
+    let d4 = apart4_(vec4f(s_max, t_at, 0.0, 0.0), vec4f(s_at, t_max, 0.0, 0.0), shift) * k - c - error_of_d; // the same bits as in the loops
     let near4 = abs(d4) < vec4f(1.0);
     student_fades = d4.x >= 1.0 ${student?.faded ? "&& params.student_ratio * student_odds_(d4).x <= 1.0" : ""};
     teacher_fades = d4.y <= -1.0 ${teacher?.faded ? "&& params.teacher_ratio * teacher_odds_(d4).y <= 1.0" : ""};
@@ -151,6 +166,7 @@ export function careful({ v, formula, exact, student, teacher, writeStudent, wri
 
   return `${normalisers}
   ${normaliserOfD}
+  ${errorOfD}
   let counts_here = params.divergence_factor != 0.0; // with a weight of 0, even an infinite divergence has no gradient
   ${labelLoss}
   ${SCALES}

@@ -7,6 +7,8 @@ import type { RowCode } from "./row.ts";
 // A row is far if its KL (or total variation) is at least FAR: a |d| of about 0.35; for a mixture, if scale·Var d is at least FAR_SPREAD and the value then
 // comes out as at least FAR_VALUE, and more in a peaked row, where errors of 1e-7 in the built-in logarithm do not cancel
 const FAR = 0.06, FAR_SPREAD = 0.1, FAR_VALUE = 0.03;
+// where one side's probability is computed from the other's and d, that one must not underflow: with d up to these what is lost is nothing beside the value
+const FURTHEST = { far: 69, near: 41 };
 // the far loops also need that no logit is so far above the first ones that it lost digits
 const SHARP = "max(totals.x, totals.y) <= 4096.0 + 2.0 * f32(params.columns)";
 // (eʸ − 1)/y and (eᵈ − 1 − d)/d² for |y|, |d| < 0.35; the value over p·d² for β = ½ and |d| < 1
@@ -374,7 +376,9 @@ function valueOfMean(
   return near
     ? `var ease = 0.0;
   part = vec4f(0.0);
-  ${each(`${terms(true)} part += vec4f(sum_of(diff4), sum_of(${formula.near}), 0.0, 0.0);`)}
+  var furthest = 0.0;
+  ${each(`${terms(true)} part += vec4f(sum_of(diff4), sum_of(${formula.near}), 0.0, 0.0); ${raise("furthest", "d4")}`)}
+  if (furthest > ${FURTHEST.near}.0) { part.y = infinity_(); }
   let found = ${branch.sum("part")};
   ease = found.x * ${LOG2E};
   let value = found.y;
@@ -403,6 +407,7 @@ function valueOfLoop(
   measured: boolean,
 ): string {
   const value = formula.fast, fromSides = !value; // the value is α·E h of the student and β·E h of the teacher
+  const derived = mixes && (near || !apart);
   const summed = near
     ? `select(${
       fromSides ? `alpha * q4 * (${formula.student!.h}) + beta * p4 * (${formula.teacher!.h})` : value
@@ -431,15 +436,16 @@ function valueOfLoop(
     part += vec4f(${summed ? `sum_of(${summed})` : "0.0"}, ${weighed(ofStudent, "es4", "of_student")}, ${
     weighed(ofTeacher, "et4", "of_teacher")
   }, ${!mixes || apart && !near ? "0.0" : near ? `dot(${own}, odds4)` : `sum_of(${other})`});
-    ${sizes("student")} ${sizes("teacher")}`;
+    ${sizes("student")} ${sizes("teacher")} ${derived ? raise("furthest", "y4") : ""}`;
 
-  return `part = vec4f(0.0); ${near && measured ? "widest = vec4f(0.0);" : ""}
+  return `part = vec4f(0.0); ${derived ? "var furthest = 0.0;" : ""} ${near && measured ? "widest = vec4f(0.0);" : ""}
   ${
     each(
       `${terms(near)}\n    ${add} ${left?.waits ? `store_${left.at}(at4, live4, ${left.hNow});` : ""}`,
       `${termsKept(near)}\n    ${add} ${left ? left.keep : ""}`,
     )
   }
+  ${derived ? `if (furthest > ${FURTHEST[near ? "near" : "far"]}.0) { part.w = infinity_(); }` : ""}
   var sums = ${branch.sum("part")} * vec4f(1.0, q_scale, p_scale, ${
     (other === "es4") === near ? "p_scale" : "q_scale"
   });

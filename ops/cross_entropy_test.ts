@@ -717,6 +717,30 @@ Deno.test("crossEntropy: the label's column where the label itself weighs nothin
   }
 });
 
+Deno.test("crossEntropy: soft targets, the gradient of a likely class that has nearly all of the target", async () => {
+  await init();
+  const cases: [number[], number[], number[], number][] = [ // logits, target, weight, smoothing
+    [[0, -40], [1, 1e-7], [1, 1], 0],
+    [[0, -40], [0.3, 1e-7], [1, 1], 0],
+    [[0, -8], [0.7713, 0.0003], [1, 1], 0],
+    [[0, -19.5], [1, 0], [1, 0.0131], 1e-6],
+    [[0, -40], [1, 0], [97.3, 0.02], 1e-6],
+  ];
+  const errors: [string, number, number][] = [];
+  for (
+    const [x, t, w, labelSmoothing] of cases.map((c) =>
+      c.map((v) => typeof v === "number" ? v : v.map(Math.fround)) as typeof c
+    )
+  ) {
+    using _tape = new Tape();
+    const logits = tensor(x, [1, 2], { requiresGrad: true });
+    crossEntropy(logits, tensor(t, [1, 2]), { weight: tensor(w), labelSmoothing, reduction: "sum" }).backward();
+    const want = reference(x, t, 2, { weight: w, labelSmoothing, reduction: "sum", soft: true });
+    errors.push([`${x} ${t}`, rowError(await logits.grad!.data(), want.dLogits, 2), 1e-5]);
+  }
+  assertSmall(errors);
+});
+
 Deno.test("crossEntropy: a sure label keeps its digits where a row is in registers in part; no mass, no loss", async () => {
   await init();
   using _scope = new Scope();

@@ -237,6 +237,40 @@ Deno.test("KLs: close rows beside a class of which one side has next to nothing"
   assertSmall(errors);
 });
 
+Deno.test("divergences: equal rows but for classes of which one side has next to nothing, or that differ alone", async () => {
+  await init();
+  const errors: [string, number, number][] = [];
+  for (const V of [64, 100]) {
+    const row = (changes: Record<number, number>) => Array.from({ length: V }, (_, c) => Math.fround(changes[c] ?? 0));
+    // the last pairs: two classes with their logits exchanged, whose probabilities underflow on one side
+    const pairs: [number[], number[]][] = [
+      ...[0.5, 2, -60, -90, -1e4, -1e8].map((m): [number[], number[]] => [row({ 3: m }), row({})]),
+      ...[[-6, -90], [-14, -95]].map(([a, b]): [number[], number[]] => [row({ 3: a, 5: b }), row({ 3: b, 5: a })]),
+    ];
+    for (const [a, b] of pairs) {
+      for (const [student, teacher] of [[a, b], [b, a]]) {
+        for (const name of DIVERGENCE_NAMES) {
+          const what = `${name} of ${V}, ${student.slice(3, 6)} and ${teacher.slice(3, 6)}`;
+          errors.push(
+            ...await deviations({ what, name, student, teacher, V, value: 5e-6, gradient: 1e-5, floor: 1e-6 }),
+          );
+        }
+      }
+    }
+  }
+  assertSmall(errors);
+});
+
+Deno.test("totalVariation: one class of many differs, which puts the same rounding into every other", async () => {
+  await init();
+  const V = 4099, name = "totalVariation", errors: [string, number, number][] = [];
+  for (const h of [0.5, 2]) {
+    const teacher = Array<number>(V).fill(0), student = teacher.with(V >> 1, h);
+    errors.push(...await deviations({ what: `${h} apart`, name, student, teacher, V, value: 5e-6, gradient: 1e-5 }));
+  }
+  assertSmall(errors);
+});
+
 Deno.test("divergences: flat and peaked rows, from as good as equal to far apart", async () => {
   await init();
   const V = 131, rows = 4, ones = Array(rows).fill(1);
