@@ -6,8 +6,8 @@
  *
  * The careful formulas do not subtract logarithms. d is (student − teacher)/T minus a normaliser c. For close rows (nearly equal distributions)
  * c = log1p(Σ p·expm1(…)), so that d keeps its digits and identical rows give exactly 0. Every term of a sum is p·F(d) ≥ 0. A KL, for example, is
- * Σ p·(eᵈ − 1 − d); the added eᵈ − 1 sums to Σq − Σp = 0. For |d| < 1, F(d)/d² and similar functions are polynomials in d, which the host fits for the given β:
- * they need no logarithm, and nothing cancels. For larger |d| the formulas are used as written.
+ * Σ p·(eᵈ − 1 − d); the added eᵈ − 1 sums to Σq − Σp = 0. For |d| < 1, F(d)/d² is a polynomial in d, which the host fits for the given β: it needs no
+ * logarithm, and nothing cancels. For larger |d| the formulas are used as written.
  *
  * Few rows need all of this care. So the first loops over a row (the fast ones) take sums relative to the largest of the first logits instead of the row's
  * largest. For rows that are far apart they use the formulas as written, for near ones they keep the digits of d. If the result can be trusted, they write the
@@ -20,15 +20,14 @@ import { type BufferType, variants } from "./gpu/kernel.ts";
 import { type Launch, launchOf, remembered, runLaunch } from "./gpu/launch.ts";
 import type { Memory } from "./gpu/memory.ts";
 import { type DivergenceName, FORMULAS } from "./divergence_formulas.ts";
-import { careful, fading } from "./divergence_careful.ts";
+import { careful, centring } from "./divergence_careful.ts";
 import { fast } from "./divergence_fast.ts";
 import {
-  coefficients,
+  COEFFICIENTS,
   inHalves,
   keepsH,
   LOG2E,
   MANY,
-  polynomials,
   SLIGHT,
   TERMS,
   type Variant,
@@ -121,16 +120,17 @@ const kernel = variants(({ plan, ...v }: Variant & { plan: RowPlan }) => {
       partFactor: "f32",
       ...formula.bound ? { bound: "f32" as const } : {},
       ...formula.mixes ? { share: "f32" as const, gentle: "f32" as const } : {},
-      ...student?.faded ? { studentRatio: "f32" as const } : {},
-      ...teacher?.faded ? { teacherRatio: "f32" as const } : {},
-      ...Object.fromEntries(polynomials(v).flatMap(({ name }) => coefficients(name).map((c) => [c, "f32" as const]))),
+      ...student?.centred ? { studentRatio: "f32" as const } : {},
+      ...teacher?.centred ? { teacherRatio: "f32" as const } : {},
+      ...typeof formula.near === "function" ? Object.fromEntries(COEFFICIENTS.map((c) => [c, "f32" as const])) : {},
     },
     workgroup: plan.threads,
     subgroups: plan.subgroups,
     head: `${MATH}${MATH4}${row.head}
-${student?.faded ? fading("student", student.faded) : ""}${teacher?.faded ? fading("teacher", teacher.faded) : ""}
+${student?.centred ? centring("student", student.centred) : ""}${
+      teacher?.centred ? centring("teacher", teacher.centred) : ""
+    }
 const flip = ${v.flip}; // whether the student's side has the smaller weight in the mixture
-${row.shared("trusted", "u32")}
 const NEAR = 1u;
 const LIKELY = 2u;
 // values that are used late, kept here because registers are scarce (distillation of 4096×32000 took an H100 0.62 ms with them in registers, now 0.57): the
@@ -236,15 +236,14 @@ function floorOfF32(x: number): number {
 
 const fits = new Map<string, Record<string, number>>();
 
-/** The coefficients of a variant's polynomials. Those of a jsd take the host 50 µs, so that they are kept. */
-function fitted(variant: Variant, beta: number): Record<string, number> {
-  const all = polynomials(variant), key = `${variant.name} ${all.map(({ name }) => name)} ${beta}`;
+/** The coefficients of a divergence's `POLYNOMIAL`. Those of a jsd take the host 50 µs, so that they are kept. */
+function fitted(name: Variant["name"], beta: number): Record<string, number> {
+  const { near } = FORMULAS[name], key = `${name} ${beta}`;
+  if (typeof near !== "function") return {};
   let found = fits.get(key);
   if (!found) {
-    found = {};
-    for (const { name, near, power } of all) {
-      for (const [i, c] of fit((d) => near(d, beta) / d ** power, -1, 1, TERMS).entries()) found[name + i] = c;
-    }
+    const coefficients = fit((d) => near(d, beta) / (d * d), -1, 1, TERMS);
+    found = Object.fromEntries(COEFFICIENTS.map((name, i) => [name, coefficients[i]]));
     if (fits.size >= 1000) fits.clear(); // β may change in every step
     fits.set(key, found);
   }
@@ -272,10 +271,11 @@ export function divergenceRows(
     const share = Math.min(n.beta, 1 - n.beta),
       { student: ofStudent, teacher: ofTeacher, mixes, bound } = FORMULAS[name];
     const isHalf = name === "jsd" && n.beta === 0.5;
-    const slight = dStudent !== null && ofStudent?.slight !== undefined && n.beta < SLIGHT ||
-      dTeacher !== null && ofTeacher?.slight !== undefined && 1 - n.beta < SLIGHT;
+    // h of the fast loops would cancel where nearly all of the mixture is the own side's
+    const isSlight = dStudent !== null && ofStudent?.centred === "both" && n.beta < SLIGHT ||
+      dTeacher !== null && ofTeacher?.centred === "both" && 1 - n.beta < SLIGHT;
     // without a gradient, rows in which a mixture's logarithm is tiny compared to d could not be detected
-    const isFast = n.columns >= MANY && n.temperature >= 1e-6 && !slight &&
+    const isFast = n.columns >= MANY && n.temperature >= 1e-6 && !isSlight &&
       (!mixes || isHalf || dStudent !== null || dTeacher !== null);
     const variant: Variant = {
       name: isHalf ? "halfJsd" : name,
@@ -286,7 +286,6 @@ export function divergenceRows(
       crossEntropy: parts !== null,
       inPlace,
       flip: mixes === true && n.beta > 0.5,
-      slight,
       fast: isFast,
       power: isFast && parts && (n.temperature === 1 || n.temperature === 2) ? n.temperature : null,
       fused: !gpu().info.isSoftware,
@@ -308,7 +307,7 @@ export function divergenceRows(
       gentle: share > 0 ? Math.log(1 / share + 1) : Infinity,
       studentRatio: n.beta / (1 - n.beta),
       teacherRatio: (1 - n.beta) / n.beta,
-      ...fitted(variant, n.beta),
+      ...fitted(variant.name, n.beta),
     };
     return launchOf(kernel({ ...variant, plan }), params, n.rows);
   });

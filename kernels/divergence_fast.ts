@@ -1,6 +1,6 @@
 /** The loops with which `kernels/divergence.ts` processes most rows, near ones and far ones. `kernels/divergence_careful.ts` has those for all others. */
 import { FORMULAS, type Near, type Side } from "./divergence_formulas.ts";
-import { inHalves, keepsH, LOG2E, polynomial, SCALES, TERMS, type Way } from "./divergence_variant.ts";
+import { inHalves, keepsH, LOG2E, POLYNOMIAL, SCALES, TERMS, type Way } from "./divergence_variant.ts";
 import { fit, horner } from "./math.ts";
 import type { RowCode } from "./row.ts";
 
@@ -411,7 +411,7 @@ function valueOfLoop(
   const summed = near
     ? `select(${
       fromSides ? `alpha * q4 * (${formula.student!.h}) + beta * p4 * (${formula.teacher!.h})` : value
-    }, p4 * (d4 * d4 * ${v.name === "halfJsd" ? HALF_VALUE : polynomial("value")}), abs(d4) < vec4f(1.0))`
+    }, p4 * (d4 * d4 * ${v.name === "halfJsd" ? HALF_VALUE : POLYNOMIAL}), abs(d4) < vec4f(1.0))`
     : value;
   const [ofStudent, ofTeacher] = fromSides && !near ? [formula.student, formula.teacher] : [student, teacher];
   const weigh = (side: Side | null, name: string) => side ? `let ${name}4 = ${side.h};` : "";

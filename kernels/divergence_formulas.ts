@@ -12,26 +12,23 @@ export type DivergenceName = "forwardKl" | "reverseKl" | "jsd" | "skewForwardKl"
 /** A function of d and β. */
 export type Near = (d: number, beta: number) => number;
 
-/** A gradient weight·w·(h − E_w h), where w is q for the student and p for the teacher, and h is a function of d alone. */
+/**
+ * A gradient weight·w·(h − E_w h), where w is q for the student and p for the teacher, and h is a function of d alone. `h` is for the fast loops.
+ */
 export interface Side {
   weight: string;
   h: string;
-  /** h where |d| < 1; null: `h` there too. */
-  near: Near | string | null;
+  /**
+   * h − h', where h' is h in the side's likeliest class, for the mixtures. There, let ρ and ρ' be the parts of m that come from the other and from this side,
+   * and z the change of log(other/own) since then. Then m/own is larger than there by the factor f = ρ' + ρ·eᶻ = 1 + x, x = ρ·(eᶻ − 1), so that
+   * log(m/own) is larger by log(1 + x) (`log`), and r by ±ρ'·x/(f·αβ) (`ratio`, times the other's weight squared, where that is its h). `both` is the
+   * difference of the two in the skewed KLs. None of this cancels where z is small, or ρ.
+   */
+  centred?: "log" | "ratio" | "both";
   /** dh/dd near 0, if whether the fast loops are trusted depends on the resulting gradient. */
   slope?: string;
   /** If h is the difference of two terms that nearly cancel: how large they are. */
   split?: string;
-  /**
-   * h for the case that the other side's weight in the mixture is tiny, if `h` would cancel then. Only for that case, because it makes all rows take the
-   * careful loops, which are three times slower.
-   */
-  slight?: string;
-  /**
-   * h minus its limit, for classes whose probability on the other side is negligible, where h hardly varies. In terms of y4, the logarithm of the other side's
-   * probability divided by the own one, x4 = `ratio`·eʸ, the ratio of their parts of m, and log4 = log(1 + x).
-   */
-  faded?: string;
 }
 
 /** One divergence, as WGSL of p4, q4, d4, odds4 and excess4 (eᵈ − 1 and eᵈ − 1 − d, where |d| < 1), diff4 (q − p), beta and alpha = 1 − β. */
@@ -50,9 +47,8 @@ export interface Formula {
   bound?: (beta: number) => number;
   /** Whether there is a mixture m. */
   mixes?: true;
-  /** What is computed from d4 first (u4, v4 and r4 for a mixture), and what the `near` formulas need in addition. */
+  /** What `value` and `near` need to be computed from d4 first. */
   first?: string;
-  firstNear?: string;
   /**
    * `value` for rows that are not close, with finite numbers only; it may use odds4 in a mixture. Without it, the value is α·E_q h of the
    * student plus β·E_p h of the teacher.
@@ -60,15 +56,8 @@ export interface Formula {
   fast?: string;
   /** Roundings that all columns share make p·eᵈ exceed q: this times the excess is added to the value. */
   drift?: string;
-  /** Subtracted from the two logarithms of a mixture, as `student_limit` and `teacher_limit`; 0 instead where h is centred on its limit. */
-  limits?: string;
   /** Computes p4 and q4; `SIDES` by default. */
   sides?: string;
-  /**
-   * Whether rows that need `faded` have separate loops. In the loops of the other rows `faded` would make registers spill (β = 0.3, 4096×32003, on an H100:
-   * 0.92 ms, with separate loops 0.68); for the skewed KLs it is the other way round.
-   */
-  fadesApart?: true;
   /** Whether h is bounded, so that a weight of 0 never multiplies an infinity. */
   bounded?: true;
 }
@@ -78,19 +67,9 @@ export const times = (weight: string, x: string): string =>
   `select(${weight} * (${x}), vec4f(0.0), ${weight} == vec4f(0.0))`;
 const { exp, expm1, log1p } = Math;
 const u: Near = (d, beta) => log1p((1 - beta) * expm1(d)), v: Near = (d, beta) => log1p(beta * expm1(-d));
-// x − log(1 + x)
-const gap = (x: number) => Math.abs(x) < 1e-4 ? x * x * (1 / 2 - x * (1 / 3 - x / 4)) : x - log1p(x);
-// −log(1 + x) + (1 − weight)·x/(1 + x) for x = m/(own side) − 1, written so that it does not cancel when the other side's weight in m is tiny
-const second = (x: number, weight: number) => gap(x) - x * (x + weight) / (1 + x);
-const r: Near = (d, beta) => expm1(d) / (1 + (1 - beta) * expm1(d));
 
 /** H(β). */
 const entropyOf = (beta: number) => -beta * Math.log(beta) - (1 - beta) * log1p(-beta);
-
-// `faded` of −log(m/own side), of that with a term in r, and of a term in r alone
-const FADED_LOG = "-log4";
-const FADED_BOTH = "select(x4 / (1.0 + x4) - log4, log_gap4_(x4, log4) - x4 * x4 / (1.0 + x4), x4 < vec4f(0.4))";
-const FADED_RATIO = "-1.0 / (exp(-y4) + ratio)";
 
 // `share` ≤ ½ is the smaller weight in the mixture, y the logarithm of its side over the other: log(m/other) = log(1 − share + share·eʸ), which does not cancel
 // while share·(eʸ − 1) ≤ 1, that is y ≤ gentle; beyond that, log(m/side) = log(share + (1 − share)·e⁻ʸ). It takes one exponential and one logarithm
@@ -107,11 +86,7 @@ const MIXTURE: string = `let y4 = select(-d4, d4, flip);
   let u4 = select(by4, other4, flip);
   let v4 = select(other4, by4, flip);
   let over_p4 = gentle4 == vec4<bool>(flip); // whether m4 is m/p, else it is m/q
-  let gap4 = log_gap4_(x4, log4);
-  let r4 = select(1.0 - e4, e4 - 1.0, over_p4) / m4;`;
-
-// `second` in terms of the mixture's variables
-const SECOND = "gap4 - x4 * (w4 * e4) / m4";
+  let gap4 = log_gap4_(x4, log4);`;
 
 export const SIDES: string = `let p4 = select(vec4f(0.0), exp((teacher4 - t_max) * k - log_t), live4);
     let q4 = select(vec4f(0.0), exp((student4 - s_max) * k - log_s), live4);`;
@@ -121,20 +96,15 @@ const series = (f: (x: number) => number, x: string, to: number, terms: number) 
 const { cosh, sinh, sqrt, LN2 } = Math;
 const logCosh = (x: number) => log1p(2 * sinh(x / 2) ** 2);
 
-// β = ½, D = d/2, a = |D|: u = log cosh D + D, v = log cosh D − D, where log cosh D = a + λ with λ = log1p(e) − log 2 and e = e⁻²ᵃ; the value is
-// √pq·(D·sinh D − cosh D·log cosh D). Even functions of D are series in D². One exponential gives the larger of p and q, another one the other
+// β = ½, D = d/2, a = |D|: log cosh D = a + λ with λ = log1p(e) − log 2 and e = e⁻²ᵃ; the value is √pq·(D·sinh D − cosh D·log cosh D). Even functions of D
+// are series in D². One exponential gives the larger of p and q, another one the other
 const HALF = `let half4 = 0.5 * d4;
+  let square4 = half4 * half4;
   let root4 = exp(-abs(half4));
   let e4 = root4 * root4;
   let rising4 = d4 > vec4f(0.0);
   let a4 = 0.5 * min(abs(d4), vec4f(200.0)); // where e is 0
-  let rest4 = e4 * ${series((e) => log1p(e) / e, "e4", 1, 9)};
-  let lambda4 = rest4 - ${LN2};
-  let v4 = select(2.0 * a4, vec4f(0.0), rising4) + (rest4 - student_limit);
-  let u4 = select(vec4f(0.0), 2.0 * a4, rising4) + (rest4 - teacher_limit);`;
-const HALF_NEAR = `let square4 = half4 * half4;
-  let log_cosh4 = square4 * ${series((z) => logCosh(sqrt(z)) / z, "square4", 0.25, 6)};`;
-
+  let lambda4 = e4 * ${series((e) => log1p(e) / e, "e4", 1, 9)} - ${LN2};`;
 const HALF_SIDES =
   `let larger4 = select(vec4f(0.0), exp(max((teacher4 - t_max) * k - log_t, (student4 - s_max) * k - log_s)), live4);
     let p4 = larger4 * select(vec4f(1.0), e4, rising4);
@@ -152,7 +122,7 @@ export const FORMULAS: Record<DivergenceName | "halfJsd", Formula> = {
     drift: "1.0",
     scale: "1.0",
     student: null,
-    teacher: { weight: "1.0", h: "-d4", near: null },
+    teacher: { weight: "1.0", h: "-d4" },
   },
   reverseKl: {
     value: `${times("q4", "d4")} - diff4`,
@@ -162,16 +132,15 @@ export const FORMULAS: Record<DivergenceName | "halfJsd", Formula> = {
     fast: "q4 * d4 - diff4",
     drift: "-1.0",
     scale: "1.0",
-    student: { weight: "1.0", h: "d4", near: null },
+    student: { weight: "1.0", h: "d4" },
     teacher: null,
   },
   jsd: { // β·(m − p − p·u) + (1 − β)·(m − q − q·v), in which everything but the logarithms adds up to 0
     value: `-beta * ${times("p4", "u4")} - alpha * ${times("q4", "v4")}`,
     near: (d, beta) => -beta * u(d, beta) - (1 - beta) * exp(d) * v(d, beta),
-    student: { weight: "alpha", h: "-v4", slope: "beta", near: (d, beta) => -v(d, beta), faded: FADED_LOG },
-    teacher: { weight: "beta", h: "-u4", slope: "alpha", near: (d, beta) => -u(d, beta), faded: FADED_LOG },
+    student: { weight: "alpha", h: "-v4", slope: "beta", centred: "log" },
+    teacher: { weight: "beta", h: "-u4", slope: "alpha", centred: "log" },
     scale: "alpha * beta",
-    fadesApart: true,
     bound: entropyOf,
     mixes: true,
     first: MIXTURE,
@@ -181,35 +150,24 @@ export const FORMULAS: Record<DivergenceName | "halfJsd", Formula> = {
     near: `larger4 * root4 * square4 * ${
       series((z) => (sqrt(z) * sinh(sqrt(z)) - cosh(sqrt(z)) * logCosh(sqrt(z))) / z, "square4", 0.25, 6)
     }`,
-    student: { weight: "alpha", h: "-v4", slope: "beta", near: `half4 - log_cosh4 - (${LN2} - student_limit)` },
-    teacher: { weight: "beta", h: "-u4", slope: "alpha", near: `-half4 - log_cosh4 - (${LN2} - teacher_limit)` },
+    student: { weight: "alpha", h: "-v4", slope: "beta", centred: "log" },
+    teacher: { weight: "beta", h: "-u4", slope: "alpha", centred: "log" },
     scale: "0.25",
-    limits: `${LN2}`,
     bound: entropyOf,
     mixes: true,
     first: HALF,
-    firstNear: HALF_NEAR,
     sides: HALF_SIDES,
-    bounded: true,
   },
   skewForwardKl: { // m = αp + (1−α)q: β = α; m − p − p·u, from m/p if that is what `MIXTURE` has computed
     value: `select(alpha * diff4 - ${times("p4", "u4")}, ${times("p4", "gap4")}, over_p4)`,
     near: (d, beta) => (1 - beta) * expm1(d) - u(d, beta),
-    student: {
-      weight: "1.0",
-      h: "alpha * alpha * r4",
-      slope: "alpha * alpha",
-      near: (d, beta) => (1 - beta) ** 2 * r(d, beta),
-      faded: FADED_RATIO,
-    },
+    student: { weight: "1.0", h: "alpha * alpha * r4", slope: "alpha * alpha", centred: "ratio" },
     teacher: {
       weight: "1.0",
       h: "-u4 + beta * alpha * r4",
       slope: "alpha * alpha",
       split: "abs(u4) + beta * alpha * abs(r4)",
-      slight: `select(-u4 + beta * alpha * r4, ${SECOND}, over_p4)`,
-      near: (d, beta) => second((1 - beta) * expm1(d), 1 - beta),
-      faded: FADED_BOTH,
+      centred: "both",
     },
     scale: "alpha * alpha",
     mixes: true,
@@ -225,17 +183,9 @@ export const FORMULAS: Record<DivergenceName | "halfJsd", Formula> = {
       h: "-v4 - beta * alpha * r4",
       slope: "beta * beta",
       split: "abs(v4) + beta * alpha * abs(r4)",
-      slight: `select(${SECOND}, -v4 - beta * alpha * r4, over_p4)`,
-      near: (d, beta) => second(beta * expm1(-d), beta),
-      faded: FADED_BOTH,
+      centred: "both",
     },
-    teacher: {
-      weight: "1.0",
-      h: "-beta * beta * r4",
-      slope: "beta * beta",
-      near: (d, beta) => -beta * beta * r(d, beta),
-      faded: FADED_RATIO,
-    },
+    teacher: { weight: "1.0", h: "-beta * beta * r4", slope: "beta * beta", centred: "ratio" },
     scale: "beta * beta",
     mixes: true,
     first: MIXTURE,
@@ -245,8 +195,8 @@ export const FORMULAS: Record<DivergenceName | "halfJsd", Formula> = {
     value: "0.5 * abs(diff4)",
     fast: "0.5 * abs(diff4)",
     near: null,
-    student: { weight: "1.0", h: `0.5 * ${SIGN}`, slope: "0.0", near: null },
-    teacher: { weight: "1.0", h: `-0.5 * ${SIGN}`, slope: "0.0", near: null },
+    student: { weight: "1.0", h: `0.5 * ${SIGN}`, slope: "0.0" },
+    teacher: { weight: "1.0", h: `-0.5 * ${SIGN}`, slope: "0.0" },
     scale: "1.0",
     bound: () => 1,
     bounded: true,

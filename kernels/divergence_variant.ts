@@ -6,12 +6,13 @@ import type { RowCode, RowPlan } from "./row.ts";
 /** Terms of a fitted polynomial: enough for an error of at most 1e-7 for any β. The number is even, so that d = 0 is not among the points. */
 export const TERMS = 10;
 /** The names of its coefficients. */
-export const coefficients = (name: string): string[] => numbers(TERMS).map((i) => `${name}${i}`);
-/** The polynomial in d4 with these coefficients. */
-export const polynomial = (name: string): string =>
-  coefficients(name).map((c) => `params.${c}`).reduceRight((inner, c) => `(${c} + d4 * ${inner})`);
+export const COEFFICIENTS: string[] = numbers(TERMS).map((i) => `value${i}`);
+/** The polynomial in d4 with these coefficients: a value over p·d², for formulas of which `near` is a function. */
+export const POLYNOMIAL: string = COEFFICIENTS.map((c) => `params.${c}`).reduceRight((inner, c) =>
+  `(${c} + d4 * ${inner})`
+);
 
-/** A side whose weight in a mixture is below this counts as `slight`. Above it a gradient's relative error is at most 3e-6. */
+/** The least weight of the other side in a mixture for the fast loops, where h is a difference: above it a gradient's relative error is at most 3e-6. */
 export const SLIGHT = 0.02;
 /** The least number of columns for the fast loops: with so many terms, the terms' roundings are small compared to those of the sum. */
 export const MANY = 64;
@@ -33,8 +34,6 @@ export interface Variant {
   inPlace: boolean;
   /** Whether β > ½, for what has a mixture. */
   flip: boolean;
-  /** Whether the other side's weight in the mixture is so small that gradients need `slight` formulas. */
-  slight: boolean;
   /** Whether the fast loops come first. Short rows, and the others that could never trust them, compile in half the time without. */
   fast: boolean;
   /** T if it is 1 or 2 and cross-entropy is added: then the exponentials of cross-entropy, which is at T = 1, are powers of the divergence's. Else null. */
@@ -55,16 +54,6 @@ export const inHalves = ({ name, student, teacher }: Variant): boolean =>
 export function keepsH(v: Variant): "student" | "teacher" | null {
   if (v.name !== "halfJsd" || !inHalves(v) || v.dStudent === v.dTeacher) return null;
   return v.dStudent ? "student" : "teacher";
-}
-
-/** The polynomials in d that a variant needs. */
-export function polynomials({ name, dStudent, dTeacher }: Variant): { name: string; near: Near; power: number }[] {
-  const { near, student, teacher } = FORMULAS[name];
-  return [
-    { name: "value", near, power: 2 },
-    { name: "student", near: dStudent && student && student.near, power: 1 },
-    { name: "teacher", near: dTeacher && teacher && teacher.near, power: 1 },
-  ].filter((x): x is { name: string; near: Near; power: number } => typeof x.near === "function");
 }
 
 /** What the fast and the careful loops share. */

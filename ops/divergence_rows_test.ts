@@ -372,6 +372,29 @@ Deno.test("divergences: gradients of mixtures where several classes are likely o
   }
 });
 
+Deno.test("mixtures: gradients where the classes are nearly alike, beside one that a side lacks", async () => {
+  await init();
+  const errors: [string, number, number][] = [];
+  for (const V of [3, 70]) {
+    const likely = normals(V, 1, 7), noise = normals(V, 1e-5, 8);
+    const other = likely.map((x, c) => c === 2 ? -Infinity : Math.fround(x + noise[c]));
+    for (const [student, teacher] of [[likely, other], [other, likely]]) {
+      for (const share of [1e-6, 0.02, 0.3, 0.5, 0.95]) {
+        for (
+          const [name, o] of [["jsd", { beta: share }], ["skewForwardKl", { alpha: share }], ["skewReverseKl", {
+            alpha: share,
+          }]] as const
+        ) {
+          const what = `${name} of ${V}, ${share}, ${student === likely ? "student" : "teacher"} has it`;
+          // the gradients are 1e-7 and less: differences of h, which is of the order of 1
+          errors.push(...await deviations({ what, name, student, teacher, V, o, value: 3e-6, gradient: 2e-5 }));
+        }
+      }
+    }
+  }
+  assertSmall(errors);
+});
+
 Deno.test("divergences: gradients of the skews where next to nothing is mixed in", async () => {
   await init();
   for (const V of [10, 300]) {
