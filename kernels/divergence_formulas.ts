@@ -54,7 +54,7 @@ export interface Formula {
    * student plus β·E_p h of the teacher.
    */
   fast?: string;
-  /** Roundings that all columns share make p·eᵈ exceed q: this times the excess is added to the value. */
+  /** An error of d that all columns share makes Σ p·eᵈ differ from Σ q. This times that excess is added to the value. */
   drift?: string;
   /** Computes p4 and q4; `SIDES` by default. */
   sides?: string;

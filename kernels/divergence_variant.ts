@@ -1,5 +1,5 @@
 /** What `kernels/divergence.ts` shares with its two sorts of loops: `kernels/divergence_fast.ts` and `kernels/divergence_careful.ts`. */
-import { type DivergenceName, type Formula, FORMULAS, type Near, type Side } from "./divergence_formulas.ts";
+import { type DivergenceName, type Formula, FORMULAS, type Side } from "./divergence_formulas.ts";
 import { type Element, numbers } from "./elementwise.ts";
 import type { RowCode, RowPlan } from "./row.ts";
 

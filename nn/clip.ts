@@ -12,7 +12,7 @@ import { checkIterable } from "./optim.ts";
  * Scales the gradients so that their norm √Σ‖g‖² is at most `maxNorm`, and returns the norm before that as a scalar, all on the GPU. With `maxNorm` Infinity
  * it only measures. Parameters without a gradient are skipped. An infinite norm makes finite gradients 0 and infinite ones NaN, a norm of NaN makes all of
  * them NaN, as in PyTorch. Throws a TypeError for a parameter that is not a Tensor, a RangeError for a negative `maxNorm`. Source: Pascanu, Mikolov & Bengio
- * 2013; `torch.nn.utils.clip_grad_norm_`.
+ * 2013; `torch.nn.utils.clip_grad_norm_`. Outside a tape or scope, as between steps that accumulate gradients, the norm is yours to free: `using norm = …`.
  *
  * @example
  * ```ts

@@ -13,7 +13,10 @@ import { noGrad } from "../autograd/tape.ts";
 import { zeros } from "../ops/create.ts";
 import { checkTensor, Tensor } from "../autograd/tensor.ts";
 
-/** Parameters with their own hyperparameters, which may be changed between steps; those that are left out default to the optimizer's. */
+/**
+ * Parameters with their own hyperparameters, which may be changed between steps; those that are left out default to the optimizer's. A schedule that sets the
+ * optimizer's `lr` does not reach a group with its own: keep the group and set `group.lr` as well.
+ */
 export interface ParameterGroup {
   /** Leaves of f32. */
   params: Iterable<Tensor>;

@@ -46,7 +46,7 @@ export class SGD extends Optimizer {
   #dampening: number;
   #nesterov: boolean;
 
-  /** Takes the parameters over, from another optimizer too, which then can no longer step. */
+  /** Takes the parameters over, from another optimizer too, which then can no longer step (`dispose()` frees its state). */
   constructor(params: Iterable<Tensor> | readonly ParameterGroup[], options: SgdOptions = {}) {
     checkOptions("SGD", options, ["lr", "momentum", "dampening", "nesterov", "weightDecay"]);
     const { lr = 1e-3, momentum = 0, dampening = 0, nesterov = false, weightDecay = 0 } = options;
@@ -142,7 +142,7 @@ class AdamFamily extends Optimizer {
  * ```
  */
 export class Adam extends AdamFamily {
-  /** Takes the parameters over, from another optimizer too, which then can no longer step. */
+  /** Takes the parameters over, from another optimizer too, which then can no longer step (`dispose()` frees its state). */
   constructor(params: Iterable<Tensor> | readonly ParameterGroup[], options: AdamOptions = {}) {
     super("Adam", false, params, options);
   }
@@ -168,7 +168,7 @@ export class Adam extends AdamFamily {
  * ```
  */
 export class AdamW extends AdamFamily {
-  /** Takes the parameters over, from another optimizer too, which then can no longer step. */
+  /** Takes the parameters over, from another optimizer too, which then can no longer step (`dispose()` frees its state). */
   constructor(params: Iterable<Tensor> | readonly ParameterGroup[], options: AdamOptions = {}) {
     super("AdamW", true, params, options);
   }
@@ -209,7 +209,7 @@ export interface RmspropOptions {
 export class RMSprop extends Optimizer {
   #numbers: [rest: number, eps: number, momentum: number, centered: number];
 
-  /** Takes the parameters over, from another optimizer too, which then can no longer step. */
+  /** Takes the parameters over, from another optimizer too, which then can no longer step (`dispose()` frees its state). */
   constructor(params: Iterable<Tensor> | readonly ParameterGroup[], options: RmspropOptions = {}) {
     checkOptions("RMSprop", options, ["lr", "alpha", "eps", "weightDecay", "momentum", "centered"]);
     const { lr = 0.01, alpha = 0.99, eps = 1e-8, weightDecay = 0, momentum = 0, centered = false } = options;
@@ -261,7 +261,7 @@ export class Adagrad extends Optimizer {
   #decay: number;
   #eps: number;
 
-  /** Takes the parameters over, from another optimizer too, which then can no longer step. */
+  /** Takes the parameters over, from another optimizer too, which then can no longer step (`dispose()` frees its state). */
   constructor(params: Iterable<Tensor> | readonly ParameterGroup[], options: AdagradOptions = {}) {
     checkOptions("Adagrad", options, ["lr", "lrDecay", "weightDecay", "initialAccumulatorValue", "eps"]);
     const { lr = 0.01, lrDecay = 0, weightDecay = 0, initialAccumulatorValue = 0, eps = 1e-10 } = options;

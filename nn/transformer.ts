@@ -342,7 +342,7 @@ export class Gpt extends Module {
 
   /**
    * The head's weight [vocabulary, width]: with `hiddenStates` an argument of `linearCrossEntropy` and `linearDistillation`. Throws a TypeError if there is
-   * more to the head, such as a bias or a `forward` of its own.
+   * more to the head, such as a bias or a `forward` of its own. Of a teacher hand in `headWeight.detach()`, or it gets a gradient.
    */
   get headWeight(): Tensor {
     const { head } = this;

@@ -99,6 +99,9 @@ export function tensor(
   if (!isShape && more !== undefined) {
     throw new TypeError(`tensor: shape must be an array of sizes if options follow, got ${describe(shapeOrOptions)}`);
   }
+  if (typeof shapeOrOptions === "number") {
+    throw new TypeError(`tensor: shape must be an array of sizes, got ${shapeOrOptions}`);
+  }
   const [shape, options = {}] = (isShape ? [shapeOrOptions, more] : [undefined, shapeOrOptions]) as [
     readonly number[] | undefined,
     TensorOptions | undefined,
@@ -175,7 +178,7 @@ function made(op: string, shape: readonly number[], options: TensorOptions, writ
 
 /**
  * A tensor of this shape in which every element is `value`. Throws a TypeError if the value is not a number and for a wrong dtype, a RangeError for a wrong
- * size and for a value that an integer dtype cannot hold.
+ * size and for a value that an integer dtype cannot hold. Source: `torch.full`.
  *
  * @example
  * ```ts
@@ -207,6 +210,7 @@ export function filled(
 
 /**
  * A tensor of this shape with every element 0, f32 unless another dtype is given. Throws a TypeError for a wrong dtype, a RangeError for a wrong size.
+ * Source: `torch.zeros`.
  *
  * @example
  * ```ts
@@ -222,6 +226,7 @@ export function zeros(shape: readonly number[], options: TensorOptions = {}): Te
 
 /**
  * A tensor of this shape with every element 1, f32 unless another dtype is given. Throws a TypeError for a wrong dtype, a RangeError for a wrong size.
+ * Source: `torch.ones`.
  *
  * @example
  * ```ts
@@ -238,7 +243,7 @@ export function ones(shape: readonly number[], options: TensorOptions = {}): Ten
 /**
  * The numbers from `start` (0 by default) up to but excluding `end`, `step` apart (1 by default): `arange(end)` or `arange(start, end, step)`. Throws a
  * TypeError for an argument that is not a number and for a wrong dtype, a RangeError for a step of 0 or one that leads away from the end, and for numbers
- * outside of an integer dtype's range, in which fractions are cut off.
+ * outside of an integer dtype's range, in which fractions are cut off. Source: `torch.arange`.
  *
  * @example
  * ```ts
@@ -275,6 +280,7 @@ function checkBindable(op: string, shape: readonly number[], { dtype = "f32" }: 
 
 /**
  * The identity matrix [n, n]. Throws a TypeError for a wrong dtype, a RangeError if n is not an integer or larger than the adapter binds at once.
+ * Source: `torch.eye`.
  *
  * @example
  * ```ts
@@ -331,7 +337,7 @@ export function rand(shape: readonly number[], options: TensorOptions = {}): Ten
 }
 
 /**
- * Normal random numbers with mean 0 and deviation 1 (Box–Muller, from the bits of `rand`), f32 or f16, from the seed of `manualSeed`. Throws a TypeError for
+ * Normal random numbers with mean 0 and deviation 1 (Box & Muller 1958, from the bits of `rand`), f32 or f16, from the seed of `manualSeed`. Throws a TypeError for
  * a wrong dtype, a RangeError for a wrong size.
  *
  * @example

@@ -326,7 +326,8 @@ export function linearCrossEntropy(
  *
  * hidden [..., D], weight [V, D], teacherHidden [..., E], teacherWeight [V, E]. The divergence alone, without cross-entropy and T², with every option
  * and reduction. Gradients for both hidden states, weights and biases: of each side dHidden = dLogits·weight, dWeight = dLogitsᵀ·hidden, dBias = Σ
- * dLogits, with dLogits as the divergences have them. Memory: one chunk of logits per side. Errors as the divergences.
+ * dLogits, with dLogits as the divergences have them; none for a teacher that requires none, as with `teacherWeight.detach()`. Memory: one chunk of logits
+ * per side. Errors as the divergences.
  *
  * Source: Liger-Kernel 2024 (fused linear JSD).
  *
