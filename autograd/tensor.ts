@@ -30,6 +30,8 @@ let warned = false;
  * Make tensors with `tensor`, `zeros`, `randn` and the like. A tensor made while a tape or scope is open belongs to it; `keep()` takes it out, `dispose()`
  * frees it early. Only reading (`data`, `item`, `array`) waits for the GPU. Using a tensor that was closed, or whose device is gone, throws a TypeError.
  *
+ * `requiresGrad` may be set of a leaf (a parameter with false is frozen). `backward` adds to its `grad`, a Tensor or null, which belongs to the leaf.
+ *
  * @example
  * ```ts
  * import { init, Tape, tensor } from "@limbeck/limbeck";

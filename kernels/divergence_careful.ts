@@ -41,6 +41,7 @@ export function careful({ v, formula, exact, student, teacher, writeStudent, wri
     ${formula.sides ?? SIDES}
     let excess4 = excess_series4_(d4);
     let odds4 = d4 + excess4; // eᵈ − 1
+    ${formula.mean ? "let e4 = odds4 + 1.0; let small4 = near4;" : ""}
     let diff4 = select(q4 - p4, p4 * odds4, near4);`;
   const { value, near } = formula;
   const nearValue = typeof near === "string" ? near : near && `p4 * (d4 * d4 * ${POLYNOMIAL})`;

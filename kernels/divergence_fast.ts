@@ -7,8 +7,9 @@ import type { RowCode } from "./row.ts";
 // A row is far if its KL (or total variation) is at least FAR: a |d| of about 0.35; for a mixture, if scale·Var d is at least FAR_SPREAD and the value then
 // comes out as at least FAR_VALUE, and more in a peaked row, where errors of 1e-7 in the built-in logarithm do not cancel
 const FAR = 0.06, FAR_SPREAD = 0.1, FAR_VALUE = 0.03;
-// where one side's probability is computed from the other's and d, that one must not underflow: with d up to these what is lost is nothing beside the value
-const FURTHEST = { far: 69, near: 41 };
+// where one side's probability is computed from the other's and d, that one must not underflow: up to these differences of the exponents of two (in near rows
+// and in far ones) what is lost is nothing beside the value
+const FURTHEST_NEAR = 60, FURTHEST_FAR = 100;
 // the far loops also need that no logit is so far above the first ones that it lost digits
 const SHARP = "max(totals.x, totals.y) <= 4096.0 + 2.0 * f32(params.columns)";
 // (eʸ − 1)/y and (eᵈ − 1 − d)/d² for |y|, |d| < 0.35; the value over p·d² for β = ½ and |d| < 1
@@ -221,8 +222,15 @@ function firstLoop({ v, formula, row, student, teacher, given }: Way, code: Colu
     const { side, size, power } = of(name);
     return side?.slope && !side.split ? raise(size, power) : "";
   };
-  // of a KL: how far the side that weighs is above the other at most, which shows classes that only the other side lacks
-  const isolated = mean && !halves ? raise("isolated", mean === "teacher" ? "-part4" : "part4") : "";
+  // Of a KL, how far the side that weighs is above the other at most, which shows classes that only the other side lacks. Of a mixture, how far that side is above
+  // whose probability is computed from the other's; there it shares a register with what was touched (4096×32000 takes an H200 0.51 ms, with one of its own
+  // 0.54), times a number that makes it 1e37 where no loop can be trusted. (Distillation of 4096×32003 takes 0.53 that way, 0.49 as it is.)
+  const isolated = mixes
+    ? `seen = max(seen, max_of(${v.flip ? "part4" : "-part4"}) * ${(1e37 / FURTHEST_FAR).toExponential()});`
+    : mean && !halves
+    ? raise("isolated", mean === "teacher" ? "-part4" : "part4")
+    : "";
+  const ofItsOwn = isolated !== "" && !mixes;
   const [raw, part4] = halves ? ["", "s4 - t4"] : ["raw_", "at_least(s4) - at_least(t4)"];
   const gather = `${both(raw)} ${powersOf} ${mixes ? gap : ""} ${ofMean ? `let part4 = ${part4};` : ""}
     ${largest("student")} ${largest("teacher")} ${isolated}
@@ -237,11 +245,15 @@ function firstLoop({ v, formula, row, student, teacher, given }: Way, code: Colu
   return `${tops}
   var widest = vec4f(0.0);
   var part = vec4f(0.0);
-  ${isolated ? "var isolated = 0.0;" : ""}
+  ${ofItsOwn ? "var isolated = 0.0;" : ""}
   var seen = 0.0;
   ${loop}
   // logits far above the first ones have lost digits: if too many, the sum is made infinite, which is not trusted
-  if (max(part.x, part.y) > 1e9 || seen > 1e37 ${isolated ? "|| isolated > 1e29" : ""}) { part.x = infinity_(); }
+  if (max(part.x, part.y) > 1e9 || seen > 1e37 ${ofItsOwn ? "|| isolated > 1e29" : ""}) { part.x = infinity_(); }
+  ${
+    !mixes ? "" : `let uneven = seen > ${(1e37 * FURTHEST_NEAR / FURTHEST_FAR).toExponential()};
+  if (uneven) { part.${v.crossEntropy ? "z" : "w"} = infinity_(); } // the spread: such a row is not near`
+  }
   let totals = ${row.sum("part")};
   ${v.crossEntropy ? "let label = given_label;" : ""}
   let q_scale = 1.0 / totals.x;
@@ -376,9 +388,9 @@ function valueOfMean(
   return near
     ? `var ease = 0.0;
   part = vec4f(0.0);
-  var furthest = 0.0;
-  ${each(`${terms(true)} part += vec4f(sum_of(diff4), sum_of(${formula.near}), 0.0, 0.0); ${raise("furthest", "d4")}`)}
-  if (furthest > ${FURTHEST.near}.0) { part.y = infinity_(); }
+  var furthest = 0.0; // for p·eᵈ
+  ${each(`${terms(true)} part += vec4f(sum_of(diff4), sum_of(${formula.near}), 0.0, 0.0); ${raise("furthest", "b4")}`)}
+  if (furthest > ${FURTHEST_NEAR}.0) { part.y = infinity_(); }
   let found = ${branch.sum("part")};
   ease = found.x * ${LOG2E};
   let value = found.y;
@@ -407,7 +419,6 @@ function valueOfLoop(
   measured: boolean,
 ): string {
   const value = formula.fast, fromSides = !value; // the value is α·E h of the student and β·E h of the teacher
-  const derived = mixes && (near || !apart);
   const summed = near
     ? `select(${
       fromSides ? `alpha * q4 * (${formula.student!.h}) + beta * p4 * (${formula.teacher!.h})` : value
@@ -436,16 +447,15 @@ function valueOfLoop(
     part += vec4f(${summed ? `sum_of(${summed})` : "0.0"}, ${weighed(ofStudent, "es4", "of_student")}, ${
     weighed(ofTeacher, "et4", "of_teacher")
   }, ${!mixes || apart && !near ? "0.0" : near ? `dot(${own}, odds4)` : `sum_of(${other})`});
-    ${sizes("student")} ${sizes("teacher")} ${derived ? raise("furthest", "y4") : ""}`;
+    ${sizes("student")} ${sizes("teacher")}`;
 
-  return `part = vec4f(0.0); ${derived ? "var furthest = 0.0;" : ""} ${near && measured ? "widest = vec4f(0.0);" : ""}
+  return `part = vec4f(0.0); ${near && measured ? "widest = vec4f(0.0);" : ""}
   ${
     each(
       `${terms(near)}\n    ${add} ${left?.waits ? `store_${left.at}(at4, live4, ${left.hNow});` : ""}`,
       `${termsKept(near)}\n    ${add} ${left ? left.keep : ""}`,
     )
   }
-  ${derived ? `if (furthest > ${FURTHEST[near ? "near" : "far"]}.0) { part.w = infinity_(); }` : ""}
   var sums = ${branch.sum("part")} * vec4f(1.0, q_scale, p_scale, ${
     (other === "es4") === near ? "p_scale" : "q_scale"
   });
@@ -466,7 +476,7 @@ function valueOfLoop(
     mixes
       ? `abs(excess) <= 3e-6 && value >= ${
         near
-          ? `max(least, (${formula.scale}) * excess * excess)`
+          ? `max(least, (${formula.scale}) * excess * excess) && spread < 1e30`
           : `max(least, max(${FAR_VALUE}, 0.15 * peak)) && ${SHARP}`
       }`
       : `value >= ${FAR} && ${SHARP}`

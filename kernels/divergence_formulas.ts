@@ -127,7 +127,7 @@ export const FORMULAS: Record<DivergenceName | "halfJsd", Formula> = {
   reverseKl: {
     value: `${times("q4", "d4")} - diff4`,
     // of q·d − (q − p), where d is small without its cancellation, and where it is not without that of the other form
-    near: "p4 * select(d4 * (odds4 + 1.0) - odds4, d4 * odds4 - excess4, abs(d4) < vec4f(1.0))",
+    near: "p4 * select(d4 * e4 - odds4, d4 * odds4 - excess4, small4)",
     mean: "student",
     fast: "q4 * d4 - diff4",
     drift: "-1.0",

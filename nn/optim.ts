@@ -80,7 +80,7 @@ function checkRates(op: string, { lr, weightDecay }: Rates): void {
 }
 
 /**
- * The base class of all optimizers: groups, state, and the step. See `SGD` and `AdamW` for examples.
+ * The base class of all optimizers: groups, state, and the step. See `SGD` and `AdamW` for examples. To follow a schedule, set `lr` before every step.
  *
  * A constructor throws a TypeError for parameters that are not f32 leaves, a RangeError for an empty list, for a parameter that is in two groups or shares its
  * memory with another one, and for numbers out of range. `step` throws an Error after `dispose()`, if the device is gone or if another optimizer has taken a
