@@ -223,12 +223,13 @@ function firstLoop({ v, formula, row, student, teacher, given }: Way, code: Colu
     return side?.slope && !side.split ? raise(size, power) : "";
   };
   // Of a KL, how far the side that weighs is above the other at most, which shows classes that only the other side lacks. Of a mixture, how far that side is above
-  // whose probability is computed from the other's. It shares a register with what was touched (with one of its own jsd of 4096×32000 takes an H200 0.54 ms, not
-  // 0.51): times this number it is 1e37 where no loop can be trusted
-  const [ahead, times] = mixes
-    ? [v.flip ? "part4" : "-part4", 1e37 / FURTHEST_FAR]
-    : [mean === "teacher" ? "-part4" : "part4", 1e8];
-  const isolated = mixes || mean && !halves ? `seen = max(seen, max_of(${ahead}) * ${times.toExponential()});` : "";
+  // whose probability is computed from the other's. That shares a register with what was touched (jsd of 4096×32000 takes an H200 0.51 ms, with one of its own
+  // 0.54), times a number that makes it 1e37 where no loop can be trusted; KLs have one of their own (distillation of 4096×32003 0.50 ms, without 0.53)
+  const isolated = mixes
+    ? `seen = max(seen, max_of(${v.flip ? "part4" : "-part4"}) * ${(1e37 / FURTHEST_FAR).toExponential()});`
+    : mean && !halves
+    ? raise("isolated", mean === "teacher" ? "-part4" : "part4")
+    : "";
   const [raw, part4] = halves ? ["", "s4 - t4"] : ["raw_", "at_least(s4) - at_least(t4)"];
   const gather = `${both(raw)} ${powersOf} ${mixes ? gap : ""} ${ofMean ? `let part4 = ${part4};` : ""}
     ${largest("student")} ${largest("teacher")} ${isolated}
@@ -243,10 +244,11 @@ function firstLoop({ v, formula, row, student, teacher, given }: Way, code: Colu
   return `${tops}
   var widest = vec4f(0.0);
   var part = vec4f(0.0);
+  var isolated = 0.0;
   var seen = 0.0;
   ${loop}
   // logits far above the first ones have lost digits: if too many, the sum is made infinite, which is not trusted
-  if (max(part.x, part.y) > 1e9 || seen > 1e37) { part.x = infinity_(); }
+  if (max(part.x, part.y) > 1e9 || seen > 1e37 || isolated > 1e29) { part.x = infinity_(); }
   ${
     !mixes ? "" : `let uneven = seen > ${(1e37 * FURTHEST_NEAR / FURTHEST_FAR).toExponential()};
   if (uneven) { part.${v.crossEntropy ? "z" : "w"} = infinity_(); } // the spread: such a row is not near`
