@@ -12,17 +12,15 @@ export type DivergenceName = "forwardKl" | "reverseKl" | "jsd" | "skewForwardKl"
 /** A function of d and β. */
 export type Near = (d: number, beta: number) => number;
 
-/**
- * A gradient weight·w·(h − E_w h), where w is q for the student and p for the teacher, and h is a function of d alone. `h` is for the fast loops.
- */
+/** A gradient weight·w·(h − E_w h), where w is q for the student and p for the teacher, and h is a function of d alone. */
 export interface Side {
   weight: string;
   h: string;
   /**
-   * h − h', where h' is h in the side's likeliest class, for the mixtures. There, let ρ and ρ' be the parts of m that come from the other and from this side,
-   * and z the change of log(other/own) since then. Then m/own is larger than there by the factor f = ρ' + ρ·eᶻ = 1 + x, x = ρ·(eᶻ − 1), so that
-   * log(m/own) is larger by log(1 + x) (`log`), and r by ±ρ'·x/(f·αβ) (`ratio`, times the other's weight squared, where that is its h). `both` is the
-   * difference of the two in the skewed KLs. None of this cancels where z is small, or ρ.
+   * In mixtures, how the careful loops compute h − h', where h' is h in the side's likeliest class. Let ρ and ρ' be the parts of m that come from the other and
+   * from this side in that class, and eᶻ the factor by which other/own is larger in another one. There m/own is larger by the factor f = ρ' + ρ·eᶻ = 1 + x
+   * with x = ρ·(eᶻ − 1), and so h = −log(m/own) is smaller by log(1 + x) (`log`), and h = own weight²·(±r) by ρ'·x/f over the ratio of the weights, other to own
+   * (`ratio`); `both` is ρ'·x/f − log(1 + x). Nothing cancels, however small z or ρ is.
    */
   centred?: "log" | "ratio" | "both";
   /** dh/dd near 0, if whether the fast loops are trusted depends on the resulting gradient. */
@@ -34,7 +32,10 @@ export interface Side {
 /** One divergence, as WGSL of p4, q4, d4, odds4 and excess4 (eᵈ − 1 and eᵈ − 1 − d, where |d| < 1), diff4 (q − p), beta and alpha = 1 − β. */
 export interface Formula {
   value: string;
-  /** The value for |d| < 1: as WGSL, or as a function of d and β whose result is multiplied by p. null: `value` holds there, too. */
+  /**
+   * The value for |d| < 1: as WGSL, for KLs also of e4 (eᵈ) and small4 (whether excess4 holds), or as a function of d and β whose result is multiplied by p. null:
+   * `value` holds there, too.
+   */
   near: Near | string | null;
   /** null stands for a gradient of ±(q − p). */
   student: Side | null;
