@@ -33,7 +33,7 @@ import {
   type Variant,
   type Way,
 } from "./divergence_variant.ts";
-import { fit, MATH, MATH4, OPAQUE } from "./math.ts";
+import { fit, MATH, MATH4 } from "./math.ts";
 import { planRow, rowBuffer, rowCode, type RowPlan, type Upstream } from "./row.ts";
 
 const keepingNothing = (plan: RowPlan): RowPlan => ({ ...plan, quads: 0, sure: 0, more: true });
@@ -157,7 +157,9 @@ fn apart4_(s: vec4f, t: vec4f, from_: vec2f) -> vec4f {
   let rest = (s - opaque4_(gap - less)) - (t + less);
   return select((gap - from_.x) + (rest - from_.y), gap - from_.x, abs(gap) > vec4f(1e30)); // infinities have no rounding error
 }
-${OPAQUE}
+// x, hidden from the compiler: it must not simplify (a + b) − a to b, or (h − centre) − mean to h − (centre + mean)
+fn opaque_(x: f32) -> f32 { return bitcast<f32>(bitcast<u32>(x) & params.ones); }
+fn opaque4_(x: vec4f) -> vec4f { return bitcast<vec4f>(bitcast<vec4u>(x) & vec4u(params.ones)); }
 ${
       v.crossEntropy
         ? `fn logits(row: u32, c: u32) -> vec2f {

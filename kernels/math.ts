@@ -131,14 +131,6 @@ fn nan_() -> f32 { var bits = 0x7fc00000u; return bitcast<f32>(bits); }
 fn infinity_() -> f32 { var bits = 0x7f800000u; return bitcast<f32>(bits); }
 `;
 
-/**
- * x, hidden from the compiler: it must not simplify (a + b) − a to b, or (a − b) − c to a − (b + c). For kernels with a parameter `ones`, which is 2³² − 1.
- */
-export const OPAQUE = `
-fn opaque_(x: f32) -> f32 { return bitcast<f32>(bitcast<u32>(x) & params.ones); }
-fn opaque4_(x: vec4f) -> vec4f { return bitcast<vec4f>(bitcast<vec4u>(x) & vec4u(params.ones)); }
-`;
-
 /** The functions for `f32`. */
 export const MATH: string = NOT_FINITE + functions(f32) + `
 // max and min that keep NaN, which the built-in ones need not
