@@ -126,7 +126,7 @@ export function careful({ v, formula, exact, student, teacher, writeStudent, wri
   // what `centred` needs
   const centreOf = (side: "student" | "teacher", s: string, t: string, sign: string) =>
     `let ${side}_d = apart4_(vec4f(${s}), vec4f(${t}), shift).x * k - c - error_of_d;
-  let ${side}_odds = min(params.${side}_ratio * exp(${sign}${side}_d), 1e30); // ρ/ρ'
+  let ${side}_odds = min(params.${side}_ratio * exp(${sign}${side}_d), 1e37); // ρ/ρ'
   let ${side}_share = ${side}_odds / (1.0 + ${side}_odds);
   let ${side}_fades = !(${side}_odds > 1e-33);
   let ${side}_from = select(apart_(${s}, ${t}), shift, ${side}_fades);

@@ -77,7 +77,7 @@ const entropyOf = (beta: number) => -beta * Math.log(beta) - (1 - beta) * log1p(
 const MIXTURE: string = `let y4 = select(-d4, d4, flip);
   let gentle4 = y4 <= vec4f(params.gentle);
   let z4 = select(-y4, y4, gentle4);
-  let e4 = exp4_(select(min(z4, vec4f(60.0)), z4, is_nan4_(z4)));
+  let e4 = exp4_(select(min(z4, vec4f(80.0)), z4, is_nan4_(z4)));
   let w4 = select(vec4f(1.0 - params.share), vec4f(params.share), gentle4);
   let m4 = select(vec4f(params.share), vec4f(1.0 - params.share), gentle4) + w4 * e4;
   let x4 = w4 * (e4 - 1.0);

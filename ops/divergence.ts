@@ -41,7 +41,7 @@ export interface JsdOptions extends DivergenceOptions {
 
 /** Options of the skewed KLs. */
 export interface SkewOptions extends DivergenceOptions {
-  /** The share of the other distribution that is mixed in; 0.1 by default. 0 is the plain KL. */
+  /** The share of the other distribution that is mixed in, at least 1e-15; 0.1 by default. 0 is the plain KL. */
   alpha?: number;
 }
 
@@ -92,16 +92,20 @@ export function resolveDivergence(
 ): { kernel: DivergenceName; beta: number; factor: number } {
   const { beta = 0.5, alpha = 0.1, normalize = false } = o;
   checkNumber(op, "beta", beta, { min: 0, max: 1 });
-  checkNumber(op, op === "distillation" ? "skewAlpha" : "alpha", alpha, { min: 0, max: 1 });
+  const alphaName = op === "distillation" ? "skewAlpha" : "alpha";
+  checkNumber(op, alphaName, alpha, { min: 0, max: 1 });
   checkBoolean(op, "normalize", normalize);
   if (name === "jsd") {
-    // for such a β, J/β equals forward KL in f32, which could not hold 1/β
+    // for such a β, which f32 could not divide by, J/β is forward KL, unless log(p/q) exceeds log(1/β) = 69
     if (beta === 0 || normalize && beta < 1e-30) return { kernel: "forwardKl", beta: 0, factor: 1 };
     if (beta === 1) return { kernel: "reverseKl", beta, factor: 1 };
     return { kernel: "jsd", beta, factor: normalize ? 1 / (beta * (1 - beta)) : 1 };
   }
   if (name === "skewForwardKl" || name === "skewReverseKl") {
     const forward = name === "skewForwardKl";
+    if (alpha > 0 && alpha < 1e-15) { // 1 − α would have lost it
+      throw new RangeError(`${op}: ${alphaName} must be 0 or at least 1e-15, got ${alpha}`);
+    }
     if (alpha === 0) return { kernel: forward ? "forwardKl" : "reverseKl", beta: 0, factor: 1 };
     return { kernel: name, beta: forward ? alpha : 1 - alpha, factor: 1 };
   }

@@ -355,6 +355,30 @@ Deno.test("divergences: values of mixtures without gradients, beside classes tha
   }
 });
 
+Deno.test("mixtures: shares of next to nothing, and a class that one side as good as lacks", async () => {
+  await init();
+  const cases = [["skewForwardKl", { alpha: 1e-15 }, 34], ["skewReverseKl", { alpha: 1e-15 }, 34], [
+    "jsd",
+    { beta: 1e-30, normalize: true },
+    75,
+  ]] as const;
+  const errors: [string, number, number][] = [];
+  for (const [name, o, y] of cases) {
+    for (const [student, teacher] of [[[0, 0], [0, -y]], [[0, -y], [0, 0]]]) {
+      const what = `${name}, ${student} and ${teacher}`;
+      // (of the gradients the reference itself would lose its digits)
+      errors.push(...(await deviations({ what, name, student, teacher, V: 2, o, value: 3e-6 })).slice(0, 1));
+    }
+  }
+  // teacher: β·p·(h − E h) with h = −log(β + (1 − β)·eᵈ), over β: d = log 2 and −75 + log 2, and of two classes (h₁ − h₂)/4
+  using _tape = new Tape();
+  const student = tensor([[0, -75]]), teacher = tensor([[0, 0]], { requiresGrad: true });
+  jsd(student, teacher, { beta: 1e-30, normalize: true }).backward();
+  const [, u, v] = [1e-30, Math.LN2, -75 + Math.LN2].map((d) => Math.log(1e-30 + Math.exp(d)));
+  errors.push(["jsd: dTeacher", rowError(await teacher.grad!.data(), [(v - u) / 4, (u - v) / 4], 2), 1e-6]);
+  assertSmall(errors);
+});
+
 Deno.test("divergences: gradients of mixtures where several classes are likely on one side alone", async () => {
   await init();
   for (const V of [12, 128]) { // too few for the fast way, and many

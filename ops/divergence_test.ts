@@ -936,6 +936,16 @@ Deno.test("divergences: what they throw", async () => {
       "skewForwardKl: alpha must be a finite number, at least 0, at most 1, got -0.1",
     ],
     [
+      () => skewReverseKl(student, teacher, { alpha: 1e-16 }),
+      RangeError,
+      "skewReverseKl: alpha must be 0 or at least 1e-15, got 1e-16",
+    ],
+    [
+      d({ beta: 7 }),
+      RangeError,
+      "distillation: beta must be a finite number, at least 0, at most 1",
+    ],
+    [
       () => reverseKl(student, teacher, { temperature: 0 }),
       RangeError,
       "reverseKl: temperature must be a finite number, above 0, got 0",

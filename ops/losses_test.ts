@@ -135,6 +135,12 @@ Deno.test("elementwise losses: large arguments", async () => {
   const [wantLoss, wantGradient] = [Math.log1p(Math.exp(-20)), -1 / (1 + Math.exp(20))];
   assert(rowError(small.loss, [wantLoss], 1) <= 43 * 2 ** -24, `${small.loss}, not ${wantLoss}`);
   assert(rowError(small.gradients[0], [wantGradient], 1) <= 43 * 2 ** -24, `${small.gradients}, not ${wantGradient}`);
+  const [y, z] = [[0.999, 0.9999, 0.99999].map(Math.fround), [10, 10, 30]];
+  const nearly = await binaryCrossEntropyWithLogits(tensor(z), tensor(y), o).data();
+  const wanted = z.map((x, i) => (1 - y[i]) * x + Math.log1p(Math.exp(-x)));
+  assert(rowError(nearly, wanted, 1) <= 63 * 2 ** -24, `${nearly}, not ${wanted}`);
+  const ends = await binaryCrossEntropyWithLogits(tensor([-Infinity, Infinity, Infinity]), tensor([0, 1, 0]), o).data();
+  assertEquals([...ends], [0, 0, Infinity]);
   const far = [{ values: [1e10, -1e10], shape: [2] }, { values: [-1e10, 1e10], shape: [2] }];
   assert(rowError((await measure((a, b) => mseLoss(a, b), far)).loss, [4e20], 1) <= VALUE);
   assertEquals((await measure((a, b) => smoothL1Loss(a, b, { reduction: "sum" }), far)).gradients, [[1, -1], [-1, 1]]);
