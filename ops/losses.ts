@@ -349,21 +349,22 @@ function reducedRows(rows: Tensor, reduction: LossReduction = "mean"): Tensor {
 }
 
 /**
- * H by row, from log-probabilities. Its gradient is that for the logits, −p·(ln p + H), which the backward pass of logSoftmax, in removing any multiple of p,
- * does not change. The usual −p·(ln p + 1) would lose its digits there: for a peaked row it would compute 1 − 1.
+ * H by row, from logits of which the largest is 0. Its gradient is −p·(z − E_p z): −p·(ln p + H) would lose its digits where ln p hardly varies, −p·(ln p + 1),
+ * of which logSoftmax's backward pass would remove what is a multiple of p, in peaked rows.
  */
-function entropyOfRows(log: Tensor): Tensor {
+function entropyOfRows(z: Tensor): Tensor {
+  const log = logSoftmax(z.detach());
   using terms = mapped("entropy", "select(-exp(a) * a, 0.0, exp(a) == 0.0)", [log], log.shape);
-  const y = sum(terms, { dim: -1 });
   return record({
     op: "entropy",
-    inputs: [log],
-    output: y,
-    saved: [log, y],
+    inputs: [z],
+    output: sum(terms, { dim: -1 }),
+    saved: [log, z],
     backward: (dY) => {
-      const [h, d] = [y, dY].map((x) => x.sameMemory([...x.shape, 1], "entropy"));
-      const slope = "select(-exp(a) * (a + b) * c, 0.0, exp(a) == 0.0)";
-      return [mapped("entropy backward", slope, [log, h, d], log.shape)];
+      const terms = mapped("entropy backward", "select(exp(a) * b, 0.0, exp(a) == 0.0)", [log, z], z.shape);
+      const mean = sum(terms, { dim: -1, keepDim: true }), d = dY.sameMemory(mean.shape, "entropy");
+      const slope = "select(-exp(a) * (b - c) * d, 0.0, exp(a) == 0.0)";
+      return [mapped("entropy backward", slope, [log, z, mean, d], z.shape)];
     },
   });
 }
@@ -398,8 +399,7 @@ export function entropy(logits: Tensor, options: RowOptions = {}): Tensor {
   rowsOf(op, "logits", logits);
   const { temperature = 1, reduction } = options;
   return composed(op, () => {
-    const x = inF32(op, logits);
-    return reducedRows(entropyOfRows(logSoftmax(temperature === 1 ? x : cooled(x, temperature))), reduction);
+    return reducedRows(entropyOfRows(cooled(inF32(op, logits), temperature)), reduction);
   });
 }
 

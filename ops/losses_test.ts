@@ -361,13 +361,17 @@ Deno.test("entropy and crossEntropyOfDistributions", async () => {
   const { loss, gradients } = await measure((x) => entropy(x, { reduction: "none" }), [peaks], [1, 1, 1]);
   assert(rowError(loss, [0, Math.LN2, 0], 1, 1) <= VALUE, `${loss}`);
   assert(rowError(gradients[0], Array(9).fill(0), 9, 1) <= GRADIENT, `${gradients}`);
-  // of peaked rows too the gradient keeps its digits: −p·(ln p + H)
-  const peaked = [15, 0, 0, 0, 30, 1],
+  // of peaked rows and nearly uniform ones the gradient keeps its digits: −p·(ln p + H)
+  const peaked = [15, 0, 0, 0, 30, 1, 0, 1e-5, -1e-5].map(Math.fround),
     slopes = rowsOf(peaked, 3).flatMap((row) => {
       const { log } = logSoftmaxOf(row), h = H(row, 1);
       return log.map((v) => -Math.exp(v) * (v + h));
     });
-  const sharp = await measure((x) => entropy(x, { reduction: "none" }), [{ values: peaked, shape: [2, 3] }], [1, 1]);
+  const sharp = await measure((x) => entropy(x, { reduction: "none" }), [{ values: peaked, shape: [3, 3] }], [
+    1,
+    1,
+    1,
+  ]);
   assert(rowError(sharp.gradients[0], slopes, 3) <= 40 * 2 ** -23, `${sharp.gradients}`); // exp errs by 3 + 2·30 ulp
 
   // a class that neither knows counts nowhere; one that only the student lacks is +∞
