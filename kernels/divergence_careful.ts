@@ -162,6 +162,8 @@ export function careful({ v, formula, exact, student, teacher, writeStudent, wri
   );
   const early = (lateStudent ? "" : studentWriting) + (lateTeacher ? "" : teacherWriting);
   const late = (lateStudent ? studentWriting : "") + (lateTeacher ? teacherWriting : "");
+  // most late gradients need no d: what is centred has a difference of its own
+  const lateTerms = formula.bounded || v.inPlace && formula.mean ? terms : SIDES;
 
   return `${normalisers}
   ${normaliserOfD}
@@ -177,5 +179,5 @@ export function careful({ v, formula, exact, student, teacher, writeStudent, wri
   let value = ${formula.bound ? "select(all_sums.x, params.bound, all_sums.x > params.bound)" : "all_sums.x"};
   let sums = select(all_sums, vec4f(value), is_nan_(value)); // a NaN of one side makes the other NaN as well
   ${finish}
-  ${late ? exact.each(`${/\b[dh]4\b|diff4/.test(late) ? terms : SIDES}\n    ${late}`) : ""}`;
+  ${late ? exact.each(`${lateTerms}\n    ${late}`) : ""}`;
 }

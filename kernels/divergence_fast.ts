@@ -250,8 +250,10 @@ function firstLoop({ v, formula, row, student, teacher, given }: Way, code: Colu
   // logits far above the first ones have lost digits: if too many, the sum is made infinite, which is not trusted
   if (max(part.x, part.y) > 1e9 || seen > 1e37 || isolated > 1e29) { part.x = infinity_(); }
   ${
-    !mixes ? "" : `let uneven = seen > ${(1e37 * FURTHEST_NEAR / FURTHEST_FAR).toExponential()};
-  if (uneven) { part.${v.crossEntropy ? "z" : "w"} = infinity_(); } // the spread: such a row is not near`
+    !mixes ? "" : `// by an infinite spread a row does not count as near
+  if (seen > ${(1e37 * FURTHEST_NEAR / FURTHEST_FAR).toExponential()}) { part.${
+      v.crossEntropy ? "z" : "w"
+    } = infinity_(); }`
   }
   let totals = ${row.sum("part")};
   ${v.crossEntropy ? "let label = given_label;" : ""}

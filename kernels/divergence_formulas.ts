@@ -106,6 +106,7 @@ const HALF = `let half4 = 0.5 * d4;
   let rising4 = d4 > vec4f(0.0);
   let a4 = 0.5 * min(abs(d4), vec4f(200.0)); // where e is 0
   let lambda4 = e4 * ${series((e) => log1p(e) / e, "e4", 1, 9)} - ${LN2};`;
+
 const HALF_SIDES =
   `let larger4 = select(vec4f(0.0), exp(max((teacher4 - t_max) * k - log_t, (student4 - s_max) * k - log_s)), live4);
     let p4 = larger4 * select(vec4f(1.0), e4, rising4);

@@ -35,8 +35,8 @@ export interface RowPlan {
 }
 
 /**
- * The limits of an adapter that was not measured. They suit an H100 and rows of 32,000, which take the least time there with 1,024 threads of
- * 64 registers each:
+ * The limits of an adapter that was not measured. They suit an H100 and rows of 32,000, which take the least time there with 1,024 threads of 64 registers
+ * each:
  *
  * - of one matrix a thread keeps 8 vec4s, so that together they keep the whole row (cross-entropy 0.36 ms, the speed of a copy)
  * - of two matrices it keeps 5 vec4s each and reads the rest from the nearest cache (forwardKl 0.54 ms, with 4 vec4s 0.58; jsd 0.58 ms, with 4 vec4s 0.79,
@@ -76,14 +76,15 @@ export function planRow(
   const inRow = wide ? columns / 4 : Math.floor(columns / 4) + 2; // vec4s, at most two of which are shared with the neighbours
   if (halves && quads > 0 && threads > 32) {
     const full = work === "one" ? Math.min(16, 2 * quads) : quads;
-    const isLong = inRow > threads * quads, isShort = 2 * inRow <= threads * quads;
+    const held = threads * quads;
     quads = full;
-    if (!isLong && !extra) {
+    if (inRow <= held && extra) {
+      [threads, quads] = 2 * inRow <= held ? [Math.max(32, threads / 4), full] : [threads / 2, Math.ceil(0.6 * full)];
+    } else if (inRow <= held) {
       // vec4s that are not the row's alone take registers: forwardKl of 4096×32003 in f16 would take 0.40 ms instead of 0.33
       if (2 * inRow > threads * full && !(wide && work === "two")) quads = Math.max(1, full - 1);
       threads /= 2;
-    } else if (!isLong && isShort) threads = Math.max(32, threads / 4);
-    else if (!isLong) [threads, quads] = [threads / 2, Math.ceil(0.6 * full)];
+    }
   } else if (busy && inRow > 2 * threads * quads && quads > 1 && threads > 32) {
     [threads, quads] = [threads / 2, Math.ceil(quads / 2)];
   }

@@ -26,6 +26,12 @@ export function checkShapeArgument(op: string, shape: unknown): asserts shape is
   if (sizeOf(shape) >= 2 ** 31) throw new RangeError(`${op}: shape [${shape.join(", ")}] has 2³¹ elements or more`);
 }
 
+/** Checks a shape before the options, because the second size of `zeros(2, 3)` is none of them. */
+function checkMade(op: string, shape: readonly number[], options: TensorOptions, dtypes?: readonly DType[]): void {
+  checkShapeArgument(op, shape);
+  checkTensorOptions(op, options, dtypes);
+}
+
 function checkTensorOptions(op: string, options: TensorOptions, dtypes = DTYPES): void {
   checkOptions(op, options, ["dtype", "requiresGrad"]);
   const { dtype, requiresGrad } = options;
@@ -96,11 +102,9 @@ export function tensor(
   more?: TensorOptions,
 ): Tensor {
   const isShape = shapeOrOptions === undefined || Array.isArray(shapeOrOptions);
-  if (!isShape && more !== undefined) {
-    throw new TypeError(`tensor: shape must be an array of sizes if options follow, got ${describe(shapeOrOptions)}`);
-  }
-  if (typeof shapeOrOptions === "number") {
-    throw new TypeError(`tensor: shape must be an array of sizes, got ${shapeOrOptions}`);
+  if (!isShape && (more !== undefined || typeof shapeOrOptions === "number")) {
+    const when = more === undefined ? "" : " if options follow";
+    throw new TypeError(`tensor: shape must be an array of sizes${when}, got ${describe(shapeOrOptions)}`);
   }
   const [shape, options = {}] = (isShape ? [shapeOrOptions, more] : [undefined, shapeOrOptions]) as [
     readonly number[] | undefined,
@@ -164,7 +168,6 @@ function uploaded(
 
 /** Makes a tensor and lets `write` fill it. The options were checked before. */
 function made(op: string, shape: readonly number[], options: TensorOptions, write: (x: Tensor) => void): Tensor {
-  checkShapeArgument(op, shape);
   const result = Tensor.empty(shape.map((n) => n + 0), options.dtype ?? "f32", op); // −0 is 0
   try {
     write(result);
@@ -201,8 +204,7 @@ export function filled(
   value: number,
   options: TensorOptions,
 ): Tensor {
-  checkShapeArgument(op, shape); // before the options, of which the second size of `zeros(2, 3)` is none
-  checkTensorOptions(op, options);
+  checkMade(op, shape, options);
   if (options.dtype === "i32") checkNumber(op, name, value, { integer: true, min: -(2 ** 31), below: 2 ** 31 });
   if (options.dtype === "u32") checkNumber(op, name, value, { integer: true, min: 0, below: 2 ** 32 });
   return made(op, shape, options, (x) => fill(x.memory, value, x.size, x.dtype));
@@ -332,13 +334,13 @@ const REAL: readonly DType[] = ["f32", "f16"];
  * ```
  */
 export function rand(shape: readonly number[], options: TensorOptions = {}): Tensor {
-  checkTensorOptions("rand", options, REAL);
+  checkMade("rand", shape, options, REAL);
   return drawn("rand", "uniform", shape, options);
 }
 
 /**
- * Normal random numbers with mean 0 and deviation 1 (Box & Muller 1958, from the bits of `rand`), f32 or f16, from the seed of `manualSeed`. Throws a TypeError for
- * a wrong dtype, a RangeError for a wrong size.
+ * Normal random numbers with mean 0 and deviation 1 (Box & Muller 1958, from the bits of `rand`), f32 or f16, from the seed of `manualSeed`. Throws a TypeError
+ * for a wrong dtype, a RangeError for a wrong size.
  *
  * @example
  * ```ts
@@ -349,7 +351,7 @@ export function rand(shape: readonly number[], options: TensorOptions = {}): Ten
  * ```
  */
 export function randn(shape: readonly number[], options: TensorOptions = {}): Tensor {
-  checkTensorOptions("randn", options, REAL);
+  checkMade("randn", shape, options, REAL);
   return drawn("randn", "normal", shape, options);
 }
 
@@ -366,7 +368,7 @@ export function randn(shape: readonly number[], options: TensorOptions = {}): Te
  * ```
  */
 export function randint(low: number, high: number, shape: readonly number[], options: TensorOptions = {}): Tensor {
-  checkTensorOptions("randint", options);
+  checkMade("randint", shape, options);
   const { dtype = "i32" } = options;
   const [min, last] =
     { i32: [-(2 ** 31), 2 ** 31 - 1], u32: [0, 2 ** 32 - 1], f32: [-(2 ** 24), 2 ** 24], f16: [-2048, 2048] }[dtype];

@@ -112,6 +112,12 @@ Deno.test("create: arange and eye", async () => {
   assertEquals([...await eye(3).data()], [1, 0, 0, 0, 1, 0, 0, 0, 1]);
   assertEquals(eye(0).shape, [0, 0]);
   assertThrows(() => eye(1.5), RangeError, "eye: n must be");
+  // deno-lint-ignore no-explicit-any
+  for (const [name, make] of Object.entries({ zeros, rand, randn } as Record<string, any>)) {
+    assertThrows(() => make(2, 3), TypeError, `${name}: shape must be an array of sizes, got 2`);
+  }
+  // deno-lint-ignore no-explicit-any
+  assertThrows(() => tensor([1, 2, 3], 3 as any), TypeError, "tensor: shape must be an array of sizes, got 3");
   const huge = "are more than this adapter binds at once";
   assertThrows(() => eye(30_000), RangeError, `eye: 3600000000 bytes (shape [30000, 30000]) ${huge}`); // before the host takes them
   assertThrows(() => arange(2 ** 30), RangeError, `arange: 4294967296 bytes (shape [1073741824]) ${huge}`);

@@ -118,8 +118,8 @@ export const binaryCrossEntropyWithLogits: (logits: Tensor, target: Tensor, opti
   pointwise(
     "binaryCrossEntropyWithLogits",
     "logits",
-    // max(a, 0) − a·b without its cancellation, where 0·∞ is 0
-    "select(select(1.0 - b, -b, a <= 0.0) * a, 0.0, select(1.0 - b, b, a <= 0.0) == 0.0) + log1p_(exp_(-abs(a)))",
+    // max(a, 0) − a·b = |a|·(1 − b or b), which does not cancel, where 0·∞ is 0
+    "select(abs(a) * select(1.0 - b, b, a <= 0.0), 0.0, b == select(1.0, 0.0, a <= 0.0)) + log1p_(exp_(-abs(a)))",
     "d * select(sigmoid_(a) - b, (1.0 - b) - sigmoid_(-a), a > 0.0)",
     "-d * a",
   );
